@@ -1,0 +1,72 @@
+# Every command of the project, with the environment it needs. `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+
+# Threads that wait sleep instead of spinning: with the default, one busy neighbour on the machine
+# slows every training step tenfold.
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --progress-bar off
+# Stands once an install has come to its end, and is as new as the files that it came from.
+STAMP := $(VENV)/.lgpl-installed
+# Stands while an install is under way: one that is found by the next install was cut short.
+MARKER := $(VENV)/.lgpl-installing
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install quickstart test test-slow test-gpu lint format benchmark clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP)  ## make the virtual environment in VENV (default .venv) with everything pinned
+
+# What a killed install leaves can be a package that pip takes for whole, so it is all thrown away,
+# the marker last; an environment that was finished before is brought up to date as it is.
+$(STAMP): pyproject.toml constraints.txt requirements-offline.txt
+	@if [ -e '$(MARKER)' ]; then \
+		echo 'The last install into $(VENV) did not come to its end: starting over.'; \
+		find '$(VENV)' -mindepth 1 -maxdepth 1 ! -name '$(notdir $(MARKER))' -exec rm -rf {} +; \
+	fi
+	@rm -f '$@'
+	@if ! '$(BIN)/python' -m pip --version >/dev/null 2>&1; then \
+		mkdir -p '$(VENV)' && : > '$(MARKER)' && $(PYTHON) -m venv '$(VENV)'; \
+	fi
+	@: > '$(MARKER)'
+	@echo 'Installing into $(VENV); this takes some minutes.'
+	$(PIP_INSTALL) -c constraints.txt -e '.[text,offline,dev]'
+	$(PIP_INSTALL) --no-deps -c constraints.txt -r requirements-offline.txt
+	@rm -f '$(MARKER)'
+	@: > '$@'
+
+quickstart: $(STAMP)  ## train and sample a small model from start to end, into runs/quickstart
+	$(BIN)/lgpl quickstart --out runs/quickstart
+
+test: $(STAMP)  ## the default suite: no GPU, no network
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)  ## the tests that take long or fetch packages
+	$(BIN)/python -m pytest -m '(slow or network) and not gpu'
+
+test-gpu: $(STAMP)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(STAMP)  ## ruff, the format and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(STAMP)  ## let ruff format the code and sort the imports
+	$(BIN)/python -m ruff check --select I --fix .
+	$(BIN)/python -m ruff format .
+
+benchmark: $(STAMP)  ## the measurements in tests/benchmarks
+	$(BIN)/python -m pytest tests/benchmarks -m 'not gpu or gpu' -s -o norecursedirs= \
+		-o python_files='test_*.py bench_*.py'
+
+clean:  ## remove caches and build leftovers; VENV, runs/ and data/ stay
+	rm -rf build dist lgpl.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov
+	find lgpl tests data -type d -name __pycache__ -exec rm -rf {} +

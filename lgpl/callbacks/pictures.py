@@ -1,0 +1,91 @@
+"""Pictures in TensorBoard: reconstructions beside originals, samples with their captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from lgpl.generator.decoding import Sampling
+from lgpl.generator.module import GeneratorModule
+from lgpl.pictures import as_tensor, grid
+from lgpl.tokenizer.module import TokenizerModule
+
+
+def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | None) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            picture = as_tensor(grid(images, captions))
+            logger.experiment.add_image(name, picture, trainer.global_step)
+
+
+class ReconstructionPictures(Callback):
+    """The first validation images, each with its reconstruction to the right.
+
+    Args:
+        count: number of images.
+    """
+
+    def __init__(self, count: int = 16) -> None:
+        self.count = count
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, TokenizerModule)
+        image = batch["image"][: self.count]
+        pairs = torch.cat((image, outputs[: self.count]), dim=-1)  # side by side
+        show(trainer, "val/reconstructions", pairs, batch.get("caption"))
+
+
+class SamplePictures(Callback):
+    """Samples for the first conditions of the validation set, the same seeds every time.
+
+    Args:
+        count: number of images.
+        guidance, temperature, top_k, top_p: see `Sampling`.
+    """
+
+    def __init__(
+        self,
+        count: int = 16,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> None:
+        self.count = count
+        self.sampling = Sampling(guidance, None, temperature, top_k, top_p)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, GeneratorModule)
+        if pl_module.tokenizer_path is None:
+            return
+        condition, lengths = pl_module.condition(batch)
+        condition = condition[: self.count]
+        lengths = None if lengths is None else lengths[: self.count]
+        images = pl_module.sample(condition, lengths, self.sampling, list(range(len(condition))))
+        captions = batch.get("caption") or [str(label) for label in batch.get("class", [])]
+        show(trainer, "val/samples", images, captions[: self.count] or None)

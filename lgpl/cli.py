@@ -1,0 +1,84 @@
+"""The `lgpl` command: `fit | validate | test | predict` by LightningCLI, and plain commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from lgpl.checkpoints import SelfDescribing, read_checkpoint
+from lgpl.commands import quickstart, sample
+from lgpl.data import ShardDataModule
+from lgpl.errors import UserError
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "sample": sample.main,
+    "quickstart": quickstart.main,
+}
+DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
+EPILOG = """plain commands, each with its own --help:
+  sample      pictures from a generator's checkpoint
+  quickstart  tokenizer, codes, generator and pictures on the embedded emoji, in minutes
+"""
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI for the two modules, the shards, and configs that stack: -c a.yaml -c b.yaml."""
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        super().__init__(
+            SelfDescribing,
+            ShardDataModule,
+            subclass_mode_model=True,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "lgpl", "description": DESCRIPTION, "epilog": EPILOG},
+            args=args,
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # checkpoints carry lgpl's own entry instead
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        path = config.get("ckpt_path")
+        if path and path not in ("best", "last", "hpc") and not Path(path).is_dir():
+            read_checkpoint(path)  # a wrong file is told before anything is built
+
+    def before_instantiate_classes(self) -> None:
+        dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        self.model_config = dump[self.subcommand]["model"] if self.subcommand else dump["model"]
+
+    def after_instantiate_classes(self) -> None:
+        self.model.config = self.model_config
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point; what a user can mend ends in one sentence and exit status 2."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        if args and args[0] in COMMANDS:
+            COMMANDS[args[0]](args[1:])
+        else:
+            sys.argv[1:] = args  # LightningCLI warns where both are given
+            CommandLine()
+    except UserError as error:
+        print(f"lgpl: error: {sentence(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("lgpl: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def sentence(error: UserError) -> str:
+    """The message itself: a data worker's comes wrapped in its traceback."""
+    last = str(error).strip().splitlines()[-1]
+    return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+
+
+if __name__ == "__main__":
+    main()

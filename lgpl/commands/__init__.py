@@ -1,0 +1,1 @@
+"""The plain commands of `lgpl`; each module has `main(args)`."""

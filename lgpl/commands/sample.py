@@ -1,0 +1,133 @@
+"""`lgpl sample`: pictures from a generator's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from PIL import Image
+from tqdm import tqdm
+
+from lgpl.checkpoints import load_module
+from lgpl.data.transforms import to_image
+from lgpl.errors import UserError
+from lgpl.generator import GeneratorModule, Sampling
+from lgpl.generator.condition import ClassCondition
+from lgpl.pictures import grid
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(prog="lgpl sample", description="Make pictures from prompts or classes.")
+    p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
+    p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
+    p.add_argument("--prompt", nargs="+", default=[], help="what to show; several make a grid")
+    p.add_argument("--prompts", help="a text file, one prompt a line")
+    p.add_argument("--label", nargs="+", type=int, default=[], help="classes, for a class model")
+    p.add_argument("--count", type=int, default=1, help="pictures of each prompt or class")
+    p.add_argument("--guidance", type=float, default=1.0, help="scale of guidance; 1 is off")
+    p.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely code")
+    p.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0 all")
+    p.add_argument("--top-p", type=float, default=1.0, help="draw among codes of this probability")
+    p.add_argument("--seed", type=int, default=0, help="picture i is drawn from seed + i")
+    p.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    p.add_argument("--out", required=True, help="picture to write: one, or a grid with prompts")
+    p.add_argument("--columns", type=int, default=8, help="pictures in a row of the grid")
+    p.add_argument("--tile", type=int, help="pixels of a picture in the grid; its own by default")
+    return p
+
+
+def main(args: list[str]) -> None:
+    options = parser().parse_args(args)
+    sampling = Sampling(
+        options.guidance, None, options.temperature, options.top_k, options.top_p
+    )
+    for name, value in (("count", options.count), ("batch-size", options.batch_size)):
+        if value < 1:
+            raise UserError(f"--{name}: {value} is below 1.")
+    out = Path(options.out)
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--out: {out} has no ending of a picture, such as .png.")
+    prompts = list(options.prompt) + (_lines(options.prompts) if options.prompts else [])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device if options.device == "auto" else options.device
+
+    module = load_generator(options.checkpoint, options.tokenizer, device)
+    captions, condition, lengths = conditions(module, prompts, options.label, options.count)
+    seeds = [options.seed + i for i in range(len(condition))]
+    images = sample(module, condition, lengths, sampling, seeds, options.batch_size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if len(images) == 1:
+        to_image(images[0]).save(out)
+    else:
+        grid(images, captions, options.columns, options.tile).save(out)
+    print(f"{out}: {len(images)} pictures, seeds {seeds[0]} to {seeds[-1]}, {sampling}")
+
+
+def load_generator(path: str, tokenizer: str | None, device: str) -> GeneratorModule:
+    """The generator of a checkpoint with its tokenizer, ready to sample."""
+    module = load_module(path, "generator")
+    assert isinstance(module, GeneratorModule)
+    if tokenizer is not None:
+        module.use_tokenizer(tokenizer)
+    module.to(device)
+    module.check_tokenizer()
+    return module
+
+
+def conditions(
+    module: GeneratorModule, prompts: list[str], labels: list[int], count: int
+) -> tuple[list[str], torch.Tensor, torch.Tensor | None]:
+    """Captions, condition and lengths of `count` pictures for each prompt or label."""
+    if isinstance(module.model.condition, ClassCondition):
+        classes = module.model.condition.num_classes
+        if prompts or not labels:
+            raise UserError("The checkpoint is class-conditional: give --label, not --prompt.")
+        for label in labels:
+            if not 0 <= label < classes:
+                raise UserError(f"--label: {label} is no class; the model has 0 to {classes - 1}.")
+        labels = [label for label in labels for _ in range(count)]
+        return list(map(str, labels)), torch.tensor(labels, device=module.device), None
+    if labels or not prompts:
+        raise UserError("The checkpoint is text-conditional: give --prompt or --prompts, not --label.")
+    prompts = [prompt for prompt in prompts for _ in range(count)]
+    return prompts, *module.encode_text(prompts, refuse_long=True)
+
+
+def sample(
+    module: GeneratorModule,
+    condition: torch.Tensor,
+    lengths: torch.Tensor | None,
+    sampling: Sampling,
+    seeds: list[int],
+    batch_size: int,
+) -> torch.Tensor:
+    """Images [N, 3, H, W] on the CPU, drawn `batch_size` at a time with a progress bar."""
+    images = []
+    count = module.model.code_count
+    with tqdm(total=len(seeds) * count, unit="token", desc="sampling", leave=False) as bar:
+        for start in range(0, len(seeds), batch_size):
+            part = slice(start, start + batch_size)
+            n = len(seeds[part])
+            images.append(
+                module.sample(
+                    condition[part],
+                    None if lengths is None else lengths[part],
+                    sampling,
+                    seeds[part],
+                    progress=lambda _, n=n: bar.update(n),
+                ).cpu()
+            )
+    return torch.cat(images)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts: {path} cannot be read as text ({error}).") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"--prompts: {path} holds no prompts; write one a line.")
+    return prompts

@@ -1,0 +1,132 @@
+"""Samples -> shards: the callback of `lgpl predict` that writes code shards."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+from webdataset import TarWriter
+
+from lgpl.data.datamodule import ShardDataModule
+from lgpl.errors import UserError
+from lgpl.text import TextEncoder
+
+COPIED = ("txt", "cls", "json")  # members that a code shard takes over
+LARGEST_CODEBOOK = 2**16  # codes are stored as uint16
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def code_shard_name(shard: str) -> str:
+    """`train-0000.tar` for `…/train-0000.tar.gz`."""
+    return shard.rstrip("/").rsplit("/", 1)[-1].split(".")[0] + ".tar"
+
+
+class ShardWriter:
+    """One shard that appears under its name only when it is complete.
+
+    Args:
+        path: the final name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
+        self._tar = TarWriter(str(self.partial), encoder=False, mtime=0)
+        self.samples = 0
+
+    def write(self, key: str, members: dict[str, bytes]) -> None:
+        self._tar.write({"__key__": key, **members})
+        self.samples += 1
+
+    def close(self) -> None:
+        self._tar.close()
+        os.replace(self.partial, self.path)
+
+
+class CodeShardWriter(BasePredictionWriter):
+    """Writes the codes of each predicted shard, with text features and the samples' own texts.
+
+    A shard whose code shard stands is skipped; one that was not finished is written anew.
+
+    Args:
+        out: folder of the code shards, each named like its source.
+        text_encoder: also write the captions' features; None leaves them out.
+    """
+
+    def __init__(self, out: str, text_encoder: TextEncoder | None = None) -> None:
+        super().__init__(write_interval="batch")
+        self.out = Path(out)
+        self.text_encoder = text_encoder
+        self._writers: dict[str, ShardWriter] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if stage != "predict":
+            return
+        if not isinstance(data, ShardDataModule):
+            raise UserError("CodeShardWriter encodes shards and needs the ShardDataModule.")
+        if self.text_encoder is not None and "caption" not in data.fields:
+            data.fields.append("caption")  # so that a sample without one is skipped and counted
+        shards = data.shards["predict"]
+        twice = [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]
+        if twice:
+            raise UserError(
+                f"data.predict: several shards would be written as {self.out / twice[0]}; "
+                "encode them into different folders."
+            )
+        left = [s for s in shards if not (self.out / code_shard_name(s)).exists()]
+        data.shards["predict"] = left
+        if trainer.is_global_zero:
+            done = len(shards) - len(left)
+            print(f"{self.out}: {done} of {len(shards)} code shards are there, {len(left)} to write.")
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        prediction: Any,
+        batch_indices: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        shard = batch["shard"]
+        if shard not in self._writers:
+            self._writers[shard] = ShardWriter(self.out / code_shard_name(shard))
+        writer = self._writers[shard]
+        for key, members in zip(
+            batch["key"], self._members(prediction, batch, pl_module), strict=True
+        ):
+            writer.write(key, members)
+        if batch["end_of_shard"]:
+            writer.close()
+            del self._writers[shard]
+
+    def _members(
+        self, codes: Tensor, batch: dict[str, Any], pl_module: pl.LightningModule
+    ) -> list[dict[str, bytes]]:
+        arrays = codes.cpu().numpy()
+        assert arrays.max() < LARGEST_CODEBOOK
+        members = [
+            {"codes.npy": npy(array.astype(np.uint16))}
+            | {name: raw[name] for name in COPIED if name in raw}
+            for array, raw in zip(arrays, batch["members"], strict=True)
+        ]
+        if self.text_encoder is not None:
+            features = self.text_encoder.encode(batch["caption"], pl_module.device)
+            for member, feature in zip(members, features, strict=True):
+                member["text.npy"] = npy(feature.cpu().numpy().astype(np.float16))
+        return members

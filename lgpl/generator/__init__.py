@@ -1,0 +1,7 @@
+"""The autoregressive generator: conditions to codes."""
+
+from lgpl.generator.decoding import Sampling, generate
+from lgpl.generator.module import GeneratorModule
+from lgpl.generator.transformer import Transformer
+
+__all__ = ["GeneratorModule", "Sampling", "Transformer", "generate"]

@@ -1,0 +1,244 @@
+"""GeneratorModule: trains and evaluates a Transformer on codes or on images, and samples from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from lgpl.checkpoints import SelfDescribing, check_weights, load_module, read_checkpoint
+from lgpl.data import ShardDataModule
+from lgpl.data.decode import left_pad
+from lgpl.errors import UserError
+from lgpl.generator.condition import TextCondition
+from lgpl.generator.decoding import Sampling, generate
+from lgpl.generator.transformer import Transformer
+from lgpl.optimizers import MuonAdamW, Schedule, adamw
+from lgpl.text import TextEncoder
+from lgpl.tokenizer.module import TokenizerModule
+
+
+class GeneratorModule(SelfDescribing):
+    """Next-code prediction with a class or text condition (LlamaGen, arXiv 2406.06525, section 2.3).
+
+    A batch brings `codes`, or `image` for the frozen tokenizer; and `class`, or `text` features with
+    `text_lengths`, or `caption` for the frozen text encoder.
+
+    Args:
+        transformer: builds the model; called when the strategy is ready, so that a sharded one
+            never holds the whole on one device.
+        tokenizer: checkpoint of the tokenizer: encodes images, and decodes samples.
+        text_encoder: encodes captions and prompts of a text-conditional model.
+        init_from: checkpoint of a generator whose weights training starts from, such as stage 1; its
+            grid may be another.
+        lr: peak learning rate of AdamW.
+        muon_lr: peak learning rate of Muon on the hidden matrices; None leaves all to AdamW.
+        betas: of AdamW.
+        weight_decay: on matrices.
+        schedule: of the learning rates, in optimizer steps.
+    """
+
+    kind = "generator"
+
+    def __init__(
+        self,
+        transformer: Callable[[], Transformer],
+        tokenizer: str | None = None,
+        text_encoder: TextEncoder | None = None,
+        init_from: str | None = None,
+        lr: float = 1e-4,
+        muon_lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        schedule: Schedule = Schedule(),
+    ) -> None:
+        super().__init__()
+        self.build = transformer
+        self.transformer: Transformer | None = None
+        self.tokenizer_path, self.text_encoder = tokenizer, text_encoder
+        self.init_from = init_from
+        self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
+        self.schedule = schedule
+        self.val_loss = MeanMetric()
+        # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's buckets.
+        self._tokenizer: list[TokenizerModule] = []
+
+    def configure_model(self) -> None:
+        if self.transformer is not None:
+            return
+        self.transformer = self.build()
+        if self.init_from is not None and self._is_fitting():
+            self._start_from(self.init_from)
+        if self.device_mesh is not None:
+            self._shard(self.transformer)
+
+    @property
+    def model(self) -> Transformer:
+        if self.transformer is None:
+            self.configure_model()
+        assert self.transformer is not None
+        return self.transformer
+
+    def _is_fitting(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == "fit"
+
+    def _start_from(self, path: str) -> None:
+        """Weights of another generator; rotary tables are computed, so its grid may be another."""
+        prefix = "transformer."
+        state = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in read_checkpoint(path, self.kind)["state_dict"].items()
+            if name.startswith(prefix)
+        }
+        assert self.transformer is not None
+        check_weights(self.transformer, state, path)
+        self.transformer.load_state_dict(state)
+
+    def _shard(self, model: Transformer) -> None:
+        """FSDP2: every block its own unit, the rest one more (arXiv 2304.11277)."""
+        from torch.distributed.fsdp import fully_shard
+
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        for layer in model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ShardDataModule):
+            model = self.model if self.transformer is not None else self._outline()
+            text = model.condition if isinstance(model.condition, TextCondition) else None
+            data.expect(
+                grid=model.grid,
+                codebook_size=model.codebook_size,
+                num_classes=None if text else model.condition.num_classes,
+                text_features=text.fc1.in_features if text else None,
+                text_length=text.length if text else None,
+            )
+        if self.tokenizer_path is not None:
+            self.check_tokenizer()
+
+    def _outline(self) -> Transformer:
+        with torch.device("meta"):
+            return self.build()
+
+    @property
+    def tokenizer(self) -> TokenizerModule:
+        """The frozen tokenizer, on this module's device."""
+        if not self._tokenizer:
+            if self.tokenizer_path is None:
+                raise UserError("model.tokenizer is not set; give the checkpoint of the tokenizer.")
+            module = load_module(self.tokenizer_path, "tokenizer")
+            assert isinstance(module, TokenizerModule)
+            self._tokenizer.append(module)
+        return self._tokenizer[0].to(self.device)
+
+    def use_tokenizer(self, path: str) -> None:
+        """Take another checkpoint for the tokenizer than the config names."""
+        self.tokenizer_path = path
+        self._tokenizer.clear()
+
+    def check_tokenizer(self) -> None:
+        """Raise a UserError where tokenizer and generator do not belong together."""
+        model = self.model if self.transformer is not None else self._outline()
+        size = self.tokenizer.autoencoder.quantizer.codebook_size
+        if size != model.codebook_size:
+            raise UserError(
+                f"{self.tokenizer_path} has {size} codes, the generator {model.codebook_size}: "
+                "they do not belong together."
+            )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        model = self.model
+        optimizer: torch.optim.Optimizer
+        if self.muon_lr is None:
+            optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+        else:
+            hidden = [p for p in model.layers.parameters() if p.dim() == 2]
+            known = {id(p) for p in hidden}
+            others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+            optimizer = MuonAdamW(
+                hidden, others, self.muon_lr, self.lr, self.betas, self.weight_decay
+            )
+        scheduler = {"scheduler": self.schedule.scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def codes(self, batch: dict[str, Any]) -> Tensor:
+        """Codes [B, N] of a batch in raster order."""
+        if "codes" in batch:
+            return batch["codes"].flatten(1)
+        if "image" not in batch:
+            raise UserError("data.fields names neither codes nor image; the generator needs one of them.")
+        with torch.no_grad():
+            codes = self.tokenizer.autoencoder.encode(batch["image"])
+        if codes.shape[1:] != self.model.grid:
+            raise UserError(
+                f"data.image_size gives {codes.shape[1]}x{codes.shape[2]} codes, the model's grid is "
+                f"{self.model.grid[0]}x{self.model.grid[1]}."
+            )
+        return codes.flatten(1)
+
+    def condition(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Class labels [B] and None, or text features [B, L, F] and lengths [B]."""
+        if not isinstance(self.model.condition, TextCondition):
+            if "class" not in batch:
+                raise UserError("data.fields lacks class, which a class-conditional model needs.")
+            return batch["class"], None
+        if "text" in batch:
+            return batch["text"], batch["text_lengths"]
+        if "caption" not in batch:
+            raise UserError("data.fields names neither text nor caption; a text model needs one of them.")
+        return self.encode_text(batch["caption"])
+
+    def encode_text(self, captions: list[str], refuse_long: bool = False) -> tuple[Tensor, Tensor]:
+        """Text features [B, L, F], left-padded, and lengths [B] of captions."""
+        if self.text_encoder is None:
+            raise UserError("model.text_encoder is not set; captions and prompts need it.")
+        features = self.text_encoder.encode(captions, self.device, refuse_long)
+        padded, lengths = left_pad(features, self.model.prefix_length)
+        return padded, lengths.to(self.device)
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Cross-entropy [B] per image, the mean over its codes, in nats."""
+        codes = self.codes(batch)
+        logits = self.model(codes, *self.condition(batch))
+        nll = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none")
+        return nll.view(codes.shape).mean(1)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = self.loss(batch).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        for group in self.optimizers().param_groups[:1]:
+            self.log("train/lr", group["lr"])
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
+        self.val_loss.update(self.loss(batch), batch["valid"])
+        self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        raise UserError("A generator does not encode; use the tokenizer's config, or `lgpl sample`.")
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        condition: Tensor,
+        lengths: Tensor | None,
+        sampling: Sampling,
+        seeds: list[int],
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1]; see `generate` for the arguments."""
+        codes = generate(self.model, condition, lengths, sampling, seeds, progress=progress)
+        return self.tokenizer.autoencoder.decode(codes).float().clamp(-1, 1)

@@ -1,0 +1,276 @@
+"""The generator: a Llama decoder over image codes with a class or text prefix.
+
+Design (LlamaGen, arXiv 2406.06525, section 2.3): pre-norm blocks with RMSNorm, SwiGLU without biases,
+rotary positions in two dimensions (half of a head's dimension for rows, half for columns), untied
+head that starts at zero. No Lightning here: use it in a notebook with torch.
+
+The sequence is `prefix` positions of condition, then the codes in raster order; position i
+predicts code i + 1 - prefix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgpl.errors import UserError
+from lgpl.generator.condition import ClassCondition, TextCondition
+
+# name -> (layers, heads, dim)
+SIZES: dict[str, tuple[int, int, int]] = {
+    "B": (12, 12, 768),  # 111M
+    "L": (24, 16, 1024),  # 343M
+    "XL": (36, 20, 1280),  # 775M
+    "XXL": (48, 24, 1536),  # 1.4B
+    "XXXL": (48, 40, 2560),  # 3.9B
+    "1B": (22, 32, 2048),
+    "3B": (24, 32, 3200),  # 3.1B
+    "7B": (32, 32, 4096),
+}
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return y.to(x.dtype) * self.weight
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202); the hidden width is 8/3 of dim, rounded up to a multiple of 256."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        hidden = -(-int(8 * dim / 3) // 256) * 256
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer, [B, heads, positions, head dim] each, written as they come."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, position: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys.index_copy_(2, position, k)
+        self.values.index_copy_(2, position, v)
+        return self.keys, self.values
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        mask: Tensor | None,
+        cache: LayerCache | None,
+        position: Tensor | None,
+    ) -> Tensor:
+        b, t, d = x.shape
+        q, k, v = self.wqkv(x).view(b, t, 3, self.heads, d // self.heads).unbind(2)  # [B, T, H, D]
+        q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D]
+        if cache is not None:
+            assert position is not None
+            k, v = cache.update(position, k, v)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return self.dropout(self.wo(x.transpose(1, 2).reshape(b, t, d)))
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(dim)
+        self.attention = Attention(dim, heads, dropout)
+        self.ffn_norm = RMSNorm(dim)
+        self.feed_forward = FeedForward(dim, dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+        position: Tensor | None = None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache, position)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+def rotary_table(
+    prefix: int, grid: tuple[int, int], head_dim: int, prefix_rope: str, base: float = 10000.0
+) -> Tensor:
+    """cos and sin [prefix + rows * columns, head_dim / 2, 2] of rotary positions in two dimensions.
+
+    The first half of the pairs turns with the row, the second with the column (arXiv 2104.09864,
+    section 3.4.2, applied to each axis).
+
+    Args:
+        prefix: number of condition positions, which have no place in the grid.
+        prefix_rope: `identity` leaves them unrotated; `zero` sets cos = sin = 0, as in LlamaGen's
+            released weights, whose prefix queries and keys are therefore zero.
+    """
+    rows, columns = grid
+    quarter = head_dim // 4
+    frequencies = base ** (-torch.arange(quarter, dtype=torch.float32) * 2 / (head_dim // 2))
+    row_angle = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(-1, columns, -1)
+    column_angle = torch.outer(torch.arange(columns).float(), frequencies).expand(rows, -1, -1)
+    angle = torch.cat((row_angle, column_angle), dim=-1).flatten(0, 1)  # [N, head_dim / 2]
+    table = torch.stack((angle.cos(), angle.sin()), dim=-1)
+    head = torch.zeros(prefix, head_dim // 2, 2)
+    if prefix_rope == "identity":
+        head[..., 0] = 1.0
+    return torch.cat((head, table))
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn the interleaved pairs of x [B, T, H, D] by rope [T, D/2, 2]."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rope[:, None].unbind(-1)
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
+
+
+class Transformer(nn.Module):
+    """Predicts the codes of an image one after the other.
+
+    Exactly one of `num_classes` and `text_features` says what the model is conditioned on.
+
+    Args:
+        size: a name of `SIZES` or (layers, heads, dim).
+        codebook_size: number of codes.
+        grid: rows and columns of codes.
+        num_classes: classes of a class-conditional model.
+        text_features: width of the text features of a text-conditional model.
+        text_length: number of prefix tokens of a text-conditional model.
+        dropout: on the outputs of attention and feed-forward.
+        token_dropout: on the embeddings of prefix and codes.
+        condition_dropout: probability of the null condition in training.
+        trainable_null: see `TextCondition`.
+        prefix_rope: see `rotary_table`.
+    """
+
+    def __init__(
+        self,
+        size: str | tuple[int, int, int] = "B",
+        codebook_size: int = 16384,
+        grid: tuple[int, int] = (16, 16),
+        num_classes: int | None = None,
+        text_features: int | None = None,
+        text_length: int = 120,
+        dropout: float = 0.1,
+        token_dropout: float = 0.1,
+        condition_dropout: float = 0.1,
+        trainable_null: bool = True,
+        prefix_rope: Literal["identity", "zero"] = "identity",
+    ) -> None:
+        super().__init__()
+        if isinstance(size, str):
+            if size not in SIZES:
+                raise UserError(f"size: {size!r} is none of {', '.join(SIZES)}.")
+            size = SIZES[size]
+        layers, heads, dim = size
+        if dim % heads or (dim // heads) % 4:
+            raise UserError(
+                f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must be a "
+                "multiple of 4, half for rows and half for columns."
+            )
+        if (num_classes is None) == (text_features is None):
+            raise UserError("Set exactly one of num_classes and text_features.")
+        self.codebook_size = codebook_size
+        self.grid = tuple(grid)
+        self.heads, self.dim = heads, dim
+        self.condition: ClassCondition | TextCondition
+        if num_classes is not None:
+            self.condition = ClassCondition(num_classes, dim, condition_dropout)
+        else:
+            assert text_features is not None
+            self.condition = TextCondition(
+                text_features, text_length, dim, condition_dropout, trainable_null
+            )
+        self.prefix_length = self.condition.length
+        self.tok_embeddings = nn.Embedding(codebook_size, dim)
+        self.token_dropout = nn.Dropout(token_dropout)
+        self.layers = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
+        self.norm = RMSNorm(dim)
+        self.output = nn.Linear(dim, codebook_size, bias=False)
+        table = rotary_table(self.prefix_length, grid, dim // heads, prefix_rope)
+        self.register_buffer("rope", table, persistent=False)
+        self.rope: Tensor
+        self.apply(self._init)
+        nn.init.zeros_(self.output.weight)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+
+    @property
+    def code_count(self) -> int:
+        """Codes of one image."""
+        return self.grid[0] * self.grid[1]
+
+    def forward(self, codes: Tensor, condition: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits of all codes of an image at once, for training.
+
+        Args:
+            codes: [B, N] in raster order.
+            condition: class labels [B], or text features [B, text_length, F], left-padded.
+            lengths: number of real text positions [B]; None where nothing is padded.
+
+        Returns:
+            Logits [B, N, codebook_size]; those at i are for code i.
+        """
+        x = torch.cat((self.condition(condition), self.tok_embeddings(codes[:, :-1])), dim=1)
+        x = self.token_dropout(x)
+        mask = None if lengths is None else self.mask(lengths, x.shape[1])
+        for layer in self.layers:
+            x = layer(x, self.rope[: x.shape[1]], mask)
+        return self.output(self.norm(x[:, self.prefix_length - 1 :]))
+
+    def mask(self, lengths: Tensor, total: int) -> Tensor:
+        """[B, 1, total, total], true where a query may see a key: causal, and padding is seen by
+        itself only (so that no row is empty)."""
+        position = torch.arange(total, device=lengths.device)
+        real = position >= self.prefix_length - lengths[:, None]  # [B, total]
+        causal = position[:, None] >= position
+        itself = position[:, None] == position
+        return (causal & real[:, None] | itself).unsqueeze(1)
+
+    def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: list[LayerCache]) -> Tensor:
+        """Logits [B, codebook_size] after the last of some new positions, for sampling.
+
+        Args:
+            x: embeddings [B, T, dim] of the new positions.
+            position: their places in the sequence [T].
+            mask: [B or 1, 1, T, positions of the cache], true where a query may see a key.
+            cache: one for each layer; the new keys and values are written into it.
+        """
+        rope = self.rope[position]
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, rope, mask, layer_cache, position)
+        return self.output(self.norm(x[:, -1]))

@@ -1,0 +1,130 @@
+"""Optimizers and learning-rate schedules of both modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lgpl.errors import UserError
+
+
+@dataclass
+class Schedule:
+    """The learning rate over a run, as a factor of its peak.
+
+    Attributes:
+        warmup: optimizer steps of linear rise.
+        decay: what comes after: `constant`, `linear` or `cosine`.
+        steps: optimizer steps until the decay ends; needed unless constant.
+        floor: the factor at the end.
+    """
+
+    warmup: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    steps: int | None = None
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.decay != "constant" and self.steps is None:
+            raise UserError(f"schedule.steps is not set, but decay {self.decay} has to end somewhere.")
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.decay == "constant" or self.steps is None:
+            return 1.0
+        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        left = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.floor + (1 - self.floor) * left
+
+    def scheduler(self, optimizer: Optimizer) -> LambdaLR:
+        return LambdaLR(optimizer, self)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trainable parameters of two and more dimensions, and the rest (norms, biases)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
+
+
+def adamw(
+    model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
+) -> AdamW:
+    """AdamW with weight decay on matrices only."""
+    matrices, rest = split_parameters(model)
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    fused = all(p.device.type == "cuda" for p in matrices)
+    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
+
+
+class MuonAdamW(Optimizer):
+    """Muon on hidden matrices and AdamW on everything else, as one optimizer.
+
+    Muon orthogonalises the momentum of a matrix (Jordan et al., 2024); torch's own, from 2.9 on.
+
+    Args:
+        matrices: hidden weight matrices.
+        others: embeddings, head, norms.
+        muon_lr: peak learning rate of Muon.
+        lr, betas: of AdamW.
+        weight_decay: of both, on matrices.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        muon_lr: float,
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(
+                f"optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; use adamw."
+            )
+        self.parts: tuple[Optimizer, ...] = (
+            torch.optim.Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay),
+            AdamW(list(others), lr=lr, betas=betas, weight_decay=0.0),
+        )
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """One list of groups and one state: what a scheduler or a strategy changes, the parts see."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.state.clear()
+        for part in self.parts:
+            self.state.update(part.state)
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        states = []
+        for part in self.parts:
+            own = {p for group in part.param_groups for p in group["params"]}
+            part.state = {p: s for p, s in self.state.items() if p in own}  # type: ignore[assignment]
+            states.append(part.state_dict())
+            part.state = self.state
+        return {"parts": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share()

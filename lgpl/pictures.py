@@ -1,0 +1,59 @@
+"""Grids of pictures with their captions underneath."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from lgpl.data.transforms import to_image
+
+MARGIN = 6
+LINES = 3  # of a caption, at the most
+FONT_SIZE = 11
+
+
+def grid(
+    images: Tensor | list[Image.Image],
+    captions: list[str] | None = None,
+    columns: int = 8,
+    tile: int | None = None,
+) -> Image.Image:
+    """Pictures in rows on white.
+
+    Args:
+        images: [B, 3, H, W] in [-1, 1], or pictures of one size.
+        captions: one for each, wrapped and drawn underneath.
+        columns: pictures a row.
+        tile: width of a picture in the grid; its own by default.
+    """
+    pictures = [to_image(i) for i in images] if isinstance(images, Tensor) else images
+    width, height = pictures[0].size
+    if tile is not None and tile != width:
+        width, height = tile, round(height * tile / width)
+        pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
+    font = ImageFont.load_default(FONT_SIZE)
+    line = FONT_SIZE + 3
+    below = LINES * line if captions else 0
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    size = (columns * (width + MARGIN) + MARGIN, rows * (height + MARGIN + below) + MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    letters = max(6, int(width / font.getlength("n")))
+    for index, picture in enumerate(pictures):
+        x = MARGIN + index % columns * (width + MARGIN)
+        y = MARGIN + index // columns * (height + MARGIN + below)
+        sheet.paste(picture, (x, y))
+        if captions:
+            for i, text in enumerate(textwrap.wrap(captions[index], letters)[:LINES]):
+                draw.text((x, y + height + 1 + i * line), text, fill="black", font=font)
+    return sheet
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """[3, H, W] in 0..255 (uint8), as TensorBoard takes it."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)

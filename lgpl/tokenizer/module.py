@@ -1,0 +1,179 @@
+"""TokenizerModule: trains and evaluates a VQModel, and encodes with it.
+
+Two optimizers, so the optimization is manual. Three things follow from Lightning's rules:
+the discriminator's optimizer is stepped directly, because every step through Lightning counts towards
+`global_step` and would halve max_steps and the checkpoints' distance; clipping and accumulation
+happen here, because the Trainer's flags refuse manual optimization; training batches are counted in
+a buffer of the module.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+
+from lgpl.checkpoints import SelfDescribing
+from lgpl.optimizers import Schedule
+from lgpl.tokenizer.autoencoder import VQModel
+from lgpl.tokenizer.losses import TokenizerLoss
+from lgpl.tokenizer.usage import CodebookUsage
+
+
+class TokenizerModule(SelfDescribing):
+    """VQ-GAN training (LlamaGen, arXiv 2406.06525, section 3.1).
+
+    Args:
+        autoencoder: the model.
+        loss: the objective, which holds the discriminator.
+        lr: peak learning rate of both optimizers.
+        betas: of Adam.
+        weight_decay: of AdamW; 0 makes it Adam.
+        schedule: of the learning rate, in optimizer steps.
+        discriminator_start: training batches before the adversarial game begins.
+        gradient_clip: largest norm of a gradient, for each optimizer; 0 does not clip.
+        accumulate: training batches per optimizer step.
+    """
+
+    kind = "tokenizer"
+
+    def __init__(
+        self,
+        autoencoder: VQModel,
+        loss: TokenizerLoss,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        schedule: Schedule = Schedule(),
+        discriminator_start: int = 20000,
+        gradient_clip: float = 1.0,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.autoencoder = autoencoder
+        self.loss = loss
+        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        self.schedule = schedule
+        self.discriminator_start = discriminator_start
+        self.gradient_clip, self.accumulate = gradient_clip, accumulate
+        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
+        self.train_step: Tensor
+        codebook_size = autoencoder.quantizer.codebook_size
+        self.train_usage = CodebookUsage(codebook_size, window=65536, sync_on_compute=False)
+        self.val_usage = CodebookUsage(codebook_size)
+        self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in ("psnr", "mse", "lpips")})
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Reconstruction [B, 3, H, W] of images in [-1, 1]."""
+        return self.autoencoder(image)[0]
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        optimizers: list[torch.optim.Optimizer] = [self._optimizer(self.autoencoder)]
+        if self.loss.discriminator is not None:
+            optimizers.append(self._optimizer(self.loss.discriminator))
+        # The schedule is applied by hand: see _step.
+        return optimizers
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return AdamW(
+            model.parameters(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        image, step = batch["image"], int(self.train_step)
+        adversarial = self.loss.discriminator is not None and step >= self.discriminator_start
+
+        z = self.autoencoder.features(image)
+        quantized = self.autoencoder.quantizer(z)
+        reconstructed = self.autoencoder.decode_features(quantized.z)
+        loss, parts = self.loss.reconstruction(reconstructed, image, quantized.loss)
+        if adversarial:
+            discriminator = self.loss.discriminator
+            assert discriminator is not None
+            discriminator.requires_grad_(False)
+            term, adversarial_parts = self.loss.adversarial_term(
+                reconstructed, loss, self.autoencoder.decoder.last_layer
+            )
+            loss, parts = loss + term, parts | adversarial_parts
+        self.manual_backward(loss / self.accumulate)
+        last = (step + 1) % self.accumulate == 0
+        if last:
+            self._step(optimizers[0], self.autoencoder)
+            parts |= self.autoencoder.quantizer.observe(z.detach(), quantized.codes)
+
+        if adversarial:
+            discriminator.requires_grad_(True)
+            loss_d, parts_d = self.loss.discriminator_loss(reconstructed, image)
+            self.manual_backward(loss_d / self.accumulate)
+            if last:
+                self._step(optimizers[1].optimizer, discriminator)
+            self._log("train/discriminator", {"loss": loss_d.detach(), **parts_d})
+
+        self.train_step += 1
+        self.train_usage.update(quantized.codes)
+        usage = self.train_usage.compute()
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/usage", usage["usage"], prog_bar=True)
+        self.log("train/perplexity", usage["perplexity"])
+        self.log("train/lr", optimizers[0].param_groups[0]["lr"])
+        self._log("train", parts | quantized.parts)
+
+    def _step(self, optimizer: Any, model: nn.Module) -> None:
+        """Clip, set the learning rate, step, clear."""
+        if self.gradient_clip:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), self.gradient_clip)
+            self.log(f"train/{type(model).__name__.lower()}_gradient_norm", norm)
+        # Equal to optimizer steps, because only the autoencoder's steps count.
+        factor = self.schedule(int(self.train_step) // self.accumulate)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * factor
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _log(self, prefix: str, figures: dict[str, Any]) -> None:
+        self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()})
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_usage.reset()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return self._evaluate(batch, "test")
+
+    def on_test_epoch_start(self) -> None:
+        self.val_usage.reset()
+
+    def _evaluate(self, batch: dict[str, Any], stage: str) -> Tensor:
+        """Log the figures of the samples that count; gives the reconstructions."""
+        image, valid = batch["image"], batch["valid"]
+        reconstructed, quantized = self.autoencoder(image)
+        reconstructed = reconstructed.float().clamp(-1, 1)
+        mse = (reconstructed - image).pow(2).mean((1, 2, 3))
+        self.val_metrics["mse"].update(mse, valid)
+        # of pictures in [0, 1]: the squared error of [-1, 1] over 4
+        self.val_metrics["psnr"].update(-10 * (mse / 4).clamp(min=1e-10).log10(), valid)
+        figures: dict[str, Any] = {"mse": self.val_metrics["mse"], "psnr": self.val_metrics["psnr"]}
+        if self.loss.perceptual is not None:
+            self.val_metrics["lpips"].update(self.loss.perceptual(reconstructed, image), valid)
+            figures["lpips"] = self.val_metrics["lpips"]
+        self.val_usage.update(quantized.codes[valid])
+        self.log_dict({f"{stage}/{name}": m for name, m in figures.items()}, prog_bar=True)
+        return reconstructed
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("val", self.val_usage.compute())
+
+    def on_test_epoch_end(self) -> None:
+        self._log("test", self.val_usage.compute())
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Codes [B, h, w] of the batch's images."""
+        return self.autoencoder.encode(batch["image"])

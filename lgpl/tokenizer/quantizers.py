@@ -1,0 +1,208 @@
+"""Quantizers: features [B, D, h, w] -> codes [B, h, w] and back, behind one interface.
+
+A quantizer is an `nn.Module` with `codebook_size`, `dim`, `forward(z) -> Quantized` and
+`lookup(codes) -> z`, for which `lookup(forward(z).codes)` equals `forward(z).z`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgpl.errors import UserError
+
+
+@dataclass
+class Quantized:
+    """What a quantizer made of features [B, D, h, w].
+
+    Attributes:
+        z: quantized features [B, D, h, w], differentiable towards the input (straight-through).
+        codes: indices into the codebook [B, h, w], int64.
+        loss: the quantizer's own loss, a scalar.
+        parts: the terms of that loss by name, detached, for logging.
+    """
+
+    z: Tensor
+    codes: Tensor
+    loss: Tensor
+    parts: dict[str, Tensor]
+
+
+class Quantizer(nn.Module):
+    """Interface of all quantizers."""
+
+    codebook_size: int
+    dim: int
+
+    def forward(self, z: Tensor) -> Quantized:
+        raise NotImplementedError
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Quantized features [B, D, h, w] of codes [B, h, w]."""
+        raise NotImplementedError
+
+    def observe(self, z: Tensor, codes: Tensor) -> dict[str, float]:
+        """Called once a training batch after the optimizer's step; the place for codebook care.
+
+        Args:
+            z: the features [B, D, h, w] that were quantized.
+            codes: their codes [B, h, w].
+
+        Returns:
+            Figures to log.
+        """
+        return {}
+
+
+class VectorQuantizer(Quantizer):
+    """Nearest neighbour in a learned codebook (arXiv 1711.00937), both sides l2-normalised as in
+    LlamaGen (arXiv 2406.06525, section 2.2, after arXiv 2110.04627).
+
+    loss = |z_q - sg z|^2 + beta |z - sg z_q|^2 + entropy_weight * (entropy per sample - entropy of
+    the mean), means over all elements.
+
+    Args:
+        codebook_size: number of code vectors.
+        dim: width of a code vector.
+        beta: weight of the commitment term.
+        l2_norm: compare directions instead of points.
+        entropy_weight: weight of the entropy term (arXiv 2310.05737, section 3); 0 leaves it out.
+        kmeans_iterations: k-means steps on the first training batches instead of the uniform start;
+            0 leaves the codebook as it was initialised.
+        revive_after: a code unused for so many training batches takes the place of a random feature
+            of the current batch; 0 never.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 16384,
+        dim: int = 8,
+        beta: float = 0.25,
+        l2_norm: bool = True,
+        entropy_weight: float = 0.0,
+        kmeans_iterations: int = 0,
+        revive_after: int = 0,
+    ) -> None:
+        super().__init__()
+        self.codebook_size, self.dim = codebook_size, dim
+        self.beta, self.l2_norm, self.entropy_weight = beta, l2_norm, entropy_weight
+        self.kmeans_iterations, self.revive_after = kmeans_iterations, revive_after
+        self.codebook = nn.Embedding(codebook_size, dim)
+        nn.init.uniform_(self.codebook.weight, -1.0 / codebook_size, 1.0 / codebook_size)
+        if l2_norm:
+            with torch.no_grad():
+                self.codebook.weight.copy_(F.normalize(self.codebook.weight, dim=-1))
+        # Batches since each code was last used; negative: k-means has still to be run.
+        self.register_buffer("idle", torch.full((codebook_size,), -1 if kmeans_iterations else 0))
+        self.idle: Tensor
+
+    def vectors(self) -> Tensor:
+        """The codebook as it is compared and looked up, [K, D], float32."""
+        weight = self.codebook.weight.float()
+        return F.normalize(weight, dim=-1) if self.l2_norm else weight
+
+    def forward(self, z: Tensor) -> Quantized:
+        with torch.autocast(z.device.type, enabled=False):  # distances need float32
+            flat = self._flatten(z)  # [N, D]
+            vectors = self.vectors()
+            codes = self._nearest(flat.detach(), vectors.detach())
+            chosen = F.embedding(codes, vectors)
+            codebook_loss = F.mse_loss(chosen, flat.detach())
+            commitment_loss = self.beta * F.mse_loss(flat, chosen.detach())
+            loss = codebook_loss + commitment_loss
+            parts = {"codebook": codebook_loss.detach(), "commitment": commitment_loss.detach()}
+            if self.entropy_weight:
+                entropy_loss = self.entropy_weight * self._entropy_loss(flat, vectors)
+                loss = loss + entropy_loss
+                parts["entropy"] = entropy_loss.detach()
+            straight_through = flat + (chosen - flat).detach()
+        b, d, h, w = z.shape
+        z_q = straight_through.view(b, h, w, d).permute(0, 3, 1, 2)
+        return Quantized(z_q, codes.view(b, h, w), loss, parts)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, codes: Tensor) -> dict[str, float]:
+        """k-means on the first call, then the revival of dead codes; equal on all ranks."""
+        if not self.kmeans_iterations and not self.revive_after:
+            return {}
+        flat = _gather(self._flatten(z))
+        if self.kmeans_iterations and bool((self.idle < 0).all()):
+            self.codebook.weight.copy_(self._kmeans(flat))
+            self.idle.zero_()
+            return {}
+        if not self.revive_after:
+            return {}
+        used = torch.bincount(_gather(codes.flatten()), minlength=self.codebook_size) > 0
+        self.idle.add_(1).masked_fill_(used, 0)
+        dead = (self.idle >= self.revive_after).nonzero().flatten()
+        if len(dead):
+            picked = _same_everywhere(torch.randint(len(flat), (len(dead),), device=flat.device))
+            self.codebook.weight[dead] = flat[picked]
+            self.idle[dead] = 0
+        return {"revived": float(len(dead))}
+
+    def _flatten(self, z: Tensor) -> Tensor:
+        flat = z.float().permute(0, 2, 3, 1).reshape(-1, self.dim)
+        return F.normalize(flat, dim=-1) if self.l2_norm else flat
+
+    def _nearest(self, flat: Tensor, vectors: Tensor) -> Tensor:
+        # |a - b|^2 less the part that is the same for every code
+        scores = torch.addmm(vectors.pow(2).sum(-1), flat, vectors.T, alpha=-2.0)
+        return scores.argmin(dim=-1)
+
+    def _entropy_loss(self, flat: Tensor, vectors: Tensor, temperature: float = 0.01) -> Tensor:
+        log_p = F.log_softmax(2.0 * flat @ vectors.T / temperature, dim=-1)
+        p = log_p.exp()
+        mean = p.mean(0)
+        per_sample = -(p * log_p).sum(-1).mean()
+        return per_sample + (mean * (mean + 1e-5).log()).sum()
+
+    def _kmeans(self, flat: Tensor) -> Tensor:
+        """Lloyd's algorithm from random features; an empty cluster is drawn anew."""
+        if len(flat) < self.codebook_size:
+            raise UserError(
+                f"k-means needs at least codebook_size = {self.codebook_size} features in the first "
+                f"training batch, but it holds {len(flat)}: enlarge batch_size or set kmeans_iterations to 0."
+            )
+        shuffled = _same_everywhere(torch.randperm(len(flat), device=flat.device))
+        centres = flat[shuffled[: self.codebook_size]]
+        for _ in range(self.kmeans_iterations):
+            nearest = self._nearest(flat, centres)
+            counts = torch.bincount(nearest, minlength=self.codebook_size)
+            sums = torch.zeros_like(centres).index_add_(0, nearest, flat)
+            means = sums / counts.clamp(min=1).unsqueeze(-1)
+            drawn = _same_everywhere(
+                torch.randint(len(flat), (self.codebook_size,), device=flat.device)
+            )
+            centres = torch.where((counts > 0).unsqueeze(-1), means, flat[drawn])
+            if self.l2_norm:
+                centres = F.normalize(centres, dim=-1)
+        return centres
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gather(x: Tensor) -> Tensor:
+    """Rows of all ranks, in the order of the ranks; every rank has the same number."""
+    if not _distributed():
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def _same_everywhere(x: Tensor) -> Tensor:
+    """Rank 0's draw on every rank."""
+    if _distributed():
+        dist.broadcast(x, src=0)
+    return x

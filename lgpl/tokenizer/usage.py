@@ -1,0 +1,52 @@
+"""How much of a codebook is in use."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class CodebookUsage(Metric):
+    """Share of the codebook that occurs, and the perplexity of the codes.
+
+    Args:
+        codebook_size: number of codes.
+        window: count the last so many codes of each rank only (the paper's 65536 in training);
+            None counts all since the last reset.
+    """
+
+    counts: Tensor
+
+    def __init__(self, codebook_size: int, window: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.codebook_size, self.window = codebook_size, window
+        self.add_state("counts", torch.zeros(codebook_size, dtype=torch.int64), "sum")
+        self._recent: deque[tuple[int, Tensor]] = deque()
+        self._held = 0
+
+    def update(self, codes: Tensor) -> None:
+        """Count codes of any shape."""
+        counts = torch.bincount(codes.flatten(), minlength=self.codebook_size)
+        self.counts = self.counts + counts
+        if self.window is None:
+            return
+        self._recent.append((codes.numel(), counts))
+        self._held += codes.numel()
+        while self._held - self._recent[0][0] >= self.window:
+            number, oldest = self._recent.popleft()
+            self.counts = self.counts - oldest
+            self._held -= number
+
+    def compute(self) -> dict[str, Tensor]:
+        """`usage` in [0, 1] and `perplexity` in [1, codebook_size]."""
+        p = self.counts.float() / self.counts.sum().clamp(min=1)
+        entropy = -(p * p.clamp(min=1e-20).log()).sum()
+        return {"usage": (self.counts > 0).float().mean(), "perplexity": entropy.exp()}
+
+    def reset(self) -> None:
+        super().reset()
+        self._recent, self._held = deque(), 0
