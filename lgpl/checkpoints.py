@@ -1,7 +1,7 @@
 """Checkpoints: Lightning's files that say what they hold, and LlamaGen's names under lgpl's.
 
-A checkpoint of lgpl is Lightning's with one entry more, `lgpl`: the kind of module and the config it was
-built from, in plain types. It is read with `weights_only`, so nothing in it is executed.
+A checkpoint of lgpl is Lightning's with one entry more, `lgpl`: the kind of module and the config
+it was built from, in plain types. It is read with `weights_only`, so nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def check_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> N
             raise UserError(f"{source} has no weight {name}: it holds another kind of model.")
         if state[name].shape != tensor.shape:
             raise UserError(
-                f"{source} has {name} of {[*state[name].shape]}, the config wants {[*tensor.shape]}: "
+                f"{source} has {name} of {[*state[name].shape]}, not {[*tensor.shape]} as the config: "
                 "they are of different sizes."
             )
 
@@ -118,8 +118,8 @@ def load_module(path: str | Path, kind: str) -> SelfDescribing:
     config = checkpoint["lgpl"]["config"]
     if config is None:
         raise UserError(
-            f"{path} was saved without the command line and does not say how it was built; build the "
-            "module yourself and call load_state_dict."
+            f"{path} was saved without the command line and does not say how it was built; build "
+            "the module yourself and call load_state_dict."
         )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SelfDescribing, "module")

@@ -6,8 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning.pytorch as pl
 import yaml
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 
 from lgpl.checkpoints import SelfDescribing, read_checkpoint
 from lgpl.commands import quickstart, sample
@@ -25,6 +32,14 @@ EPILOG = """plain commands, each with its own --help:
 """
 
 
+class SaveTrainingConfig(SaveConfigCallback):
+    """Writes config.yaml beside the logs of a fit; the other commands leave nothing behind."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
 class CommandLine(LightningCLI):
     """LightningCLI for the two modules, the shards, and configs that stack: -c a.yaml -c b.yaml."""
 
@@ -33,9 +48,12 @@ class CommandLine(LightningCLI):
             SelfDescribing,
             ShardDataModule,
             subclass_mode_model=True,
+            save_config_callback=SaveTrainingConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={"prog": "lgpl", "description": DESCRIPTION, "epilog": EPILOG},
+            # Plain lines, also where the output is no terminal, and no thread of its own.
+            trainer_defaults={"callbacks": [TQDMProgressBar(refresh_rate=10)]},
             args=args,
             run=run,
             auto_configure_optimizers=False,

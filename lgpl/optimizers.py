@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lgpl.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class Schedule:
     """The learning rate over a run, as a factor of its peak.
 
@@ -33,7 +33,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.decay != "constant" and self.steps is None:
-            raise UserError(f"schedule.steps is not set, but decay {self.decay} has to end somewhere.")
+            raise UserError(
+                f"schedule.steps is not set, but decay {self.decay} has to end somewhere."
+            )
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:
@@ -54,14 +56,14 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
 
 
-def adamw(
-    model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float
-) -> AdamW:
-    """AdamW with weight decay on matrices only."""
+def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
+    """Fused AdamW with weight decay on matrices (and convolutions) only."""
     matrices, rest = split_parameters(model)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    fused = all(p.device.type == "cuda" for p in matrices)
-    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
 
 
 class MuonAdamW(Optimizer):
@@ -92,13 +94,14 @@ class MuonAdamW(Optimizer):
             )
         self.parts: tuple[Optimizer, ...] = (
             torch.optim.Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay),
-            AdamW(list(others), lr=lr, betas=betas, weight_decay=0.0),
+            AdamW(list(others), lr=lr, betas=betas, weight_decay=0.0, fused=True),
         )
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
     def _share(self) -> None:
-        """One list of groups and one state: what a scheduler or a strategy changes, the parts see."""
+        """One list of groups and one state: what a scheduler or a strategy changes, the parts
+        see."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state.clear()
         for part in self.parts:

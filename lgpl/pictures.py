@@ -34,7 +34,9 @@ def grid(
     width, height = pictures[0].size
     if tile is not None and tile != width:
         width, height = tile, round(height * tile / width)
-        pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures]
+        pictures = [
+            picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures
+        ]
     font = ImageFont.load_default(FONT_SIZE)
     line = FONT_SIZE + 3
     below = LINES * line if captions else 0

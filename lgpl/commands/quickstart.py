@@ -1,1 +1,186 @@
-def main(args): pass
+"""`lgpl quickstart`: the whole chain on the embedded emoji, in minutes on two cores.
+
+Runs the README's commands one after the other, each shown before it starts, then measures and
+draws. What an interrupted run has finished is taken over by the next.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from tqdm import tqdm
+
+from lgpl.checkpoints import load_module
+from lgpl.commands.sample import conditions, load_generator, sample
+from lgpl.data import ShardDataModule
+from lgpl.errors import UserError
+from lgpl.generator import GeneratorModule, Sampling
+from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
+from lgpl.pictures import grid
+from lgpl.tokenizer.usage import CodebookUsage
+
+TRAIN, HELD_OUT = "data/emoji/train-*.tar.gz", "data/emoji/val-*.tar.gz"
+SAMPLING = Sampling(temperature=0.0)  # a memorised set is best asked for its likeliest codes
+IMAGE_SIZE = 64
+RETRIEVAL_PROMPTS, RETRIEVAL_K = 100, 5
+# What the picture shows: training captions that everybody knows, chosen before any was drawn.
+SHOWN = (
+    *("pizza", "red apple", "hamburger", "strawberry", "birthday cake", "hot beverage"),
+    *("cat face", "dog face", "panda", "fox", "frog", "octopus", "butterfly", "tiger face"),
+    *("rocket", "sailboat", "bicycle", "automobile", "airplane", "house", "volcano", "rainbow"),
+    *("soccer ball", "guitar", "wrapped gift", "light bulb", "key", "red heart", "grinning face"),
+    *("robot", "ghost", "snowman", "sunflower", "cactus", "mushroom", "full moon", "star"),
+)
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        prog="lgpl quickstart",
+        description="Train, encode, sample and measure on the embedded emoji.",
+    )
+    p.add_argument("--out", default="runs/quickstart", help="folder for everything that is written")
+    return p
+
+
+def main(args: list[str]) -> None:
+    out = Path(parser().parse_args(args).out)
+    if not Path("configs/tokenizer/emoji.yaml").is_file():
+        raise UserError(
+            "quickstart reads configs/ and data/: run it in the root of the repository."
+        )
+    begin = time.perf_counter()
+    train(out)
+    trained = time.perf_counter()
+    metrics = measure(out)
+    metrics["seconds_training"] = round(trained - begin)
+    metrics["seconds_measuring"] = round(time.perf_counter() - trained)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"\n{table(metrics)}\n\npictures  {out}/samples.png\nfigures   {out}/metrics.json")
+    print(f"curves    {Path(sys.executable).parent}/tensorboard --logdir {out}")
+
+
+def train(out: Path) -> None:
+    """Tokenizer, codes and generator, both stages, by the commands that the README gives."""
+    tokenizer = out / "tokenizer/checkpoints/last.ckpt"
+    logs = ("--trainer.logger.init_args.save_dir", str(out))
+    _run("fit", "-c", "configs/tokenizer/emoji.yaml", *logs, *_resume(tokenizer))
+    init: tuple[str, ...] = ()
+    for stage, size in (("stage1", IMAGE_SIZE // 2), ("stage2", IMAGE_SIZE)):
+        codes, checkpoint = out / f"codes{size}", out / stage / "checkpoints/last.ckpt"
+        _run(
+            *("predict", "-c", "configs/tokenizer/emoji.yaml"),
+            *("-c", "configs/tokenizer/encode_emoji.yaml", "--ckpt_path", str(tokenizer)),
+            *("--data.image_size", str(size), "--trainer.callbacks.init_args.out", str(codes)),
+        )
+        _run(
+            *("fit", "-c", f"configs/generator/emoji_{stage}.yaml", *logs),
+            *("--data.train", f"{codes}/train-*.tar", "--data.val", f"{codes}/val-*.tar"),
+            *("--model.init_args.tokenizer", str(tokenizer)),
+            *(init or ()),
+            *_resume(checkpoint),
+        )
+        init = ("--model.init_args.init_from", str(checkpoint))
+
+
+def _resume(checkpoint: Path) -> tuple[str, ...]:
+    """Go on from an interrupted run's checkpoint; a finished one ends at once."""
+    return ("--ckpt_path", str(checkpoint)) if checkpoint.exists() else ()
+
+
+def _run(*command: str) -> None:
+    print(f"\n$ lgpl {shlex.join(command)}", flush=True)
+    status = subprocess.run([sys.executable, "-m", "lgpl.cli", *command]).returncode
+    if status:
+        raise UserError(
+            f"the command above ended with status {status}; what came before it is kept."
+        )
+
+
+def measure(out: Path) -> dict[str, Any]:
+    """The figures of a finished run; writes samples.png."""
+    checkpoint = out / "stage2/checkpoints/last.ckpt"
+    generator = load_generator(str(checkpoint), None, "cpu")
+    metrics: dict[str, Any] = {}
+
+    tokenizer = load_module(out / "tokenizer/checkpoints/last.ckpt", "tokenizer")
+    data = ShardDataModule(val=HELD_OUT, image_size=IMAGE_SIZE)
+    metrics["held_out_psnr"] = _validate(tokenizer, data)["val/psnr"]
+    codes = out / f"codes{IMAGE_SIZE}"
+    data = ShardDataModule(val=f"{codes}/val-*.tar", fields=["codes", "text"])
+    metrics["held_out_loss"] = _validate(generator, data)["val/loss"]
+
+    images, captions = _training_pictures()
+    usage = CodebookUsage(generator.model.codebook_size)
+    shards = ShardDataModule(predict=f"{codes}/train-*.tar", fields=["codes"])
+    shards.setup("predict")
+    for batch in shards.predict_dataloader():
+        usage.update(batch["codes"])
+    metrics["codebook_usage"] = usage.compute()["usage"].item()
+
+    target = random.Random(0).sample(range(len(captions)), RETRIEVAL_PROMPTS)
+    made = _draw(generator, [captions[i] for i in target])
+    extractor = EfficientNetLite0(size=IMAGE_SIZE)
+    real = torch.cat([extractor(part) for part in tqdm(images.split(32), desc="features")])
+    metrics[f"top{RETRIEVAL_K}_retrieval"] = retrieval_accuracy(
+        extractor(made), real, torch.tensor(target), RETRIEVAL_K
+    )
+    shown = [caption for caption in SHOWN if caption in captions]
+    grid(_draw(generator, shown), shown, columns=8, tile=96).save(out / "samples.png")
+    return metrics
+
+
+def _validate(module: pl.LightningModule, data: ShardDataModule) -> dict[str, float]:
+    trainer = pl.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False)
+    return dict(trainer.validate(module, data, verbose=False)[0])
+
+
+def _draw(generator: GeneratorModule, prompts: list[str]) -> Tensor:
+    captions, condition, lengths = conditions(generator, prompts, [], 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        return sample(generator, condition, lengths, SAMPLING, list(range(len(captions))), 50)
+
+
+def _training_pictures() -> tuple[Tensor, list[str]]:
+    data = ShardDataModule(predict=TRAIN, fields=["image", "caption"], image_size=IMAGE_SIZE)
+    data.setup("predict")
+    images, captions = [], []
+    for batch in data.predict_dataloader():
+        images.append(batch["image"])
+        captions += batch["caption"]
+    return torch.cat(images), captions
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """The figures for people, each with what it is a figure of."""
+    rows = (
+        ("held-out PSNR", f"{metrics['held_out_psnr']:.2f} dB", "93 emoji the tokenizer never saw"),
+        (
+            "codebook usage",
+            f"{metrics['codebook_usage']:.1%}",
+            "codes that occur in training emoji",
+        ),
+        (
+            "held-out loss",
+            f"{metrics['held_out_loss']:.2f} nats",
+            "per code, stage 2, same 93 emoji",
+        ),
+        (
+            f"top-{RETRIEVAL_K} retrieval",
+            f"{metrics[f'top{RETRIEVAL_K}_retrieval']:.2f}",
+            f"{RETRIEVAL_PROMPTS} training prompts, greedy, EfficientNet-lite0 at {IMAGE_SIZE} px",
+        ),
+        ("training", f"{metrics['seconds_training']} s", "tokenizer, codes and both stages"),
+        ("measuring", f"{metrics['seconds_measuring']} s", ""),
+    )
+    return "\n".join(f"{name:<16}{value:>12}   {what}" for name, value, what in rows)

@@ -40,9 +40,7 @@ def parser() -> ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = Sampling(
-        options.guidance, None, options.temperature, options.top_k, options.top_p
-    )
+    sampling = Sampling(options.guidance, None, options.temperature, options.top_k, options.top_p)
     for name, value in (("count", options.count), ("batch-size", options.batch_size)):
         if value < 1:
             raise UserError(f"--{name}: {value} is below 1.")
@@ -90,7 +88,9 @@ def conditions(
         labels = [label for label in labels for _ in range(count)]
         return list(map(str, labels)), torch.tensor(labels, device=module.device), None
     if labels or not prompts:
-        raise UserError("The checkpoint is text-conditional: give --prompt or --prompts, not --label.")
+        raise UserError(
+            "The checkpoint is text-conditional: give --prompt or --prompts, not --label."
+        )
     prompts = [prompt for prompt in prompts for _ in range(count)]
     return prompts, *module.encode_text(prompts, refuse_long=True)
 

@@ -121,7 +121,7 @@ class ShardDataModule(pl.LightningDataModule):
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
-        fields: list[Field] = ["image"],
+        fields: tuple[Field, ...] = ("image",),
         image_size: int = 256,
         augment: bool = True,
         flip: bool = True,
@@ -170,7 +170,9 @@ class ShardDataModule(pl.LightningDataModule):
             if patterns is None and split == "val" and stage == "fit":
                 continue
             if patterns is None:
-                raise UserError(f"data.{split} is not set; name the shards, as a path or a pattern.")
+                raise UserError(
+                    f"data.{split} is not set; name the shards, as a path or a pattern."
+                )
             self.shards[split] = expand(patterns, f"data.{split}")
 
     def train_dataloader(self) -> ShardLoader:

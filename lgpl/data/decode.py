@@ -111,15 +111,21 @@ class Decoder:
         if codes.ndim != 2 or codes.dtype.kind not in "iu":
             raise BadSample(f"codes that are no integers [rows, columns] but {_describe(codes)}")
         if self.grid is not None and codes.shape != tuple(self.grid):
-            raise BadSample(f"codes of {_describe(codes)} where the model's grid is {_by(self.grid)}")
-        if codes.min() < 0 or (self.codebook_size is not None and codes.max() >= self.codebook_size):
+            raise BadSample(
+                f"codes of {_describe(codes)} where the model's grid is {_by(self.grid)}"
+            )
+        if codes.min() < 0 or (
+            self.codebook_size is not None and codes.max() >= self.codebook_size
+        ):
             raise BadSample(f"codes outside 0 to {(self.codebook_size or 2**63) - 1}")
         return torch.from_numpy(codes.astype(np.int64))
 
     def _text(self, data: bytes) -> Tensor:
         features = _array(data, "text features")
         if features.ndim != 2 or features.dtype.kind != "f":
-            raise BadSample(f"text features that are no floats [length, width] but {_describe(features)}")
+            raise BadSample(
+                f"text features that are no floats [length, width] but {_describe(features)}"
+            )
         if self.text_features is not None and features.shape[1] != self.text_features:
             raise BadSample(
                 f"text features {features.shape[1]} wide where the model takes {self.text_features}"

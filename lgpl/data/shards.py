@@ -1,4 +1,5 @@
-"""What a shard list is: expanded from patterns, read, counted, split, and the cursor that says how far.
+"""What a shard list is: expanded from patterns, read, counted, split, and the cursor that says how
+far.
 
 A shard is a tar file (optionally compressed) in webdataset's layout: members KEY.EXT, those of one
 sample next to each other. Nothing in a shard is executed or unpickled here.
@@ -49,7 +50,8 @@ def expand(patterns: str | Iterable[str], what: str = "shards") -> list[str]:
                 found = [path] if os.path.isfile(path) else []
             if not found:
                 raise UserError(
-                    f"{what}: {path!r} matches no file; give a path, a brace or glob pattern, or a URL."
+                    f"{what}: {path!r} matches no file; give a path, a pattern with braces or stars, "
+                    "or a URL."
                 )
             shards.update(dict.fromkeys(found))
     if not shards:
@@ -59,7 +61,9 @@ def expand(patterns: str | Iterable[str], what: str = "shards") -> list[str]:
 
 def is_url(path: str) -> bool:
     if path.startswith("pipe:"):
-        raise UserError(f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL.")
+        raise UserError(
+            f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL."
+        )
     return "://" in path
 
 
@@ -72,7 +76,9 @@ def open_shard(shard: str) -> BinaryIO:
     if options:
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=READ_TIMEOUT, sock_read=READ_TIMEOUT)
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=READ_TIMEOUT, sock_read=READ_TIMEOUT
+        )
         options["client_kwargs"] = {"timeout": timeout}
     return fsspec.open(shard, "rb", **options).open()
 

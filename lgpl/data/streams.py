@@ -85,9 +85,7 @@ class TrainStream(Stream):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = this_worker()
-        place = Place(
-            self.rank.index * worker.count + worker.index, self.rank.count * worker.count
-        )
+        place = Place(self.rank.index * worker.count + worker.index, self.rank.count * worker.count)
         start = self.cursors.get(worker.index, Cursor())
         faults: Counter[str] = Counter()
         causes: Counter[str] = Counter()
@@ -128,7 +126,9 @@ class TrainStream(Stream):
 def _nothing_usable(shards: list[str], faults: Counter[str], place: Place) -> UserError:
     if faults:
         cause, count = faults.most_common(1)[0]
-        return UserError(f"No usable sample in the training shards; most often ({count} times): {cause}.")
+        return UserError(
+            f"No usable sample in the training shards; most often ({count} times): {cause}."
+        )
     return UserError(
         f"{len(shards)} training shards hold too few samples for {place.count} readers (ranks x "
         "workers): lower num_workers or make more shards."
@@ -139,8 +139,8 @@ def _nothing_usable(shards: list[str], faults: Counter[str], place: Place) -> Us
 class ValidationStream(Stream):
     """Every sample exactly once over all ranks; all ranks give the same number of batches.
 
-    A rank takes a contiguous range of the samples. Where ranges are uneven, and for a sample that does
-    not decode, a batch is filled with copies whose `valid` is false.
+    A rank takes a contiguous range of the samples. Where ranges are uneven, and for a sample that
+    does not decode, a batch is filled with copies whose `valid` is false.
 
     Attributes:
         counts: samples of each shard.

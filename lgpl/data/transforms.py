@@ -56,8 +56,11 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return _crop(_scale_short_side(image, size), size, 0.5, 0.5)
 
 
-def random_crop(image: Image.Image, size: int, rng: random.Random, largest: float = LARGEST_RATIO) -> Image.Image:
-    """A random `size` x `size` of the picture whose short side was scaled to [1, largest] x size."""
+def random_crop(
+    image: Image.Image, size: int, rng: random.Random, largest: float = LARGEST_RATIO
+) -> Image.Image:
+    """A random `size` x `size` of the picture whose short side was scaled to [1, largest] x
+    size."""
     short = rng.randint(size, round(size * largest))
     return _crop(_scale_short_side(image, short), size, rng.random(), rng.random())
 

@@ -91,7 +91,9 @@ class CodeShardWriter(BasePredictionWriter):
         data.shards["predict"] = left
         if trainer.is_global_zero:
             done = len(shards) - len(left)
-            print(f"{self.out}: {done} of {len(shards)} code shards are there, {len(left)} to write.")
+            print(
+                f"{self.out}: {done} of {len(shards)} code shards are there, {len(left)} to write."
+            )
 
     def write_on_batch_end(
         self,

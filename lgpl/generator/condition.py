@@ -1,7 +1,7 @@
 """Conditions: a class label or text features -> the prefix of the sequence, with a null condition.
 
-Classifier-free guidance (arXiv 2207.12598): in training a condition is replaced by the null condition
-with probability `dropout`; in sampling both are evaluated.
+Classifier-free guidance (arXiv 2207.12598): in training a condition is replaced by the null
+condition with probability `dropout`; in sampling both are evaluated.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class TextCondition(nn.Module):
         """Prefix [B, length, dim] of text features [B, length, features]."""
         if features.shape[1] != self.length:
             raise UserError(
-                f"The text features hold {features.shape[1]} positions, the model's prefix {self.length}."
+                f"The text features hold {features.shape[1]} positions, "
+                f"the model's prefix {self.length}."
             )
         if self.training and self.dropout:
             dropped = torch.rand(len(features), 1, 1, device=features.device) < self.dropout
@@ -82,6 +83,6 @@ class TextCondition(nn.Module):
         return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
 
     def null(self, features: Tensor) -> Tensor:
-        """The null condition in the shape of `features`; it keeps the caption's length and padding."""
+        """The null condition in the shape of `features`; it keeps the caption's length and
+        padding."""
         return self.null_features.to(features.dtype).expand_as(features)
-

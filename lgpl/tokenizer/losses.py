@@ -95,13 +95,17 @@ class TokenizerLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The autoencoder's part of the GAN game, weighted, and its terms by name."""
         assert self.discriminator is not None
-        loss = generator_adversarial_loss(self.discriminator(reconstructed).float(), self.adversarial)
+        loss = generator_adversarial_loss(
+            self.discriminator(reconstructed).float(), self.adversarial
+        )
         weight = self.adversarial_weight * torch.ones((), device=loss.device)
         if self.adaptive_weight:
             weight = weight * _gradient_ratio(reconstruction_loss, loss, last_layer)
         return weight * loss, {"adversarial": loss.detach(), "adversarial_weight": weight.detach()}
 
-    def discriminator_loss(self, reconstructed: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def discriminator_loss(
+        self, reconstructed: Tensor, image: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss on detached images [B, 3, H, W], and its logits' means."""
         assert self.discriminator is not None
         real = self.discriminator(image).float()

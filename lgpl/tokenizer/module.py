@@ -1,10 +1,10 @@
 """TokenizerModule: trains and evaluates a VQModel, and encodes with it.
 
 Two optimizers, so the optimization is manual. Three things follow from Lightning's rules:
-the discriminator's optimizer is stepped directly, because every step through Lightning counts towards
-`global_step` and would halve max_steps and the checkpoints' distance; clipping and accumulation
-happen here, because the Trainer's flags refuse manual optimization; training batches are counted in
-a buffer of the module.
+the discriminator's optimizer is stepped directly, because every step through Lightning counts
+towards `global_step` and would halve max_steps and the checkpoints' distance; clipping and
+accumulation happen here, because the Trainer's flags refuse manual optimization; training batches
+are counted in a buffer of the module.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import SelfDescribing
-from lgpl.optimizers import Schedule
+from lgpl.optimizers import Schedule, adamw
 from lgpl.tokenizer.autoencoder import VQModel
 from lgpl.tokenizer.losses import TokenizerLoss
 from lgpl.tokenizer.usage import CodebookUsage
@@ -72,16 +71,13 @@ class TokenizerModule(SelfDescribing):
         return self.autoencoder(image)[0]
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        optimizers: list[torch.optim.Optimizer] = [self._optimizer(self.autoencoder)]
-        if self.loss.discriminator is not None:
-            optimizers.append(self._optimizer(self.loss.discriminator))
-        # The schedule is applied by hand: see _step.
-        return optimizers
-
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return AdamW(
-            model.parameters(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay
-        )
+        """One for the autoencoder, one for the discriminator; `_step` applies the schedule."""
+        models = [self.autoencoder, self.loss.discriminator]
+        return [
+            adamw(model, self.lr, self.betas, self.weight_decay)
+            for model in models
+            if model is not None
+        ]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         optimizers = self.optimizers()

@@ -114,7 +114,9 @@ class LPIPS(nn.Module):
             arrays = _from_hub(self.net)
         for name, tensor in self.weights().items():
             if name not in arrays or arrays[name].shape != tensor.shape:
-                raise UserError(f"{path}: LPIPS({self.net}) needs a weight {name} of {[*tensor.shape]}.")
+                raise UserError(
+                    f"{path}: LPIPS({self.net}) needs a weight {name} of {[*tensor.shape]}."
+                )
             tensor.copy_(arrays[name])
 
 
@@ -143,7 +145,9 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np.empty(0).__reduce__()[0]  # numpy moved it; arrays know where to
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
-        raise UserError(f"The LPIPS weights want to load {module}.{name}; only numpy arrays may be in them.")
+        raise UserError(
+            f"The LPIPS weights want to load {module}.{name}; only numpy arrays may be in them."
+        )
 
 
 def _from_package(path: Path) -> dict[str, Tensor]:
@@ -153,7 +157,9 @@ def _from_package(path: Path) -> dict[str, Tensor]:
     for block, children in tree.items():
         if block.startswith("NetLinLayer_"):
             index = block.removeprefix("NetLinLayer_")
-            arrays[f"heads.{index}"] = torch.from_numpy(children["Conv_0"]["kernel"].copy()).flatten()
+            arrays[f"heads.{index}"] = torch.from_numpy(
+                children["Conv_0"]["kernel"].copy()
+            ).flatten()
             continue
         for conv, leaf in children.items():
             index = conv.removeprefix("Conv_")
@@ -167,7 +173,9 @@ def _from_hub(net: str) -> dict[str, Tensor]:
     import torchmetrics
 
     try:
-        backbone = torch.hub.load_state_dict_from_url(URLS[net], map_location="cpu", weights_only=True)
+        backbone = torch.hub.load_state_dict_from_url(
+            URLS[net], map_location="cpu", weights_only=True
+        )
     except OSError as error:
         raise UserError(
             f"The LPIPS weights at {URLS[net]} cannot be fetched ({error}); "

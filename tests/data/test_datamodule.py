@@ -1,0 +1,198 @@
+"""The streams: split, order, exactly once, faults, cursors."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lgpl.data import ShardDataModule
+from lgpl.data.datamodule import ShardLoader
+from lgpl.data.shards import Place
+from lgpl.errors import UserError
+from tests.shards import EMOJI_TRAIN, EMOJI_VAL, samples, write_shard, write_shards
+
+
+def module(rank: Place = Place(), **options: Any) -> ShardDataModule:
+    options = {"image_size": 16, "batch_size": 4, "shuffle": 0, "fields": ["image"], **options}
+    data = ShardDataModule(**options)
+    data._rank = lambda: rank  # type: ignore[method-assign]
+    return data
+
+
+def train(data: ShardDataModule) -> ShardLoader:
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+def take(loader: ShardLoader, count: int) -> list[str]:
+    return [key for batch in itertools.islice(loader, count) for key in batch["key"]]
+
+
+def test_emoji() -> None:
+    data = module(
+        train=EMOJI_TRAIN, val=EMOJI_VAL, image_size=64, fields=["image", "caption", "class"]
+    )
+    batch = next(iter(train(data)))
+    assert batch["image"].shape == (4, 3, 64, 64) and len(batch["caption"]) == 4
+    assert sum(int(b["valid"].sum()) for b in data.val_dataloader()) == 93
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_epoch_holds_every_sample_once(tmp_path: Path, workers: int) -> None:
+    data = module(
+        train=write_shards(tmp_path, [8, 8, 8, 8]), num_workers=workers, shuffle=5, epoch_samples=32
+    )
+    loader = train(data)
+    assert len(loader) == 8
+    first, second = take(loader, 8), take(loader, 8)
+    assert sorted(first) == sorted(second) == [f"{i:05d}" for i in range(32)]
+    assert first != second and first != sorted(first)
+
+
+@pytest.mark.parametrize("counts", [[8, 8, 8, 8], [16]], ids=["many shards", "one shard"])
+def test_ranks_see_disjoint_samples(tmp_path: Path, counts: list[int]) -> None:
+    shards = write_shards(tmp_path, counts)
+    half = sum(counts) // 2
+    seen = [
+        take(train(module(Place(rank, 2), train=shards, shuffle=5)), half // 4) for rank in (0, 1)
+    ]
+    assert sorted(seen[0] + seen[1]) == [f"{i:05d}" for i in range(sum(counts))]
+
+
+def test_order_follows_the_seed(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [8, 8])
+    orders = [take(train(module(train=shards, shuffle=5, seed=seed)), 4) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_validation_gives_every_sample_once(tmp_path: Path, ranks: int, workers: int) -> None:
+    shards = write_shards(tmp_path, [5, 1, 7])
+    seen, batches = [], set()
+    for rank in range(ranks):
+        data = module(Place(rank, ranks), val=shards, num_workers=workers)
+        data.setup("validate")
+        loader = data.val_dataloader()
+        given = list(loader)
+        batches.add((len(given), len(loader), sum(len(b["key"]) for b in given)))
+        seen += [k for b in given for k, valid in zip(b["key"], b["valid"], strict=True) if valid]
+    assert sorted(seen) == [f"{i:05d}" for i in range(13)]
+    assert len(batches) == 1  # all ranks the same: nobody waits for a collective that never comes
+
+
+def test_validation_skips_and_counts_bad_samples(tmp_path: Path) -> None:
+    content = samples(6)
+    content[1]["jpg"] = content[4]["jpg"] = b"broken"
+    data = module(val=write_shard(tmp_path / "a.tar", content), batch_size=2)
+    data.setup("validate")
+    loader = data.val_dataloader()
+    seen = [k for b in loader for k, valid in zip(b["key"], b["valid"], strict=True) if valid]
+    assert seen == ["00000", "00002", "00003", "00005"]
+    (cause,) = loader.skipped
+    assert "does not decode" in cause and loader.skipped[cause] == 2
+
+
+def test_training_goes_on_past_faults_and_counts_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = samples(8)
+    content[2]["jpg"] = b"broken"
+    del content[5]["txt"]
+    whole = write_shard(tmp_path / "a.tar", content)
+    truncated = Path(write_shard(tmp_path / "b.tar", samples(8, 8)))
+    truncated.write_bytes(truncated.read_bytes()[:15000])
+    (tmp_path / "c.tar").write_bytes(b"")
+    data = module(train=str(tmp_path / "*.tar"), fields=["image", "caption"])
+    loader = train(data)
+    keys = take(loader, 9)
+    assert {"00002", "00005"}.isdisjoint(keys) and len(keys) == 36
+    causes = " | ".join(loader.skipped)
+    for part in (
+        f"{whole}: picture that does not decode",
+        f"{whole}: sample without its caption (.txt)",
+        f"{truncated} is damaged",
+        "c.tar holds no samples",
+    ):
+        assert part in causes
+    assert "skipped 1 so far" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_usable_ends_with_a_sentence(tmp_path: Path, workers: int) -> None:
+    content: list[dict[str, Any]] = [{"__key__": str(i), "jpg": b"broken"} for i in range(3)]
+    data = module(train=write_shard(tmp_path / "a.tar", content), num_workers=workers)
+    with pytest.raises(UserError, match=r"No usable sample .*does not decode"):
+        next(iter(train(data)))
+    (tmp_path / "b.tar").write_bytes(b"")
+    data = module(val=str(tmp_path / "b.tar"))
+    data.setup("validate")
+    with pytest.raises(UserError, match=r"b.tar: no samples at all"):
+        data.val_dataloader()
+
+
+def test_more_readers_than_samples(tmp_path: Path) -> None:
+    data = module(Place(3, 4), train=write_shards(tmp_path, [2]))
+    with pytest.raises(UserError, match=r"too few samples for 4 readers"):
+        next(iter(train(data)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("epoch_samples", [None, 16])
+def test_cursor_continues_the_same_sequence(
+    tmp_path: Path, workers: int, epoch_samples: int | None
+) -> None:
+    options = {
+        "train": write_shards(tmp_path, [9, 7, 5, 3]),
+        "shuffle": 5,
+        "num_workers": workers,
+        "epoch_samples": epoch_samples,
+    }
+    loader = train(module(**options))
+    passes = (
+        loader if epoch_samples is None else itertools.chain.from_iterable(itertools.repeat(loader))
+    )
+    stream = iter(passes)
+    for _ in range(5):
+        next(stream)
+    if epoch_samples is None:
+        next(stream)  # Lightning fetches one batch ahead of an endless loader
+    state = loader.state_dict()
+    rest = [next(stream)["key"] for _ in range(6)]
+    again = train(module(**options))
+    again.load_state_dict(state)
+    passes = (
+        again if epoch_samples is None else itertools.chain.from_iterable(itertools.repeat(again))
+    )
+    resumed = [b["key"] for b in itertools.islice(iter(passes), 7)]
+    # the endless stream gives the batch that had been fetched but not trained on once more
+    assert resumed[1:] == rest if epoch_samples is None else resumed[:6] == rest
+
+
+def test_expected_limits_reach_the_decoder(tmp_path: Path) -> None:
+    data = module(train=write_shards(tmp_path, [8]), fields=["class"])
+    data.expect(num_classes=2)
+    loader = train(data)
+    labels = Counter(int(c) for b in itertools.islice(loader, 3) for c in b["class"])
+    assert set(labels) == {0, 1} and "class outside 0 to 1" in next(iter(loader.skipped))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": 0}, "data.batch_size: 0 is below 1"),
+        ({"num_workers": -1}, "data.num_workers: -1 is below 0"),
+    ],
+)
+def test_mistakes_are_named(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        module(**options)
+
+
+def test_missing_split_is_named() -> None:
+    with pytest.raises(UserError, match=r"data.train is not set"):
+        module(val=EMOJI_VAL).setup("fit")

@@ -1,0 +1,113 @@
+"""Decoding real bytes, and refusing bad ones by a cause."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lgpl.data.decode import BadSample, Decoder, Field, collate, left_pad
+from lgpl.data.transforms import to_image, to_tensor
+from tests.shards import picture
+
+
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def decode(fields: list[Field], raw: dict[str, bytes], **limits: Any) -> dict[str, Any]:
+    decoder = Decoder(fields, image_size=16, **limits)
+    return decoder({"__key__": "k", "__shard__": "s", **raw}, random.Random(0))
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_image_is_the_centre_in_minus_one_to_one(kind: str) -> None:
+    image = decode(["image"], {kind.replace("jpeg", "jpg"): picture(1, (40, 32), kind)})["image"]
+    assert image.shape == (3, 16, 16) and image.dtype == torch.float32
+    assert -1 <= image.min() < image.max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "CMYK", "I;16"])
+def test_colour_spaces_become_rgb(mode: str) -> None:
+    picture = Image.new(mode, (20, 20))
+    buffer = io.BytesIO()
+    picture.save(buffer, "tiff" if mode == "CMYK" else "png")
+    assert decode(["image"], {"png": buffer.getvalue()})["image"].shape == (3, 16, 16)
+
+
+def test_transparent_is_white() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(buffer, "png")
+    assert (decode(["image"], {"png": buffer.getvalue()})["image"] == 1).all()
+
+
+def test_augmentation_repeats_by_its_dice_and_differs_between_them() -> None:
+    decoder = Decoder(["image"], image_size=16, augment=True)
+    raw = {"__key__": "k", "__shard__": "s", "jpg": picture(3)}
+    a, b, c = (decoder(raw, random.Random(seed))["image"] for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_tensor_and_picture_round_trip() -> None:
+    image = Image.open(io.BytesIO(picture(5, kind="png")))
+    assert to_image(to_tensor(image)).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "raw", "cause"),
+    [
+        (["image"], {"txt": b"a"}, "without its image"),
+        (["caption"], {"jpg": b""}, "without its caption"),
+        (["image"], {"jpg": b"not a picture"}, "does not decode"),
+        (["image"], {"jpg": picture(1)[:200]}, "does not decode"),
+        (["caption"], {"txt": b"\xff\xfe\xfa"}, "not UTF-8"),
+        (["caption"], {"txt": b" <b></b> "}, "empty caption"),
+        (["class"], {"cls": b"10"}, "class outside 0 to 9"),
+        (["class"], {"cls": b"-1"}, "class outside 0 to 9"),
+        (["class"], {"cls": b"cat"}, "class that is no number"),
+        (["codes"], {"codes.npy": npy(np.full((2, 2), 64, np.uint16))}, "codes outside 0 to 63"),
+        (["codes"], {"codes.npy": npy(np.full((2, 2), -1, np.int64))}, "codes outside 0 to 63"),
+        (
+            ["codes"],
+            {"codes.npy": npy(np.zeros((2, 3), np.uint16))},
+            "2x3 where the model's grid is 2x2",
+        ),
+        (["codes"], {"codes.npy": npy(np.zeros((2, 2)))}, "codes that are no integers"),
+        (["codes"], {"codes.npy": pickle.dumps([1])}, "no .npy array"),
+        (["codes"], {"codes.npy": npy(np.array([{}], dtype=object))}, "no .npy array"),
+        (
+            ["text"],
+            {"text.npy": npy(np.zeros((3, 5), np.float16))},
+            "5 wide where the model takes 4",
+        ),
+        (["text"], {"text.npy": npy(np.zeros(3, np.float16))}, "no floats"),
+    ],
+)
+def test_bad_samples_by_cause(fields: list[Field], raw: dict[str, bytes], cause: str) -> None:
+    limits = {"grid": (2, 2), "codebook_size": 64, "num_classes": 10, "text_features": 4}
+    with pytest.raises(BadSample, match=cause):
+        decode(fields, raw, **limits)
+
+
+def test_decompression_bomb_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadSample, match="does not decode"):
+        decode(["image"], {"jpg": picture(1)})
+
+
+def test_collate_pads_text_on_the_left() -> None:
+    features = [torch.ones(2, 3), torch.ones(5, 3)]
+    batch, lengths = left_pad(features, 4)
+    assert lengths.tolist() == [2, 4]
+    assert batch[..., 0].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+    made = collate([{"key": "a", "class": 1, "text": f} for f in features], text_length=6)
+    assert made["class"].tolist() == [1, 1] and made["text"].shape == (2, 6, 3)
+    assert made["text_lengths"].tolist() == [2, 5] and made["key"] == ["a", "a"]

@@ -1,0 +1,77 @@
+"""Sampling: the cache, guidance, truncation and seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lgpl.errors import UserError
+from lgpl.generator import Sampling, generate
+from lgpl.generator.decoding import pick
+from tests.generator.test_transformer import small
+
+LABELS = torch.tensor([1, 3, 4])
+
+
+def test_cache_equals_the_full_forward() -> None:
+    model = small()
+    codes = generate(model, LABELS, sampling=Sampling(temperature=0.0)).flatten(1)
+    assert torch.equal(model(codes, LABELS).argmax(-1), codes)
+
+
+def test_guidance_mixes_both_branches() -> None:
+    model = small()
+    codes = generate(model, LABELS, sampling=Sampling(guidance=2.5, temperature=0.0)).flatten(1)
+    c, u = model(codes, LABELS), model(codes, model.condition.null(LABELS))
+    assert torch.equal((u + 2.5 * (c - u)).argmax(-1), codes)
+
+
+def test_image_does_not_depend_on_its_neighbours() -> None:
+    model = small()
+    sampling = Sampling(guidance=2.0, top_k=8)
+    together = generate(model, LABELS, sampling=sampling, seeds=[5, 6, 7])
+    alone = [generate(model, LABELS[i : i + 1], sampling=sampling, seeds=[5 + i]) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+    assert torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[5, 6, 7]))
+    assert not torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[8, 9, 10]))
+
+
+def test_prompt_codes_are_kept() -> None:
+    model = small()
+    prompt = torch.randint(16, (3, 5))
+    sampling = Sampling(guidance=2.0, temperature=0.0)
+    codes = generate(model, LABELS, sampling=sampling, prompt=prompt).flatten(1)
+    assert torch.equal(codes[:, :5], prompt)
+    c, u = model(codes, LABELS), model(codes, model.condition.null(LABELS))
+    assert torch.equal((u + 2.0 * (c - u)).argmax(-1)[:, 5:], codes[:, 5:])
+
+
+def test_progress_and_mode() -> None:
+    model = small().train()
+    seen: list[int] = []
+    generate(model, LABELS, progress=seen.append)
+    assert seen == list(range(1, 13)) and model.training
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log().expand(4000, 4)
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    drawn = pick(logits, Sampling(), uniform).bincount(minlength=4)
+    assert drawn.tolist() == [2000, 1000, 500, 500]
+    drawn = pick(logits, Sampling(top_k=2), uniform).bincount(minlength=4).tolist()
+    assert drawn[2:] == [0, 0] and drawn[0] == pytest.approx(2667, abs=1)
+    drawn = pick(logits, Sampling(top_p=0.6), uniform).bincount(minlength=4).tolist()
+    assert drawn[2:] == [0, 0] and drawn[1] > 0
+    cold = pick(logits, Sampling(temperature=0.5), uniform).bincount(minlength=4)
+    assert cold[0] > 2700
+
+
+@pytest.mark.parametrize(
+    "bad", [{"guidance": -1}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}]
+)
+def test_mistakes_are_named(bad: dict[str, Any]) -> None:
+    (name, value) = next(iter(bad.items()))
+    with pytest.raises(UserError, match=f"{name}: {value} is not"):
+        Sampling(**bad)

@@ -1,0 +1,155 @@
+"""Transformer against the original's numbers, the paper's sizes and its own promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lgpl.errors import UserError
+from lgpl.generator import Sampling, Transformer, generate
+from lgpl.generator.transformer import SIZES, rotary_table
+from tests.golden import GOLDEN, fill, fill_weights
+
+
+def small(**changes: Any) -> Transformer:
+    options = {"size": (2, 2, 32), "codebook_size": 16, "grid": (3, 4), "num_classes": 5, **changes}
+    torch.manual_seed(0)
+    model = Transformer(**options)
+    torch.nn.init.normal_(model.output.weight)  # it starts at zero
+    return model.eval()
+
+
+def golden_model(kind: str) -> tuple[Transformer, Tensor, Tensor | None]:
+    golden = GOLDEN[kind]
+    condition = {"num_classes": 10} if kind == "c2i" else {"text_features": 48}
+    model = Transformer((3, 4, 128), 256, (4, 4), prefix_rope="zero", **condition)  # type: ignore[arg-type]
+    fill_weights(model, golden["scale"])
+    if kind == "c2i":
+        return model.eval(), torch.tensor(golden["class"]), None
+    caption, lengths = fill("caption", (2, 120, 48), 1.0), torch.tensor(golden["lengths"])
+    for row, length in zip(caption, lengths, strict=True):
+        row[: 120 - length] = 0
+    return model.eval(), caption, lengths
+
+
+@pytest.mark.parametrize("kind", ["c2i", "t2i"])
+@torch.inference_mode()
+def test_golden_logits(kind: str) -> None:
+    golden = GOLDEN[kind]
+    model, condition, lengths = golden_model(kind)
+    codes = torch.tensor(golden["codes"])
+    logits = model(codes, condition, lengths)
+    assert list(logits.shape) == golden["logits_shape"]
+    for place in ((0, 0), (1, 15)):
+        expected = torch.tensor(golden[f"logits[{place[0]},{place[1]},:8]"])
+        assert torch.allclose(logits[place][:8], expected, rtol=1e-4, atol=1e-6)
+    assert logits.abs().mean().item() == pytest.approx(golden["logits_abs_mean"], rel=1e-4)
+    loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten()).item()
+    assert loss == pytest.approx(golden["cross_entropy"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "guidance", "steps"),
+    [
+        ("c2i", "greedy_cfg1.0", 1.0, None),
+        ("c2i", "greedy_cfg3.0", 3.0, None),
+        # the original's interval counts from the second token and includes its end
+        ("c2i", "greedy_cfg3.0_interval5", 3.0, 7),
+        ("t2i", "greedy_cfg1.0", 1.0, None),
+        ("t2i", "greedy_cfg7.5", 7.5, None),
+    ],
+)
+def test_golden_tokens(kind: str, key: str, guidance: float, steps: int | None) -> None:
+    model, condition, lengths = golden_model(kind)
+    sampling = Sampling(guidance=guidance, guidance_steps=steps, temperature=0.0)
+    codes = generate(model, condition, lengths, sampling)
+    assert codes.flatten(1).tolist() == GOLDEN[kind][key]
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [("B", 110.9), ("L", 343), ("XL", 775), ("XXL", 1411), ("3B", 3096)],
+)
+def test_paper_sizes(size: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = Transformer(size, grid=(16, 16), num_classes=1000)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=2e-3)
+
+
+def test_every_size_builds() -> None:
+    with torch.device("meta"):
+        for size in SIZES:
+            Transformer(size, num_classes=1000)
+            Transformer(size, text_features=2048)
+
+
+def test_codes_see_only_what_came_before() -> None:
+    model = small()
+    codes = torch.randint(16, (1, 12))
+    changed = codes.clone()
+    changed[0, 6] = (changed[0, 6] + 1) % 16
+    a, b = (model(c, torch.tensor([1])) for c in (codes, changed))
+    assert torch.equal(a[:, :7], b[:, :7]) and not torch.equal(a[:, 7], b[:, 7])
+
+
+def test_padding_does_not_matter() -> None:
+    """The same caption with other values in its padding gives the same logits."""
+    model = small(num_classes=None, text_features=6, text_length=5)
+    codes, features = torch.randint(16, (2, 12)), torch.randn(2, 5, 6)
+    lengths = torch.tensor([2, 5])
+    other = features.clone()
+    other[0, :3] = 100.0
+    assert torch.equal(model(codes, features, lengths), model(codes, other, lengths))
+    other[0, 3] = 100.0
+    assert not torch.equal(model(codes, features, lengths), model(codes, other, lengths))
+
+
+def test_a_fresh_head_is_uniform() -> None:
+    model = Transformer((1, 1, 8), 16, (2, 2), num_classes=3)
+    assert (model(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([0])) == 0).all()
+
+
+def test_rotary_table() -> None:
+    table = rotary_table(2, (3, 4), 8, "identity")
+    assert table.shape == (14, 4, 2)
+    assert table[:2, :, 0].eq(1).all() and table[:2, :, 1].eq(0).all()
+    assert rotary_table(2, (3, 4), 8, "zero")[:2].eq(0).all()
+    # rows turn the first half of the pairs, columns the second
+    same_row, same_column = (
+        table[2:].view(3, 4, 4, 2)[1, :, :2],
+        table[2:].view(3, 4, 4, 2)[:, 1, 2:],
+    )
+    assert (same_row == same_row[:1]).all() and (same_column == same_column[:1]).all()
+
+
+def test_null_condition_trains() -> None:
+    model = small(num_classes=None, text_features=6, text_length=5, condition_dropout=1.0).train()
+    model(torch.zeros(2, 12, dtype=torch.int64), torch.randn(2, 5, 6)).sum().backward()
+    assert model.condition.null_features.grad.abs().sum() > 0
+    frozen = small(num_classes=None, text_features=6, text_length=5, trainable_null=False)
+    assert not frozen.condition.null_features.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"size": "M"}, "'M' is none of B, L, XL"),
+        ({"size": (1, 3, 32)}, "multiple of 4"),
+        ({"num_classes": None}, "exactly one of num_classes and text_features"),
+        ({"text_features": 4}, "exactly one of num_classes and text_features"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        small(**changes)
+
+
+def test_text_of_another_length_is_refused() -> None:
+    model = small(num_classes=None, text_features=6, text_length=5)
+    with pytest.raises(UserError, match="hold 4 positions, the model's prefix 5"):
+        model(torch.zeros(1, 12, dtype=torch.int64), torch.zeros(1, 4, 6))

@@ -1,0 +1,52 @@
+"""Real shards for tests: pictures encoded by Pillow in tar files written by webdataset."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from webdataset import TarWriter
+
+EMOJI_TRAIN = "data/emoji/train-*.tar.gz"
+EMOJI_VAL = "data/emoji/val-*.tar.gz"
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 32), kind: str = "jpeg") -> bytes:
+    rng = random.Random(seed)
+    small = Image.new("RGB", (4, 4))
+    small.putdata([tuple(rng.randrange(256) for _ in range(3)) for _ in range(16)])
+    buffer = io.BytesIO()
+    small.resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def samples(count: int, first: int = 0) -> list[dict[str, Any]]:
+    return [
+        {
+            "__key__": f"{i:05d}",
+            "jpg": picture(i),
+            "txt": f"picture {i}".encode(),
+            "cls": b"%d" % (i % 3),
+        }
+        for i in range(first, first + count)
+    ]
+
+
+def write_shard(path: Path, content: list[dict[str, Any]]) -> str:
+    with TarWriter(str(path), encoder=False) as tar:
+        for sample in content:
+            tar.write(sample)
+    return str(path)
+
+
+def write_shards(folder: Path, counts: list[int]) -> list[str]:
+    """Shards of so many samples each, keys 00000, 00001, ... throughout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    return [
+        write_shard(folder / f"{i:04d}.tar", samples(count, start))
+        for i, (count, start) in enumerate(zip(counts, starts, strict=True))
+    ]

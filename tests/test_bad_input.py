@@ -1,0 +1,146 @@
+"""What a user gets wrong ends in one clear sentence, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain
+from tests.shards import samples, write_shard
+
+Fails = Callable[..., str]
+FIT_TOKENIZER = ["fit", "-c", "configs/tokenizer/emoji.yaml", *TINY, *TINY_TOKENIZER]
+
+
+def fit_stage2(chain: Chain, *options: str) -> list[str]:
+    return [
+        *("fit", "-c", "configs/generator/emoji_stage2.yaml", *TINY, *TINY_GENERATOR),
+        *("--data.train", f"{chain.codes}/train-*.tar", "--data.val", f"{chain.codes}/val-*.tar"),
+        *("--model.init_args.tokenizer", chain.tokenizer, "--model.init_args.init_from", "null"),
+        *("--trainer.logger", "false", *options),
+    ]
+
+
+def test_pattern_that_matches_nothing(fails: Fails) -> None:
+    said = fails(*FIT_TOKENIZER, "--data.train", "data/emoji/nothing-*.tar")
+    assert said.startswith("data.train: 'data/emoji/nothing-*.tar' matches no file")
+
+
+def test_shards_without_a_usable_sample(fails: Fails, tmp_path: Path) -> None:
+    def fit(path: str, *options: str) -> str:
+        return fails(*FIT_TOKENIZER, "--data.train", path, "--trainer.logger", "false", *options)
+
+    (tmp_path / "empty.tar").write_bytes(b"")
+    assert "empty.tar holds no samples" in fit(str(tmp_path / "empty.tar"))
+    (tmp_path / "text.tar").write_text("this is no tar file " * 100)
+    assert "text.tar is damaged" in fit(str(tmp_path / "text.tar"))
+    broken = write_shard(tmp_path / "broken.tar", [{"__key__": "a", "jpg": b"x", "txt": b"y"}])
+    assert "picture that does not decode" in fit(broken)
+    assert "picture that does not decode" in fit(broken, "--data.num_workers", "1")
+    uncaptioned: list[dict[str, Any]] = samples(4)
+    for sample in uncaptioned:
+        del sample["txt"]
+    shard = write_shard(tmp_path / "uncaptioned.tar", uncaptioned)
+    assert "sample without its caption (.txt)" in fit(shard)
+
+
+def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:
+    small = ("--model.init_args.transformer.init_args.codebook_size", "8")
+    said = fails(*fit_stage2(chain, *small, "--model.init_args.tokenizer", "null"))
+    assert "No usable sample" in said and "codes outside 0 to 7" in said
+
+
+def test_codes_of_another_grid(fails: Fails, chain: Chain) -> None:
+    grid = ("--model.init_args.transformer.init_args.grid", "[4, 4]")
+    assert "codes of uint16 8x8 where the model's grid is 4x4" in fails(*fit_stage2(chain, *grid))
+
+
+def test_class_out_of_range(fails: Fails, chain: Chain) -> None:
+    said = fails(
+        *("fit", "-c", "configs/generator/cifar10.yaml", *TINY, *TINY_GENERATOR),
+        *("--data.train", f"{chain.codes}/train-*.tar", "--data.val", f"{chain.codes}/val-*.tar"),
+        *("--model.init_args.transformer.init_args.num_classes", "0", "--trainer.logger", "false"),
+        *("--model.init_args.tokenizer", chain.tokenizer),
+    )
+    assert "class outside" in said
+
+
+def test_checkpoint_of_the_wrong_kind_or_size(fails: Fails, chain: Chain, tmp_path: Path) -> None:
+    validate = [
+        "validate",
+        "-c",
+        "configs/tokenizer/emoji.yaml",
+        *TINY,
+        "--trainer.logger",
+        "false",
+    ]
+    tiny = [*validate, *TINY_TOKENIZER]
+    assert "no such checkpoint" in fails(*tiny, "--ckpt_path", "nowhere.ckpt")
+    assert "holds a generator, but a tokenizer is wanted" in fails(
+        *tiny, "--ckpt_path", chain.stage2
+    )
+    assert "of different sizes" in fails(*validate, "--ckpt_path", chain.tokenizer)
+    (tmp_path / "text.ckpt").write_text("hello")
+    assert "is no checkpoint of lgpl" in fails(*tiny, "--ckpt_path", str(tmp_path / "text.ckpt"))
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
+    assert "is no checkpoint of lgpl" in fails(*tiny, "--ckpt_path", str(tmp_path / "other.ckpt"))
+
+
+def test_start_from_the_wrong_weights(fails: Fails, chain: Chain) -> None:
+    init = "--model.init_args.init_from"
+    assert "holds a tokenizer, but a generator is wanted" in fails(
+        *fit_stage2(chain, init, chain.tokenizer)
+    )
+    wider = ("--model.init_args.transformer.init_args.size", "[2, 2, 64]")
+    assert "of different sizes" in fails(*fit_stage2(chain, init, chain.stage1, *wider))
+    assert "no such checkpoint" in fails(*fit_stage2(chain, init, "nowhere.ckpt"))
+
+
+def test_tokenizer_that_does_not_belong(fails: Fails, chain: Chain) -> None:
+    other = ("--model.init_args.transformer.init_args.codebook_size", "128")
+    assert "has 64 codes, the generator 128" in fails(*fit_stage2(chain, *other))
+    assert "holds a generator, but a tokenizer is wanted" in fails(
+        *fit_stage2(chain, "--model.init_args.tokenizer", chain.stage1)
+    )
+
+
+def test_sample(fails: Fails, chain: Chain, tmp_path: Path) -> None:
+    def sample(*options: str, out: str = "a.png") -> str:
+        return fails("sample", "--checkpoint", chain.stage2, "--out", str(tmp_path / out), *options)
+
+    assert "The prompt '' is empty" in sample("--prompt", "")
+    assert "tokens; the limit is 12" in sample("--prompt", "word " * 30)
+    assert "give --prompt or --prompts" in sample()
+    assert "give --prompt or --prompts, not --label" in sample("--label", "3")
+    assert "top_k: -1 is not at least 0" in sample("--prompt", "a", "--top-k", "-1")
+    assert "--count: 0 is below 1" in sample("--prompt", "a", "--count", "0")
+    assert "no ending of a picture" in sample("--prompt", "a", out="picture")
+    assert "cannot be read as text" in sample("--prompts", str(tmp_path / "none.txt"))
+    (tmp_path / "blank.txt").write_text("\n \n")
+    assert "holds no prompts" in sample("--prompts", str(tmp_path / "blank.txt"))
+    said = fails("sample", "--checkpoint", chain.tokenizer, "--prompt", "a", "--out", "a.png")
+    assert "holds a tokenizer, but a generator is wanted" in said
+    said = sample("--prompt", "a", "--tokenizer", str(tmp_path / "gone.ckpt"))
+    assert "gone.ckpt: no such checkpoint" in said
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_two_sources_for_one_code_shard(fails: Fails, chain: Chain, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "0.tar", samples(1))
+    said = fails(
+        *("predict", "-c", "configs/tokenizer/emoji.yaml", *TINY_TOKENIZER),
+        *("-c", "configs/tokenizer/encode_emoji.yaml", "--ckpt_path", chain.tokenizer),
+        *("--data.predict", str(tmp_path / "*/0.tar")),
+        *("--trainer.callbacks.init_args.out", str(tmp_path / "codes")),
+    )
+    assert "several shards would be written as" in said
+
+
+def test_size_that_the_tokenizer_cannot_take(fails: Fails) -> None:
+    said = fails(*FIT_TOKENIZER, "--data.image_size", "60", "--trainer.logger", "false")
+    assert "both sides must be multiples of 8" in said

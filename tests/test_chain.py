@@ -1,0 +1,248 @@
+"""From shards to pictures by the commands of the README, in seconds instead of minutes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lgpl.cli import main
+from lgpl.data import ShardDataModule
+from lgpl.data.shards import count_samples, expand
+from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, encode, fit_generator, logs
+from tests.shards import EMOJI_TRAIN, samples, write_shard
+
+
+def scalars(folder: Path) -> dict[str, float]:
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    found = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    return found | {tag: float("nan") for tag in events.Tags()["images"]}
+
+
+def test_tensorboard_holds_what_people_look_at(chain: Chain) -> None:
+    tokenizer = scalars(chain.folder / "tokenizer")
+    for tag in ("loss", "l2", "lpips", "lr", "usage", "perplexity", "codebook", "commitment"):
+        assert f"train/{tag}" in tokenizer
+    for tag in ("val/psnr", "val/lpips", "val/usage", "val/perplexity", "val/reconstructions"):
+        assert tag in tokenizer
+    generator = scalars(chain.folder / "stage2")
+    for tag in ("train/loss", "train/lr", "train/gradient_norm", "val/loss", "val/samples"):
+        assert tag in generator
+
+
+def test_throughput(chain: Chain, tmp_path: Path) -> None:
+    codes = chain.codes
+    fit_generator(
+        tmp_path, "stage1", chain.tokenizer, codes,
+        "--trainer.callbacks+=lgpl.callbacks.Throughput", "--trainer.callbacks.init_args.every",
+        "2", "--data.epoch_samples", "32",
+        "--model.init_args.transformer.init_args.grid", "[8, 8]",
+    )  # fmt: skip
+    figures = scalars(tmp_path / "stage1")
+    ratio = figures["train/tokens_per_second"] / figures["train/images_per_second"]
+    assert ratio == pytest.approx(64)
+
+
+def test_code_shards_hold_what_the_generator_reads(chain: Chain) -> None:
+    sources, shards = expand("data/emoji/*.tar.gz"), expand(f"{chain.codes}/*.tar")
+    assert [Path(s).stem for s in shards] == [Path(s).name.split(".")[0] for s in sources]
+    assert [count_samples(s) for s in shards] == [count_samples(s) for s in sources]
+    with tarfile.open(shards[0]) as tar:
+        names = [m.name.split(".", 1)[1] for m in tar.getmembers()[:5]]
+    assert sorted(names) == ["cls", "codes.npy", "json", "text.npy", "txt"]
+    data = ShardDataModule(train=f"{chain.codes}/train-*.tar", fields=["codes", "text"])
+    data.expect(grid=(8, 8), codebook_size=64, text_features=384, text_length=12)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["codes"].shape == (32, 8, 8) and batch["text"].shape == (32, 12, 384)
+
+
+def test_encoding_starts_again_where_it_stopped(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = tmp_path / "codes"
+    shutil.copytree(chain.codes, codes)
+    whole = (codes / "train-0001.tar").read_bytes()
+    (codes / "train-0001.tar").unlink()
+    (codes / "train-0001.tar.partial").write_bytes(b"cut short")
+    untouched = (codes / "train-0000.tar").stat().st_mtime_ns
+    encode(chain.tokenizer, codes, 64)
+    assert "4 of 5 code shards are there, 1 to write" in capsys.readouterr().out
+    assert (codes / "train-0001.tar").read_bytes() == whole
+    assert (codes / "train-0000.tar").stat().st_mtime_ns == untouched
+    assert not list(codes.glob("*.partial"))
+
+
+def test_encoding_killed_leaves_only_whole_shards(chain: Chain, tmp_path: Path) -> None:
+    codes = tmp_path / "codes"
+    shards = [write_shard(tmp_path / f"{i}.tar", samples(600, 600 * i)) for i in range(3)]
+    command = [
+        *(sys.executable, "-m", "lgpl.cli", "predict", "-c", "configs/tokenizer/emoji.yaml"),
+        *TINY_TOKENIZER,
+        *("-c", "configs/tokenizer/encode_emoji.yaml", "--ckpt_path", chain.tokenizer),
+        *("--data.predict", str(shards).replace("'", '"'), "--data.eval_batch_size", "2"),
+        *("--trainer.callbacks.init_args.out", str(codes)),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(codes.glob("*.partial")) and process.poll() is None:
+        pass
+    process.kill()
+    process.wait()
+    assert list(codes.glob("*.partial"))  # it was in the middle of a shard
+    assert all(count_samples(str(shard)) == 600 for shard in codes.glob("*.tar"))
+    subprocess.run([*command, "--data.eval_batch_size", "64"], check=True, capture_output=True)
+    assert [count_samples(s) for s in expand(f"{codes}/*.tar")] == [600] * 3
+    assert not list(codes.glob("*.partial"))
+
+
+def test_bad_samples_are_left_out_of_code_shards(chain: Chain, tmp_path: Path) -> None:
+    content = samples(6)
+    content[1]["jpg"] = b"broken"
+    del content[5]["txt"]
+    shard = write_shard(tmp_path / "a.tar", content)
+    encode(chain.tokenizer, tmp_path / "codes", 64, "--data.predict", shard)
+    with tarfile.open(tmp_path / "codes/a.tar") as tar:
+        keys = {m.name.split(".")[0] for m in tar.getmembers()}
+    assert keys == {"00000", "00002", "00003", "00004"}
+
+
+def test_validate_gives_the_figures_of_the_checkpoint(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TINY, "--trainer.logger", "false"]
+    tokenizer = ["-c", "configs/tokenizer/emoji.yaml", *TINY_TOKENIZER, *options]
+    main(["validate", *tokenizer, "--ckpt_path", chain.tokenizer])
+    assert "val/psnr" in capsys.readouterr().out
+    generator = ["-c", "configs/generator/emoji_stage2.yaml", *TINY_GENERATOR, *options]
+    main(
+        ["validate", *generator, "--ckpt_path", chain.stage2, "--data.val",
+         f"{chain.codes}/val-*.tar", "--model.init_args.tokenizer", chain.tokenizer]
+    )  # fmt: skip
+    assert "val/loss" in capsys.readouterr().out
+
+
+def test_generator_trains_on_images_through_the_frozen_tokenizer(
+    chain: Chain, tmp_path: Path
+) -> None:
+    before = torch.load(chain.tokenizer, weights_only=True)["state_dict"]
+    fit_generator(
+        tmp_path, "stage2", chain.tokenizer, chain.codes, "--data.train", EMOJI_TRAIN,
+        "--data.val", "data/emoji/val-*.tar.gz", "--data.fields", '["image", "caption"]',
+        "--data.image_size", "64", "--model.init_args.init_from", "null",
+    )  # fmt: skip
+    checkpoint = torch.load(tmp_path / "stage2/checkpoints/last.ckpt", weights_only=True)
+    assert not any("tokenizer" in name for name in checkpoint["state_dict"])
+    after = torch.load(chain.tokenizer, weights_only=True)["state_dict"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_stage_2_starts_from_stage_1_with_a_larger_grid(chain: Chain, tmp_path: Path) -> None:
+    init = ("--model.init_args.init_from", chain.stage1)
+    still = ("--model.init_args.lr", "0", "--model.init_args.muon_lr", "0")
+    fit_generator(tmp_path, "stage2", chain.tokenizer, chain.codes, *init, *still)
+    path = tmp_path / "stage2/checkpoints/last.ckpt"
+    first, second = (torch.load(p, weights_only=True)["state_dict"] for p in (chain.stage1, path))
+    names = [name for name in second if name.startswith("transformer.")]
+    assert names and all(torch.equal(first[name], second[name]) for name in names)
+
+
+def test_sample(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red car\n\na blue car\n")
+
+    def draw(out: str, *options: str) -> bytes:
+        path = tmp_path / out
+        main(["sample", "--checkpoint", chain.stage2, "--out", str(path), "--top-k", "8", *options])
+        return path.read_bytes()
+
+    one = draw("one.png", "--prompt", "a slice of pizza", "--guidance", "3", "--seed", "4")
+    assert Image.open(tmp_path / "one.png").size == (64, 64)
+    assert one == draw(
+        "again.png", "--prompt", "a slice of pizza", "--guidance", "3", "--seed", "4"
+    )
+    assert one != draw(
+        "other.png", "--prompt", "a slice of pizza", "--guidance", "3", "--seed", "5"
+    )
+    draw("grid.png", "--prompt", "pizza", "cat", "--prompts", str(prompts), "--count", "3")
+    width, height = Image.open(tmp_path / "grid.png").size
+    assert width == 8 * 70 + 6 and height > 2 * 64
+    assert "12 pictures, seeds 0 to 11" in capsys.readouterr().out
+
+
+def test_moved_tokenizer(chain: Chain, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.ckpt"
+    shutil.copy(chain.tokenizer, moved)
+    out = tmp_path / "a.png"
+    main(
+        ["sample", "--checkpoint", chain.stage2, "--tokenizer", str(moved), "--prompt", "a",
+         "--out", str(out)]
+    )  # fmt: skip
+    assert out.exists()
+
+
+def test_ema_checkpoint_holds_the_average_and_resumes(chain: Chain, tmp_path: Path) -> None:
+    checkpoint = torch.load(chain.tokenizer, weights_only=True)
+    average, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    name = "autoencoder.decoder.conv_out.weight"
+    assert not torch.equal(average[name], current[name])
+    assert average["train_step"] == current["train_step"] == 4  # counters are not averaged
+    main(
+        ["fit", "-c", "configs/tokenizer/emoji.yaml", *TINY, *TINY_TOKENIZER, *logs(tmp_path),
+         "--data.epoch_samples", "64", "--trainer.max_epochs", "2", "--ckpt_path", chain.tokenizer]
+    )  # fmt: skip
+    resumed = torch.load(tmp_path / "tokenizer/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 8 and resumed["state_dict"]["train_step"] == 8
+
+
+def test_class_conditional(tmp_path: Path, chain: Chain) -> None:
+    """The emoji's groups as classes, through the config that CIFAR-10 uses."""
+    main(
+        [
+            *("fit", "-c", "configs/generator/cifar10.yaml", *TINY, *TINY_GENERATOR),
+            *(
+                "--data.train",
+                f"{chain.codes}/train-*.tar",
+                "--data.val",
+                f"{chain.codes}/val-*.tar",
+            ),
+            *("--data.batch_size", "8", "--data.epoch_samples", "16", "--trainer.max_epochs", "1"),
+            *("--model.init_args.transformer.init_args.num_classes", "9", *logs(tmp_path)),
+            *("--model.init_args.tokenizer", chain.tokenizer),
+        ]
+    )
+    checkpoint = str(next(tmp_path.glob("*/checkpoints/last.ckpt")))
+    out = tmp_path / "classes.png"
+    main(
+        [
+            "sample",
+            "--checkpoint",
+            checkpoint,
+            "--label",
+            "0",
+            "3",
+            "8",
+            "--guidance",
+            "2",
+            "--out",
+            str(out),
+        ]
+    )
+    assert Image.open(out).width == 3 * 70 + 6
+
+
+def test_module_entry_point() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "lgpl.cli", "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"},
+    ).stdout  # fmt: skip
+    for command in ("fit", "validate", "test", "predict", "sample", "quickstart"):
+        assert command in said

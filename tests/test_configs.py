@@ -1,0 +1,87 @@
+"""Every file in configs/ parses, builds, and stands in the README's table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
+
+from lgpl.cli import CommandLine
+from lgpl.generator import GeneratorModule, Transformer
+from lgpl.tokenizer import TokenizerModule
+from tests.conftest import ROOT
+
+CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml"))
+# What a partial config is stacked on to make a whole.
+BASES = {"data": "configs/tokenizer/vq_ds16.yaml", "trainer": "configs/generator/c2i_b.yaml"}
+ENCODED_BY = {
+    "encode_emoji.yaml": "emoji.yaml",
+    "encode_cifar10.yaml": "cifar10.yaml",
+    "encode_imagenet.yaml": "vq_ds16.yaml",
+    "encode_laion_coco.yaml": "vq_ds16.yaml",
+}
+
+
+def stacked(config: Path) -> list[str]:
+    kind = config.parent.name
+    below = []
+    if kind in BASES:
+        below = [BASES[kind]]
+    elif config.name in ENCODED_BY:
+        below = [str(config.with_name(ENCODED_BY[config.name]))]
+    return [arg for path in (*below, str(config)) for arg in ("-c", path)]
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a Trainer be built for GPUs that are not here; nothing runs on them."""
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(CUDAAccelerator, "auto_device_count", staticmethod(lambda: 8))
+    monkeypatch.setattr(
+        CUDAAccelerator,
+        "get_parallel_devices",
+        staticmethod(lambda devices: [torch.device("cuda", i) for i in devices]),
+    )
+    for module in (
+        "lightning.fabric.utilities.device_parser",
+        "lightning.fabric.accelerators.cuda",
+    ):
+        for name in ("_get_all_available_cuda_gpus", "_get_all_visible_cuda_devices"):
+            if hasattr(sys.modules[module], name):
+                monkeypatch.setattr(f"{module}.{name}", lambda: list(range(8)))
+    monkeypatch.setattr("lightning.fabric.accelerators.cuda.num_cuda_devices", lambda: 8)
+
+
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_config_builds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["lgpl"])
+    args = [*stacked(config), *("--trainer.logger", "false")]
+    with torch.device("meta"):  # the largest model has billions of parameters
+        cli = CommandLine(args, run=False)
+    if isinstance(cli.model, GeneratorModule):
+        model = cli.model._outline()
+        assert isinstance(model, Transformer) and sum(p.numel() for p in model.parameters()) > 1e6
+    else:
+        assert isinstance(cli.model, TokenizerModule)
+        size = cli.datamodule.image_size
+        assert size % cli.model.autoencoder.downsampling == 0
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_config_is_explained(config: Path) -> None:
+    assert (ROOT / config).read_text().startswith("# ")
+    assert str(config) in (ROOT / "README.md").read_text(), "add a line to the README's table"
+
+
+@pytest.mark.parametrize("config", ["tokenizer/emoji.yaml", "generator/emoji_stage2.yaml"])
+def test_print_config(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from lgpl.cli import main
+
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "-c", f"configs/{config}", "--print_config"])
+    printed = capsys.readouterr().out
+    assert done.value.code == 0 and "class_path: lgpl." in printed and "batch_size:" in printed
