@@ -81,7 +81,7 @@ def check_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> N
             raise UserError(f"{source} has no weight {name}: it holds another kind of model.")
         if state[name].shape != tensor.shape:
             raise UserError(
-                f"{source} has {name} of {[*state[name].shape]}, not {[*tensor.shape]} as the config: "
+                f"{source} has {name} of {[*state[name].shape]}, the config {[*tensor.shape]}: "
                 "they are of different sizes."
             )
 

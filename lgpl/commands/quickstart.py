@@ -146,9 +146,8 @@ def _validate(module: pl.LightningModule, data: ShardDataModule) -> dict[str, fl
 
 
 def _draw(generator: GeneratorModule, prompts: list[str]) -> Tensor:
-    captions, condition, lengths = conditions(generator, prompts, [], 1)
-    with torch.autocast("cpu", torch.bfloat16):
-        return sample(generator, condition, lengths, SAMPLING, list(range(len(captions))), 50)
+    _, condition, lengths = conditions(generator, prompts, [], 1)
+    return sample(generator, condition, lengths, SAMPLING, list(range(len(prompts))), 50)
 
 
 def _training_pictures() -> tuple[Tensor, list[str]]:

@@ -43,6 +43,7 @@ class ShardLoader:
         self.skipped: Counter[str] = Counter()
         self._running: Iterator[Batch] | None = None
         self._cursors: dict[int, dict[str, int]] = {}
+        self._last = -1  # the reader of the last batch
 
     def __len__(self) -> int:
         if self.batches is None:
@@ -57,11 +58,15 @@ class ShardLoader:
             self._count(batch.pop("skipped"))
             # A loader of known length is asked for a batch when the last one was trained on; an
             # endless one is asked for one batch ahead.
-            if self.batches is not None and reader is not None:
-                self._cursors[reader] = cursor
+            if self.batches is not None:
+                self._remember(reader, cursor)
             yield batch
-            if self.batches is None and reader is not None:
-                self._cursors[reader] = cursor
+            if self.batches is None:
+                self._remember(reader, cursor)
+
+    def _remember(self, reader: int | None, cursor: dict[str, int]) -> None:
+        if reader is not None:
+            self._cursors[reader], self._last = cursor, reader
 
     def _count(self, skipped: dict[str, int]) -> None:
         for cause, count in skipped.items():
@@ -76,6 +81,7 @@ class ShardLoader:
         return {
             "workers": self.workers,
             "ranks": self.stream.rank.count,
+            "last": self._last,
             "cursors": {str(reader): cursor for reader, cursor in self._cursors.items()},
         }
 
@@ -91,6 +97,8 @@ class ShardLoader:
             )
             return
         self._cursors = {int(reader): cursor for reader, cursor in state["cursors"].items()}
+        self._last = state["last"]
+        self.stream.first = (self._last + 1) % max(1, self.workers)
         self.stream.cursors = {r: Cursor(**cursor) for r, cursor in self._cursors.items()}
         self._running = None
 

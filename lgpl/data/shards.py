@@ -50,7 +50,7 @@ def expand(patterns: str | Iterable[str], what: str = "shards") -> list[str]:
                 found = [path] if os.path.isfile(path) else []
             if not found:
                 raise UserError(
-                    f"{what}: {path!r} matches no file; give a path, a pattern with braces or stars, "
+                    f"{what}: {path!r} matches no file; give a path, a brace or glob pattern, "
                     "or a URL."
                 )
             shards.update(dict.fromkeys(found))

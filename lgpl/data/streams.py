@@ -76,12 +76,14 @@ class TrainStream(Stream):
     Attributes:
         shuffle: samples of the shuffle buffer; 0 keeps the order of the shards and in them.
         seed: decides every order and every augmentation.
-        cursors: where the readers of this rank start, by worker.
+        cursors: where the readers of this rank start.
+        first: the reader that gives the first batch; the others follow in turn.
     """
 
     shuffle: int = 0
     seed: int = 0
     cursors: dict[int, Cursor] = field(default_factory=dict)
+    first: int = 0
 
     def __iter__(self) -> Iterator[Batch]:
         worker = this_worker()
@@ -104,7 +106,7 @@ class TrainStream(Stream):
                 if len(samples) == self.batch_size:
                     causes += faults
                     yield self.batch(samples, faults) | {
-                        "reader": worker.index,
+                        "reader": reader,
                         "cursor": Cursor(epoch, index + 1).state_dict(),
                     }
                     samples = []

@@ -199,8 +199,8 @@ class Transformer(nn.Module):
         layers, heads, dim = size
         if dim % heads or (dim // heads) % 4:
             raise UserError(
-                f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must be "
-                "a multiple of 4, half for rows and half for columns."
+                f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must "
+                "be a multiple of 4, half for rows and half for columns."
             )
         if (num_classes is None) == (text_features is None):
             raise UserError("Set exactly one of num_classes and text_features.")

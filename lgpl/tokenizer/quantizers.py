@@ -169,8 +169,8 @@ class VectorQuantizer(Quantizer):
         """Lloyd's algorithm from random features; an empty cluster is drawn anew."""
         if len(flat) < self.codebook_size:
             raise UserError(
-                f"k-means needs at least codebook_size = {self.codebook_size} features in a training "
-                f"batch, but the first holds {len(flat)}: enlarge batch_size or set "
+                f"k-means needs at least codebook_size = {self.codebook_size} features in a "
+                f"training batch, but the first holds {len(flat)}: enlarge batch_size or set "
                 "kmeans_iterations to 0."
             )
         shuffled = _same_everywhere(torch.randperm(len(flat), device=flat.device))
