@@ -87,8 +87,9 @@ class TrainStream(Stream):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = this_worker()
-        place = Place(self.rank.index * worker.count + worker.index, self.rank.count * worker.count)
-        start = self.cursors.get(worker.index, Cursor())
+        reader = (worker.index + self.first) % worker.count
+        place = Place(self.rank.index * worker.count + reader, self.rank.count * worker.count)
+        start = self.cursors.get(reader, Cursor())
         faults: Counter[str] = Counter()
         causes: Counter[str] = Counter()
         samples: list[Sample] = []
