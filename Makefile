@@ -17,7 +17,7 @@ MARKER := $(VENV)/.lgpl-installing
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow test-gpu lint format benchmark clean
+.PHONY: help install quickstart test test-slow test-gpu lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,10 +62,6 @@ lint: $(STAMP)  ## ruff, the format and mypy
 format: $(STAMP)  ## let ruff format the code and sort the imports
 	$(BIN)/python -m ruff check --select I --fix .
 	$(BIN)/python -m ruff format .
-
-benchmark: $(STAMP)  ## the measurements in tests/benchmarks
-	$(BIN)/python -m pytest tests/benchmarks -m 'not gpu or gpu' -s -o norecursedirs= \
-		-o python_files='test_*.py bench_*.py'
 
 clean:  ## remove caches and build leftovers; VENV, runs/ and data/ stay
 	rm -rf build dist lgpl.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov

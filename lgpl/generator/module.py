@@ -105,18 +105,22 @@ class GeneratorModule(SelfDescribing):
 
     def _shard(self, model: Transformer) -> None:
         """FSDP2: every block its own unit, the rest one more (arXiv 2304.11277)."""
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
+        # The weights stay float32 for the optimizer; the rotary table is passed as it is.
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
         for layer in model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ShardDataModule):
-            model = self.model if self.transformer is not None else self._outline()
+            model = self._outline()
             text = model.condition if isinstance(model.condition, TextCondition) else None
             data.expect(
                 grid=model.grid,
@@ -129,6 +133,9 @@ class GeneratorModule(SelfDescribing):
             self.check_tokenizer()
 
     def _outline(self) -> Transformer:
+        """The model, or before it is built one without memory, to ask for its sizes."""
+        if self.transformer is not None:
+            return self.transformer
         with torch.device("meta"):
             return self.build()
 
@@ -150,7 +157,7 @@ class GeneratorModule(SelfDescribing):
 
     def check_tokenizer(self) -> None:
         """Raise a UserError where tokenizer and generator do not belong together."""
-        model = self.model if self.transformer is not None else self._outline()
+        model = self._outline()
         size = self.tokenizer.autoencoder.quantizer.codebook_size
         if size != model.codebook_size:
             raise UserError(

@@ -25,6 +25,9 @@ MULTIPLIERS: dict[str, tuple[int, ...]] = {
 }
 
 
+SEAM_CHANNELS = 8  # at full resolution, where patches are unfolded
+
+
 def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
 
@@ -158,6 +161,13 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
+def unfold(channels: int, patch: int) -> nn.Sequential:
+    """Back to full resolution with a few channels, so that the last convolution mends the seams."""
+    return nn.Sequential(
+        nn.Conv2d(channels, SEAM_CHANNELS * patch**2, 3, padding=1), nn.PixelShuffle(patch), nn.SiLU()
+    )
+
+
 class Decoder(nn.Module):
     """Features [B, z_channels, h, w] -> image [B, 3, h*f, w*f]; one residual block more a level."""
 
@@ -173,7 +183,6 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [width * m for m in reversed(multipliers)]
         previous = widths[0]
-        self.patch = patch
         self.conv_in = nn.Conv2d(z_channels, previous, 3, padding=1)
         self.mid = middle(previous, dropout)
         self.conv_blocks = nn.ModuleList()
@@ -185,7 +194,8 @@ class Decoder(nn.Module):
             )
             previous = channels
         self.norm_out = norm(previous)
-        self.conv_out = nn.Conv2d(previous, 3 * patch**2, 3, padding=1)
+        self.unfold = unfold(previous, patch) if patch > 1 else nn.Identity()
+        self.conv_out = nn.Conv2d(SEAM_CHANNELS if patch > 1 else previous, 3, 3, padding=1)
 
     @property
     def last_layer(self) -> Tensor:
@@ -196,7 +206,7 @@ class Decoder(nn.Module):
         x = self.conv_in(z)
         for block in (*self.mid, *self.conv_blocks):
             x = block(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+        return self.conv_out(self.unfold(F.silu(self.norm_out(x))))
 
 
 class VQModel(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import SelfDescribing
+from lgpl.errors import UserError
 from lgpl.optimizers import Schedule, adamw
 from lgpl.tokenizer.autoencoder import VQModel
 from lgpl.tokenizer.losses import TokenizerLoss
@@ -78,6 +79,13 @@ class TokenizerModule(SelfDescribing):
             for model in models
             if model is not None
         ]
+
+    def on_fit_start(self) -> None:
+        if self.trainer.precision.startswith("16"):
+            raise UserError(
+                f"trainer.precision: {self.trainer.precision} scales gradients, which two optimizers "
+                "stepped by hand do not take; use bf16-mixed or 32-true."
+            )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         optimizers = self.optimizers()

@@ -1,0 +1,43 @@
+"""The same code on a CUDA device; the CPU tests of each part are its reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lgpl.cli import main
+from lgpl.generator import Sampling, generate
+from tests.conftest import TINY, TINY_TOKENIZER, Chain, fit_generator, logs
+from tests.generator.test_decoding import LABELS
+from tests.generator.test_transformer import small
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def test_greedy_codes_equal_the_cpu() -> None:
+    model, sampling = small(), Sampling(guidance=2.0, temperature=0.0)
+    expected = generate(model, LABELS, sampling=sampling)
+    made = generate(model.cuda(), LABELS.cuda(), sampling=sampling)
+    assert torch.equal(made.cpu(), expected)
+
+
+def test_tokenizer_with_gan_trains_in_bf16(tmp_path: Path) -> None:
+    main(
+        ["fit", "-c", "configs/tokenizer/emoji.yaml", "-c", "configs/trainer/gpu.yaml", *TINY,
+         *TINY_TOKENIZER, *logs(tmp_path), "--data.epoch_samples", "64", "--trainer.max_epochs", "1",
+         "--model.init_args.loss.init_args.discriminator", "lgpl.tokenizer.PatchGAN",
+         "--model.init_args.discriminator_start", "1"]
+    )  # fmt: skip
+    assert (tmp_path / "tokenizer/checkpoints/last.ckpt").exists()
+
+
+def test_generator_trains_in_bf16(chain: Chain, tmp_path: Path) -> None:
+    gpu = ("-c", "configs/trainer/gpu.yaml")
+    fit_generator(tmp_path, "stage2", chain.tokenizer, chain.codes, *gpu,
+                  "--model.init_args.init_from", chain.stage1)  # fmt: skip
+    assert (tmp_path / "stage2/checkpoints/last.ckpt").exists()
