@@ -52,8 +52,6 @@ class CommandLine(LightningCLI):
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={"prog": "lgpl", "description": DESCRIPTION, "epilog": EPILOG},
-            # Plain lines, also where the output is no terminal, and no thread of its own.
-            trainer_defaults={"callbacks": [TQDMProgressBar(refresh_rate=10)]},
             args=args,
             run=run,
             auto_configure_optimizers=False,
@@ -69,7 +67,11 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        self.model_config = dump[self.subcommand]["model"] if self.subcommand else dump["model"]
+        config = dump[self.subcommand] if self.subcommand else dump
+        self.model_config = config["model"]
+        if config["trainer"]["enable_progress_bar"] is not False:
+            # Plain lines, also where the output is no terminal, and no thread of its own.
+            self.trainer_defaults["callbacks"] = [TQDMProgressBar(refresh_rate=10)]
 
     def after_instantiate_classes(self) -> None:
         self.model.config = self.model_config

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.shards import picture
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = "".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [line.strip() for line in BLOCKS.splitlines() if re.match(r"\s*(\S*/)?lgpl ", line)]
 
 
@@ -38,7 +38,13 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"make ([a-z-]+)", BLOCKS + "".join(re.findall(r"`(.*?)`", README))))
+    named = set(
+        re.findall(
+            r"^make ([a-z-]+)",
+            "\n".join([BLOCKS, *re.findall(r"`([^`\n]*)`", README)]),
+            re.MULTILINE,
+        )
+    )
     assert named and named <= targets
 
 
@@ -48,10 +54,10 @@ def test_files_and_links_exist() -> None:
     assert links and all((ROOT / path).exists() for path in links + configs)
 
 
-def test_the_snippet_for_ones_own_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "data/README.md").read_text(), re.DOTALL)
+def test_the_snippet_for_ones_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "data/README.md").read_text(), re.DOTALL
+    )
     (tmp_path / "pictures").mkdir()
     (tmp_path / "data/own").mkdir(parents=True)
     for i in range(3):

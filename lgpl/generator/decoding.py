@@ -88,7 +88,7 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     return codes.gather(-1, place.clamp(max=k - 1)).squeeze(-1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model: Transformer,
     condition: Tensor,

@@ -254,7 +254,7 @@ class GeneratorModule(SelfDescribing):
             "A generator does not encode; use the tokenizer's config, or `lgpl sample`."
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self,
         condition: Tensor,

@@ -6,7 +6,7 @@ import html
 import re
 import unicodedata
 
-TAG = re.compile(r"<[^<>]{1,200}>")
+TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,200}>")
 URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
 FILE_NAME = re.compile(r"\b\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?)\b", re.IGNORECASE)
 SPACE = re.compile(r"\s+")

@@ -164,7 +164,9 @@ class Encoder(nn.Module):
 def unfold(channels: int, patch: int) -> nn.Sequential:
     """Back to full resolution with a few channels, so that the last convolution mends the seams."""
     return nn.Sequential(
-        nn.Conv2d(channels, SEAM_CHANNELS * patch**2, 3, padding=1), nn.PixelShuffle(patch), nn.SiLU()
+        nn.Conv2d(channels, SEAM_CHANNELS * patch**2, 3, padding=1),
+        nn.PixelShuffle(patch),
+        nn.SiLU(),
     )
 
 

@@ -63,8 +63,11 @@ def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
     assert trainer.global_step == 2
     trainer = fit(parts, tmp_path, 4, batch_size=4)
     assert trainer.global_step == 2 and int(parts.train_step) == 4
-    for a, b in zip(whole.autoencoder.parameters(), parts.autoencoder.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-4)
+    start, a, b = (
+        torch.cat([p.detach().flatten() for p in m.autoencoder.parameters()])
+        for m in (module(), whole, parts)
+    )
+    assert (a - b).norm() < 0.05 * (a - start).norm()
 
 
 def test_gradients_are_clipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
