@@ -144,3 +144,9 @@ def test_two_sources_for_one_code_shard(fails: Fails, chain: Chain, tmp_path: Pa
 def test_size_that_the_tokenizer_cannot_take(fails: Fails) -> None:
     said = fails(*FIT_TOKENIZER, "--data.image_size", "60", "--trainer.logger", "false")
     assert "both sides must be multiples of 8" in said
+
+
+def test_text_encoder_that_reads_more_than_the_prefix_holds(fails: Fails, chain: Chain) -> None:
+    longer = ("--model.init_args.text_encoder.init_args.max_length", "50")
+    said = fails(*fit_stage2(chain, *longer, "--data.fields", '["codes", "caption"]'))
+    assert "max_length: 50 is above the transformer's text_length, 12" in said

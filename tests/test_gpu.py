@@ -29,7 +29,8 @@ def test_greedy_codes_equal_the_cpu() -> None:
 def test_tokenizer_with_gan_trains_in_bf16(tmp_path: Path) -> None:
     main(
         ["fit", "-c", "configs/tokenizer/emoji.yaml", "-c", "configs/trainer/gpu.yaml", *TINY,
-         *TINY_TOKENIZER, *logs(tmp_path), "--data.epoch_samples", "64", "--trainer.max_epochs", "1",
+         *TINY_TOKENIZER, *logs(tmp_path), "--data.epoch_samples", "64",
+         "--trainer.max_epochs", "1",
          "--model.init_args.loss.init_args.discriminator", "lgpl.tokenizer.PatchGAN",
          "--model.init_args.discriminator_start", "1"]
     )  # fmt: skip

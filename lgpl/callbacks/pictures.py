@@ -53,6 +53,8 @@ class ReconstructionPictures(Callback):
 class SamplePictures(Callback):
     """Samples for the first conditions of the validation set, the same seeds every time.
 
+    Left out where the model is sharded (FSDP): one rank alone cannot sample from it.
+
     Args:
         count: number of images.
         guidance, temperature, top_k, top_p: see `Sampling`.
@@ -81,7 +83,7 @@ class SamplePictures(Callback):
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
         assert isinstance(pl_module, GeneratorModule)
-        if pl_module.tokenizer_path is None:
+        if pl_module.tokenizer_path is None or pl_module.device_mesh is not None:
             return
         condition, lengths = pl_module.condition(batch)
         condition = condition[: self.count]

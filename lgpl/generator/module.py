@@ -221,6 +221,11 @@ class GeneratorModule(SelfDescribing):
         """Text features [B, L, F], left-padded, and lengths [B] of captions."""
         if self.text_encoder is None:
             raise UserError("model.text_encoder is not set; captions and prompts need it.")
+        if self.text_encoder.max_length > self.model.prefix_length:
+            raise UserError(
+                f"model.text_encoder.max_length: {self.text_encoder.max_length} is above the "
+                f"transformer's text_length, {self.model.prefix_length}."
+            )
         features = self.text_encoder.encode(captions, self.device, refuse_long)
         padded, lengths = left_pad(features, self.model.prefix_length)
         return padded, lengths.to(self.device)

@@ -83,8 +83,8 @@ class TokenizerModule(SelfDescribing):
     def on_fit_start(self) -> None:
         if self.trainer.precision.startswith("16"):
             raise UserError(
-                f"trainer.precision: {self.trainer.precision} scales gradients, which two optimizers "
-                "stepped by hand do not take; use bf16-mixed or 32-true."
+                f"trainer.precision: {self.trainer.precision} scales gradients, which two "
+                "optimizers stepped by hand do not take; use bf16-mixed or 32-true."
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
