@@ -6,6 +6,8 @@ it was built from, in plain types. It is read with `weights_only`, so nothing in
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,8 @@ class SelfDescribing(pl.LightningModule):
         found = checkpoint.get("lgpl", {}).get("kind", "model of another program")
         if found != self.kind:
             raise UserError(f"The checkpoint holds a {found}, but a {self.kind} is wanted.")
-        check_weights(self, checkpoint["state_dict"], "The checkpoint")
+        if "state_dict" in checkpoint:  # a sharded strategy has loaded the weights by itself
+            check_weights(self, checkpoint["state_dict"], "The checkpoint")
 
 
 def check_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -108,8 +111,13 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> dict[str, Any]
     return checkpoint
 
 
-def load_module(path: str | Path, kind: str) -> SelfDescribing:
+def load_module(path: str | Path, kind: str, without: tuple[str, ...] = ()) -> SelfDescribing:
     """The module of a checkpoint in evaluation mode, built from the config inside.
+
+    Args:
+        path: the .ckpt file.
+        kind: what it must hold.
+        without: keys of the config that are set to None, such as a loss that is not needed.
 
     Raises:
         UserError: see `read_checkpoint`; or the checkpoint was made without a config.
@@ -121,6 +129,10 @@ def load_module(path: str | Path, kind: str) -> SelfDescribing:
             f"{path} was saved without the command line and does not say how it was built; build "
             "the module yourself and call load_state_dict."
         )
+    config = copy.deepcopy(config)
+    for key in without:
+        *parents, last = key.split(".")
+        functools.reduce(dict.__getitem__, parents, config)[last] = None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SelfDescribing, "module")
     module = parser.instantiate_classes(parser.parse_object({"module": config})).module

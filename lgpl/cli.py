@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
@@ -36,7 +37,7 @@ class SaveTrainingConfig(SaveConfigCallback):
     """Writes config.yaml beside the logs of a fit; the other commands leave nothing behind."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" and trainer.logger is not None:
             super().setup(trainer, pl_module, stage)
 
 
@@ -62,6 +63,10 @@ class CommandLine(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config.get(str(self.config.get("subcommand")), self.config)
         path = config.get("ckpt_path")
+        if path is None and self.config.get("subcommand") in ("validate", "test", "predict"):
+            raise UserError(
+                "--ckpt_path is not set; give the checkpoint whose weights are to be used."
+            )
         if path and path not in ("best", "last", "hpc") and not Path(path).is_dir():
             read_checkpoint(path)  # a wrong file is told before anything is built
 
@@ -72,6 +77,10 @@ class CommandLine(LightningCLI):
         if config["trainer"]["enable_progress_bar"] is not False:
             # Plain lines, also where the output is no terminal, and no thread of its own.
             self.trainer_defaults["callbacks"] = [TQDMProgressBar(refresh_rate=10)]
+
+    def predict(self, **arguments: Any) -> None:
+        """Write and forget: predictions of a large set do not fit in memory."""
+        self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def after_instantiate_classes(self) -> None:
         self.model.config = self.model_config

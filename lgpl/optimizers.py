@@ -90,7 +90,7 @@ class MuonAdamW(Optimizer):
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise UserError(
-                f"optimizer muon needs torch 2.9 or newer, this is {torch.__version__}; use adamw."
+                f"model.muon_lr needs torch 2.9 or newer, not {torch.__version__}; set it to null."
             )
         self.parts: tuple[Optimizer, ...] = (
             torch.optim.Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay),

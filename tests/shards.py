@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from webdataset import TarWriter
+
+from lgpl.data.shards import count_samples
 
 EMOJI_TRAIN = "data/emoji/train-*.tar.gz"
 EMOJI_VAL = "data/emoji/val-*.tar.gz"
@@ -50,3 +53,11 @@ def write_shards(folder: Path, counts: list[int]) -> list[str]:
         write_shard(folder / f"{i:04d}.tar", samples(count, start))
         for i, (count, start) in enumerate(zip(counts, starts, strict=True))
     ]
+
+
+def count(shard: str) -> int:
+    """Samples of a shard without a fault."""
+    faults: Counter[str] = Counter()
+    number = count_samples(shard, faults)
+    assert not faults
+    return number

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain
@@ -117,7 +118,9 @@ def test_sample(fails: Fails, chain: Chain, tmp_path: Path) -> None:
     assert "give --prompt or --prompts, not --label" in sample("--label", "3")
     assert "top_k: -1 is not at least 0" in sample("--prompt", "a", "--top-k", "-1")
     assert "--count: 0 is below 1" in sample("--prompt", "a", "--count", "0")
+    assert "--columns: 0 is below 1" in sample("--prompt", "a", "--columns", "0")
     assert "no ending of a picture" in sample("--prompt", "a", out="picture")
+    assert "--device: nowhere cannot be used" in sample("--prompt", "a", "--device", "nowhere")
     assert "cannot be read as text" in sample("--prompts", str(tmp_path / "none.txt"))
     (tmp_path / "blank.txt").write_text("\n \n")
     assert "holds no prompts" in sample("--prompts", str(tmp_path / "blank.txt"))
@@ -150,3 +153,10 @@ def test_text_encoder_that_reads_more_than_the_prefix_holds(fails: Fails, chain:
     longer = ("--model.init_args.text_encoder.init_args.max_length", "50")
     said = fails(*fit_stage2(chain, *longer, "--data.fields", '["codes", "caption"]'))
     assert "max_length: 50 is above the transformer's text_length, 12" in said
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_forgotten_checkpoint(fails: Fails, command: str) -> None:
+    """Figures and codes of random weights would look like real ones."""
+    said = fails(command, "-c", "configs/tokenizer/emoji.yaml")
+    assert said.startswith("--ckpt_path is not set")

@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lgpl.cli import main
 from lgpl.data import ShardDataModule
-from lgpl.data.shards import count_samples, expand
+from lgpl.data.shards import expand
 from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, encode, fit_generator, logs
-from tests.shards import EMOJI_TRAIN, samples, write_shard
+from tests.shards import EMOJI_TRAIN, count, samples, write_shard
 
 
 def scalars(folder: Path) -> dict[str, float]:
@@ -55,7 +55,7 @@ def test_throughput(chain: Chain, tmp_path: Path) -> None:
 def test_code_shards_hold_what_the_generator_reads(chain: Chain) -> None:
     sources, shards = expand("data/emoji/*.tar.gz"), expand(f"{chain.codes}/*.tar")
     assert [Path(s).stem for s in shards] == [Path(s).name.split(".")[0] for s in sources]
-    assert [count_samples(s) for s in shards] == [count_samples(s) for s in sources]
+    assert [count(s) for s in shards] == [count(s) for s in sources]
     with tarfile.open(shards[0]) as tar:
         names = [m.name.split(".", 1)[1] for m in tar.getmembers()[:5]]
     assert sorted(names) == ["cls", "codes.npy", "json", "text.npy", "txt"]
@@ -98,9 +98,9 @@ def test_encoding_killed_leaves_only_whole_shards(chain: Chain, tmp_path: Path) 
     process.kill()
     process.wait()
     assert list(codes.glob("*.partial"))  # it was in the middle of a shard
-    assert all(count_samples(str(shard)) == 600 for shard in codes.glob("*.tar"))
+    assert all(count(str(shard)) == 600 for shard in codes.glob("*.tar"))
     subprocess.run([*command, "--data.eval_batch_size", "64"], check=True, capture_output=True)
-    assert [count_samples(s) for s in expand(f"{codes}/*.tar")] == [600] * 3
+    assert [count(s) for s in expand(f"{codes}/*.tar")] == [600] * 3
     assert not list(codes.glob("*.partial"))
 
 

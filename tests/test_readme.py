@@ -10,9 +10,8 @@ import pytest
 
 from lgpl.cli import main
 from lgpl.commands import quickstart, sample
-from lgpl.data.shards import count_samples
 from tests.conftest import ROOT
-from tests.shards import picture
+from tests.shards import count, picture
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
@@ -65,4 +64,4 @@ def test_the_snippet_for_ones_own_pictures(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / f"pictures/{i}.txt").write_text(f"picture {i}")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "data/README.md", "exec"), {"__name__": "snippet"})
-    assert count_samples("data/own/train-0000.tar") == 3
+    assert count("data/own/train-0000.tar") == 3

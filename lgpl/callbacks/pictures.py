@@ -89,5 +89,6 @@ class SamplePictures(Callback):
         condition = condition[: self.count]
         lengths = None if lengths is None else lengths[: self.count]
         images = pl_module.sample(condition, lengths, self.sampling, list(range(len(condition))))
-        captions = batch.get("caption") or [str(label) for label in batch.get("class", [])]
+        labels = batch["class"].tolist() if "class" in batch else []
+        captions = batch.get("caption") or [f"class {label}" for label in labels]
         show(trainer, "val/samples", images, captions[: self.count] or None)

@@ -41,26 +41,41 @@ def parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     sampling = Sampling(options.guidance, None, options.temperature, options.top_k, options.top_p)
-    for name, value in (("count", options.count), ("batch-size", options.batch_size)):
-        if value < 1:
-            raise UserError(f"--{name}: {value} is below 1.")
+    for name in ("count", "batch_size", "columns", "tile"):
+        value = options[name]
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {value} is below 1.")
     out = Path(options.out)
-    if out.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise UserError(f"--out: {out} has no ending of a picture, such as .png.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error}).") from error
     prompts = list(options.prompt) + (_lines(options.prompts) if options.prompts else [])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = device if options.device == "auto" else options.device
+    device = usable_device(options.device)
 
     module = load_generator(options.checkpoint, options.tokenizer, device)
     captions, condition, lengths = conditions(module, prompts, options.label, options.count)
     seeds = [options.seed + i for i in range(len(condition))]
     images = sample(module, condition, lengths, sampling, seeds, options.batch_size)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if len(images) == 1:
         to_image(images[0]).save(out)
     else:
         grid(images, captions, options.columns, options.tile).save(out)
     print(f"{out}: {len(images)} pictures, seeds {seeds[0]} to {seeds[-1]}, {sampling}")
+
+
+def usable_device(name: str) -> str:
+    """`auto` is the GPU where there is one; any other name is tried at once."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device: {name} cannot be used here ({reason}).") from error
+    return name
 
 
 def load_generator(path: str, tokenizer: str | None, device: str) -> GeneratorModule:

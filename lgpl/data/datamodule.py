@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch.utils.data import DataLoader
 
 from lgpl.data.decode import Decoder, Field
@@ -37,7 +38,7 @@ class ShardLoader:
             batch_size=None,
             num_workers=workers,
             persistent_workers=endless and workers > 0,
-            pin_memory=False,
+            pin_memory=torch.cuda.is_available(),
         )
         self.workers = workers
         self.skipped: Counter[str] = Counter()
@@ -212,8 +213,13 @@ class ShardDataModule(pl.LightningDataModule):
         shards = self.shards[split]
         for shard in shards:
             if shard not in self._counts:
-                self._counts[shard] = count_samples(shard)
+                faults: Counter[str] = Counter()
+                self._counts[shard] = count_samples(shard, faults)
+                for fault in faults:
+                    log.warning("data.%s: %s", split, fault)
         counts = [self._counts[shard] for shard in shards]
+        if self.trainer is not None:  # a remote shard may have failed on one rank alone
+            counts = self.trainer.strategy.broadcast(counts)
         if not sum(counts):
             raise UserError(f"data.{split}: {', '.join(shards)}: no samples at all.")
         stream = ValidationStream(*self._common(split, self.eval_batch_size), counts=counts)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -142,9 +143,12 @@ def _member(raw: Raw, field: str) -> bytes:
 
 def _array(data: bytes, what: str) -> np.ndarray:
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise BadSample(f"{what} that are no .npy array") from error
+    if not isinstance(array, np.ndarray) or array.size == 0:
+        raise BadSample(f"{what} that are no .npy array or an empty one")
+    return array
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -41,7 +41,11 @@ def expand(patterns: str | Iterable[str], what: str = "shards") -> list[str]:
     """
     shards: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for path in braceexpand.braceexpand(pattern):
+        try:
+            paths = list(braceexpand.braceexpand(pattern))
+        except braceexpand.UnbalancedBracesError as error:
+            raise UserError(f"{what}: {pattern!r} has a brace without its partner.") from error
+        for path in paths:
             if is_url(path):
                 found = [path]
             elif glob.has_magic(path):
@@ -90,10 +94,19 @@ def read_shard(shard: str, faults: Counter[str]) -> Iterator[Raw]:
         shard: path or URL.
         faults: a damaged, empty or unreachable shard is counted here, by a cause that names it.
     """
+    yield from _guarded(shard, faults, with_data=True)
+
+
+def count_samples(shard: str, faults: Counter[str]) -> int:
+    """Number of samples `read_shard` gives, from the headers alone where the file can seek."""
+    return sum(1 for _ in _guarded(shard, faults, with_data=False))
+
+
+def _guarded(shard: str, faults: Counter[str], with_data: bool) -> Iterator[Raw]:
     count = 0
     try:
         with open_shard(shard) as file:
-            for sample in _samples(file, shard, with_data=True):
+            for sample in _samples(file, shard, with_data):
                 count += 1
                 yield sample
     except SHARD_ERRORS as error:
@@ -108,26 +121,16 @@ def read_shard(shard: str, faults: Counter[str]) -> Iterator[Raw]:
         faults[f"{shard} holds no samples"] += 1
 
 
-def count_samples(shard: str) -> int:
-    """Number of samples `read_shard` gives, from the headers alone where the file can seek."""
-    count = 0
-    try:
-        with open_shard(shard) as file:
-            for _ in _samples(file, shard, with_data=False):
-                count += 1
-    except SHARD_ERRORS:
-        pass  # what comes before the damage still counts
-    return count
-
-
 def _samples(file: BinaryIO, shard: str, with_data: bool) -> Iterator[Raw]:
     sample: Raw = {}
     last: tarfile.TarInfo | None = None
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as tar:
+        mode = "r|*" if with_data or not file.seekable() else "r:*"
+        with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
             for member in tar:
                 last = member
-                tar.members = []  # or a long stream would keep every header
+                if with_data:
+                    tar.members = []  # or a long stream would keep every header
                 key, extension = base_plus_ext(member.name)
                 if key is None or not member.isfile():
                     continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import random
 from bisect import bisect_right
 from collections import Counter
@@ -19,10 +20,13 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lgpl.data.decode import BadSample, Decoder, Sample, collate
-from lgpl.data.shards import Cursor, Place, Raw, read_shard, share, shuffled
+from lgpl.data.shards import Cursor, Place, Raw, is_url, read_shard, share, shuffled
 from lgpl.errors import UserError
 
+log = logging.getLogger(__name__)
+
 Batch = dict[str, Any]
+COPIED = ("txt", "cls", "json")  # members that a code shard takes over
 
 
 def this_worker() -> Place:
@@ -165,13 +169,17 @@ class ValidationStream(Stream):
         first = self.rank.index * self.per_rank
         end = min(first + self.per_rank, sum(self.counts))
         template: Sample | None = None
-        for batch in range(worker.index, self.batches, worker.count):
-            low = first + batch * self.batch_size
-            high = min(low + self.batch_size, end)
+        # A run of batches for each worker, so that no shard is opened once a batch.
+        run = -(-self.batches // worker.count)
+        batches = range(self.batches)[worker.index * run : (worker.index + 1) * run]
+        low = first + batches.start * self.batch_size
+        high = min(first + batches.stop * self.batch_size, end)
+        raws = self._range(low, high, faults)
+        for batch in batches:
             slots = min(self.batch_size, self.per_rank - batch * self.batch_size)
             samples = [
                 sample
-                for raw in self._range(low, high, faults)
+                for raw in itertools.islice(raws, slots)
                 if (sample := self.decode(raw, random.Random(0), faults)) is not None
             ]
             valid = len(samples)
@@ -205,7 +213,7 @@ class ValidationStream(Stream):
 class PredictStream(Stream):
     """Shard by shard: a batch never spans two shards, and a shard's last batch says so.
 
-    Adds to a batch `members` (the samples as bytes), `shard` and `end_of_shard`.
+    Adds to a batch `members` (the samples' own texts as bytes), `shard` and `end_of_shard`.
     """
 
     def __iter__(self) -> Iterator[Batch]:
@@ -215,7 +223,8 @@ class PredictStream(Stream):
         for shard in mine:
             samples: list[Sample] = []
             members: list[Raw] = []
-            for raw in read_shard(shard, faults):
+            broken: Counter[str] = Counter()
+            for raw in read_shard(shard, broken):
                 sample = self.decode(raw, random.Random(0), faults)
                 if sample is None:
                     continue
@@ -223,9 +232,14 @@ class PredictStream(Stream):
                     yield self._batch(shard, samples, members, False, faults)
                     samples, members = [], []
                 samples.append(sample)
-                members.append(raw)
+                members.append({name: raw[name] for name in COPIED if name in raw})
+            faults += broken
+            # What a network broke off may be whole the next time: its code shard is not finished.
+            whole = not (broken and is_url(shard))
             if samples:
-                yield self._batch(shard, samples, members, True, faults)
+                yield self._batch(shard, samples, members, whole, faults)
+        for cause, count in faults.items():
+            log.warning("skipped %d: %s", count, cause)
 
     def _batch(
         self, shard: str, samples: list[Sample], members: list[Raw], end: bool, faults: Counter[str]

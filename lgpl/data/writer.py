@@ -18,7 +18,6 @@ from lgpl.data.datamodule import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
-COPIED = ("txt", "cls", "json")  # members that a code shard takes over
 LARGEST_CODEBOOK = 2**16  # codes are stored as uint16
 
 
@@ -123,9 +122,8 @@ class CodeShardWriter(BasePredictionWriter):
         arrays = codes.cpu().numpy()
         assert arrays.max() < LARGEST_CODEBOOK
         members = [
-            {"codes.npy": npy(array.astype(np.uint16))}
-            | {name: raw[name] for name in COPIED if name in raw}
-            for array, raw in zip(arrays, batch["members"], strict=True)
+            {"codes.npy": npy(array.astype(np.uint16)), **own}
+            for array, own in zip(arrays, batch["members"], strict=True)
         ]
         if self.text_encoder is not None:
             features = self.text_encoder.encode(batch["caption"], pl_module.device)

@@ -22,6 +22,9 @@ from lgpl.optimizers import MuonAdamW, Schedule, adamw
 from lgpl.text import TextEncoder
 from lgpl.tokenizer.module import TokenizerModule
 
+# Of the frozen tokenizer's config: its weights are large, and only training needs them.
+PERCEPTUAL = "init_args.loss.init_args.perceptual"
+
 
 class GeneratorModule(SelfDescribing):
     """Next-code prediction with a class or text condition (LlamaGen, arXiv 2406.06525, section
@@ -145,7 +148,7 @@ class GeneratorModule(SelfDescribing):
         if not self._tokenizer:
             if self.tokenizer_path is None:
                 raise UserError("model.tokenizer is not set; give the checkpoint of the tokenizer.")
-            module = load_module(self.tokenizer_path, "tokenizer")
+            module = load_module(self.tokenizer_path, "tokenizer", without=(PERCEPTUAL,))
             assert isinstance(module, TokenizerModule)
             self._tokenizer.append(module)
         return self._tokenizer[0].to(self.device)
@@ -184,7 +187,8 @@ class GeneratorModule(SelfDescribing):
         """Clip here: the Trainer's flag refuses fused optimizers and FSDP."""
         if self.gradient_clip:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
-            self.log("train/gradient_norm", norm)
+            if self.device_mesh is None:
+                self.log("train/gradient_norm", norm)
 
     def codes(self, batch: dict[str, Any]) -> Tensor:
         """Codes [B, N] of a batch in raster order."""

@@ -62,6 +62,7 @@ class TokenizerModule(SelfDescribing):
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
         self.train_step: Tensor
+        self._batches = 0
         codebook_size = autoencoder.quantizer.codebook_size
         self.train_usage = CodebookUsage(codebook_size, window=65536, sync_on_compute=False)
         self.val_usage = CodebookUsage(codebook_size)
@@ -87,10 +88,13 @@ class TokenizerModule(SelfDescribing):
                 "optimizers stepped by hand do not take; use bf16-mixed or 32-true."
             )
 
+    def on_train_start(self) -> None:
+        self._batches = int(self.train_step)  # read once: a buffer on a GPU is a wait in every step
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        image, step = batch["image"], int(self.train_step)
+        image, step = batch["image"], self._batches
         adversarial = self.loss.discriminator is not None and step >= self.discriminator_start
 
         z = self.autoencoder.features(image)
@@ -120,6 +124,7 @@ class TokenizerModule(SelfDescribing):
             self._log("train/discriminator", {"loss": loss_d.detach(), **parts_d})
 
         self.train_step += 1
+        self._batches += 1
         self.train_usage.update(quantized.codes)
         usage = self.train_usage.compute()
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -134,7 +139,7 @@ class TokenizerModule(SelfDescribing):
             norm = nn.utils.clip_grad_norm_(model.parameters(), self.gradient_clip)
             self.log(f"train/{type(model).__name__.lower()}_gradient_norm", norm)
         # Equal to optimizer steps, because only the autoencoder's steps count.
-        factor = self.schedule(int(self.train_step) // self.accumulate)
+        factor = self.schedule(self._batches // self.accumulate)
         for group in optimizer.param_groups:
             group["lr"] = self.lr * factor
         optimizer.step()

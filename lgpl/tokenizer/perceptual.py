@@ -107,7 +107,10 @@ class LPIPS(nn.Module):
 
     def _load(self, path: str | None) -> None:
         if path is not None:
-            arrays = torch.load(path, weights_only=True)
+            try:
+                arrays = torch.load(path, weights_only=True, map_location="cpu")
+            except Exception as error:  # torch.load raises many kinds for a file that is none
+                raise UserError(f"{path} cannot be read as LPIPS weights ({error}).") from error
         elif (package := _package_file(self.net)) is not None:
             arrays = _from_package(package)
         else:

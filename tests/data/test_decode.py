@@ -82,6 +82,8 @@ def test_tensor_and_picture_round_trip() -> None:
         ),
         (["codes"], {"codes.npy": npy(np.zeros((2, 2)))}, "codes that are no integers"),
         (["codes"], {"codes.npy": pickle.dumps([1])}, "no .npy array"),
+        (["codes"], {"codes.npy": b"PK\x03\x04 no zip"}, "no .npy array"),
+        (["codes"], {"codes.npy": npy(np.zeros((0, 2), np.uint16))}, "an empty one"),
         (["codes"], {"codes.npy": npy(np.array([{}], dtype=object))}, "no .npy array"),
         (
             ["text"],
