@@ -98,7 +98,7 @@ def read_shard(shard: str, faults: Counter[str]) -> Iterator[Raw]:
 
 
 def count_samples(shard: str, faults: Counter[str]) -> int:
-    """Number of samples `read_shard` gives, from the headers alone where the file can seek."""
+    """Number of samples `read_shard` gives, from the headers alone where the file is local."""
     return sum(1 for _ in _guarded(shard, faults, with_data=False))
 
 
@@ -125,7 +125,7 @@ def _samples(file: BinaryIO, shard: str, with_data: bool) -> Iterator[Raw]:
     sample: Raw = {}
     last: tarfile.TarInfo | None = None
     try:
-        mode = "r|*" if with_data or not file.seekable() else "r:*"
+        mode = "r|*" if with_data or is_url(shard) else "r:*"
         with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
             for member in tar:
                 last = member
