@@ -110,19 +110,20 @@ def _run(*command: str) -> None:
 def measure(out: Path) -> dict[str, Any]:
     """The figures of a finished run; writes samples.png."""
     checkpoint = out / "stage2/checkpoints/last.ckpt"
-    generator = load_generator(str(checkpoint), None, "cpu")
+    tokenizer_path = out / "tokenizer/checkpoints/last.ckpt"
+    generator = load_generator(str(checkpoint), str(tokenizer_path), "cpu")
     metrics: dict[str, Any] = {}
 
-    tokenizer = load_module(out / "tokenizer/checkpoints/last.ckpt", "tokenizer")
+    tokenizer = load_module(tokenizer_path, "tokenizer")
     data = ShardDataModule(val=HELD_OUT, image_size=IMAGE_SIZE)
     metrics["held_out_psnr"] = _validate(tokenizer, data)["val/psnr"]
     codes = out / f"codes{IMAGE_SIZE}"
-    data = ShardDataModule(val=f"{codes}/val-*.tar", fields=["codes", "text"])
+    data = ShardDataModule(val=f"{codes}/val-*.tar", fields=("codes", "text"))
     metrics["held_out_loss"] = _validate(generator, data)["val/loss"]
 
     images, captions = _training_pictures()
     usage = CodebookUsage(generator.model.codebook_size)
-    shards = ShardDataModule(predict=f"{codes}/train-*.tar", fields=["codes"])
+    shards = ShardDataModule(predict=f"{codes}/train-*.tar", fields=("codes",))
     shards.setup("predict")
     for batch in shards.predict_dataloader():
         usage.update(batch["codes"])
@@ -156,7 +157,7 @@ def _draw(generator: GeneratorModule, prompts: list[str]) -> Tensor:
 
 
 def _training_pictures() -> tuple[Tensor, list[str]]:
-    data = ShardDataModule(predict=TRAIN, fields=["image", "caption"], image_size=IMAGE_SIZE)
+    data = ShardDataModule(predict=TRAIN, fields=("image", "caption"), image_size=IMAGE_SIZE)
     data.setup("predict")
     images, captions = [], []
     for batch in data.predict_dataloader():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -131,10 +132,14 @@ def sample(
                     None if lengths is None else lengths[part],
                     sampling,
                     seeds[part],
-                    progress=lambda _, n=n: bar.update(n),
+                    progress=functools.partial(_advance, bar, n),
                 ).cpu()
             )
     return torch.cat(images)
+
+
+def _advance(bar: tqdm, images: int, _: int) -> None:
+    bar.update(images)
 
 
 def _lines(path: str) -> list[str]:

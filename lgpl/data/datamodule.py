@@ -187,7 +187,7 @@ class ShardDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ShardLoader:
         rank = self._rank()
         stream = TrainStream(
-            *self._common("train", self.batch_size), shuffle=self.shuffle, seed=self.seed
+            **self._common("train", self.batch_size), shuffle=self.shuffle, seed=self.seed
         )
         batches = None
         if self.epoch_samples is not None:
@@ -206,7 +206,7 @@ class ShardDataModule(pl.LightningDataModule):
         return self._exactly_once("test")
 
     def predict_dataloader(self) -> ShardLoader:
-        stream = PredictStream(*self._common("predict", self.eval_batch_size))
+        stream = PredictStream(**self._common("predict", self.eval_batch_size))
         return ShardLoader(stream, self.num_workers, None, endless=False)
 
     def _exactly_once(self, split: str) -> ShardLoader:
@@ -222,11 +222,11 @@ class ShardDataModule(pl.LightningDataModule):
             counts = self.trainer.strategy.broadcast(counts)
         if not sum(counts):
             raise UserError(f"data.{split}: {', '.join(shards)}: no samples at all.")
-        stream = ValidationStream(*self._common(split, self.eval_batch_size), counts=counts)
+        stream = ValidationStream(**self._common(split, self.eval_batch_size), counts=counts)
         workers = min(self.num_workers, stream.batches)
         return ShardLoader(stream, workers, stream.batches, endless=False)
 
-    def _common(self, split: str, batch_size: int) -> tuple[Any, ...]:
+    def _common(self, split: str, batch_size: int) -> dict[str, Any]:
         decoder = Decoder(
             self.fields,
             self.image_size,
@@ -234,7 +234,13 @@ class ShardDataModule(pl.LightningDataModule):
             flip=self.flip,
             **self._expected,
         )
-        return self.shards[split], decoder, batch_size, self._rank(), self._text_length
+        return {
+            "shards": self.shards[split],
+            "decoder": decoder,
+            "batch_size": batch_size,
+            "rank": self._rank(),
+            "text_length": self._text_length,
+        }
 
     def _rank(self) -> Place:
         if self.trainer is None:

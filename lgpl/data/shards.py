@@ -43,7 +43,7 @@ def expand(patterns: str | Iterable[str], what: str = "shards") -> list[str]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
             paths = list(braceexpand.braceexpand(pattern))
-        except braceexpand.UnbalancedBracesError as error:
+        except braceexpand.UnbalancedBracesError as error:  # type: ignore[attr-defined]
             raise UserError(f"{what}: {pattern!r} has a brace without its partner.") from error
         for path in paths:
             if is_url(path):

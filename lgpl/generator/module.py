@@ -168,7 +168,7 @@ class GeneratorModule(SelfDescribing):
                 "they do not belong together."
             )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         model = self.model
         optimizer: torch.optim.Optimizer
         if self.muon_lr is None:
@@ -244,8 +244,7 @@ class GeneratorModule(SelfDescribing):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch).mean()
         self.log("train/loss", loss.detach(), prog_bar=True)
-        for group in self.optimizers().param_groups[:1]:
-            self.log("train/lr", group["lr"])
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

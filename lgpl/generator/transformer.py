@@ -237,14 +237,16 @@ class Transformer(nn.Module):
         """Codes of one image."""
         return self.grid[0] * self.grid[1]
 
-    def hidden_matrices(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def hidden_matrices(self) -> tuple[list[Tensor], list[Tensor]]:
         """Matrices between embeddings and head, which Muon is made for, and all other
         parameters."""
         hidden = [
             m.weight for m in self.modules() if isinstance(m, nn.Linear) and m is not self.output
         ]
         known = {id(p) for p in hidden}
-        others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        others: list[Tensor] = [
+            p for p in self.parameters() if p.requires_grad and id(p) not in known
+        ]
         return hidden, others
 
     def forward(self, codes: Tensor, condition: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -82,7 +82,7 @@ class TokenizerLoss(nn.Module):
         """
         distance = F.mse_loss if self.pixel == "l2" else F.l1_loss
         pixel = distance(reconstructed.float(), image)
-        parts = {self.pixel: pixel.detach()}
+        parts: dict[str, Tensor] = {self.pixel: pixel.detach()}
         loss = self.pixel_weight * pixel + self.codebook_weight * codebook_loss
         if self.perceptual is not None:
             perceptual = self.perceptual(reconstructed, image).mean()

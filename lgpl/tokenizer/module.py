@@ -95,14 +95,14 @@ class TokenizerModule(SelfDescribing):
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         image, step = batch["image"], self._batches
-        adversarial = self.loss.discriminator is not None and step >= self.discriminator_start
+        discriminator = self.loss.discriminator
+        adversarial = discriminator is not None and step >= self.discriminator_start
 
         z = self.autoencoder.features(image)
         quantized = self.autoencoder.quantizer(z)
         reconstructed = self.autoencoder.decode_features(quantized.z)
         loss, parts = self.loss.reconstruction(reconstructed, image, quantized.loss)
         if adversarial:
-            discriminator = self.loss.discriminator
             assert discriminator is not None
             discriminator.requires_grad_(False)
             term, adversarial_parts = self.loss.adversarial_term(
@@ -116,6 +116,7 @@ class TokenizerModule(SelfDescribing):
             parts |= self.autoencoder.quantizer.observe(z.detach(), quantized.codes)
 
         if adversarial:
+            assert discriminator is not None
             discriminator.requires_grad_(True)
             loss_d, parts_d = self.loss.discriminator_loss(reconstructed, image)
             self.manual_backward(loss_d / self.accumulate)
@@ -166,16 +167,21 @@ class TokenizerModule(SelfDescribing):
         reconstructed, quantized = self.autoencoder(image)
         reconstructed = reconstructed.float().clamp(-1, 1)
         mse = (reconstructed - image).pow(2).mean((1, 2, 3))
-        self.val_metrics["mse"].update(mse, valid)
+        self._mean("mse").update(mse, valid)
         # of pictures in [0, 1]: the squared error of [-1, 1] over 4
-        self.val_metrics["psnr"].update(-10 * (mse / 4).clamp(min=1e-10).log10(), valid)
+        self._mean("psnr").update(-10 * (mse / 4).clamp(min=1e-10).log10(), valid)
         figures: dict[str, Any] = {"mse": self.val_metrics["mse"], "psnr": self.val_metrics["psnr"]}
         if self.loss.perceptual is not None:
-            self.val_metrics["lpips"].update(self.loss.perceptual(reconstructed, image), valid)
+            self._mean("lpips").update(self.loss.perceptual(reconstructed, image), valid)
             figures["lpips"] = self.val_metrics["lpips"]
         self.val_usage.update(quantized.codes[valid])
         self.log_dict({f"{stage}/{name}": m for name, m in figures.items()}, prog_bar=True)
         return reconstructed
+
+    def _mean(self, name: str) -> MeanMetric:
+        metric = self.val_metrics[name]
+        assert isinstance(metric, MeanMetric)
+        return metric
 
     def on_validation_epoch_end(self) -> None:
         self._log("val", self.val_usage.compute())

@@ -70,6 +70,8 @@ class LPIPS(nn.Module):
         scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
         self.register_buffer("shift", shift, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
+        self.shift: Tensor
+        self.scale: Tensor
         self.requires_grad_(False)
         if not self.heads[0].is_meta:
             self._load(weights)

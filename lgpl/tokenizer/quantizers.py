@@ -7,6 +7,7 @@ A quantizer is an `nn.Module` with `codebook_size`, `dim`, `forward(z) -> Quanti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,7 @@ class Quantizer(nn.Module):
         """Quantized features [B, D, h, w] of codes [B, h, w]."""
         raise NotImplementedError
 
-    def observe(self, z: Tensor, codes: Tensor) -> dict[str, float]:
+    def observe(self, z: Tensor, codes: Tensor) -> dict[str, Any]:
         """Called once a training batch after the optimizer's step; the place for codebook care.
 
         Args:
@@ -129,7 +130,7 @@ class VectorQuantizer(Quantizer):
         return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
 
     @torch.no_grad()
-    def observe(self, z: Tensor, codes: Tensor) -> dict[str, float]:
+    def observe(self, z: Tensor, codes: Tensor) -> dict[str, Any]:
         """k-means on the first call, then the revival of dead codes; equal on all ranks."""
         if not self.kmeans_iterations and not self.revive_after:
             return {}
