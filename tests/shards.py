@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from webdataset import TarWriter
 
-from lgpl.data.shards import count_samples
+from lgpl.data.index import count_samples
+from lgpl.data.store import Store
 
 EMOJI_TRAIN = "data/emoji/train-*.tar.gz"
 EMOJI_VAL = "data/emoji/val-*.tar.gz"
@@ -57,7 +57,6 @@ def write_shards(folder: Path, counts: list[int]) -> list[str]:
 
 def count(shard: str) -> int:
     """Samples of a shard without a fault."""
-    faults: Counter[str] = Counter()
-    number = count_samples(shard, faults)
-    assert not faults
+    number, damage = count_samples(shard, Store())
+    assert damage is None
     return number

@@ -2,113 +2,44 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import logging
-from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from torch.utils.data import DataLoader
 
 from lgpl.data.decode import Decoder, Field
-from lgpl.data.shards import Cursor, Place, count_samples, expand
-from lgpl.data.streams import Batch, PredictStream, Stream, TrainStream, ValidationStream
+from lgpl.data.filters import Filter
+from lgpl.data.index import counted, named
+from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
+from lgpl.data.order import Mixture, Order, seed_of
+from lgpl.data.store import Store
+from lgpl.data.streams import Place, Samples, every_sample_once, shard_by_shard
 from lgpl.errors import UserError
 
-log = logging.getLogger(__name__)
 
+@dataclass
+class Weighted:
+    """One of several data sets that are mixed.
 
-class ShardLoader:
-    """Batches of a stream, a stated number a pass or without end; remembers the readers' cursors.
-
-    Args:
-        stream: what gives the batches.
-        workers: processes that read and decode; 0 reads in this one.
-        batches: batches of one pass; None goes on without end. A training stream continues in the
-            next pass where it stood.
-        endless: whether the stream never ends by itself.
+    Attributes:
+        shards: paths, braces, globs, URLs or index files.
+        weight: how often a sample is drawn from it, in any unit.
     """
 
-    def __init__(self, stream: Stream, workers: int, batches: int | None, endless: bool) -> None:
-        self.stream, self.batches, self.endless = stream, batches, endless
-        self.loader = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=workers,
-            persistent_workers=endless and workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-        self.workers = workers
-        self.skipped: Counter[str] = Counter()
-        self._running: Iterator[Batch] | None = None
-        self._cursors: dict[int, dict[str, int]] = {}
-        self._last = -1  # the reader of the last batch
-
-    def __len__(self) -> int:
-        if self.batches is None:
-            raise TypeError("an endless stream has no length")
-        return self.batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._running is None or not self.endless:
-            self._running = iter(self.loader)
-        for batch in itertools.islice(self._running, self.batches):
-            reader, cursor = batch.pop("reader", None), batch.pop("cursor", None)
-            self._count(batch.pop("skipped"))
-            # A loader of known length is asked for a batch when the last one was trained on; an
-            # endless one is asked for one batch ahead.
-            if self.batches is not None:
-                self._remember(reader, cursor)
-            yield batch
-            if self.batches is None:
-                self._remember(reader, cursor)
-
-    def _remember(self, reader: int | None, cursor: dict[str, int]) -> None:
-        if reader is not None:
-            self._cursors[reader], self._last = cursor, reader
-
-    def _count(self, skipped: dict[str, int]) -> None:
-        for cause, count in skipped.items():
-            before = self.skipped[cause]
-            self.skipped[cause] += count
-            # 1, 2, 4, 8, ...: told at once, but never the same thing on every step
-            if before.bit_length() != self.skipped[cause].bit_length():
-                log.warning("skipped %d so far: %s", self.skipped[cause], cause)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The cursors of this rank's readers, for the checkpoint."""
-        return {
-            "workers": self.workers,
-            "ranks": self.stream.rank.count,
-            "last": self._last,
-            "cursors": {str(reader): cursor for reader, cursor in self._cursors.items()},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the checkpoint's readers stood; other numbers of readers begin anew."""
-        if not isinstance(self.stream, TrainStream) or not state:
-            return
-        if (state["workers"], state["ranks"]) != (self.workers, self.stream.rank.count):
-            log.warning(
-                "The data starts at the beginning: the checkpoint was made with %d workers on each "
-                "of %d ranks, this run has %d on each of %d.",
-                *(state["workers"], state["ranks"], self.workers, self.stream.rank.count),
-            )
-            return
-        self._cursors = {int(reader): cursor for reader, cursor in state["cursors"].items()}
-        self._last = state["last"]
-        self.stream.first = (self._last + 1) % max(1, self.workers)
-        self.stream.cursors = {r: Cursor(**cursor) for r, cursor in self._cursors.items()}
-        self._running = None
+    shards: str | list[str]
+    weight: float = 1.0
 
 
 class ShardDataModule(pl.LightningDataModule):
     """Streams shards to the tokenizer and the generator.
 
+    Shards are paths, braces, globs, URLs (http, s3, gs, ...) or index files, see `lgpl data index`.
+
     Args:
-        train: training shards: paths, braces, globs or http(s) URLs. None where nothing is trained.
+        train: training shards; a list of `shards` and `weight` mixes data sets. None where nothing
+            is trained.
         val: validation shards; every sample counts exactly once.
         test: test shards, read like the validation shards.
         predict: shards to encode.
@@ -116,17 +47,25 @@ class ShardDataModule(pl.LightningDataModule):
         image_size: side of the square crop, pixels; a multiple of the tokenizer's downsampling.
         augment: random crops and flips in training; validation always takes the centre.
         flip: flip half of the augmented pictures.
+        captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
+            it is taken in training; anything else takes the first.
+        filter: which samples are wanted.
         batch_size: samples of a training batch on each rank.
         eval_batch_size: samples of any other batch; `batch_size` by default.
         epoch_samples: training samples of an epoch over all ranks; None is one epoch without end.
         num_workers: processes a rank that read and decode.
-        shuffle: samples of the shuffle buffer in each process; 0 keeps the order.
+        shuffle: samples that are shuffled together, once for each lane; 0 keeps the order.
         seed: of order and augmentation.
+        lanes: pieces that an epoch is cut into, a multiple of the number of ranks; by default one
+            for each worker of each rank. Runs with the same lanes, seed and samples in all ranks'
+            batches together train on the same samples, on any number of ranks.
+        max_bad: share of bad samples above which training ends.
+        store: how remote shards are fetched and kept.
     """
 
     def __init__(
         self,
-        train: str | list[str] | None = None,
+        train: str | list[str | Weighted] | None = None,
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
@@ -134,12 +73,17 @@ class ShardDataModule(pl.LightningDataModule):
         image_size: int = 256,
         augment: bool = True,
         flip: bool = True,
+        captions: dict[str, float] | None = None,
+        filter: Filter = Filter(),
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         epoch_samples: int | None = None,
         num_workers: int = 0,
         shuffle: int = 1000,
         seed: int = 0,
+        lanes: int | None = None,
+        max_bad: float = 0.1,
+        store: Store = Store(),
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -150,14 +94,19 @@ class ShardDataModule(pl.LightningDataModule):
         ):
             if value < least:
                 raise UserError(f"data.{name}: {value} is below {least}.")
+        self.captions = captions or {"txt": 1.0}
+        if min(self.captions.values()) < 0 or not sum(self.captions.values()):
+            raise UserError("data.captions: weights are at least 0, and one is more.")
         self.patterns = {"train": train, "val": val, "test": test, "predict": predict}
         self.fields = list(fields)
         self.image_size, self.augment, self.flip = image_size, augment, flip
+        self.filter = filter
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.epoch_samples, self.num_workers = epoch_samples, num_workers
-        self.shuffle, self.seed = shuffle, seed
+        self.shuffle, self.seed, self.lanes = shuffle, seed, lanes
+        self.max_bad, self.store = max_bad, store
         self.shards: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
+        self._named: dict[str, list[dict[str, int | None]]] = {}
         self._expected: dict[str, Any] = {}
         self._text_length: int | None = None
 
@@ -182,13 +131,28 @@ class ShardDataModule(pl.LightningDataModule):
                 raise UserError(
                     f"data.{split} is not set; name the shards, as a path or a pattern."
                 )
-            self.shards[split] = expand(patterns, f"data.{split}")
+            self._named[split] = [
+                named(part.shards, f"data.{split}", self.store) for part in self._parts(split)
+            ]
+            self.shards[split] = list(itertools.chain(*self._named[split]))
 
-    def train_dataloader(self) -> ShardLoader:
-        rank = self._rank()
-        stream = TrainStream(
-            **self._common("train", self.batch_size), shuffle=self.shuffle, seed=self.seed
-        )
+    def train_dataloader(self) -> TrainLoader:
+        rank, parts = self._rank(), self._parts("train")
+        lanes = self.lanes or rank.count * max(1, self.num_workers)
+        if lanes % rank.count:
+            raise UserError(f"data.lanes: {lanes} is no multiple of the {rank.count} ranks.")
+        counts, faults = self._counted("train")
+        for count in counts:
+            total = sum(count.values())
+            if not total:
+                raise UserError(f"No usable sample in the training shards: {'; '.join(faults)}.")
+            if total < lanes:
+                raise UserError(
+                    f"{len(count)} training shards with {total} samples hold too few samples for "
+                    f"{lanes} readers (ranks x workers): lower num_workers or add samples."
+                )
+        orders = [Order([*count.values()], lanes, self.shuffle, self.seed) for count in counts]
+        weights = [part.weight for part in parts]
         batches = None
         if self.epoch_samples is not None:
             batches = self.epoch_samples // (self.batch_size * rank.count)
@@ -197,50 +161,78 @@ class ShardDataModule(pl.LightningDataModule):
                     f"data.epoch_samples: {self.epoch_samples} is less than one batch of "
                     f"{self.batch_size} on each of {rank.count} ranks."
                 )
-        return ShardLoader(stream, self.num_workers, batches, endless=True)
+        named = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
+        return TrainLoader(
+            self._samples("train", [path for count in counts for path in count]),
+            Mixture(orders, weights, self.seed),
+            rank,
+            self.num_workers,
+            self.batch_size,
+            batches,
+            fingerprint=hex(seed_of(named, weights, self.shuffle, self.seed)),
+            max_bad=self.max_bad,
+        )
 
-    def val_dataloader(self) -> ShardLoader | list[Any]:
+    def val_dataloader(self) -> PassLoader | list[Any]:
         return self._exactly_once("val") if "val" in self.shards else []
 
-    def test_dataloader(self) -> ShardLoader:
+    def test_dataloader(self) -> PassLoader:
         return self._exactly_once("test")
 
-    def predict_dataloader(self) -> ShardLoader:
-        stream = PredictStream(**self._common("predict", self.eval_batch_size))
-        return ShardLoader(stream, self.num_workers, None, endless=False)
+    def predict_dataloader(self) -> PassLoader:
+        rank = self._rank()
+        samples = self._samples("predict", self.shards["predict"][rank.index :: rank.count])
+        requests = functools.partial(shard_by_shard, samples, self.eval_batch_size)
+        return ShardwiseLoader(samples, requests, self.num_workers, None, "predict")
 
-    def _exactly_once(self, split: str) -> ShardLoader:
-        shards = self.shards[split]
-        for shard in shards:
-            if shard not in self._counts:
-                faults: Counter[str] = Counter()
-                self._counts[shard] = count_samples(shard, faults)
-                for fault in faults:
-                    log.warning("data.%s: %s", split, fault)
-        counts = [self._counts[shard] for shard in shards]
-        if self.trainer is not None:  # a remote shard may have failed on one rank alone
-            counts = self.trainer.strategy.broadcast(counts)
-        if not sum(counts):
-            raise UserError(f"data.{split}: {', '.join(shards)}: no samples at all.")
-        stream = ValidationStream(**self._common(split, self.eval_batch_size), counts=counts)
-        workers = min(self.num_workers, stream.batches)
-        return ShardLoader(stream, workers, stream.batches, endless=False)
+    def _exactly_once(self, split: str) -> PassLoader:
+        rank, size = self._rank(), self.eval_batch_size
+        (counts,), _ = self._counted(split)
+        if not sum(counts.values()):
+            raise UserError(f"data.{split}: {', '.join(counts)}: no samples at all.")
+        requests = every_sample_once([*counts.values()], rank, size)
+        samples = self._samples(split, list(counts))
+        workers = min(self.num_workers, len(requests))
+        return PassLoader(samples, lambda: requests, workers, len(requests), split)
 
-    def _common(self, split: str, batch_size: int) -> dict[str, Any]:
+    def _parts(self, split: str) -> list[Weighted]:
+        """The data sets of a split; plain strings are one together."""
+        patterns = self.patterns[split] or []
+        if isinstance(patterns, str) or all(isinstance(p, str) for p in patterns):
+            return [Weighted(patterns)]  # type: ignore[arg-type]
+        return [Weighted(p) if isinstance(p, str) else p for p in patterns]
+
+    def _counted(self, split: str) -> tuple[list[dict[str, int]], list[str]]:
+        """Samples of the shards of each data set, and what is wrong; one rank counts for all."""
+        found = None
+        if self.trainer is None or self.trainer.is_global_zero:
+            parts = self._named[split]
+            found = [counted(part, f"data.{split}", self.store) for part in parts]
+        if self.trainer is not None:
+            found = self.trainer.strategy.broadcast(found)
+        assert found is not None
+        return [counts for counts, _ in found], [fault for _, faults in found for fault in faults]
+
+    def _samples(self, split: str, shards: list[str]) -> Samples:
+        training = split == "train"
         decoder = Decoder(
             self.fields,
             self.image_size,
-            augment=self.augment and split == "train",
+            augment=self.augment and training,
             flip=self.flip,
+            captions=self.captions,
+            filter=self.filter,
             **self._expected,
         )
-        return {
-            "shards": self.shards[split],
-            "decoder": decoder,
-            "batch_size": batch_size,
-            "rank": self._rank(),
-            "text_length": self._text_length,
-        }
+        return Samples(
+            shards,
+            decoder,
+            self.store,
+            self.seed,
+            self._text_length,
+            keep_open=self.shuffle if training else 0,
+            copies=split == "predict",
+        )
 
     def _rank(self) -> Place:
         if self.trainer is None:

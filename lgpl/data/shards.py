@@ -1,5 +1,4 @@
-"""What a shard list is: expanded from patterns, read, counted, split, and the cursor that says how
-far.
+"""What a shard list is: expanded from patterns, counted, opened, read.
 
 A shard is a tar file (optionally compressed) in webdataset's layout: members KEY.EXT, those of one
 sample next to each other. Nothing in a shard is executed or unpickled here.
@@ -7,40 +6,55 @@ sample next to each other. Nothing in a shard is executed or unpickled here.
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
+import lzma
 import os
-import random
-import tarfile
+import tempfile
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, BinaryIO
 
 import braceexpand
-import fsspec
-from webdataset.tariterators import base_plus_ext
 
+from lgpl.data.store import PIECE, Store, is_url
+from lgpl.data.tar import Table, read_table
 from lgpl.errors import UserError
-
-SHARD_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error)
-READ_TIMEOUT = 60  # seconds without a byte from a remote shard
 
 Raw = dict[str, Any]  # extension -> bytes, and "__key__", "__shard__"
 
+LARGEST_MEMBER = 256 * 2**20  # bytes; a larger one is read as missing
+LARGEST_UNPACKED = 64 * 2**30  # bytes a compressed shard may come to
+COMPRESSED: tuple[tuple[bytes, Callable[..., Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ", lzma.open),
+)
+OPEN_AT_ONCE = 128  # shards
 
-def expand(patterns: str | Iterable[str], what: str = "shards") -> list[str]:
+
+def expand(
+    patterns: str | Iterable[str], what: str = "shards", store: Store | None = None
+) -> list[str]:
     """Shards that patterns stand for, in order, each once.
 
     Args:
-        patterns: paths, braces (`{0000..0007}`), globs (`*`, `?`, `[]`) or http(s) URLs.
+        patterns: paths, braces (`{0000..0007}`), globs (`*`, `?`, `[]`) or URLs.
         what: the key that holds them, for the error message.
+        store: what reads URLs.
 
     Raises:
         UserError: a pattern matches nothing, or a file does not exist.
     """
+    store = store or Store()
     shards: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        store.check(pattern)
+        if pattern.startswith("pipe:"):
+            shards[pattern] = None
+            continue
         try:
             paths = list(braceexpand.braceexpand(pattern))
         except braceexpand.UnbalancedBracesError as error:  # type: ignore[attr-defined]
@@ -63,136 +77,123 @@ def expand(patterns: str | Iterable[str], what: str = "shards") -> list[str]:
     return list(shards)
 
 
-def is_url(path: str) -> bool:
-    if path.startswith("pipe:"):
-        raise UserError(
-            f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL."
-        )
-    return "://" in path
-
-
-def open_shard(shard: str) -> BinaryIO:
-    """A readable stream of a local or remote shard."""
-    if not is_url(shard):
-        return open(shard, "rb")
-    # block_size 0 streams the body once instead of asking for ranges
-    options: dict[str, Any] = {"block_size": 0} if shard.startswith(("http:", "https:")) else {}
-    if options:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=READ_TIMEOUT, sock_read=READ_TIMEOUT
-        )
-        options["client_kwargs"] = {"timeout": timeout}
-    return fsspec.open(shard, "rb", **options).open()
-
-
-def read_shard(shard: str, faults: Counter[str]) -> Iterator[Raw]:
-    """Samples of a shard as bytes, until its end or its first damaged place.
+class Shard:
+    """An open shard: its samples by their place.
 
     Args:
-        shard: path or URL.
-        faults: a damaged, empty or unreachable shard is counted here, by a cause that names it.
+        path: path or URL.
+        store: what fetches a URL.
+
+    Attributes:
+        damage: why the shard ends early, or cannot be read at all; None for a whole one.
     """
-    yield from _guarded(shard, faults, with_data=True)
+
+    def __init__(self, path: str, store: Store) -> None:
+        self.path = path
+        self.damage: str | None = None
+        self._table = Table()
+        self._file: BinaryIO | None = None
+        try:
+            self._file, self.damage = _unpacked(store.local(path))
+            self._table = read_table(self._file.fileno())
+        except OSError as error:
+            self.damage = f"cannot be read ({error.strerror or error})"
+        self.damage = self._table.damage or self.damage
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, sample: int) -> Raw:
+        """The bytes of a sample's members."""
+        return self.read(sample, None)
+
+    def read(self, sample: int, extensions: Collection[str] | None) -> Raw:
+        """The bytes of a sample's members with these extensions (None: all of them).
+
+        A member that is larger than anyone needs, or that the file does not hold any more, is left
+        out.
+
+        Raises:
+            IndexError: the shard has fewer samples.
+        """
+        if sample >= len(self._table):
+            raise IndexError(sample)
+        assert self._file is not None
+        raw: Raw = {"__key__": self._table.keys[sample], "__shard__": self.path}
+        for extension, (offset, size) in self._table.members(sample).items():
+            if size <= LARGEST_MEMBER and (extensions is None or extension in extensions):
+                data = os.pread(self._file.fileno(), size, offset)
+                if len(data) == size:
+                    raw[extension] = data
+        return raw
+
+    def sizes(self, sample: int) -> dict[str, int]:
+        """Extension -> bytes of a sample's members."""
+        return {name: size for name, (_, size) in self._table.members(sample).items()}
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
-def count_samples(shard: str, faults: Counter[str]) -> int:
-    """Number of samples `read_shard` gives, from the headers alone where the file is local."""
-    return sum(1 for _ in _guarded(shard, faults, with_data=False))
+class OpenShards:
+    """Shards that stay open between two reads, the latest used ones.
 
-
-def _guarded(shard: str, faults: Counter[str], with_data: bool) -> Iterator[Raw]:
-    count = 0
-    try:
-        with open_shard(shard) as file:
-            for sample in _samples(file, shard, with_data):
-                count += 1
-                yield sample
-    except SHARD_ERRORS as error:
-        faults[f"{shard} is damaged or cannot be read after {count} samples ({error})"] += 1
-        return
-    except Exception as error:  # what a remote file system raises is its own affair
-        if not is_url(shard):
-            raise
-        faults[f"{shard} cannot be read after {count} samples ({error!r})"] += 1
-        return
-    if count == 0:
-        faults[f"{shard} holds no samples"] += 1
-
-
-def _samples(file: BinaryIO, shard: str, with_data: bool) -> Iterator[Raw]:
-    sample: Raw = {}
-    last: tarfile.TarInfo | None = None
-    try:
-        mode = "r|*" if with_data or is_url(shard) else "r:*"
-        with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
-            for member in tar:
-                last = member
-                if with_data:
-                    tar.members = []  # or a long stream would keep every header
-                key, extension = base_plus_ext(member.name)
-                if key is None or not member.isfile():
-                    continue
-                if sample and sample["__key__"] != key:
-                    yield sample
-                    sample = {}
-                if not sample:
-                    sample = {"__key__": key, "__shard__": shard}
-                body = tar.extractfile(member)
-                assert body is not None
-                sample[extension.lower()] = body.read() if with_data else b""
-    except tarfile.ReadError as error:
-        # A file of no bytes at all is an empty shard, like a tar without members.
-        if last is None and "empty" in str(error):
-            return
-        raise
-    if sample:
-        yield sample
-
-
-@dataclass
-class Cursor:
-    """How far a reader has come: `samples` of its share of `epoch` are behind it."""
-
-    epoch: int = 0
-    samples: int = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Place:
-    """One of the readers that share a shard list: a worker of a rank."""
-
-    index: int = 0
-    count: int = 1
-
-
-def share(shards: list[str], place: Place) -> list[tuple[str, int, int]]:
-    """The part of a shard list that one reader takes: (shard, first sample, stride).
-
-    Whole shards where there are enough of them; else several readers share one and take every
-    stride-th sample.
+    Args:
+        store: what fetches URLs.
+        samples: shards with at least so many samples together stay open, so that a shuffle over as
+            many opens none twice.
     """
-    if len(shards) >= place.count:
-        return [(shard, 0, 1) for shard in shards[place.index :: place.count]]
-    mine = place.index % len(shards)
-    sharers = range(mine, place.count, len(shards))
-    return [(shards[mine], sharers.index(place.index), len(sharers))]
+
+    def __init__(self, store: Store, samples: int = 0) -> None:
+        self.store, self.samples = store, samples
+        self._open: OrderedDict[str, Shard] = OrderedDict()
+
+    def __getitem__(self, path: str) -> Shard:
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        shard = self._open[path] = Shard(path, self.store)
+        kept = sum(map(len, self._open.values()))
+        while len(self._open) > 2:
+            oldest = next(iter(self._open.values()))
+            kept -= len(oldest)
+            if kept < 2 * self.samples and len(self._open) <= OPEN_AT_ONCE:
+                break
+            self._open.pop(oldest.path).close()
+        return shard
 
 
-def shuffled(items: Iterable[Raw], buffer: int, rng: random.Random) -> Iterator[Raw]:
-    """Items in an order drawn from a buffer of so many; 0 or 1 leaves the order."""
-    held: list[Raw] = []
-    for item in items:
-        if len(held) < buffer:
-            held.append(item)
-            continue
-        if buffer > 1:
-            index = rng.randrange(buffer)
-            item, held[index] = held[index], item
-        yield item
-    rng.shuffle(held)
-    yield from held
+def _unpacked(path: str) -> tuple[BinaryIO, str | None]:
+    """An open file of the tar itself, in memory's place on disk where it was compressed.
+
+    Also says why a compressed file ended early.
+    """
+    file = open(path, "rb")
+    head = os.pread(file.fileno(), 8, 0)
+    opener = next((opener for magic, opener in COMPRESSED if head.startswith(magic)), None)
+    if opener is None:
+        return file, None
+    damage = None
+    unpacked = tempfile.TemporaryFile()
+    try:
+        with file, opener(file) as stream:
+            while piece := stream.read(PIECE):
+                unpacked.write(piece)
+                if unpacked.tell() > LARGEST_UNPACKED:
+                    damage = f"unpacks to more than {LARGEST_UNPACKED} bytes"
+                    break
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        damage = f"damaged compression ({error})"
+    unpacked.flush()
+    return unpacked, damage  # type: ignore[return-value]
+
+
+def read_shard(path: str, store: Store | None = None) -> Iterator[Raw]:
+    """All samples of a shard, one after the other; a damaged one ends early."""
+    shard = Shard(path, store or Store())
+    try:
+        for sample in range(len(shard)):
+            yield shard[sample]
+    finally:
+        shard.close()

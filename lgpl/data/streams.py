@@ -1,248 +1,214 @@
-"""Shards -> batches: the endless training stream, the validation stream that gives every sample
-exactly once on any number of ranks, and the prediction stream that goes shard by shard.
+"""Requests -> chunks: what the workers do, and what is asked of them.
 
-Each is an `IterableDataset` of whole batches, so that a batch can say where its reader stands.
+A request names samples by their place; a chunk is what became of them. The workers keep no state of
+their own, so that any of them can answer any request, and a dead one costs nothing but time.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import logging
 import random
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from lgpl.data.decode import BadSample, Decoder, Sample, collate
-from lgpl.data.shards import Cursor, Place, Raw, is_url, read_shard, share, shuffled
+from lgpl.data.filters import Unwanted
+from lgpl.data.order import Cursor, Order, Progress, Span, seed_of
+from lgpl.data.shards import OpenShards, Raw, Shard
+from lgpl.data.store import Store
 from lgpl.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-COPIED = ("txt", "cls", "json")  # members that a code shard takes over
+COPIED = ("txt", "cls", "json")  # members that a code shard takes over, beside other captions
 
 
-def this_worker() -> Place:
-    info = get_worker_info()
-    return Place(info.id, info.num_workers) if info else Place()
+class Place(NamedTuple):
+    """One of the ranks that share a shard list."""
+
+    index: int = 0
+    count: int = 1
 
 
-def dice(*names: object) -> random.Random:
-    """Random numbers that depend on the names alone, equal on every machine."""
-    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "little"))
+class Request(NamedTuple):
+    """Samples to decode together.
+
+    Attributes:
+        span: which ones.
+        lane: the lane they come from, in training.
+        start: the place in the lane before them, in training.
+        ahead: shards whose turn comes next, to be fetched in the meantime.
+        slots: samples of the batch where it has a fixed size; copies fill what is missing.
+    """
+
+    span: Span
+    lane: int = 0
+    start: Progress | None = None
+    ahead: tuple[int, ...] = ()
+    slots: int | None = None
 
 
 @dataclass
-class Stream(IterableDataset):
-    """What all streams share.
+class Chunk:
+    """What became of a request.
+
+    Attributes:
+        batch: the good samples, collated; None where there are none.
+        good: their places in the request.
+        skipped: causes of the others, with how many of each.
+        where: a sample for each cause.
+        unwanted: how many of them are sound and left out by the filter.
+        members: the good samples' texts as bytes, where they are copied.
+    """
+
+    batch: Batch | None
+    good: list[int]
+    skipped: Counter[str] = field(default_factory=Counter)
+    where: dict[str, str] = field(default_factory=dict)
+    unwanted: int = 0
+    members: list[Raw] = field(default_factory=list)
+
+    @property
+    def bad(self) -> int:
+        return self.skipped.total() - self.unwanted
+
+    def pin_memory(self) -> Chunk:
+        """Called by torch's loader, for fast copies to a GPU."""
+        self.batch = self.batch and pinned(self.batch)
+        return self
+
+
+def pinned(batch: Batch) -> Batch:
+    return {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in batch.items()}
+
+
+@dataclass
+class Samples(Dataset):
+    """Answers requests for the samples of a shard list; what a worker process runs.
 
     Attributes:
         shards: paths or URLs.
         decoder: bytes -> sample.
-        batch_size: samples of a batch on this rank.
-        rank: this rank and how many there are.
+        store: what fetches URLs.
+        seed: of every augmentation.
         text_length: positions of the text features in a batch.
+        keep_open: samples whose shards stay open between two requests.
+        copies: also give the samples' own texts.
     """
 
     shards: list[str]
     decoder: Decoder
-    batch_size: int
-    rank: Place = Place()
-    text_length: int | None = None
-
-    def batch(self, samples: list[Sample], faults: Counter[str]) -> Batch:
-        """A collated batch; `skipped` holds what was skipped since the last one, by cause."""
-        batch = collate(samples, self.text_length)
-        batch["skipped"] = dict(faults)
-        faults.clear()
-        return batch
-
-    def decode(self, raw: Raw, rng: random.Random, faults: Counter[str]) -> Sample | None:
-        try:
-            return self.decoder(raw, rng)
-        except BadSample as error:
-            faults[f"{raw['__shard__']}: {error}"] += 1
-            return None
-
-
-@dataclass
-class TrainStream(Stream):
-    """Endless: epoch after epoch, shards and samples shuffled by the seed, split over all readers.
-
-    Attributes:
-        shuffle: samples of the shuffle buffer; 0 keeps the order of the shards and in them.
-        seed: decides every order and every augmentation.
-        cursors: where the readers of this rank start.
-        first: the reader that gives the first batch; the others follow in turn.
-    """
-
-    shuffle: int = 0
+    store: Store
     seed: int = 0
-    cursors: dict[int, Cursor] = field(default_factory=dict)
-    first: int = 0
+    text_length: int | None = None
+    keep_open: int = 0
+    copies: bool = False
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = this_worker()
-        reader = (worker.index + self.first) % worker.count
-        place = Place(self.rank.index * worker.count + reader, self.rank.count * worker.count)
-        start = self.cursors.get(reader, Cursor())
-        faults: Counter[str] = Counter()
-        causes: Counter[str] = Counter()
-        samples: list[Sample] = []
-        for epoch in itertools.count(start.epoch):
-            skip = start.samples if epoch == start.epoch else 0
-            good = skip
-            for index, raw in enumerate(self._epoch(epoch, place, faults)):
-                if index < skip:
-                    continue
-                sample = self.decode(raw, dice(self.seed, epoch, raw["__key__"]), faults)
-                if sample is None:
-                    continue
-                good += 1
-                samples.append(sample)
-                if len(samples) == self.batch_size:
-                    causes += faults
-                    yield self.batch(samples, faults) | {
-                        "reader": reader,
-                        "cursor": Cursor(epoch, index + 1).state_dict(),
-                    }
-                    samples = []
-            if not good:
-                raise _nothing_usable(self.shards, causes + faults, place)
+    @cached_property
+    def _open(self) -> OpenShards:
+        return OpenShards(self.store, self.keep_open)
 
-    def _epoch(self, epoch: int, place: Place, faults: Counter[str]) -> Iterator[Raw]:
-        shards = list(self.shards)
-        if self.shuffle:
-            dice(self.seed, epoch).shuffle(shards)
-        raws = (
-            raw
-            for shard, first, stride in share(shards, place)
-            for raw in itertools.islice(read_shard(shard, faults), first, None, stride)
-        )
-        return shuffled(raws, self.shuffle, dice(self.seed, epoch, place.index))
+    @cached_property
+    def _members(self) -> frozenset[str]:
+        copied = {*COPIED, *self.decoder.captions} if self.copies else ()
+        return self.decoder.members.union(copied)
 
-
-def _nothing_usable(shards: list[str], faults: Counter[str], place: Place) -> UserError:
-    if faults:
-        cause, count = faults.most_common(1)[0]
-        return UserError(
-            f"No usable sample in the training shards; most often ({count} times): {cause}."
-        )
-    return UserError(
-        f"{len(shards)} training shards hold too few samples for {place.count} readers (ranks x "
-        "workers): lower num_workers or make more shards."
-    )
-
-
-@dataclass
-class ValidationStream(Stream):
-    """Every sample exactly once over all ranks; all ranks give the same number of batches.
-
-    A rank takes a contiguous range of the samples. Where ranges are uneven, and for a sample that
-    does not decode, a batch is filled with copies whose `valid` is false.
-
-    Attributes:
-        counts: samples of each shard.
-    """
-
-    counts: list[int] = field(default_factory=list)
-
-    @property
-    def per_rank(self) -> int:
-        return -(-sum(self.counts) // self.rank.count)
-
-    @property
-    def batches(self) -> int:
-        return -(-self.per_rank // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = this_worker()
-        faults: Counter[str] = Counter()
-        first = self.rank.index * self.per_rank
-        end = min(first + self.per_rank, sum(self.counts))
-        template: Sample | None = None
-        # A run of batches for each worker, so that no shard is opened once a batch.
-        run = -(-self.batches // worker.count)
-        batches = range(self.batches)[worker.index * run : (worker.index + 1) * run]
-        low = first + batches.start * self.batch_size
-        high = min(first + batches.stop * self.batch_size, end)
-        raws = self._range(low, high, faults)
-        for batch in batches:
-            slots = min(self.batch_size, self.per_rank - batch * self.batch_size)
-            samples = [
-                sample
-                for raw in itertools.islice(raws, slots)
-                if (sample := self.decode(raw, random.Random(0), faults)) is not None
-            ]
-            valid = len(samples)
-            template = samples[-1] if samples else template or self._any(faults)
-            samples += [template] * (slots - valid)
-            yield self.batch(samples, faults) | {"valid": torch.arange(slots) < valid}
-
-    def _range(self, low: int, high: int, faults: Counter[str]) -> Iterator[Raw]:
-        """Samples low to high of the whole list; opens only the shards that hold them."""
-        ends = list(itertools.accumulate(self.counts))
-        while low < high:
-            index = bisect_right(ends, low)
-            start = ends[index] - self.counts[index]
-            stop = min(high, ends[index])
-            yield from itertools.islice(
-                read_shard(self.shards[index], faults), low - start, stop - start
-            )
-            low = stop
-
-    def _any(self, faults: Counter[str]) -> Sample:
-        """Some sample to fill the batch of a rank that has none."""
-        for raw in self._range(0, sum(self.counts), Counter()):
-            sample = self.decode(raw, random.Random(0), Counter())
+    def __getitem__(self, request: Request) -> Chunk:
+        for shard in request.ahead:
+            self.store.prefetch(self.shards[shard])
+        chunk = Chunk(None, [])
+        samples = []
+        for i, (epoch, shard, place) in enumerate(zip(*map(list, request.span), strict=True)):
+            sample = self._sample(epoch, self._open[self.shards[shard]], place, chunk)
             if sample is not None:
-                return sample
-        causes = "; ".join(faults) or "they are empty"
+                samples.append(sample)
+                chunk.good.append(i)
+        if request.slots is not None:
+            missing = request.slots - len(samples)
+            samples += [samples[-1] if samples else self.first_good()] * missing
+        if samples:
+            chunk.batch = collate(samples, self.text_length)
+        if request.slots is not None:
+            chunk.batch["valid"] = torch.arange(request.slots) < len(chunk.good)
+        return chunk
+
+    def first_good(self) -> Sample:
+        """Some sample that decodes, to fill what has none.
+
+        Raises:
+            UserError: there is none.
+        """
+        chunk = Chunk(None, [])
+        for path in self.shards:
+            shard = self._open[path]
+            for place in range(len(shard)):
+                sample = self._sample(0, shard, place, chunk)
+                if sample is not None:
+                    return sample
+            if shard.damage:
+                chunk.skipped[f"{path}: {shard.damage}"] += 1
+        causes = "; ".join(chunk.skipped) or "they are empty"
         raise UserError(f"No usable sample in the validation shards: {causes}.")
 
+    def _sample(self, epoch: int, shard: Shard, place: int, chunk: Chunk) -> Sample | None:
+        where = f"sample {place} of {shard.path}"
+        try:
+            raw = shard.read(place, self._members)
+            where = f"{raw['__key__']} in {shard.path}"
+            sample = self.decoder(raw, random.Random(seed_of(self.seed, epoch, raw["__key__"])))
+            if self.copies:
+                texts = {*COPIED, *self.decoder.captions}
+                chunk.members.append({name: raw[name] for name in texts if name in raw})
+            return sample
+        except IndexError:
+            cause = "sample of a damaged or vanished shard"
+            where += f" ({shard.damage or 'the shard is shorter than its index says'})"
+        except BadSample as error:
+            cause = str(error)
+        except Unwanted as error:
+            cause = str(error)
+            chunk.unwanted += 1
+        chunk.skipped[cause] += 1
+        chunk.where[cause] = where
+        return None
 
-@dataclass
-class PredictStream(Stream):
-    """Shard by shard: a batch never spans two shards, and a shard's last batch says so.
 
-    Adds to a batch `members` (the samples' own texts as bytes), `shard` and `end_of_shard`.
+def every_sample_once(counts: Sequence[int], rank: Place, batch_size: int) -> list[Request]:
+    """Requests of one rank for every sample exactly once over all ranks.
+
+    All ranks get batches of the same number and sizes. A rank takes a contiguous range of the
+    samples; where ranges are uneven, the last batch has a slot without a sample.
     """
+    order = Order(counts, rank.count)
+    per_rank = -(-order.total // rank.count)
+    mine = order.length(0, rank.index)
+    requests = []
+    for first in range(0, per_rank, batch_size):
+        slots = min(batch_size, per_rank - first)
+        number = min(slots, mine - first)
+        span, _ = order.take(rank.index, Cursor(0, first), number)
+        requests.append(Request(span, slots=slots))
+    return requests
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = this_worker()
-        mine = self.shards[self.rank.index :: self.rank.count][worker.index :: worker.count]
-        faults: Counter[str] = Counter()
-        for shard in mine:
-            samples: list[Sample] = []
-            members: list[Raw] = []
-            broken: Counter[str] = Counter()
-            for raw in read_shard(shard, broken):
-                sample = self.decode(raw, random.Random(0), faults)
-                if sample is None:
-                    continue
-                if len(samples) == self.batch_size:
-                    yield self._batch(shard, samples, members, False, faults)
-                    samples, members = [], []
-                samples.append(sample)
-                members.append({name: raw[name] for name in COPIED if name in raw})
-            faults += broken
-            # What a network broke off may be whole the next time: its code shard is not finished.
-            whole = not (broken and is_url(shard))
-            if samples:
-                yield self._batch(shard, samples, members, whole, faults)
-        for cause, count in faults.items():
-            log.warning("skipped %d: %s", count, cause)
 
-    def _batch(
-        self, shard: str, samples: list[Sample], members: list[Raw], end: bool, faults: Counter[str]
-    ) -> Batch:
-        batch = self.batch(samples, faults)
-        return batch | {"shard": shard, "members": members, "end_of_shard": end}
+def shard_by_shard(samples: Samples, batch_size: int) -> Iterator[Request]:
+    """Requests for all samples of all shards; none spans two shards."""
+    for index, path in enumerate(samples.shards):
+        for shard in samples.shards[index + 1 : index + 2]:
+            samples.store.prefetch(shard)
+        shard = Shard(path, samples.store)
+        shard.close()
+        if shard.damage:
+            log.warning("%s: %s after %d samples", path, shard.damage, len(shard))
+        for first in range(0, len(shard), batch_size):
+            places = np.arange(first, min(first + batch_size, len(shard)))
+            yield Request(Span(np.zeros_like(places), np.full_like(places, index), places))

@@ -39,6 +39,19 @@ def open_image(data: bytes, at_least: int) -> Image.Image:
         raise ValueError(f"the picture does not decode ({error})") from error
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height of an encoded picture as its header gives them.
+
+    Raises:
+        ValueError: the bytes are no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except Exception as error:
+        raise ValueError(f"the picture does not decode ({error})") from error
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """[3, H, W], float32 in [-1, 1]."""
     array = np.array(image, dtype=np.uint8)

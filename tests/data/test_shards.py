@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
-import socketserver
-import threading
-from collections import Counter
-from functools import partial
-from http.server import SimpleHTTPRequestHandler
+import bz2
+import gzip
+import lzma
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lgpl.data.shards import Place, count_samples, expand, read_shard, share, shuffled
+from lgpl.data.index import count_samples
+from lgpl.data.shards import OpenShards, Shard, expand, read_shard
+from lgpl.data.store import Store
 from lgpl.errors import UserError
 from tests.shards import samples, write_shard, write_shards
 
@@ -44,67 +44,57 @@ def test_patterns_that_match_nothing(pattern: str, says: str) -> None:
 
 def test_read_and_count_agree_with_what_was_written(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "a.tar", samples(5))
-    faults: Counter[str] = Counter()
-    read = list(read_shard(path, faults))
+    read = list(read_shard(path))
     assert [raw["__key__"] for raw in read] == [f"{i:05d}" for i in range(5)]
     assert {k: v for k, v in read[3].items() if not k.startswith("__s")} == samples(5)[3]
-    assert count_samples(path, faults) == 5 and not faults
+    assert count_samples(path, Store()) == (5, None)
+
+
+def test_only_the_members_asked_for_are_read(tmp_path: Path) -> None:
+    shard = Shard(write_shard(tmp_path / "a.tar", samples(5)), Store())
+    assert set(shard.read(4, {"txt", "png"})) == {"__key__", "__shard__", "txt"}
+    assert shard.sizes(4)["cls"] == 1
+    with pytest.raises(IndexError):
+        shard.read(5, None)
+
+
+@pytest.mark.parametrize("opener", [gzip.open, bz2.open, lzma.open])
+def test_compressed_shards(tmp_path: Path, opener: Any) -> None:
+    plain = Path(write_shard(tmp_path / "a.tar", samples(5))).read_bytes()
+    path = tmp_path / "b.tar.packed"
+    with opener(path, "wb") as file:
+        file.write(plain)
+    assert [raw["jpg"] for raw in read_shard(str(path))] == [s["jpg"] for s in samples(5)]
+    path.write_bytes(path.read_bytes()[:-2000])
+    number, damage = count_samples(str(path), Store())
+    assert number < 5 and damage and "damaged compression" in damage
 
 
 def test_truncated_shard_gives_what_is_whole_and_counts(tmp_path: Path) -> None:
     path = Path(write_shard(tmp_path / "a.tar", samples(5)))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    faults: Counter[str] = Counter()
-    keys = [raw["__key__"] for raw in read_shard(str(path), faults)]
-    assert 0 < len(keys) < 5 and count_samples(str(path), Counter()) == len(keys)
-    (cause,) = faults
-    assert f"{path} is damaged" in cause and f"after {len(keys)} samples" in cause
+    keys = [raw["__key__"] for raw in read_shard(str(path))]
+    number, damage = count_samples(str(path), Store())
+    assert 0 < len(keys) < 5 and number == len(keys)
+    assert damage and f"is damaged or cannot be read after {number} samples (cut off" in damage
 
 
 @pytest.mark.parametrize("content", [b"", bytes(10240)], ids=["no bytes", "no members"])
 def test_empty_shard_is_counted(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "empty.tar"
     path.write_bytes(content)
-    faults: Counter[str] = Counter()
-    assert list(read_shard(str(path), faults)) == [] and count_samples(str(path), Counter()) == 0
-    assert list(faults) == [f"{path} holds no samples"]
+    assert list(read_shard(str(path))) == []
+    assert count_samples(str(path), Store()) == (0, "holds no samples")
 
 
-def test_http(tmp_path: Path) -> None:
-    write_shard(tmp_path / "a.tar", samples(4))
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-    with socketserver.ThreadingTCPServer(
-        ("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))
-    ) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_address[1]}"
-        faults: Counter[str] = Counter()
-        assert len(list(read_shard(f"{base}/a.tar", faults))) == 4
-        assert count_samples(f"{base}/a.tar", faults) == 4 and not faults
-        assert list(read_shard(f"{base}/gone.tar", faults)) == []
-        assert "gone.tar" in next(iter(faults))
-        server.shutdown()
-
-
-@pytest.mark.parametrize("readers", [1, 2, 3, 4, 7])
-def test_readers_share_without_overlap(readers: int) -> None:
-    sizes = {"a": 5, "b": 8, "c": 3}
-    taken = [
-        (shard, index)
-        for reader in range(readers)
-        for shard, first, stride in share(list(sizes), Place(reader, readers))
-        for index in range(first, sizes[shard], stride)
-    ]
-    assert sorted(taken) == [(shard, i) for shard, n in sizes.items() for i in range(n)]
-
-
-def test_shuffle_buffer_loses_nothing_and_repeats_by_seed() -> None:
-    items = [{"__key__": str(i)} for i in range(50)]
-    orders = [list(shuffled(items, 10, random.Random(seed))) for seed in (1, 1, 2)]
-    assert orders[0] == orders[1] != orders[2]
-    assert sorted(i["__key__"] for i in orders[0]) == sorted(i["__key__"] for i in items)
-    assert list(shuffled(items, 0, random.Random(1))) == items
+def test_shards_stay_open_while_they_are_needed(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path, [3] * 30)
+    shards = OpenShards(Store(), samples=12)
+    first = shards[paths[0]]
+    for path in paths[1:4]:
+        assert len(shards[path]) == 3
+    assert shards[paths[0]] is first
+    for path in paths[1:]:
+        shards[path]
+    assert shards[paths[0]] is not first and shards[paths[0]][2]["__key__"] == "00002"

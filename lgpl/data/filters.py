@@ -1,0 +1,94 @@
+"""Which samples are wanted: conditions on the picture's size, the caption and the JSON beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lgpl.errors import UserError
+
+Scalar = bool | int | float | str
+
+
+class Unwanted(Exception):
+    """A sound sample that the filter leaves out; the message is the cause."""
+
+
+@dataclass
+class Condition:
+    """On one value of the JSON: a number from `min` to `max`, or one of `only`.
+
+    Attributes:
+        min: least number.
+        max: largest number.
+        only: values that are wanted.
+    """
+
+    min: float | None = None
+    max: float | None = None
+    only: list[Scalar] | None = None
+
+    def holds(self, value: Any) -> bool:
+        if self.only is not None and value not in self.only:
+            return False
+        if self.min is None and self.max is None:
+            return True
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        low = self.min is None or value >= self.min
+        return low and (self.max is None or value <= self.max)
+
+
+@dataclass
+class Filter:
+    """The samples that a run wants; what is not set lets everything pass.
+
+    Attributes:
+        min_side: least shorter side of the picture, pixels.
+        max_aspect_ratio: of the longer side to the shorter.
+        caption_length: least and largest number of characters of the cleaned caption.
+        json: conditions on the values of `KEY.json` by name, such as an aesthetic score, a
+            language, an NSFW mark.
+    """
+
+    min_side: int | None = None
+    max_aspect_ratio: float | None = None
+    caption_length: tuple[int, int] | None = None
+    json: dict[str, Condition] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, condition in self.json.items():
+            if condition.min is None and condition.max is None and condition.only is None:
+                raise UserError(f"data.filter.json.{name}: give min, max or only.")
+        if self.max_aspect_ratio is not None and self.max_aspect_ratio < 1:
+            raise UserError(
+                f"data.filter.max_aspect_ratio: {self.max_aspect_ratio} is below 1, a square's."
+            )
+
+    @property
+    def reads_size(self) -> bool:
+        return self.min_side is not None or self.max_aspect_ratio is not None
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises Unwanted for a picture of another size."""
+        if self.min_side is not None and min(width, height) < self.min_side:
+            raise Unwanted(f"side below {self.min_side} px")
+        if self.max_aspect_ratio is not None:
+            if max(width, height) > self.max_aspect_ratio * min(width, height):
+                raise Unwanted(f"aspect ratio above {self.max_aspect_ratio:g}")
+
+    def check_caption(self, caption: str) -> None:
+        """Raises Unwanted for a caption of another length."""
+        if self.caption_length is not None:
+            low, high = self.caption_length
+            if not low <= len(caption) <= high:
+                raise Unwanted(f"caption not of {low} to {high} characters")
+
+    def check_json(self, values: Mapping[str, Any]) -> None:
+        """Raises Unwanted for a value that is missing or outside."""
+        for name, condition in self.json.items():
+            if values.get(name) is None:
+                raise Unwanted(f"no {name!r} in the JSON")
+            if not condition.holds(values[name]):
+                raise Unwanted(f"{name!r} in the JSON is not wanted")

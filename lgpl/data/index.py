@@ -1,0 +1,140 @@
+"""How many samples each shard holds: from an index file, img2dataset's statistics, or the headers.
+
+An index is a JSON file, `{"lgpl_index": 1, "shards": {"00000.tar": 9871, ...}}`, with the shards'
+names relative to its own place. It stands for its shards wherever a list of shards is wanted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posixpath
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lgpl.data.shards import Shard, expand
+from lgpl.data.store import Store, Unreachable, is_url
+from lgpl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MANY = 100  # shards from which counting is worth a progress bar and a word about the index
+THREADS = 16  # counts are waited for: a seek on a disk, an answer of a store
+KIND = "lgpl_index"
+
+
+def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, int | None]:
+    """The shards that patterns and index files (`.json`) stand for, with their samples where an
+    index tells them.
+
+    Args:
+        patterns: see `expand`.
+        what: the key that holds them, for messages.
+        store: what reads URLs.
+
+    Raises:
+        UserError: see `expand` and `read_index`.
+    """
+    shards: dict[str, int | None] = {}
+    for path in expand(patterns, what, store):
+        shards |= read_index(path, store) if path.endswith(".json") else {path: None}
+    return shards
+
+
+def counted(
+    shards: Mapping[str, int | None], what: str, store: Store
+) -> tuple[dict[str, int], list[str]]:
+    """Samples of each shard, and what is wrong with shards.
+
+    Those that no index tells are counted by img2dataset's statistics beside them or by headers.
+
+    Args:
+        shards: see `named`.
+        what: the key that holds them, for messages.
+        store: what reads URLs.
+    """
+    unknown = [path for path, number in shards.items() if number is None]
+    many = len(unknown) >= MANY
+    if many:
+        log.info("%s: `lgpl data index` counts once for all runs.", what)
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = pool.map(lambda path: count_samples(path, store), unknown)
+        found = list(tqdm(jobs, desc=f"counting {what}", total=len(unknown), disable=not many))
+    faults = [
+        f"{path} {damage}" for path, (_, damage) in zip(unknown, found, strict=True) if damage
+    ]
+    for fault in faults:
+        log.warning("%s: %s", what, fault)
+    numbers = {path: number for path, (number, _) in zip(unknown, found, strict=True)}
+    counts = {path: numbers[path] if n is None else n for path, n in shards.items()}
+    return counts, faults
+
+
+def count_samples(path: str, store: Store) -> tuple[int, str | None]:
+    """Samples of one shard, and what is wrong with it."""
+    known = _statistics(path, store)
+    if known is not None:
+        return known, None
+    shard = Shard(path, store)
+    number, damage = len(shard), shard.damage
+    shard.close()
+    if damage is None and number == 0:
+        damage = "holds no samples"
+    elif damage is not None:
+        damage = f"is damaged or cannot be read after {number} samples ({damage})"
+    return number, damage
+
+
+def _statistics(path: str, store: Store) -> int | None:
+    """`successes` of the `_stats.json` that img2dataset leaves beside a shard."""
+    if not path.endswith(".tar"):
+        return None
+    beside = path.removesuffix(".tar") + "_stats.json"
+    if not (store.exists(beside) if is_url(path) else os.path.exists(beside)):
+        return None
+    try:
+        statistics = json.loads(store.read(beside))
+        return int(statistics["successes"])
+    except (Unreachable, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_index(path: Path, counts: dict[str, int]) -> None:
+    """Write an index beside or above its shards; a shard elsewhere keeps its whole name."""
+    folder = path.parent.resolve()
+    names = {}
+    for shard, number in counts.items():
+        full = Path(shard).resolve()
+        inside = not is_url(shard) and full.is_relative_to(folder)
+        names[full.relative_to(folder).as_posix() if inside else shard] = number
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({KIND: 1, "shards": names}, indent=0) + "\n")
+    os.replace(partial, path)
+
+
+def read_index(path: str, store: Store) -> dict[str, int | None]:
+    """Shards and their counts.
+
+    Raises:
+        UserError: the file is no index.
+    """
+    try:
+        index = json.loads(store.read(path))
+        counts = {str(name): int(number) for name, number in index["shards"].items()}
+        if index[KIND] != 1 or any(number < 0 for number in counts.values()):
+            raise ValueError("unknown form")
+    except Unreachable as error:
+        raise UserError(f"{path}: the index cannot be read ({error}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no index; make one with `lgpl data index`.") from error
+    if not counts:
+        raise UserError(f"{path}: the index names no shards.")
+    base = path.rpartition("/")[0]
+    return {
+        name if is_url(name) or name.startswith("/") else posixpath.join(base, name): number
+        for name, number in counts.items()
+    }
