@@ -298,16 +298,16 @@ def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[s
         `text` [B, text_length, D] left-padded with `text_lengths` [B].
     """
     batch: dict[str, Any] = {}
-    for field in samples[0]:
-        values = [sample[field] for sample in samples]
-        if field == "text":
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        if name == "text":
             batch["text"], batch["text_lengths"] = left_pad(
                 values, text_length or max(len(value) for value in values)
             )
         elif isinstance(values[0], Tensor):
-            batch[field] = torch.stack(values)
+            batch[name] = torch.stack(values)
         elif isinstance(values[0], int):
-            batch[field] = torch.tensor(values)
+            batch[name] = torch.tensor(values)
         else:
-            batch[field] = values
+            batch[name] = values
     return batch

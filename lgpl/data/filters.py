@@ -1,4 +1,4 @@
-"""Which samples are wanted: conditions on the picture's size, the caption and the JSON beside it."""
+"""Which samples are wanted: conditions on the picture's size, the caption and the JSON."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class Filter:
         """Raises Unwanted for a picture of another size."""
         if self.min_side is not None and min(width, height) < self.min_side:
             raise Unwanted(f"side below {self.min_side} px")
-        if self.max_aspect_ratio is not None:
-            if max(width, height) > self.max_aspect_ratio * min(width, height):
-                raise Unwanted(f"aspect ratio above {self.max_aspect_ratio:g}")
+        longest = (self.max_aspect_ratio or float("inf")) * min(width, height)
+        if max(width, height) > longest:
+            raise Unwanted(f"aspect ratio above {self.max_aspect_ratio:g}")
 
     def check_caption(self, caption: str) -> None:
         """Raises Unwanted for a caption of another length."""

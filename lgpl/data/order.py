@@ -5,7 +5,7 @@ stream can be named, stored in a checkpoint and come back to without reading wha
     the row, cut into equal pieces      ─►  a lane each; a reader has one or more lanes
     a lane, shuffled block by block     ─►  the order in which its samples are read
 
-A lane reads its own shards only, and all lanes of an epoch are of one length, give or take a sample.
+A lane reads its own shards only, and all lanes of an epoch have the same length, but for a sample.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Cursor(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Samples in the order of a lane, [N] int64 each: their epochs, shards, places in the shards."""
+    """Samples in the order of a lane, [N] int64: their epochs, shards, places in the shards."""
 
     epochs: np.ndarray
     shards: np.ndarray

@@ -169,13 +169,13 @@ def _unpacked(path: str) -> tuple[BinaryIO, str | None]:
 
     Also says why a compressed file ended early.
     """
-    file = open(path, "rb")
+    file = open(path, "rb")  # noqa: SIM115 (stays open with the shard)
     head = os.pread(file.fileno(), 8, 0)
     opener = next((opener for magic, opener in COMPRESSED if head.startswith(magic)), None)
     if opener is None:
         return file, None
     damage = None
-    unpacked = tempfile.TemporaryFile()
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with file, opener(file) as stream:
             while piece := stream.read(PIECE):

@@ -32,7 +32,8 @@ Batch = dict[str, Any]
 COPIED = ("txt", "cls", "json")  # members that a code shard takes over, beside other captions
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """One of the ranks that share a shard list."""
 
     index: int = 0
@@ -123,6 +124,7 @@ class Samples(Dataset):
         return self.decoder.members.union(copied)
 
     def __getitem__(self, request: Request) -> Chunk:
+        """Decode what a request names."""
         for shard in request.ahead:
             self.store.prefetch(self.shards[shard])
         chunk = Chunk(None, [])
@@ -137,8 +139,8 @@ class Samples(Dataset):
             samples += [samples[-1] if samples else self.first_good()] * missing
         if samples:
             chunk.batch = collate(samples, self.text_length)
-        if request.slots is not None:
-            chunk.batch["valid"] = torch.arange(request.slots) < len(chunk.good)
+            if request.slots is not None:
+                chunk.batch["valid"] = torch.arange(request.slots) < len(chunk.good)
         return chunk
 
     def first_good(self) -> Sample:
@@ -203,8 +205,8 @@ def every_sample_once(counts: Sequence[int], rank: Place, batch_size: int) -> li
 def shard_by_shard(samples: Samples, batch_size: int) -> Iterator[Request]:
     """Requests for all samples of all shards; none spans two shards."""
     for index, path in enumerate(samples.shards):
-        for shard in samples.shards[index + 1 : index + 2]:
-            samples.store.prefetch(shard)
+        for following in samples.shards[index + 1 : index + 2]:
+            samples.store.prefetch(following)
         shard = Shard(path, samples.store)
         shard.close()
         if shard.damage:

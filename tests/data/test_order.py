@@ -1,4 +1,4 @@
-"""The order of samples: every epoch whole, any place reachable, nothing lost between numbers of lanes."""
+"""The order: every epoch whole, any place reachable, nothing lost between numbers of lanes."""
 
 from __future__ import annotations
 
