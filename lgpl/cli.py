@@ -17,6 +17,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 
+from lgpl.callbacks import SkippedSamples
 from lgpl.checkpoints import SelfDescribing, read_checkpoint
 from lgpl.commands import quickstart, sample
 from lgpl.data import ShardDataModule
@@ -74,9 +75,10 @@ class CommandLine(LightningCLI):
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = dump[self.subcommand] if self.subcommand else dump
         self.model_config = config["model"]
+        self.trainer_defaults["callbacks"] = [SkippedSamples()]
         if config["trainer"]["enable_progress_bar"] is not False:
             # Plain lines, also where the output is no terminal, and no thread of its own.
-            self.trainer_defaults["callbacks"] = [TQDMProgressBar(refresh_rate=10)]
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
 
     def predict(self, **arguments: Any) -> None:
         """Write and forget: predictions of a large set do not fit in memory."""

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 
 from lgpl.data.decode import Decoder, Field
 from lgpl.data.filters import Filter
-from lgpl.data.index import counted, named
+from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
 from lgpl.data.order import Mixture, Order, seed_of
-from lgpl.data.store import Store
+from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Place, Samples, every_sample_once, shard_by_shard
 from lgpl.errors import UserError
-
-
-@dataclass
-class Weighted:
-    """One of several data sets that are mixed.
-
-    Attributes:
-        shards: paths, braces, globs, URLs or index files.
-        weight: how often a sample is drawn from it, in any unit.
-    """
-
-    shards: str | list[str]
-    weight: float = 1.0
 
 
 class ShardDataModule(pl.LightningDataModule):
@@ -38,8 +24,8 @@ class ShardDataModule(pl.LightningDataModule):
     Shards are paths, braces, globs, URLs (http, s3, gs, ...) or index files, see `lgpl data index`.
 
     Args:
-        train: training shards; a list of `shards` and `weight` mixes data sets. None where nothing
-            is trained.
+        train: training shards; a mapping of patterns to weights mixes data sets, each drawn so
+            often, in any unit. None where nothing is trained.
         val: validation shards; every sample counts exactly once.
         test: test shards, read like the validation shards.
         predict: shards to encode.
@@ -60,12 +46,15 @@ class ShardDataModule(pl.LightningDataModule):
             for each worker of each rank. Runs with the same lanes, seed and samples in all ranks'
             batches together train on the same samples, on any number of ranks.
         max_bad: share of bad samples above which training ends.
+        ten_crop: `predict` encodes the four corners and the centre of the picture, each also
+            flipped, whose short side was scaled to each of these times `image_size`; the paper's
+            are 1.1 and 1.05. Empty encodes the centre alone.
         store: how remote shards are fetched and kept.
     """
 
     def __init__(
         self,
-        train: str | list[str | Weighted] | None = None,
+        train: str | list[str] | dict[str, float] | None = None,
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
@@ -83,6 +72,7 @@ class ShardDataModule(pl.LightningDataModule):
         seed: int = 0,
         lanes: int | None = None,
         max_bad: float = 0.1,
+        ten_crop: tuple[float, ...] = (),
         store: Store = Store(),
     ) -> None:
         super().__init__()
@@ -97,6 +87,9 @@ class ShardDataModule(pl.LightningDataModule):
         self.captions = captions or {"txt": 1.0}
         if min(self.captions.values()) < 0 or not sum(self.captions.values()):
             raise UserError("data.captions: weights are at least 0, and one is more.")
+        if isinstance(train, dict) and (not train or min(train.values()) <= 0):
+            raise UserError("data.train: weights of data sets are above 0.")
+        self.patterns: dict[str, str | list[str] | dict[str, float] | None]
         self.patterns = {"train": train, "val": val, "test": test, "predict": predict}
         self.fields = list(fields)
         self.image_size, self.augment, self.flip = image_size, augment, flip
@@ -105,19 +98,25 @@ class ShardDataModule(pl.LightningDataModule):
         self.epoch_samples, self.num_workers = epoch_samples, num_workers
         self.shuffle, self.seed, self.lanes = shuffle, seed, lanes
         self.max_bad, self.store = max_bad, store
+        self.ten_crop = list(ten_crop)
         self.shards: dict[str, list[str]] = {}
         self._named: dict[str, list[dict[str, int | None]]] = {}
         self._expected: dict[str, Any] = {}
         self._text_length: int | None = None
+        self._tokenizer: str | None = None
 
-    def expect(self, *, text_length: int | None = None, **limits: Any) -> None:
+    def expect(
+        self, *, text_length: int | None = None, tokenizer: str | None = None, **limits: Any
+    ) -> None:
         """What the model can take; a sample outside is skipped and counted.
 
         Args:
             text_length: positions of the text features in a batch.
+            tokenizer: fingerprint of the tokenizer whose codes they are; shards of another one are
+                refused.
             limits: `grid`, `codebook_size`, `num_classes`, `text_features` of `Decoder`.
         """
-        self._text_length = text_length
+        self._text_length, self._tokenizer = text_length, tokenizer
         self._expected = limits
 
     def setup(self, stage: str) -> None:
@@ -132,12 +131,12 @@ class ShardDataModule(pl.LightningDataModule):
                     f"data.{split} is not set; name the shards, as a path or a pattern."
                 )
             self._named[split] = [
-                named(part.shards, f"data.{split}", self.store) for part in self._parts(split)
+                named(part, f"data.{split}", self.store) for part in self._parts(split)
             ]
             self.shards[split] = list(itertools.chain(*self._named[split]))
 
     def train_dataloader(self) -> TrainLoader:
-        rank, parts = self._rank(), self._parts("train")
+        rank, train = self._rank(), self.patterns["train"]
         lanes = self.lanes or rank.count * max(1, self.num_workers)
         if lanes % rank.count:
             raise UserError(f"data.lanes: {lanes} is no multiple of the {rank.count} ranks.")
@@ -152,7 +151,7 @@ class ShardDataModule(pl.LightningDataModule):
                     f"{lanes} readers (ranks x workers): lower num_workers or add samples."
                 )
         orders = [Order([*count.values()], lanes, self.shuffle, self.seed) for count in counts]
-        weights = [part.weight for part in parts]
+        weights = [*train.values()] if isinstance(train, dict) else [1.0]
         batches = None
         if self.epoch_samples is not None:
             batches = self.epoch_samples // (self.batch_size * rank.count)
@@ -195,12 +194,12 @@ class ShardDataModule(pl.LightningDataModule):
         workers = min(self.num_workers, len(requests))
         return PassLoader(samples, lambda: requests, workers, len(requests), split)
 
-    def _parts(self, split: str) -> list[Weighted]:
-        """The data sets of a split; plain strings are one together."""
-        patterns = self.patterns[split] or []
-        if isinstance(patterns, str) or all(isinstance(p, str) for p in patterns):
-            return [Weighted(patterns)]  # type: ignore[arg-type]
-        return [Weighted(p) if isinstance(p, str) else p for p in patterns]
+    def _parts(self, split: str) -> list[str | list[str]]:
+        """The patterns of each data set of a split."""
+        patterns = self.patterns[split]
+        if isinstance(patterns, dict):
+            return list(patterns)
+        return [patterns or []]
 
     def _counted(self, split: str) -> tuple[list[dict[str, int]], list[str]]:
         """Samples of the shards of each data set, and what is wrong; one rank counts for all."""
@@ -213,8 +212,24 @@ class ShardDataModule(pl.LightningDataModule):
         assert found is not None
         return [counts for counts, _ in found], [fault for _, faults in found for fault in faults]
 
+    def _check_codes(self, split: str, shards: list[str]) -> None:
+        """Refuse codes of another tokenizer, as far as the shards' statistics tell whose they are.
+
+        Of remote shards the first speaks for all.
+        """
+        remote = [path for path in shards if is_url(path)][:1]
+        for path in [path for path in shards if not is_url(path)] + remote:
+            made_by = statistics(path, self.store).get("made_by", {}).get("tokenizer")
+            if self._tokenizer and made_by and made_by != self._tokenizer:
+                raise UserError(
+                    f"data.{split}: {path} holds codes of the tokenizer {made_by}, but "
+                    f"model.tokenizer is {self._tokenizer}: give that one, or encode again."
+                )
+
     def _samples(self, split: str, shards: list[str]) -> Samples:
         training = split == "train"
+        if "codes" in self.fields:
+            self._check_codes(split, shards)
         decoder = Decoder(
             self.fields,
             self.image_size,

@@ -13,6 +13,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -76,8 +77,8 @@ def counted(
 
 def count_samples(path: str, store: Store) -> tuple[int, str | None]:
     """Samples of one shard, and what is wrong with it."""
-    known = _statistics(path, store)
-    if known is not None:
+    known = statistics(path, store).get("successes")
+    if isinstance(known, int):
         return known, None
     shard = Shard(path, store)
     number, damage = len(shard), shard.damage
@@ -89,22 +90,34 @@ def count_samples(path: str, store: Store) -> tuple[int, str | None]:
     return number, damage
 
 
-def _statistics(path: str, store: Store) -> int | None:
-    """`successes` of the `_stats.json` that img2dataset leaves beside a shard."""
-    if not path.endswith(".tar"):
-        return None
-    beside = path.removesuffix(".tar") + "_stats.json"
-    if not (store.exists(beside) if is_url(path) else os.path.exists(beside)):
-        return None
+def statistics(path: str, store: Store) -> dict[str, Any]:
+    """What stands in the `_stats.json` beside a shard, as img2dataset and `CodeShardWriter` leave
+    it; empty where there is none.
+
+    Of interest are `successes`, the number of samples, and of code shards `made_by`.
+    """
+    beside = statistics_name(path)
+    if is_url(path) and not store.exists(beside):
+        return {}
     try:
-        statistics = json.loads(store.read(beside))
-        return int(statistics["successes"])
-    except (Unreachable, ValueError, KeyError, TypeError):
-        return None
+        found = json.loads(store.read(beside))
+    except (Unreachable, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def write_index(path: Path, counts: dict[str, int]) -> None:
-    """Write an index beside or above its shards; a shard elsewhere keeps its whole name."""
+def statistics_name(path: str) -> str:
+    return path.removesuffix(".tar") + "_stats.json"
+
+
+def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:
+    """Write an index beside or above its shards; a shard elsewhere keeps its whole name.
+
+    Args:
+        path: of the index, ending in `.json`.
+        counts: samples of each shard.
+        more: further entries.
+    """
     folder = path.parent.resolve()
     names = {}
     for shard, number in counts.items():
@@ -112,7 +125,7 @@ def write_index(path: Path, counts: dict[str, int]) -> None:
         inside = not is_url(shard) and full.is_relative_to(folder)
         names[full.relative_to(folder).as_posix() if inside else shard] = number
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({KIND: 1, "shards": names}, indent=0) + "\n")
+    partial.write_text(json.dumps({KIND: 1, **more, "shards": names}, indent=0) + "\n")
     os.replace(partial, path)
 
 

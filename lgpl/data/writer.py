@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from lgpl.data.datamodule import ShardDataModule
+from lgpl.data.index import count_samples, statistics, statistics_name, write_index
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
@@ -58,7 +60,9 @@ class ShardWriter:
 class CodeShardWriter(BasePredictionWriter):
     """Writes the codes of each predicted shard, with text features and the samples' own texts.
 
-    A shard whose code shard stands is skipped; one that was not finished is written anew.
+    A shard whose code shard stands is skipped; one that was not finished is written anew. Beside
+    each stands `NAME_stats.json` with its samples and what made it, and at the end `index.json`
+    with those of all.
 
     Args:
         out: folder of the code shards, each named like its source.
@@ -69,7 +73,8 @@ class CodeShardWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.out = Path(out)
         self.text_encoder = text_encoder
-        self._writers: dict[str, ShardWriter] = {}
+        self._writer: ShardWriter | None = None
+        self._made_by: dict[str, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -94,6 +99,24 @@ class CodeShardWriter(BasePredictionWriter):
                 f"{self.out}: {done} of {len(shards)} code shards are there, {len(left)} to write."
             )
 
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Now that the weights are loaded: the shards that stand must come from the same."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self._made_by = {
+            "tokenizer": pl_module.fingerprint(),  # type: ignore[operator]
+            "image_size": data.image_size,
+            "ten_crop": data.ten_crop,
+            "text_encoder": self.text_encoder and self.text_encoder.name,
+        }
+        for path in sorted(self.out.glob("*.tar")):
+            found = statistics(str(path), data.store).get("made_by", {})
+            for name, value in found.items():
+                if value != self._made_by.get(name):
+                    raise UserError(
+                        f"{path} was made with {name} {value}, not {self._made_by.get(name)}: give "
+                        "another folder as out, or delete the code shards in it."
+                    )
+
     def write_on_batch_end(
         self,
         trainer: pl.Trainer,
@@ -104,17 +127,26 @@ class CodeShardWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        shard = batch["shard"]
-        if shard not in self._writers:
-            self._writers[shard] = ShardWriter(self.out / code_shard_name(shard))
-        writer = self._writers[shard]
-        for key, members in zip(
-            batch["key"], self._members(prediction, batch, pl_module), strict=True
-        ):
-            writer.write(key, members)
+        if self._writer is None:
+            self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))
+        members = self._members(prediction, batch, pl_module)
+        for key, member in zip(batch["key"], members, strict=True):
+            self._writer.write(key, member)
         if batch["end_of_shard"]:
-            writer.close()
-            del self._writers[shard]
+            found = {"successes": self._writer.samples, "made_by": self._made_by}
+            Path(statistics_name(str(self._writer.path))).write_text(json.dumps(found) + "\n")
+            self._writer.close()
+            self._writer = None
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        store = trainer.datamodule.store  # type: ignore[attr-defined]
+        paths = [str(path) for path in sorted(self.out.glob("*.tar"))]
+        if paths:
+            counts = {path: count_samples(path, store)[0] for path in paths}
+            write_index(self.out / "index.json", counts, made_by=self._made_by)
 
     def _members(
         self, codes: Tensor, batch: dict[str, Any], pl_module: pl.LightningModule

@@ -121,6 +121,8 @@ class GeneratorModule(SelfDescribing):
         fully_shard(model, mesh=mesh, mp_policy=policy)
 
     def setup(self, stage: str) -> None:
+        if self.tokenizer_path is not None:
+            self.check_tokenizer()
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ShardDataModule):
             model = self._outline()
@@ -131,9 +133,8 @@ class GeneratorModule(SelfDescribing):
                 num_classes=None if text else model.condition.num_classes,
                 text_features=text.fc1.in_features if text else None,
                 text_length=text.length if text else None,
+                tokenizer=self.tokenizer.fingerprint() if self.tokenizer_path else None,
             )
-        if self.tokenizer_path is not None:
-            self.check_tokenizer()
 
     def _outline(self) -> Transformer:
         """The model, or before it is built one without memory, to ask for its sizes."""

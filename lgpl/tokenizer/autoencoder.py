@@ -8,6 +8,7 @@ with torch.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 
@@ -265,6 +266,15 @@ class VQModel(nn.Module):
     def encode(self, image: Tensor) -> Tensor:
         """Codes [B, h, w] (int64) of an image [B, 3, H, W] in [-1, 1]."""
         return self.quantizer(self.features(image)).codes
+
+    def fingerprint(self) -> str:
+        """Names the weights that make codes: equal only where `encode` gives equal codes."""
+        digest = hashlib.sha256()
+        for part in (self.encoder, self.quant_conv, self.quantizer):
+            for name, weight in part.named_parameters():
+                digest.update(name.encode())
+                digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def decode(self, codes: Tensor) -> Tensor:
         """Image [B, 3, H, W], about [-1, 1], of codes [B, h, w]."""

@@ -189,6 +189,10 @@ class TokenizerModule(SelfDescribing):
     def on_test_epoch_end(self) -> None:
         self._log("test", self.val_usage.compute())
 
+    def fingerprint(self) -> str:
+        """Names the weights that make codes, see `VQModel.fingerprint`."""
+        return self.autoencoder.fingerprint()
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Codes [B, h, w] of the batch's images."""
         return self.autoencoder.encode(batch["image"])

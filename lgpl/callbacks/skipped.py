@@ -1,0 +1,40 @@
+"""Skipped samples in the loggers, by cause."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+
+from lgpl.data.loader import TrainLoader
+
+
+class SkippedSamples(Callback):
+    """Logs `data/skipped/CAUSE`, the samples of all ranks that training could not use so far.
+
+    Told every `log_every_n_steps`; nothing is logged while nothing was skipped.
+    """
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+    ) -> None:
+        loader = trainer.train_dataloader
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % every or not isinstance(loader, TrainLoader):
+            return
+        ranks = [loader.skipped] * trainer.world_size
+        if trainer.world_size > 1:
+            dist.all_gather_object(ranks, loader.skipped)
+        skipped: Counter[str] = sum(ranks, Counter())
+        figures = {f"data/skipped/{cause}": float(count) for cause, count in skipped.items()}
+        if figures:
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=trainer.global_step)
