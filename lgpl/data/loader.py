@@ -126,6 +126,7 @@ class TrainLoader:
         self.tally = Tally("training", max_bad, one_pass)
         # Samples of a lane's turn: with one lane for each worker a turn is a batch.
         self.turn = max(1, batch_size * rank.count * max(1, workers) // mixture.lanes)
+        mixture.set_lanes(mixture.lanes, self.turn)
         self._places = [mixture.start()] * mixture.lanes
         self._next, self._rest = rank.index, self.turn  # whose turn it is, and what is left of it
         self._behind: Behind | None = None  # since those places
@@ -211,20 +212,20 @@ class TrainLoader:
             return
         for order, left in zip(self.mixture.orders, state["left"], strict=True):
             order.left = {epoch: runs.numpy() for epoch, runs in left.items()}
-        wanted = self.mixture.lanes
-        self.mixture.set_lanes(state["lanes"])
+        lanes, turn = self.mixture.lanes, self.turn
+        self.mixture.set_lanes(state["lanes"], state["turn"])
         if state["lanes"] % self.rank.count == 0:
             self.turn, self._places = state["turn"], places
-            same = len(state["turns"]) == self.rank.count
-            turn = state["turns"][self.rank.index] if same else (self.rank.index, self.turn)
-            self._next, self._rest = turn
+            self._next, self._rest = self.rank.index, self.turn
+            if len(state["turns"]) == self.rank.count:
+                self._next, self._rest = state["turns"][self.rank.index]
         else:
             log.warning(
                 "The checkpoint's %d lanes of data cannot be shared out evenly among %d ranks: "
                 "what is left of the epoch is cut into %d, and its samples come in another order.",
-                *(state["lanes"], self.rank.count, wanted),
+                *(state["lanes"], self.rank.count, lanes),
             )
-            self._places = self.mixture.recut(places, wanted)
+            self._places = self.mixture.recut(places, lanes, turn)
         self._behind, self._running = None, None
 
 

@@ -53,6 +53,8 @@ class Order:
     Attributes:
         counts: samples of each shard.
         lanes: pieces an epoch is cut into.
+        turn: samples that a lane gives before the next one's turn; the cuts are between turns, so
+            that all lanes come to the end of an epoch in the same round.
         shuffle: samples of a block that is shuffled together; 0 keeps the order of shards and
             samples.
         seed: decides the order.
@@ -64,6 +66,7 @@ class Order:
     lanes: int
     shuffle: int = 0
     seed: int = 0
+    turn: int = 1
     left: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,8 +74,8 @@ class Order:
         self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
-    def set_lanes(self, lanes: int) -> None:
-        self.lanes = lanes
+    def set_lanes(self, lanes: int, turn: int) -> None:
+        self.lanes, self.turn = lanes, turn
         self._blocks.clear()
 
     def take(self, lane: int, cursor: Cursor, number: int) -> tuple[Span, Cursor]:
@@ -116,7 +119,9 @@ class Order:
     def _bounds(self, epoch: int, lane: int) -> tuple[int, int]:
         work = self._work(epoch)
         total = int((work[:, 1] - work[:, 0]).sum())
-        return total * lane // self.lanes, total * (lane + 1) // self.lanes
+        turn = self.turn if total >= self.turn * self.lanes else 1
+        start, end = (-(-(total // turn) * n // self.lanes) * turn for n in (lane, lane + 1))
+        return start, end if lane + 1 < self.lanes else total
 
     def length(self, epoch: int, lane: int) -> int:
         """Samples of a lane in an epoch."""
@@ -211,7 +216,7 @@ class Mixture:
         """The beginning of a lane."""
         return Progress(0, (Cursor(),) * len(self.orders))
 
-    def recut(self, places: Sequence[Progress], lanes: int) -> list[Progress]:
+    def recut(self, places: Sequence[Progress], lanes: int, turn: int) -> list[Progress]:
         """Cut what the lanes have not read yet of their epochs into other lanes; gives the places
         at which those begin."""
         first = []
@@ -219,12 +224,12 @@ class Mixture:
             left = order.remaining([place.cursors[index] for place in places])
             first.append(Cursor(min(left)))
             order.left = left
-        self.set_lanes(lanes)
+        self.set_lanes(lanes, turn)
         return [Progress(0, tuple(first))] * lanes
 
-    def set_lanes(self, lanes: int) -> None:
+    def set_lanes(self, lanes: int, turn: int) -> None:
         for order in self.orders:
-            order.set_lanes(lanes)
+            order.set_lanes(lanes, turn)
 
     def take(self, lane: int, progress: Progress, number: int) -> tuple[Span, Progress]:
         """The next samples of a lane; shards are numbered through all data sets."""

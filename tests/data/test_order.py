@@ -44,6 +44,15 @@ def test_lanes_are_of_one_length_and_keep_to_their_shards() -> None:
     assert max(len({shard for _, shard, _ in lane}) for lane in taken) <= 8
 
 
+def test_lanes_taken_in_turn_end_an_epoch_together() -> None:
+    """Else one would begin the next epoch while another has samples of this one left."""
+    order, cursors, seen = Order([219 * 8 + 7], 2, 50, turn=8), [Cursor(), Cursor()], []
+    for batch in range(219):
+        part, cursors[batch % 2] = read(order, batch % 2, cursors[batch % 2], 8)
+        seen += part
+    assert len(set(seen)) == 219 * 8 and {epoch for epoch, _, _ in seen} == {0}
+
+
 def test_the_seed_decides() -> None:
     def orders(seed: int) -> list[Sample]:
         return read(Order(COUNTS, 1, 8, seed), 0, Cursor(), 112)[0]

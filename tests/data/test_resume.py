@@ -82,7 +82,9 @@ def test_ranks_that_share_the_lanes_see_the_same_global_batches(
 
     def steps(loaders: list[TrainLoader], number: int) -> list[list[str]]:
         given = [list(itertools.islice(loader, number)) for loader in loaders]
-        return [sorted(k for batch in step for k in batch["key"]) for step in zip(*given, strict=True)]
+        return [
+            sorted(k for batch in step for k in batch["key"]) for step in zip(*given, strict=True)
+        ]
 
     expected = steps(on_ranks(before, whole, batch_size=2), 12)
     first = on_ranks(before, whole, batch_size=2)
@@ -110,7 +112,7 @@ def test_on_other_ranks_nothing_is_lost_or_seen_twice(
             loader.load_state_dict(state)
         left = len(GOOD) - len(seen)
         for rank, loader in enumerate(loaders):
-            share = left * (rank + 1) // count - left * rank // count
+            share = -(-left * (rank + 1) // count) + (-left * rank // count)
             seen += take(loader, share if count == before else share // 2)
         state = merged(loaders)
     assert "cannot be shared out evenly" in caplog.text

@@ -1,0 +1,134 @@
+"""A training run that is killed again and again trains on the same samples as one that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, TINY, TINY_GENERATOR, Chain, logs
+
+CHECKPOINTS = """
+trainer:
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {every_n_train_steps: 3, save_last: true, enable_version_counter: false}
+"""
+
+
+class Run:
+    """One command line, started as often as it takes to come to its end."""
+
+    def __init__(self, chain: Chain, folder: Path, workers: int, epochs: int, *more: str) -> None:
+        folder.mkdir(parents=True)
+        (folder / "checkpoints.yaml").write_text(CHECKPOINTS)
+        self.record = folder / "record"
+        configs = ("configs/generator/emoji_stage2.yaml", str(folder / "checkpoints.yaml"))
+        self.command = [
+            *(sys.executable, "-m", "tests.test_resume", "fit", "-c", configs[0], "-c", configs[1]),
+            *(*TINY, *TINY_GENERATOR, "--data.train", f"{chain.codes}/train-*.tar"),
+            *("--data.val", f"{chain.codes}/val-*.tar", "--data.fields", '["codes", "text"]'),
+            *("--data.batch_size", "8", "--data.epoch_samples", "1759"),
+            *("--data.num_workers", str(workers), "--trainer.max_epochs", str(epochs)),
+            *("--model.init_args.init_from", "null", "--model.init_args.tokenizer", "null"),
+            *(*logs(folder), "--ckpt_path", "last", *more),
+        ]  # fmt: skip
+
+    def start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={**os.environ, "RECORD": str(self.record), "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )  # fmt: skip
+
+    def finish(self, process: subprocess.Popen[bytes]) -> None:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said.decode()[-2000:]
+
+    def steps(self) -> dict[int, list[str]]:
+        """Keys by step; what a killed run trained on after its checkpoint is trained on again."""
+        keys: dict[int, list[str]] = {}
+        for line in self.record.read_text().splitlines():
+            step = json.loads(line)
+            assert keys.setdefault(step["step"], step["keys"]) == step["keys"]
+        return keys
+
+
+def kill_at_random(run: Run, kills: int, rng: random.Random) -> None:
+    """SIGKILL to the trainer after some steps, or to one of its workers, and start again."""
+    for _ in range(kills):
+        process = run.start()
+        written = lambda: run.record.stat().st_size if run.record.exists() else 0  # noqa: E731
+        before, wait = written(), rng.uniform(0, 0.4)
+        while written() == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(wait)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        pids = workers.read_text().split() if workers.exists() else []
+        if pids and rng.random() < 0.3:
+            os.kill(int(rng.choice(pids)), signal.SIGKILL)
+            time.sleep(rng.uniform(0, 0.4))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def check(chain: Chain, folder: Path, workers: int, kills: int) -> None:
+    whole = Run(chain, folder / "whole", workers, 1)
+    whole.finish(whole.start())
+    killed = Run(chain, folder / "killed", workers, 1)
+    kill_at_random(killed, kills, random.Random(workers))
+    killed.finish(killed.start())
+    expected = whole.steps()
+    assert len(expected) == 1759 // 8 and killed.steps() == expected
+    keys = [key for step in expected.values() for key in step]
+    assert len(set(keys)) == len(keys) == 1759 // 8 * 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_started_again(chain: Chain, tmp_path: Path, workers: int) -> None:
+    check(chain, tmp_path, workers, kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2, 4])
+def test_thirty_kills_in_an_epoch(chain: Chain, tmp_path: Path, workers: int) -> None:
+    check(chain, tmp_path, workers, kills=30)
+
+
+def record() -> None:
+    """Run a command of lgpl and write down the keys of every step as it is done."""
+    from lightning.pytorch.callbacks import Callback
+
+    from lgpl import cli
+
+    class Recorder(Callback):
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            line = json.dumps({"step": trainer.global_step, "keys": batch["key"]}) + "\n"
+            with open(os.environ["RECORD"], "a") as file:
+                file.write(line)
+            time.sleep(0.02)
+
+    make = cli.CommandLine.instantiate_trainer
+
+    def with_recorder(self: cli.CommandLine, **kwargs: Any) -> Any:
+        trainer = make(self, **kwargs)
+        trainer.callbacks.insert(0, Recorder())
+        return trainer
+
+    cli.CommandLine.instantiate_trainer = with_recorder  # type: ignore[method-assign]
+    cli.main()
+
+
+if __name__ == "__main__":
+    record()
