@@ -97,7 +97,7 @@ class Decoder:
             if name == "image":
                 sample["image"] = self._image(_member(raw, name, IMAGE_EXTENSIONS), rng)
             elif name == "caption":
-                sample["caption"] = self._caption(raw, caption)
+                sample["caption"] = read_caption(raw, caption)
             elif name == "class":
                 sample["class"] = self._class(_member(raw, name, ("cls",)))
             elif name == "codes":
@@ -144,7 +144,7 @@ class Decoder:
             else:
                 (caption,) = rng.choices(there, weights)
         if self.filter.caption_length:
-            self.filter.check_caption(self._caption(raw, caption))
+            self.filter.check_caption(read_caption(raw, caption))
         return caption
 
     def _image(self, data: bytes, rng: random.Random) -> Tensor:
@@ -156,21 +156,6 @@ class Decoder:
             return to_tensor(center_crop(image, self.image_size))
         tensor = to_tensor(random_crop(image, self.image_size, rng))
         return tensor.flip(-1) if self.flip and rng.random() < 0.5 else tensor
-
-    def _caption(self, raw: Raw, name: str) -> str:
-        if name.startswith(JSON_CAPTION):
-            text = _json(raw).get(name.removeprefix(JSON_CAPTION))
-            if not isinstance(text, str):
-                raise BadSample(f"JSON without the caption {name.removeprefix(JSON_CAPTION)!r}")
-        else:
-            try:
-                text = _member(raw, "caption", (name,)).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise BadSample("caption that is not UTF-8") from error
-        caption = clean(text)
-        if not caption:
-            raise BadSample("empty caption")
-        return caption
 
     def _class(self, data: bytes) -> int:
         try:
@@ -208,6 +193,28 @@ class Decoder:
                 f"text features {features.shape[1]} wide where the model takes {self.text_features}"
             )
         return torch.from_numpy(features.astype(np.float32))
+
+
+def read_caption(raw: Raw, name: str) -> str:
+    """The cleaned caption of a sample by its name in `data.captions`.
+
+    Raises:
+        BadSample: there is none, or it is broken or empty.
+    """
+    if name.startswith(JSON_CAPTION):
+        key = name.removeprefix(JSON_CAPTION)
+        text = _json(raw).get(key)
+        if not isinstance(text, str):
+            raise BadSample(f"JSON without the caption {key!r}")
+    else:
+        try:
+            text = _member(raw, "caption", (name,)).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadSample("caption that is not UTF-8") from error
+    caption = clean(text)
+    if not caption:
+        raise BadSample("empty caption")
+    return caption
 
 
 def _member(raw: Raw, what: str, extensions: Sequence[str]) -> bytes:

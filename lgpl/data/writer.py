@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from lgpl.data.datamodule import ShardDataModule
+from lgpl.data.decode import BadSample, features_name, read_caption
 from lgpl.data.index import count_samples, statistics, statistics_name, write_index
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
@@ -66,13 +68,15 @@ class CodeShardWriter(BasePredictionWriter):
 
     Args:
         out: folder of the code shards, each named like its source.
-        text_encoder: also write the captions' features; None leaves them out.
+        text_encoder: also write the features of each caption in `data.captions`; None leaves them
+            out.
     """
 
     def __init__(self, out: str, text_encoder: TextEncoder | None = None) -> None:
         super().__init__(write_interval="batch")
         self.out = Path(out)
         self.text_encoder = text_encoder
+        self._captions: list[str] = []
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
 
@@ -82,8 +86,10 @@ class CodeShardWriter(BasePredictionWriter):
             return
         if not isinstance(data, ShardDataModule):
             raise UserError("CodeShardWriter encodes shards and needs the ShardDataModule.")
-        if self.text_encoder is not None and "caption" not in data.fields:
-            data.fields.append("caption")  # so that a sample without one is skipped and counted
+        if self.text_encoder is not None:
+            self._captions = list(data.captions)
+            if "caption" not in data.fields:
+                data.fields.append("caption")  # so that a sample without one is skipped and counted
         shards = data.shards["predict"]
         twice = [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]
         if twice:
@@ -157,8 +163,15 @@ class CodeShardWriter(BasePredictionWriter):
             {"codes.npy": npy(array.astype(np.uint16)), **own}
             for array, own in zip(arrays, batch["members"], strict=True)
         ]
-        if self.text_encoder is not None:
-            features = self.text_encoder.encode(batch["caption"], pl_module.device)
-            for member, feature in zip(members, features, strict=True):
-                member["text.npy"] = npy(feature.cpu().numpy().astype(np.float16))
+        for name in self._captions:
+            captions = {}
+            for index, own in enumerate(batch["members"]):
+                with suppress(BadSample):  # not every sample has every caption
+                    captions[index] = read_caption(own, name)
+            if captions:
+                assert self.text_encoder is not None
+                features = self.text_encoder.encode([*captions.values()], pl_module.device)
+                for index, feature in zip(captions, features, strict=True):
+                    array = feature.cpu().numpy().astype(np.float16)
+                    members[index][features_name(name)] = npy(array)
         return members

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -197,3 +199,44 @@ def test_mistakes_are_named(options: dict[str, Any], says: str) -> None:
 def test_missing_split_is_named() -> None:
     with pytest.raises(UserError, match=r"data.train is not set"):
         module(val=EMOJI_VAL).setup("fit")
+
+
+def test_ranks_together_read_and_decode_one_pass(tmp_path: Path) -> None:
+    """Four ranks on uneven shards: what one of them trains on, no other reads or decodes."""
+    content = samples(400)
+    for sample in content:
+        sample["jpg"] += bytes(80_000)  # a photograph's size
+    cuts = [0, 30, 31, 170, 360, 400]
+    shards = [
+        write_shard(tmp_path / f"{i}.tar", content[start:end])
+        for i, (start, end) in enumerate(itertools.pairwise(cuts))
+    ]
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager:
+        seen, read = manager.list(), manager.list()
+        ranks = [
+            context.Process(target=_one_pass, args=(shards, Place(r, 4), seen, read))
+            for r in range(4)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        assert sorted(seen) == [f"{i:05d}" for i in range(400)]
+        assert sum(read) <= 1.02 * sum(Path(shard).stat().st_size for shard in shards)
+
+
+def _one_pass(shards: list[str], rank: Place, seen: Any, read: Any) -> None:
+    """One rank's share of an epoch, in a process of its own, with the bytes that it read."""
+    total, original = 0, os.pread
+
+    def counting(file: int, size: int, offset: int) -> bytes:
+        nonlocal total
+        data = original(file, size, offset)
+        total += len(data)
+        return data
+
+    loader = train(module(rank, train=shards, shuffle=50, epoch_samples=400, batch_size=5))
+    os.pread = counting  # after the counting of samples, which one rank does for all
+    seen.extend(take(loader, 20))
+    read.append(total)

@@ -1,0 +1,156 @@
+"""Filters and the choice among captions, on real samples through the whole stream."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lgpl.data.decode import BadSample, Decoder, features_name
+from lgpl.data.filters import Condition, Filter, Unwanted
+from lgpl.errors import UserError
+from tests.data.test_datamodule import module, take, train
+from tests.data.test_decode import npy
+from tests.shards import picture, write_shard
+
+
+def sample(i: int, **values: Any) -> dict[str, Any]:
+    size = values.pop("size", (40, 32))
+    return {
+        "__key__": f"{i:05d}",
+        "jpg": picture(i, size),
+        "txt": values.pop("txt", f"picture {i}").encode(),
+        "json": json.dumps(values).encode(),
+    }
+
+
+def test_the_stream_gives_the_wanted_and_counts_the_others(tmp_path: Path) -> None:
+    shard = write_shard(
+        tmp_path / "a.tar",
+        [
+            sample(0, aesthetic=6.5, NSFW="UNLIKELY"),
+            sample(1, aesthetic=4.0, NSFW="UNLIKELY"),
+            sample(2, aesthetic=7.0, NSFW="NSFW"),
+            sample(3, NSFW="UNLIKELY"),
+            sample(4, aesthetic=6.0, NSFW="UNLIKELY", size=(20, 60)),
+            sample(5, aesthetic=6.0, NSFW="UNLIKELY", size=(100, 40)),
+            sample(6, aesthetic=6.0, NSFW="UNLIKELY", txt="x"),
+            sample(7, aesthetic=6.0, NSFW="UNLIKELY"),
+        ],
+    )
+    wanted = Filter(
+        min_side=32,
+        max_aspect_ratio=2.0,
+        caption_length=(3, 20),
+        json={"aesthetic": Condition(min=6.0), "NSFW": Condition(only=["UNLIKELY"])},
+    )
+    loader = train(module(train=shard, filter=wanted, batch_size=2, epoch_samples=100))
+    assert set(take(loader, 4)) == {"00000", "00007"}
+    causes = {cause for cause, count in loader.skipped.items() if count >= 3}
+    assert causes == {
+        "'aesthetic' in the JSON is not wanted",
+        "'NSFW' in the JSON is not wanted",
+        "no 'aesthetic' in the JSON",
+        "side below 32 px",
+        "aspect ratio above 2",
+        "caption not of 3 to 20 characters",
+    }
+    assert loader.tally.bad == 0  # left out is not bad: data.max_bad does not count it
+
+
+def test_filters_that_leave_nothing_end_with_a_sentence(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "a.tar", [sample(i, score=1) for i in range(4)])
+    wanted = Filter(json={"scoer": Condition(min=0)})
+    with pytest.raises(UserError, match="No usable sample .* no 'scoer' in the JSON"):
+        take(train(module(train=shard, filter=wanted)), 1)
+
+
+def test_code_shards_are_filtered_by_the_size_in_the_json() -> None:
+    decoder = Decoder(["codes"], 16, filter=Filter(min_side=500))
+    codes = npy(np.zeros((2, 2), np.uint16))
+
+    def decode(text: str) -> Any:
+        raw = {"__key__": "k", "codes.npy": codes, "json": text.encode()}
+        return decoder(raw, random.Random(0))
+
+    assert decode('{"width": 512, "height": 600}')["codes"].shape == (2, 2)
+    with pytest.raises(Unwanted, match="side below 500 px"):
+        decode('{"width": 512, "height": 300}')
+    for text, cause in (("{}", "width and height"), ("[1]", "no object"), ("{", "not parse")):
+        with pytest.raises(BadSample, match=cause):
+            decode(text)
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "holds"),
+    [
+        (Condition(min=1), 1, True),
+        (Condition(min=1), 0.5, False),
+        (Condition(max=1), 2, False),
+        (Condition(min=1), "2", False),
+        (Condition(only=["en", "de"]), "de", True),
+        (Condition(only=["en"]), "fr", False),
+        (Condition(only=[False]), False, True),
+    ],
+)
+def test_conditions(condition: Condition, value: Any, holds: bool) -> None:
+    assert condition.holds(value) is holds
+
+
+def test_captions_are_drawn_by_weight_and_fixed_in_evaluation() -> None:
+    raw = {
+        "__key__": "k",
+        "txt": b"a long caption",
+        "short.txt": b"short",
+        "json": b'{"alt": "from the web"}',
+        "text.npy": npy(np.zeros((3, 4), np.float16)),
+        "short.text.npy": npy(np.ones((1, 4), np.float16)),
+        "alt.text.npy": npy(np.ones((2, 4), np.float16)),
+    }
+    weights = {"txt": 0.5, "short.txt": 0.3, "json:alt": 0.2}
+    fields = ["caption", "text"]
+    decoder = Decoder(fields, 16, augment=True, captions=weights)  # type: ignore[arg-type]
+    assert {"txt", "short.txt", "json", "text.npy", "short.text.npy"} <= decoder.members
+    drawn = [decoder(raw, random.Random(seed)) for seed in range(2000)]
+    counts = Counter(sample["caption"] for sample in drawn)
+    assert counts["a long caption"] == pytest.approx(1000, abs=100)
+    assert counts["short"] == pytest.approx(600, abs=100)
+    assert counts["from the web"] == pytest.approx(400, abs=100)
+    lengths = {"a long caption": 3, "short": 1, "from the web": 2}
+    assert all(len(s["text"]) == lengths[s["caption"]] for s in drawn)  # they belong together
+    still = Decoder(fields, 16, captions=weights)  # type: ignore[arg-type]
+    assert {still(raw, random.Random(s))["caption"] for s in range(20)} == {"a long caption"}
+    del raw["short.txt"], raw["short.text.npy"]
+    drawn = [decoder(raw, random.Random(seed)) for seed in range(200)]
+    assert {sample["caption"] for sample in drawn} == {"a long caption", "from the web"}
+
+
+def test_names_of_features() -> None:
+    names = [features_name(caption) for caption in ("txt", "short.txt", "json:alt")]
+    assert names == ["text.npy", "short.text.npy", "alt.text.npy"]
+
+
+def test_one_of_several_crops_codes_in_training_and_the_first_in_evaluation() -> None:
+    codes = np.arange(20, dtype=np.uint16)[:, None, None].repeat(2, 1).repeat(2, 2)
+    raw = {"__key__": "k", "codes.npy": npy(codes)}
+    training = Decoder(["codes"], 16, augment=True)
+    seen = {int(training(raw, random.Random(s))["codes"][0, 0]) for s in range(300)}
+    assert seen == set(range(20))
+    still = Decoder(["codes"], 16)
+    assert {int(still(raw, random.Random(s))["codes"][0, 0]) for s in range(20)} == {0}
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match=r"data.filter.json.score: give min, max or only"):
+        Filter(json={"score": Condition()})
+    with pytest.raises(UserError, match=r"max_aspect_ratio: 0.5 is below 1"):
+        Filter(max_aspect_ratio=0.5)
+    with pytest.raises(UserError, match=r"data.captions: weights are at least 0"):
+        module(train="a.tar", captions={"txt": 0.0})
+    with pytest.raises(UserError, match=r"data.train: weights of data sets are above 0"):
+        module(train={"a.tar": 0.0})
