@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lgpl.checkpoints import load_module
 from lgpl.cli import main
 from lgpl.data import ShardDataModule
 from lgpl.data.shards import expand
@@ -113,6 +116,45 @@ def test_bad_samples_are_left_out_of_code_shards(chain: Chain, tmp_path: Path) -
     with tarfile.open(tmp_path / "codes/a.tar") as tar:
         keys = {m.name.split(".")[0] for m in tar.getmembers()}
     assert keys == {"00000", "00002", "00003", "00004"}
+
+
+def test_skipped_samples_are_counted_in_tensorboard(chain: Chain, tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "bad.tar", [{"__key__": str(i), "txt": b"a"} for i in range(90)])
+    fit_generator(
+        tmp_path, "stage2", chain.tokenizer, chain.codes,
+        "--data.train", json.dumps([f"{chain.codes}/train-*.tar", shard]),
+        "--data.epoch_samples", "160", "--model.init_args.init_from", "null",
+        "--data.shuffle", "2000",
+    )  # fmt: skip
+    assert scalars(tmp_path / "stage2")["data/skipped/sample without its codes (.codes.npy)"] > 1
+
+
+def test_codes_of_another_tokenizer_are_refused(
+    chain: Chain, fails: Callable[..., str], tmp_path: Path
+) -> None:
+    manifest = json.loads(Path(chain.codes, "index.json").read_text())
+    made_by = load_module(chain.tokenizer, "tokenizer").fingerprint()
+    assert manifest["made_by"]["tokenizer"] == made_by and manifest["made_by"]["image_size"] == 64
+    assert sum(manifest["shards"].values()) == 1852
+    other = torch.load(chain.tokenizer, weights_only=True)
+    other["state_dict"]["autoencoder.quant_conv.weight"][0] += 1e-3
+    path = str(tmp_path / "other.ckpt")
+    torch.save(other, path)
+    fit = [
+        *("fit", "-c", "configs/generator/emoji_stage2.yaml", *TINY, *TINY_GENERATOR),
+        *("--data.train", f"{chain.codes}/index.json", "--data.val", f"{chain.codes}/val-*.tar"),
+        *("--trainer.logger", "false", "--model.init_args.init_from", "null"),
+    ]
+    said = fails(*fit, "--model.init_args.tokenizer", path)
+    assert f"holds codes of the tokenizer {made_by}, but model.tokenizer is" in said
+    predict = [
+        *("predict", "-c", "configs/tokenizer/emoji.yaml", *TINY_TOKENIZER),
+        *("-c", "configs/tokenizer/encode_emoji.yaml", "--data.predict", EMOJI_TRAIN),
+        *("--trainer.callbacks.init_args.out", chain.codes),
+    ]
+    assert f"was made with tokenizer {made_by}, not" in fails(*predict, "--ckpt_path", path)
+    small = ("--ckpt_path", chain.tokenizer, "--data.image_size", "32")
+    assert "was made with image_size 64, not 32" in fails(*predict, *small)
 
 
 def test_validate_gives_the_figures_of_the_checkpoint(

@@ -1,6 +1,6 @@
 """Images a second from shards of photographs to batches [B, 3, 256, 256], against four peers.
 
-    python -m tests.benchmarks.data [--images 700] [--repeats 3] [--parts pictures codes shards memory]
+    python -m tests.benchmarks.data [--images 700] [--repeats 3] [--parts pictures codes ...]
 
 Every peer reads the same JPEGs (512 to 1024 px, from the photographs in scikit-image), scales the
 short side to 256 up to 320 px, takes a random square and flips half of them. The arms alternate; a

@@ -138,6 +138,21 @@ def test_nothing_usable_ends_with_a_sentence(tmp_path: Path, workers: int) -> No
         data.val_dataloader()
 
 
+def test_too_many_bad_samples_end_with_a_sentence(tmp_path: Path) -> None:
+    content = samples(200)
+    for sample in content[::5]:
+        sample["jpg"] = b"broken"
+    shard = write_shard(tmp_path / "a.tar", content)
+    # Above the limit, but not before enough were read to judge.
+    loader = train(module(train=shard, batch_size=50))
+    with pytest.raises(UserError, match=r"200 of 1000 training samples are bad, more than data"):
+        for number, _ in enumerate(loader):
+            assert number < 20
+    assert number >= 14
+    borne = train(module(train=shard, batch_size=50, max_bad=0.25))
+    assert len(take(borne, 40)) == 2000
+
+
 def test_more_readers_than_samples(tmp_path: Path) -> None:
     data = module(Place(3, 4), train=write_shards(tmp_path, [2]))
     with pytest.raises(UserError, match=r"too few samples for 4 readers"):

@@ -66,7 +66,7 @@ def test_the_stream_gives_the_wanted_and_counts_the_others(tmp_path: Path) -> No
 def test_filters_that_leave_nothing_end_with_a_sentence(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", [sample(i, score=1) for i in range(4)])
     wanted = Filter(json={"scoer": Condition(min=0)})
-    with pytest.raises(UserError, match="No usable sample .* no 'scoer' in the JSON"):
+    with pytest.raises(UserError, match=r"No usable sample .* no 'scoer' in the JSON"):
         take(train(module(train=shard, filter=wanted)), 1)
 
 

@@ -1,4 +1,4 @@
-"""The training stream goes on exactly where a checkpoint stood, on any number of workers and ranks."""
+"""The training stream goes on where a checkpoint stood, on any number of workers and ranks."""
 
 from __future__ import annotations
 
