@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import braceexpand
 
 from lgpl.data.store import PIECE, Store, is_url
-from lgpl.data.tar import Table, read_table
+from lgpl.data.tar import Table
 from lgpl.errors import UserError
 
 Raw = dict[str, Any]  # extension -> bytes, and "__key__", "__shard__"
@@ -84,24 +84,32 @@ class Shard:
         path: path or URL.
         store: what fetches a URL.
 
-    Attributes:
-        damage: why the shard ends early, or cannot be read at all; None for a whole one.
     """
 
     def __init__(self, path: str, store: Store) -> None:
         self.path = path
-        self.damage: str | None = None
-        self._table = Table()
+        self._damage: str | None = None
+        self._table: Table | None = None
         self._file: BinaryIO | None = None
         try:
-            self._file, self.damage = _unpacked(store.local(path))
-            self._table = read_table(self._file.fileno())
+            self._file, self._damage = _unpacked(store.local(path))
+            self._table = Table(self._file.fileno())
         except OSError as error:
-            self.damage = f"cannot be read ({error.strerror or error})"
-        self.damage = self._table.damage or self.damage
+            self._damage = f"cannot be read ({error.strerror or error})"
 
     def __len__(self) -> int:
-        return len(self._table)
+        """Number of samples; reads all headers, which nothing else here does."""
+        return len(self._table) if self._table else 0
+
+    @property
+    def seen(self) -> int:
+        """Samples whose place is known so far."""
+        return self._table.seen if self._table else 0
+
+    @property
+    def damage(self) -> str | None:
+        """Why the shard ends early, or cannot be read at all; told when its end was reached."""
+        return (self._table and self._table.damage) or self._damage
 
     def __getitem__(self, sample: int) -> Raw:
         """The bytes of a sample's members."""
@@ -116,11 +124,10 @@ class Shard:
         Raises:
             IndexError: the shard has fewer samples.
         """
-        if sample >= len(self._table):
-            raise IndexError(sample)
-        assert self._file is not None
-        raw: Raw = {"__key__": self._table.keys[sample], "__shard__": self.path}
-        for extension, (offset, size) in self._table.members(sample).items():
+        places = self._members(sample)
+        assert self._table is not None and self._file is not None
+        raw: Raw = {"__key__": self._table.key(sample), "__shard__": self.path}
+        for extension, (offset, size) in places.items():
             if size <= LARGEST_MEMBER and (extensions is None or extension in extensions):
                 data = os.pread(self._file.fileno(), size, offset)
                 if len(data) == size:
@@ -128,8 +135,17 @@ class Shard:
         return raw
 
     def sizes(self, sample: int) -> dict[str, int]:
-        """Extension -> bytes of a sample's members."""
-        return {name: size for name, (_, size) in self._table.members(sample).items()}
+        """Extension -> bytes of a sample's members.
+
+        Raises:
+            IndexError: the shard has fewer samples.
+        """
+        return {name: size for name, (_, size) in self._members(sample).items()}
+
+    def _members(self, sample: int) -> dict[str, tuple[int, int]]:
+        if self._table is None or not self._table.reach(sample):
+            raise IndexError(sample)
+        return self._table.members(sample)
 
     def close(self) -> None:
         if self._file is not None:
@@ -154,10 +170,10 @@ class OpenShards:
             self._open.move_to_end(path)
             return self._open[path]
         shard = self._open[path] = Shard(path, self.store)
-        kept = sum(map(len, self._open.values()))
+        kept = sum(shard.seen for shard in self._open.values())
         while len(self._open) > 2:
             oldest = next(iter(self._open.values()))
-            kept -= len(oldest)
+            kept -= oldest.seen
             if kept < 2 * self.samples and len(self._open) <= OPEN_AT_ONCE:
                 break
             self._open.pop(oldest.path).close()

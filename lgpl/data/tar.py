@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import sys
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 BLOCK = 512
 REGULAR = (b"0", b"\0", b"7")
-PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK = b"x", b"g", b"L", b"K"
+PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK = EXTENDED = (b"x", b"g", b"L", b"K")
 LONGEST_NAME = 64 * 1024  # bytes of an extended header that are still read
 
 
@@ -24,102 +24,116 @@ class DamagedTar(ValueError):
     """From some place on the file is no tar."""
 
 
-@dataclass
 class Table:
     """The samples of a tar file: runs of members KEY.EXT with the same KEY.
 
-    Attributes:
-        keys: the samples' keys.
-        first: the first member of each sample, and one entry more for the end.
-        extensions: of each member, in lower case.
-        offsets: of each member's content in the file, bytes.
-        sizes: of each member's content, bytes.
-        damage: what ended the reading before the end; None for a whole file.
-    """
-
-    keys: list[str] = field(default_factory=list)
-    first: array = field(default_factory=lambda: array("q"))
-    extensions: list[str] = field(default_factory=list)
-    offsets: array = field(default_factory=lambda: array("q"))
-    sizes: array = field(default_factory=lambda: array("q"))
-    damage: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def members(self, sample: int) -> dict[str, tuple[int, int]]:
-        """Extension -> (offset, size) of a sample's members; of two with one name the last."""
-        return {
-            self.extensions[i]: (self.offsets[i], self.sizes[i])
-            for i in range(self.first[sample], self.first[sample + 1])
-        }
-
-
-def read_table(file: int) -> Table:
-    """The table of an open tar file.
-
-    A damaged file gives the samples before the damage; the one that the damage cuts is left out.
+    Headers are read as far as they are asked for. A damaged file has the samples before the damage;
+    the one that the damage cuts is left out.
 
     Args:
         file: descriptor of a regular file.
+
+    Attributes:
+        damage: what ended the reading before the end; None for a whole file, or one that has not
+            been read to its end.
     """
-    table = Table()
-    try:
-        _scan(file, table)
-    except DamagedTar as error:
-        table.damage = str(error)
-        if table.keys:  # it may have lost members
-            table.keys.pop()
-            start = table.first.pop()
-            del table.extensions[start:], table.offsets[start:], table.sizes[start:]
-    table.first.append(len(table.sizes))
-    return table
 
+    def __init__(self, file: int) -> None:
+        self.damage: str | None = None
+        self._keys: list[str] = []
+        self._first = array("q")  # member of each sample, and one entry more at the end
+        self._extensions: list[str] = []
+        self._offsets = array("q")
+        self._sizes = array("q")
+        self._members: Iterator[None] | None = self._scan(file)
 
-def _scan(file: int, table: Table) -> None:
-    end = os.fstat(file).st_size
-    offset, long_name, key = 0, None, None
-    while offset < end:
-        header = os.pread(file, BLOCK, offset)
-        if len(header) < BLOCK:
-            raise DamagedTar(f"cut off at byte {end}")
-        if not header[0] and not any(header):
-            return  # the end mark
-        kind, size = header[156:157], _number(header[124:136], offset)
-        if sum(header) - sum(header[148:156]) + 8 * 32 != _number(header[148:156], offset):
-            raise DamagedTar(f"no header at byte {offset}")
-        content = offset + BLOCK
-        has_content = kind in REGULAR or kind in (PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK)
-        offset = content + (-(-size // BLOCK) * BLOCK if has_content else 0)
-        if kind in (PAX, GNU_LONG_NAME):
-            if size > LONGEST_NAME:
-                raise DamagedTar(f"a name of {size} bytes at byte {content}")
-            extended = os.pread(file, size, content)
-            long_name = _pax_path(extended) if kind == PAX else extended.rstrip(b"\0")
-        elif kind in REGULAR:
-            if content + size > end:
+    def __len__(self) -> int:
+        self.reach(sys.maxsize)
+        return len(self._keys)
+
+    @property
+    def seen(self) -> int:
+        """Samples whose headers have been read so far."""
+        return len(self._keys)
+
+    def reach(self, sample: int) -> bool:
+        """Read headers until all members of a sample are known; False where there is none."""
+        try:
+            while self._members is not None and len(self._keys) <= sample + 1:
+                next(self._members)
+        except StopIteration:
+            self._end()
+        except DamagedTar as error:
+            self.damage = str(error)
+            if self._keys:  # it may have lost members
+                self._keys.pop()
+                start = self._first.pop()
+                del self._extensions[start:], self._offsets[start:], self._sizes[start:]
+            self._end()
+        return sample < len(self._keys)
+
+    def key(self, sample: int) -> str:
+        return self._keys[sample]
+
+    def members(self, sample: int) -> dict[str, tuple[int, int]]:
+        """Extension, in lower case -> (offset, size) of the content of a sample's members, bytes.
+
+        Of two members with one name the last counts.
+        """
+        return {
+            self._extensions[i]: (self._offsets[i], self._sizes[i])
+            for i in range(self._first[sample], self._first[sample + 1])
+        }
+
+    def _end(self) -> None:
+        self._first.append(len(self._sizes))
+        self._members = None
+
+    def _scan(self, file: int) -> Iterator[None]:
+        """Add a member with every step."""
+        end = os.fstat(file).st_size
+        offset, long_name, key = 0, None, None
+        while offset < end:
+            header = os.pread(file, BLOCK, offset)
+            if len(header) < BLOCK:
                 raise DamagedTar(f"cut off at byte {end}")
-            name, long_name = long_name or _name(header), None
-            key = _add(table, name, key, content, size)
-        else:
-            long_name = long_name if kind in (PAX_GLOBAL, GNU_LONG_LINK) else None
-    if end:
-        raise DamagedTar(f"cut off at byte {end}")  # a whole tar has an end mark
+            if not header[0] and not any(header):
+                return  # the end mark
+            kind, size = header[156:157], _number(header[124:136], offset)
+            if sum(header) - sum(header[148:156]) + 8 * 32 != _number(header[148:156], offset):
+                raise DamagedTar(f"no header at byte {offset}")
+            content = offset + BLOCK
+            has_content = kind in REGULAR or kind in EXTENDED
+            offset = content + (-(-size // BLOCK) * BLOCK if has_content else 0)
+            if kind in (PAX, GNU_LONG_NAME):
+                if size > LONGEST_NAME:
+                    raise DamagedTar(f"a name of {size} bytes at byte {content}")
+                extended = os.pread(file, size, content)
+                long_name = _pax_path(extended) if kind == PAX else extended.rstrip(b"\0")
+            elif kind in REGULAR:
+                if content + size > end:
+                    raise DamagedTar(f"cut off at byte {end}")
+                name, long_name = long_name or _name(header), None
+                key = self._add(name, key, content, size)
+                yield
+            else:
+                long_name = long_name if kind in EXTENDED else None
+        if end:
+            raise DamagedTar(f"cut off at byte {end}")  # a whole tar has an end mark
 
-
-def _add(table: Table, name: bytes, last: str | None, offset: int, size: int) -> str | None:
-    folder, slash, base = name.decode("utf-8", "replace").rpartition("/")
-    stem, dot, extension = base.partition(".")
-    if not dot:
-        return last
-    key = folder + slash + stem
-    if key != last:
-        table.keys.append(key)
-        table.first.append(len(table.sizes))
-    table.extensions.append(sys.intern(extension.lower()))
-    table.offsets.append(offset)
-    table.sizes.append(size)
-    return key
+    def _add(self, name: bytes, last: str | None, offset: int, size: int) -> str | None:
+        folder, slash, base = name.decode("utf-8", "replace").rpartition("/")
+        stem, dot, extension = base.partition(".")
+        if not dot:
+            return last
+        key = folder + slash + stem
+        if key != last:
+            self._keys.append(key)
+            self._first.append(len(self._sizes))
+        self._extensions.append(sys.intern(extension.lower()))
+        self._offsets.append(offset)
+        self._sizes.append(size)
+        return key
 
 
 def _name(header: bytes) -> bytes:
