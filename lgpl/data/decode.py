@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lgpl.data.shards import Raw
-from lgpl.data.transforms import center_crop, open_image, random_crop, to_tensor
+from lgpl.data.transforms import center_crop, normalize, open_image, random_crop, to_uint8
 from lgpl.text.captions import clean
 
 Field = Literal["image", "caption", "class", "codes", "text"]
@@ -81,13 +81,16 @@ class Decoder:
 
     def _image(self, data: bytes, rng: random.Random) -> Tensor:
         try:
-            image = open_image(data, self.image_size)
+            if self.augment:
+                crop = random_crop(data, self.image_size, rng)
+            else:
+                crop = center_crop(open_image(data), self.image_size)
         except ValueError as error:
-            raise BadSample("picture that does not decode") from error
-        if not self.augment:
-            return to_tensor(center_crop(image, self.image_size))
-        tensor = to_tensor(random_crop(image, self.image_size, rng))
-        return tensor.flip(-1) if self.flip and rng.random() < 0.5 else tensor
+            raise BadSample(str(error)) from error
+        pixels = to_uint8(crop)
+        if self.augment and self.flip and rng.random() < 0.5:
+            pixels = pixels.flip(-1)
+        return normalize(pixels)
 
     def _caption(self, data: bytes) -> str:
         try:
