@@ -1,7 +1,7 @@
 """Pictures to tensors: decode, crop, to [-1, 1]; Pillow and torch, no torchvision.
 
 Evaluation and code extraction decode in full and resample with Lanczos: `open_image`, then
-`center_crop`. Training trades a little exactness for speed: `random_crop`.
+`center_crop` or `ten_crops`. Training trades a little exactness for speed: `random_crop`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 LARGEST_RATIO = 1 / 0.8  # of the short side to the crop, LlamaGen's training (arXiv 2406.06525)
+TEN_CROP_SCALES = (1.1, 1.05)  # of the square to the views, LlamaGen's code extraction
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # no other decoder of Pillow's sees the bytes
 MAX_PIXELS = 2**26  # more than a 61-megapixel camera's; 256 MiB once decoded
@@ -35,6 +36,28 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     width, height = scaled = _scale(image.size, size)
     box = _box(image.size, scaled, ((width - size) // 2, (height - size) // 2), size)
     return image.resize((size, size), Image.Resampling.LANCZOS, box)
+
+
+def ten_crops(image: Image.Image, size: int, scale: float) -> list[Image.Image]:
+    """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`).
+
+    They lie in the central square of the picture: the ends of a long picture, which no evaluation
+    looks at, are not learned from either.
+
+    Args:
+        image: an RGB picture.
+        size: side of a view, pixels.
+        scale: side of the square to that of a view, `TEN_CROP_SCALES` in the paper's recipe.
+
+    Returns:
+        Ten views `size` x `size`: top left, top right, bottom left, bottom right, centre, then
+        the same five flipped horizontally.
+    """
+    square = center_crop(image, int(size * scale))
+    far = square.width - size
+    corners = (0, 0), (far, 0), (0, far), (far, far), (far // 2, far // 2)
+    views = [square.crop((left, top, left + size, top + size)) for left, top in corners]
+    return views + [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
 
 
 def random_crop(

@@ -18,10 +18,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from lgpl.data.transforms import (
     MAX_PIXELS,
+    TEN_CROP_SCALES,
     center_crop,
     normalize,
     open_image,
     random_crop,
+    ten_crops,
     to_image,
     to_tensor,
     to_uint8,
@@ -335,6 +337,21 @@ def test_evaluation_decodes_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JpegImageFile, "draft", draft)
     with Image.open(io.BytesIO(data)) as stored:
         assert difference(open_image(data), stored).max() == 0
+
+
+@pytest.mark.parametrize("scale", TEN_CROP_SCALES)
+@pytest.mark.parametrize("width, height", [(700, 500), (400, 900)])
+def test_ten_crops(width: int, height: int, scale: float) -> None:
+    image, size = photograph(width, height), 256
+    side = {1.1: 281, 1.05: 268}[scale]  # LlamaGen cuts 281.6 and 268.8 off
+    square = np.asarray(center_crop(image, side))
+    far, middle = side - size, (side - size) // 2
+    corners = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]  # top, left
+    five = [square[top : top + size, left : left + size] for top, left in corners]
+    views = ten_crops(image, size, scale)
+    assert len(views) == 10
+    for view, expected in zip(views, [*five, *(a[:, ::-1] for a in five)], strict=True):
+        assert view.size == (size, size) and difference(view, expected).max() == 0
 
 
 def all_values() -> Image.Image:
