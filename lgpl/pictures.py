@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import textwrap
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -54,8 +52,3 @@ def grid(
             for i, text in enumerate(textwrap.wrap(captions[index], letters)[:LINES]):
                 draw.text((x, y + height + 1 + i * line), text, fill="black", font=font)
     return sheet
-
-
-def as_tensor(picture: Image.Image) -> Tensor:
-    """[3, H, W] in 0..255 (uint8), as TensorBoard takes it."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)

@@ -10,16 +10,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from lgpl.data.transforms import to_uint8
 from lgpl.generator.decoding import Sampling
 from lgpl.generator.module import GeneratorModule
-from lgpl.pictures import as_tensor, grid
+from lgpl.pictures import grid
 from lgpl.tokenizer.module import TokenizerModule
 
 
 def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | None) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            picture = as_tensor(grid(images, captions))
+            picture = to_uint8(grid(images, captions))
             logger.experiment.add_image(name, picture, trainer.global_step)
 
 

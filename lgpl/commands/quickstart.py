@@ -24,6 +24,7 @@ from tqdm import tqdm
 from lgpl.checkpoints import load_module
 from lgpl.commands.sample import conditions, load_generator, sample
 from lgpl.data import ShardDataModule
+from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
@@ -161,7 +162,7 @@ def _training_pictures() -> tuple[Tensor, list[str]]:
     data.setup("predict")
     images, captions = [], []
     for batch in data.predict_dataloader():
-        images.append(batch["image"])
+        images.append(normalize(batch["image"]))
         captions += batch["caption"]
     return torch.cat(images), captions
 

@@ -15,6 +15,7 @@ from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
 from lgpl.data.order import Mixture, Order, seed_of
 from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Place, Samples, every_sample_once, shard_by_shard
+from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 
 
@@ -184,6 +185,12 @@ class ShardDataModule(pl.LightningDataModule):
         requests = functools.partial(shard_by_shard, samples, self.eval_batch_size)
         return ShardwiseLoader(samples, requests, self.num_workers, None, "predict")
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Pictures to float32 in [-1, 1], on the device: as bytes they travel four times faster."""
+        if "image" in batch:
+            batch["image"] = normalize(batch["image"])
+        return batch
+
     def _exactly_once(self, split: str) -> PassLoader:
         rank, size = self._rank(), self.eval_batch_size
         (counts,), _ = self._counted(split)
@@ -236,6 +243,7 @@ class ShardDataModule(pl.LightningDataModule):
             augment=self.augment and training,
             flip=self.flip,
             captions=self.captions,
+            ten_crop=self.ten_crop if split == "predict" else (),
             filter=self.filter,
             **self._expected,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
 import math
 import random
@@ -18,7 +19,14 @@ from torch import Tensor
 
 from lgpl.data.filters import Filter
 from lgpl.data.shards import Raw
-from lgpl.data.transforms import center_crop, image_size, open_image, random_crop, to_tensor
+from lgpl.data.transforms import (
+    center_crop,
+    image_size,
+    open_image,
+    random_crop,
+    ten_crops,
+    to_uint8,
+)
 from lgpl.text.captions import clean
 
 Field = Literal["image", "caption", "class", "codes", "text"]
@@ -52,6 +60,7 @@ class Decoder:
         flip: see `augment`.
         captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
             it is taken, in any unit.
+        ten_crop: where nothing is to vary, ten views for each of these scales instead of one.
         filter: which sound samples are wanted.
         grid: rows and columns of the codes; None takes any.
         codebook_size: codes must be below; None for no check.
@@ -64,6 +73,7 @@ class Decoder:
     augment: bool = False
     flip: bool = True
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
+    ten_crop: Sequence[float] = ()
     filter: Filter = field(default_factory=Filter)
     grid: tuple[int, int] | None = None
     codebook_size: int | None = None
@@ -118,7 +128,7 @@ class Decoder:
             try:
                 return image_size(_member(raw, "image", IMAGE_EXTENSIONS))
             except ValueError as error:
-                raise BadSample("picture that does not decode") from error
+                raise BadSample(str(error)) from error
         values = _json(raw)
         try:
             return int(values["width"]), int(values["height"])
@@ -149,13 +159,16 @@ class Decoder:
 
     def _image(self, data: bytes, rng: random.Random) -> Tensor:
         try:
-            image = open_image(data, self.image_size)
+            if self.augment:
+                pixels = to_uint8(random_crop(data, self.image_size, rng))
+                return pixels.flip(-1) if self.flip and rng.random() < 0.5 else pixels
+            image = open_image(data)
         except ValueError as error:
-            raise BadSample("picture that does not decode") from error
-        if not self.augment:
-            return to_tensor(center_crop(image, self.image_size))
-        tensor = to_tensor(random_crop(image, self.image_size, rng))
-        return tensor.flip(-1) if self.flip and rng.random() < 0.5 else tensor
+            raise BadSample(str(error)) from error
+        if not self.ten_crop:
+            return to_uint8(center_crop(image, self.image_size))
+        views = [ten_crops(image, self.image_size, scale) for scale in self.ten_crop]
+        return torch.stack([to_uint8(view) for view in itertools.chain(*views)])
 
     def _class(self, data: bytes) -> int:
         try:
@@ -301,8 +314,9 @@ def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[s
         text_length: positions of the text features; the longest of the batch by default.
 
     Returns:
-        `key` and `caption` as lists; `image` [B, 3, H, W]; `class` [B]; `codes` [B, rows, columns];
-        `text` [B, text_length, D] left-padded with `text_lengths` [B].
+        `key` and `caption` as lists; `image` [B, 3, H, W] or [B, views, 3, H, W], uint8, see
+        `normalize`; `class` [B]; `codes` [B, rows, columns]; `text` [B, text_length, D] left-padded
+        with `text_lengths` [B].
     """
     batch: dict[str, Any] = {}
     for name in samples[0]:

@@ -99,17 +99,17 @@ class Shard:
 
     def __len__(self) -> int:
         """Number of samples; reads all headers, which nothing else here does."""
-        return len(self._table) if self._table else 0
+        return 0 if self._table is None else len(self._table)
 
     @property
     def seen(self) -> int:
         """Samples whose place is known so far."""
-        return self._table.seen if self._table else 0
+        return 0 if self._table is None else self._table.seen
 
     @property
     def damage(self) -> str | None:
         """Why the shard ends early, or cannot be read at all; told when its end was reached."""
-        return (self._table and self._table.damage) or self._damage
+        return self._damage if self._table is None else self._table.damage or self._damage
 
     def __getitem__(self, sample: int) -> Raw:
         """The bytes of a sample's members."""

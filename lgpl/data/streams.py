@@ -208,9 +208,10 @@ def shard_by_shard(samples: Samples, batch_size: int) -> Iterator[Request]:
         for following in samples.shards[index + 1 : index + 2]:
             samples.store.prefetch(following)
         shard = Shard(path, samples.store)
+        number, damage = len(shard), shard.damage
         shard.close()
-        if shard.damage:
-            log.warning("%s: %s after %d samples", path, shard.damage, len(shard))
-        for first in range(0, len(shard), batch_size):
-            places = np.arange(first, min(first + batch_size, len(shard)))
+        if damage:
+            log.warning("%s: %s after %d samples", path, damage, number)
+        for first in range(0, number, batch_size):
+            places = np.arange(first, min(first + batch_size, number))
             yield Request(Span(np.zeros_like(places), np.full_like(places, index), places))

@@ -194,5 +194,8 @@ class TokenizerModule(SelfDescribing):
         return self.autoencoder.fingerprint()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Codes [B, h, w] of the batch's images."""
-        return self.autoencoder.encode(batch["image"])
+        """Codes [B, h, w] of the batch's images, or [B, views, h, w] of several views of each."""
+        image = batch["image"]
+        if image.ndim == 4:
+            return self.autoencoder.encode(image)
+        return torch.stack([self.autoencoder.encode(view) for view in image.unbind(1)], 1)
