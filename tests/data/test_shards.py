@@ -96,5 +96,5 @@ def test_shards_stay_open_while_they_are_needed(tmp_path: Path) -> None:
         assert len(shards[path]) == 3
     assert shards[paths[0]] is first
     for path in paths[1:]:
-        shards[path]
+        assert len(shards[path]) == 3
     assert shards[paths[0]] is not first and shards[paths[0]][2]["__key__"] == "00002"
