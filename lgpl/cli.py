@@ -17,18 +17,22 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 
-from lgpl.checkpoints import SelfDescribing, read_checkpoint
-from lgpl.commands import quickstart, sample
+from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
+from lgpl.commands import export, import_released, quickstart, sample
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": sample.main,
+    "import": import_released.main,
+    "export": export.main,
     "quickstart": quickstart.main,
 }
 DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
 EPILOG = """plain commands, each with its own --help:
   sample      pictures from a generator's checkpoint
+  import      LlamaGen's released weights, for everything above
+  export      the model of a checkpoint, for lgpl or for LlamaGen's own code
   quickstart  tokenizer, codes, generator and pictures on the embedded emoji, in minutes
 """
 
@@ -43,6 +47,8 @@ class SaveTrainingConfig(SaveConfigCallback):
 
 class CommandLine(LightningCLI):
     """LightningCLI for the two modules, the shards, and configs that stack: -c a.yaml -c b.yaml."""
+
+    evaluated: str | None = None
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         super().__init__(
@@ -67,8 +73,16 @@ class CommandLine(LightningCLI):
             raise UserError(
                 "--ckpt_path is not set; give the checkpoint whose weights are to be used."
             )
-        if path and path not in ("best", "last", "hpc") and not Path(path).is_dir():
+        if path and path not in ("best", "last", "hpc"):
             read_checkpoint(path)  # a wrong file is told before anything is built
+            if self.config.get("subcommand") != "fit" and Path(path).is_dir():
+                # The Trainer reads a folder only with the strategy that wrote it, if at all.
+                config["ckpt_path"], self.evaluated = None, str(path)
+            elif is_exported(path):
+                raise UserError(
+                    f"--ckpt_path: {path} holds weights and no run to go on with; start from them "
+                    "with --model.init_args.init_from."
+                )
 
     def before_instantiate_classes(self) -> None:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -83,7 +97,7 @@ class CommandLine(LightningCLI):
         self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def after_instantiate_classes(self) -> None:
-        self.model.config = self.model_config
+        self.model.config, self.model.evaluated = self.model_config, self.evaluated
 
 
 def main(args: list[str] | None = None) -> None:
