@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import (
@@ -16,23 +17,20 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
+from lgpl.callbacks import EMA
 from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
-from lgpl.commands import export, import_released, quickstart, sample
+from lgpl.commands import export, import_released, plan, quickstart, sample
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "sample": sample.main,
-    "import": import_released.main,
-    "export": export.main,
-    "quickstart": quickstart.main,
-}
 DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
 EPILOG = """plain commands, each with its own --help:
   sample      pictures from a generator's checkpoint
   import      LlamaGen's released weights, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
+  plan        memory, tokens and FLOPs of a training step, before it is queued
   quickstart  tokenizer, codes, generator and pictures on the embedded emoji, in minutes
 """
 
@@ -98,6 +96,54 @@ class CommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self.model.config, self.model.evaluated = self.model_config, self.evaluated
+
+
+class Plan(CommandLine):
+    """The configs of a run with its size, built without memory and without a Trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
+        parser.add_argument("--memory", type=float, default=80.0, help="GiB of one device")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        if self.config.gpus < 1:
+            raise UserError(f"--gpus: {self.config.gpus} is below 1.")
+        if not self.config.memory > 0:
+            raise UserError(f"--memory: {self.config.memory:g} GiB is not above 0.")
+
+    def instantiate_trainer(self, **_: Any) -> None:  # type: ignore[override]
+        """Its GPUs need not be here."""
+
+    def report(self) -> str:
+        trainer, gpus = self.config_init.trainer, self.config_init.gpus
+        callbacks = trainer.callbacks
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        sharded = isinstance(trainer.strategy, (ModelParallelStrategy, FSDPStrategy))
+        sharded = sharded or str(trainer.strategy).startswith("fsdp")
+        data = self.datamodule
+        precision = str(trainer.precision or "32-true")
+        step = plan.rehearse(self.model, data.batch_size, data.image_size, precision, sharded)
+        averaged = any(isinstance(callback, EMA) for callback in callbacks)
+        lines = plan.per_device(step, gpus, sharded, averaged)
+        accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
+        return plan.report(step, lines, gpus, self.config_init.memory, accumulate)
+
+
+def plan_main(args: list[str]) -> None:
+    sys.argv[1:] = args
+    with torch.device("meta"):
+        planned = Plan(run=False)
+    print(planned.report())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "sample": sample.main,
+    "import": import_released.main,
+    "export": export.main,
+    "plan": plan_main,
+    "quickstart": quickstart.main,
+}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -129,6 +129,8 @@ def write_checkpoint(
         # Last: a folder with this file is whole.
         entry = json.dumps({"kind": kind, "config": config}, indent=2)
         (folder / CONFIG).write_text(entry + "\n", encoding="utf-8")
+        # safetensors writes for the owner alone, whatever the umask says.
+        (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--out: {folder} cannot be written ({error}).") from error
 

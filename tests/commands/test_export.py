@@ -59,6 +59,8 @@ def test_weights_are_the_average_bit_for_bit(chain: Chain, exported: Chain) -> N
     assert equal(weights, state(chain.stage2, TRANSFORMER))
     model = Transformer((2, 2, 32), 64, (8, 8), text_features=384, text_length=12)
     model.load_state_dict(weights)  # torch alone
+    modes = {path.stat().st_mode for path in Path(exported.stage2).iterdir()}
+    assert len(modes) == 1  # readable for whom the umask admits
 
 
 def test_sample(chain: Chain, exported: Chain, tmp_path: Path) -> None:
