@@ -149,8 +149,9 @@ def rehearse(
         module = computing.train()
         live = LiveBytes(module)
         flops = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
-        with live, flops, torch.autocast("cpu", half, enabled=mixed):
-            forward_backward(module, batch_size, image_size)
+        for counter in (live, flops):  # one by one: torch's keeps tensors alive by its hooks
+            with counter, torch.autocast("cpu", half, enabled=mixed):
+                forward_backward(module, batch_size, image_size)
         if isinstance(module, GeneratorModule):
             tokens = batch_size * module.model.code_count
             dtype = half or (torch.bfloat16 if sharded else torch.float32)

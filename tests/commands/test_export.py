@@ -140,6 +140,15 @@ def test_tokenizer_is_fine_tuned_with_a_fresh_discriminator(
     assert equal(weights, state(moved, AUTOENCODER))  # and no discriminator
 
 
+def test_what_llamagen_has_no_words_for(
+    fails: Callable[..., str], chain: Chain, tmp_path: Path
+) -> None:
+    to_llamagen = ("--format", "llamagen", "--out", str(tmp_path / "a.pt"))
+    assert "has 2 levels; VQ-16 has 5" in fails("export", chain.tokenizer, *to_llamagen)
+    assert "prefix_rope identity, not zero" in fails("export", chain.stage2, *to_llamagen)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def sharded(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A generator trained by FSDP on two ranks: a folder of shards, and one file, of one run."""
