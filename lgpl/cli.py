@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import (
@@ -16,20 +17,20 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from lgpl.callbacks import SkippedSamples
-from lgpl.checkpoints import SelfDescribing, read_checkpoint
-from lgpl.commands import quickstart, sample
+from lgpl.callbacks import EMA, SkippedSamples
+from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
+from lgpl.commands import export, import_released, plan, quickstart, sample
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "sample": sample.main,
-    "quickstart": quickstart.main,
-}
 DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
 EPILOG = """plain commands, each with its own --help:
   sample      pictures from a generator's checkpoint
+  import      LlamaGen's released weights, for everything above
+  export      the model of a checkpoint, for lgpl or for LlamaGen's own code
+  plan        memory, tokens and FLOPs of a training step, before it is queued
   quickstart  tokenizer, codes, generator and pictures on the embedded emoji, in minutes
 """
 
@@ -44,6 +45,8 @@ class SaveTrainingConfig(SaveConfigCallback):
 
 class CommandLine(LightningCLI):
     """LightningCLI for the two modules, the shards, and configs that stack: -c a.yaml -c b.yaml."""
+
+    evaluated: str | None = None
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         super().__init__(
@@ -68,8 +71,16 @@ class CommandLine(LightningCLI):
             raise UserError(
                 "--ckpt_path is not set; give the checkpoint whose weights are to be used."
             )
-        if path and path not in ("best", "last", "hpc") and not Path(path).is_dir():
+        if path and path not in ("best", "last", "hpc"):
             read_checkpoint(path)  # a wrong file is told before anything is built
+            if self.config.get("subcommand") != "fit" and Path(path).is_dir():
+                # The Trainer reads a folder only with the strategy that wrote it, if at all.
+                config["ckpt_path"], self.evaluated = None, str(path)
+            elif is_exported(path):
+                raise UserError(
+                    f"--ckpt_path: {path} holds weights and no run to go on with; start from them "
+                    "with --model.init_args.init_from."
+                )
 
     def before_instantiate_classes(self) -> None:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -85,7 +96,55 @@ class CommandLine(LightningCLI):
         self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def after_instantiate_classes(self) -> None:
-        self.model.config = self.model_config
+        self.model.config, self.model.evaluated = self.model_config, self.evaluated
+
+
+class Plan(CommandLine):
+    """The configs of a run with its size, built without memory and without a Trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
+        parser.add_argument("--memory", type=float, default=80.0, help="GiB of one device")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        if self.config.gpus < 1:
+            raise UserError(f"--gpus: {self.config.gpus} is below 1.")
+        if not self.config.memory > 0:
+            raise UserError(f"--memory: {self.config.memory:g} GiB is not above 0.")
+
+    def instantiate_trainer(self, **_: Any) -> None:  # type: ignore[override]
+        """Its GPUs need not be here."""
+
+    def report(self) -> str:
+        trainer, gpus = self.config_init.trainer, self.config_init.gpus
+        callbacks = trainer.callbacks
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        sharded = isinstance(trainer.strategy, (ModelParallelStrategy, FSDPStrategy))
+        sharded = sharded or str(trainer.strategy).startswith("fsdp")
+        data = self.datamodule
+        precision = str(trainer.precision or "32-true")
+        step = plan.rehearse(self.model, data.batch_size, data.image_size, precision, sharded)
+        averaged = any(isinstance(callback, EMA) for callback in callbacks)
+        lines = plan.per_device(step, gpus, sharded, averaged)
+        accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
+        return plan.report(step, lines, gpus, self.config_init.memory, accumulate)
+
+
+def plan_main(args: list[str]) -> None:
+    sys.argv[1:] = args
+    with torch.device("meta"):
+        planned = Plan(run=False)
+    print(planned.report())
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "sample": sample.main,
+    "import": import_released.main,
+    "export": export.main,
+    "plan": plan_main,
+    "quickstart": quickstart.main,
+}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,33 +1,35 @@
 """Numbers that LlamaGen's original code computes, and the weights for which it computed them.
 
 `golden.json` holds the numbers; the weights follow a formula of the parameter's name in the
-original.
+original. `schemas/` holds the names and shapes of the files that the original was released as.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lgpl.checkpoints import from_llamagen
+from lgpl.cli import main
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden.json").read_text())
+HERE = Path(__file__).parent
+GOLDEN: dict[str, Any] = json.loads((HERE / "golden.json").read_text())
 NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "norm_out.weight")
-ORIGINAL_NAMES = (
-    (r"^condition\.embedding\.", "cls_embedding.embedding_table."),
-    (r"^condition\.(fc\d)", r"cls_embedding.cap_proj.\1"),
-    (r"^condition\.null_features$", "cls_embedding.uncond_embedding"),
-    (r"^quantizer\.codebook\.", "quantize.embedding."),
-    (r"^encoder\.(.*)\.resample\.", r"encoder.\1.downsample."),
-    (r"^decoder\.(.*)\.resample\.", r"decoder.\1.upsample."),
-)
+# golden.json's small generators in the place of the released sizes, kind -> size there -> here
+SMALL = {
+    "c2i": {768: 128, 2304: 384, 2048: 512, 1001: 11, 16384: 256},
+    "t2i": {1280: 128, 3840: 384, 3584: 512, 2048: 48, 16384: 256},
+}
+
+
+def schema(name: str) -> dict[str, list[int]]:
+    """Shapes by name of a released file: c2i_B, t2i_XL, vq_ds16 or vq_ds8."""
+    return json.loads((HERE / f"schemas/{name}.json").read_text())
 
 
 def fill(name: str, shape: tuple[int, ...], scale: float) -> Tensor:
@@ -37,19 +39,32 @@ def fill(name: str, shape: tuple[int, ...], scale: float) -> Tensor:
     return (1 + 0.1 * v if name.endswith(NORMS) else scale * v).float()
 
 
-def original_name(name: str) -> str:
-    for pattern, original in ORIGINAL_NAMES:
-        name = re.sub(pattern, original, name)
-    return name
+def released_tokenizer(name: str) -> dict[str, Tensor]:
+    """Weights of VQ-16 or VQ-8 under the original's names, as golden.json fills them."""
+    shapes = schema({"VQ-16": "vq_ds16", "VQ-8": "vq_ds8"}[name])
+    scales = {"quantize.embedding.weight": 1.0, "quantize.codebook_used": 0.0}
+    scale = GOLDEN[name]["scale"]
+    return {n: fill(n, tuple(shape), scales.get(n, scale)) for n, shape in shapes.items()}
 
 
-def fill_weights(model: nn.Module, scale: float, **scales: float) -> None:
-    """Fill a model as if a released file held the formula's weights, under the original's names."""
-    released = {}
-    for name, tensor in model.state_dict().items():
-        if name == "quantizer.idle":
-            continue
-        original = original_name(name)
-        released[original] = fill(original, tuple(tensor.shape), scales.get(original, scale))
-    missing, unexpected = model.load_state_dict(from_llamagen(released), strict=False)
-    assert not unexpected and set(missing) <= {"quantizer.idle"}
+def released_generator(kind: str) -> dict[str, Tensor]:
+    """Weights of golden.json's class (c2i) or text (t2i) model under the original's names."""
+    shapes = schema({"c2i": "c2i_B", "t2i": "t2i_XL"}[kind])
+    layers, small = GOLDEN[kind]["config"]["n_layer"], SMALL[kind]
+    return {
+        name: fill(name, tuple(small.get(n, n) for n in shape), GOLDEN[kind]["scale"])
+        for name, shape in shapes.items()
+        if not name.startswith("layers.") or int(name.split(".")[1]) < layers
+    }
+
+
+def released(name: str) -> dict[str, Tensor]:
+    return released_generator(name) if name in SMALL else released_tokenizer(name)
+
+
+def import_golden(name: str, folder: Path) -> str:
+    """One of golden.json's models as a released file, imported by the command; gives the folder."""
+    torch.save({"model": released(name)}, folder / f"{name}.pt")
+    told = ("--grid", "4", "--heads", "4") if name in SMALL else ()
+    main(["import", str(folder / f"{name}.pt"), "--out", str(folder / name), *told])
+    return str(folder / name)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from lgpl.cli import main
 from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain
 from tests.shards import samples, write_shard
 
 Fails = Callable[..., str]
+SILENT = ("size", "prefix_rope", "grid")  # options that no shape shows, size in its heads
 FIT_TOKENIZER = ["fit", "-c", "configs/tokenizer/emoji.yaml", *TINY, *TINY_TOKENIZER]
 
 
@@ -85,7 +87,7 @@ def test_checkpoint_of_the_wrong_kind_or_size(fails: Fails, chain: Chain, tmp_pa
     )
     assert "of different sizes" in fails(*validate, "--ckpt_path", chain.tokenizer)
     (tmp_path / "text.ckpt").write_text("hello")
-    assert "is no checkpoint of lgpl" in fails(*tiny, "--ckpt_path", str(tmp_path / "text.ckpt"))
+    assert "is no checkpoint, or" in fails(*tiny, "--ckpt_path", str(tmp_path / "text.ckpt"))
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
     assert "is no checkpoint of lgpl" in fails(*tiny, "--ckpt_path", str(tmp_path / "other.ckpt"))
 
@@ -98,6 +100,62 @@ def test_start_from_the_wrong_weights(fails: Fails, chain: Chain) -> None:
     wider = ("--model.init_args.transformer.init_args.size", "[2, 2, 64]")
     assert "of different sizes" in fails(*fit_stage2(chain, init, chain.stage1, *wider))
     assert "no such checkpoint" in fails(*fit_stage2(chain, init, "nowhere.ckpt"))
+
+
+def test_start_from_another_attention_or_a_larger_grid(fails: Fails, chain: Chain) -> None:
+    """Shapes alone would let these pass, and pictures would be noise."""
+    start = ("--model.init_args.init_from", chain.stage2)
+    size, rope, grid = (f"--model.init_args.transformer.init_args.{k}" for k in SILENT)
+    assert "trained with heads 2, but the config's transformer has 1" in fails(
+        *fit_stage2(chain, *start, size, "[2, 1, 32]")
+    )
+    assert "trained with prefix_rope identity, but the config's transformer has zero" in fails(
+        *fit_stage2(chain, *start, rope, "zero")
+    )
+    assert "trained on a grid of 8x8, the config's is smaller, 4x4" in fails(
+        *fit_stage2(chain, *start, grid, "[4, 4]")
+    )
+
+
+def test_checkpoint_with_other_weights(fails: Fails, chain: Chain, tmp_path: Path) -> None:
+    content = torch.load(chain.stage1, weights_only=True)
+    weights, path = content["state_dict"], tmp_path / "other.ckpt"
+    start = fit_stage2(chain, "--model.init_args.init_from", str(path))
+    torch.save({**content, "state_dict": weights | {"transformer.x": torch.zeros(1)}}, path)
+    assert "other.ckpt has a weight that the config lacks: x" in fails(*start)
+    del weights["transformer.norm.weight"]
+    torch.save(content, path)
+    assert "other.ckpt has no weight norm.weight" in fails(*start)
+
+
+def test_folder_of_weights(fails: Fails, chain: Chain, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    main(["export", chain.tokenizer, "--out", str(folder)])
+    weights_only = fails(*FIT_TOKENIZER, "--ckpt_path", str(folder))
+    assert "holds weights and no run to go on with" in weights_only
+    generator = fit_stage2(chain, "--model.init_args.init_from", str(folder))
+    assert "holds a tokenizer, but a generator is wanted" in fails(*generator)
+    other = ("--model.init_args.transformer.init_args.codebook_size", "128")
+    misfit = fit_stage2(chain, *other, "--model.init_args.tokenizer", str(folder))
+    assert "has 64 codes, the generator 128" in fails(*misfit)
+
+    validate = ("validate", "-c", "configs/tokenizer/emoji.yaml", *TINY, "--trainer.logger")
+    evaluate = [*validate, "false", "--ckpt_path", str(folder)]
+    assert "of different sizes" in fails(*evaluate)
+    (folder / "model.safetensors").write_bytes(b"cut short")
+    assert "model.safetensors is missing or damaged" in fails(*evaluate, *TINY_TOKENIZER)
+    (folder / "config.json").write_text("{")
+    assert "config.json cannot be read as JSON" in fails(*evaluate)
+    (folder / "config.json").write_text("{}")
+    assert "is no checkpoint of lgpl" in fails(*evaluate)
+    assert "no such checkpoint" in fails(*evaluate[:-1], str(tmp_path))
+
+
+def test_images_of_another_grid(fails: Fails, chain: Chain) -> None:
+    images = ("--data.fields", '["image", "caption"]', "--data.image_size", "32")
+    shards = ("--data.train", "data/emoji/train-*.tar.gz", "--data.val", "data/emoji/val-*.tar.gz")
+    said = fails(*fit_stage2(chain, *shards, *images))
+    assert "data.image_size gives 4x4 codes, the model's grid is 8x8" in said
 
 
 def test_tokenizer_that_does_not_belong(fails: Fails, chain: Chain) -> None:

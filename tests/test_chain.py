@@ -286,5 +286,6 @@ def test_module_entry_point() -> None:
         [sys.executable, "-m", "lgpl.cli", "--help"],
         capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"},
     ).stdout  # fmt: skip
-    for command in ("fit", "validate", "test", "predict", "sample", "quickstart"):
+    plain = ("sample", "import", "export", "plan", "quickstart")
+    for command in ("fit", "validate", "test", "predict", *plain):
         assert command in said

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lgpl.cli import main
-from lgpl.commands import quickstart, sample
+from lgpl.commands import export, import_released, quickstart, sample
 from tests.conftest import ROOT
 from tests.shards import count, picture
 
@@ -29,6 +29,13 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         assert sample.parser().parse_args(options).checkpoint
     elif name == "quickstart":
         assert quickstart.parser().parse_args(options).out
+    elif name == "import":
+        assert import_released.parser().parse_args(options).file
+    elif name == "export":
+        assert export.parser().parse_args(options).checkpoint
+    elif name == "plan":
+        main([name, *options])
+        assert "activations" in capsys.readouterr().out
     else:
         with pytest.raises(SystemExit) as done:
             main([name, *options, "--print_config"])

@@ -85,6 +85,8 @@ def load_generator(path: str, tokenizer: str | None, device: str) -> GeneratorMo
     assert isinstance(module, GeneratorModule)
     if tokenizer is not None:
         module.use_tokenizer(tokenizer)
+    elif module.tokenizer_path is None:
+        raise UserError(f"{path} names no tokenizer; give its checkpoint with --tokenizer.")
     module.to(device)
     module.check_tokenizer()
     return module

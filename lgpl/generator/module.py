@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lgpl.checkpoints import SelfDescribing, check_weights, load_module, read_checkpoint
+from lgpl.checkpoints import Checkpoint, SelfDescribing, build_module, load_module
 from lgpl.data import ShardDataModule
 from lgpl.data.decode import left_pad
 from lgpl.errors import UserError
@@ -79,8 +79,7 @@ class GeneratorModule(SelfDescribing):
         if self.transformer is not None:
             return
         self.transformer = self.build()
-        if self.init_from is not None and self._is_fitting():
-            self._start_from(self.init_from)
+        self.start_weights()
         if self.device_mesh is not None:
             self._shard(self.transformer)
 
@@ -91,20 +90,30 @@ class GeneratorModule(SelfDescribing):
         assert self.transformer is not None
         return self.transformer
 
-    def _is_fitting(self) -> bool:
-        return self._trainer is not None and self.trainer.state.fn == "fit"
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Rotary tables are computed, so the checkpoint's grid may be another.
 
-    def _start_from(self, path: str) -> None:
-        """Weights of another generator; rotary tables are computed, so its grid may be another."""
-        prefix = "transformer."
-        state = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in read_checkpoint(path, self.kind)["state_dict"].items()
-            if name.startswith(prefix)
-        }
-        assert self.transformer is not None
-        check_weights(self.transformer, state, path)
-        self.transformer.load_state_dict(state)
+        Raises:
+            UserError: the weights do not fit, or were trained with another attention.
+        """
+        super().load_weights(checkpoint)
+        if checkpoint.config in (None, self.config):
+            return
+        theirs = build_module(checkpoint.described())
+        assert isinstance(theirs, GeneratorModule)
+        ours, outline = self.model, theirs._outline()
+        for name in ("heads", "prefix_rope"):  # what shapes do not show
+            found, wanted = getattr(outline, name), getattr(ours, name)
+            if found != wanted:
+                raise UserError(
+                    f"{checkpoint.path} was trained with {name} {found}, but the config's "
+                    f"transformer has {wanted}; give it {found}."
+                )
+        if any(mine < their for mine, their in zip(ours.grid, outline.grid, strict=True)):
+            raise UserError(
+                f"{checkpoint.path} was trained on a grid of {outline.grid[0]}x{outline.grid[1]}, "
+                f"the config's is smaller, {ours.grid[0]}x{ours.grid[1]}; it can only grow."
+            )
 
     def _shard(self, model: Transformer) -> None:
         """FSDP2: every block its own unit, the rest one more (arXiv 2304.11277)."""

@@ -206,7 +206,7 @@ class Transformer(nn.Module):
             raise UserError("Set exactly one of num_classes and text_features.")
         self.codebook_size = codebook_size
         self.grid = tuple(grid)
-        self.heads, self.dim = heads, dim
+        self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
         self.condition: ClassCondition | TextCondition
         if num_classes is not None:
             self.condition = ClassCondition(num_classes, dim, condition_dropout)

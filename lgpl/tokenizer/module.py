@@ -29,6 +29,8 @@ class TokenizerModule(SelfDescribing):
     Args:
         autoencoder: the model.
         loss: the objective, which holds the discriminator.
+        init_from: checkpoint of a tokenizer whose autoencoder training starts from, such as a
+            released one; the discriminator is fresh, so let it start late.
         lr: peak learning rate of both optimizers.
         betas: of Adam.
         weight_decay: of AdamW; 0 makes it Adam.
@@ -44,6 +46,7 @@ class TokenizerModule(SelfDescribing):
         self,
         autoencoder: VQModel,
         loss: TokenizerLoss,
+        init_from: str | None = None,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
@@ -56,6 +59,7 @@ class TokenizerModule(SelfDescribing):
         self.automatic_optimization = False
         self.autoencoder = autoencoder
         self.loss = loss
+        self.init_from = init_from
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.schedule = schedule
         self.discriminator_start = discriminator_start
@@ -67,6 +71,9 @@ class TokenizerModule(SelfDescribing):
         self.train_usage = CodebookUsage(codebook_size, window=65536, sync_on_compute=False)
         self.val_usage = CodebookUsage(codebook_size)
         self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in ("psnr", "mse", "lpips")})
+
+    def setup(self, stage: str) -> None:
+        self.start_weights()
 
     def forward(self, image: Tensor) -> Tensor:
         """Reconstruction [B, 3, H, W] of images in [-1, 1]."""

@@ -1,0 +1,23 @@
+"""Checkpoints that say what they hold: read in three forms, written as safetensors + JSON."""
+
+from lgpl.checkpoints.files import (
+    Checkpoint,
+    check_weights,
+    is_exported,
+    load_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from lgpl.checkpoints.module import SelfDescribing, build_module, load_module
+
+__all__ = [
+    "Checkpoint",
+    "SelfDescribing",
+    "build_module",
+    "check_weights",
+    "is_exported",
+    "load_module",
+    "load_tensors",
+    "read_checkpoint",
+    "write_checkpoint",
+]

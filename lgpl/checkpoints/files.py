@@ -1,0 +1,262 @@
+"""Files of checkpoints. Three forms are read, and nothing in them is ever executed:
+
+- Lightning's .ckpt, which carries one entry more, `lgpl`: the kind of module and its config;
+- the folder of a sharded (FSDP) run, with the same entry in `meta.pt`;
+- lgpl's own folder: `config.json`, which is that entry, and `model.safetensors`, the state dict of
+  the `VQModel` or `Transformer`, for whoever wants the model without Lightning.
+
+With EMA the first two hold the average as their weights, so what is read here is the average.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+
+from lgpl.errors import UserError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHARDS, SHARDED_ENTRIES = ".metadata", "meta.pt"  # torch's and Lightning's names
+# kind -> the model's place in the module, and so in the names of a Lightning checkpoint
+MODEL = {"tokenizer": "autoencoder", "generator": "transformer"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk.
+
+    Attributes:
+        path: where it was read.
+        kind: `tokenizer` or `generator`.
+        config: `class_path` and `init_args` of its module; None where it was trained without the
+            command line.
+        weights: reads the state dict of the model itself, without optimizer and discriminator.
+    """
+
+    path: Path
+    kind: str
+    config: dict[str, Any] | None
+    weights: Callable[[], dict[str, Tensor]]
+
+    def described(self) -> dict[str, Any]:
+        """The config.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.config is None:
+            raise UserError(
+                f"{self.path} was saved without the command line and does not say how it was "
+                "built; build the module yourself and call load_state_dict."
+            )
+        return self.config
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether it is lgpl's own folder."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
+    """A checkpoint in any of the three forms; its weights stay on disk until they are asked for.
+
+    Args:
+        path: a .ckpt file, or a folder.
+        kind: what it must hold; None takes any.
+
+    Raises:
+        UserError: there is no such file, it is no checkpoint, or one of another kind.
+    """
+    path = Path(path)
+    read: Callable[[], Any]  # the state dict of the module, or of the model alone
+    if is_exported(path):
+        entry, read = _read_json(path / CONFIG), partial(_read_safetensors, path / WEIGHTS)
+    elif (path / SHARDS).is_file():
+        entry, read = _entry(load_tensors(path / SHARDED_ENTRIES)), partial(_read_shards, path)
+    elif path.is_file():
+        content = load_tensors(path)
+        entry, read = _entry(content), lambda: content["state_dict"]
+    else:
+        raise UserError(
+            f"{path}: no such checkpoint; give the .ckpt file or the folder of a {kind or 'run'}."
+        )
+    found = entry.get("kind") if isinstance(entry, dict) else None
+    if found not in MODEL:
+        raise UserError(
+            f"{path} is no checkpoint of lgpl; `lgpl import` makes one of LlamaGen's files."
+        )
+    if kind not in (None, found):
+        raise UserError(f"{path} holds a {found}, but a {kind} is wanted.")
+    prefix = "" if is_exported(path) else f"{MODEL[found]}."
+
+    def weights() -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in read().items() if n.startswith(prefix)}
+
+    return Checkpoint(path, found, entry.get("config"), weights)
+
+
+def _entry(content: Any) -> Any:
+    return content.get("lgpl") if isinstance(content, dict) else None
+
+
+def write_checkpoint(
+    folder: str | Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]
+) -> None:
+    """Write lgpl's own folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        # Last: a folder with this file is whole.
+        entry = json.dumps({"kind": kind, "config": config}, indent=2)
+        (folder / CONFIG).write_text(entry + "\n", encoding="utf-8")
+        # safetensors writes for the owner alone, whatever the umask says.
+        (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"--out: {folder} cannot be written ({error}).") from error
+
+
+def check_weights(
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    source: str,
+    model: str = "the config",
+) -> None:
+    """Names and shapes of a state dict against those of a model.
+
+    Args:
+        expected: the model's state dict, which may be on the meta device.
+        found: the one to hold against it.
+        source: where that was found.
+        model: what the expected ones are those of.
+
+    Raises:
+        UserError: a weight is missing, unknown or of another shape.
+    """
+    if missing := [name for name in expected if name not in found]:
+        raise UserError(f"{source} has no weight {_list(missing)}: it holds another kind of model.")
+    if unknown := [name for name in found if name not in expected]:
+        raise UserError(f"{source} has a weight that {model} lacks: {_list(unknown)}.")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise UserError(
+                f"{source} has {name} of {[*found[name].shape]}, {model} {[*tensor.shape]}: "
+                "they are of different sizes."
+            )
+
+
+def _list(names: list[str], shown: int = 3) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
+
+
+def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
+    """What `torch.save` wrote: tensors, mapped from the file, in plain containers.
+
+    Args:
+        path: the file.
+        data_classes: classes without behaviour that it may hold as well.
+
+    Raises:
+        UserError: it holds code, which is not run, or is no such file.
+    """
+    try:
+        with torch.serialization.safe_globals(list(data_classes)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises many kinds for a file that is none of its own
+        code = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
+        if code:
+            raise UserError(
+                f"{path} holds pickled code ({code[1]}), which is never run here; ask for a file "
+                "of tensors."
+            ) from error
+        raise UserError(f"{path} is no checkpoint, or a damaged one.") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}).") from error
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    """The module's state dict of a sharded checkpoint, whole; optimizer states stay on disk."""
+    reader = _ShardReader(folder)
+    try:
+        found = reader.read_metadata().state_dict_metadata
+        state = {
+            name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in found.items()
+            if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+        }
+        with warnings.catch_warnings():  # one process is what is meant
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load({"state_dict": state}, storage_reader=reader)
+    except UserError:
+        raise
+    except Exception as error:  # as many kinds as there are ways to damage a file
+        raise UserError(f"{folder} is a damaged checkpoint ({error}).") from error
+    return state
+
+
+class _ShardReader(dcp.FileSystemReader):
+    """torch's reader without its trust: torch unpickles the index with everything allowed."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / SHARDS).open("rb") as file:
+            metadata = _IndexUnpickler(file).load()
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Admits what an index of shards is made of, and nothing else."""
+
+    ADMITTED = {
+        "torch.distributed.checkpoint.metadata": (
+            *("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata"),
+            *("TensorProperties", "TensorStorageMetadata", "BytesStorageMetadata"),
+            "_MEM_FORMAT_ENCODING",
+        ),
+        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+        "torch.serialization": ("_get_layout",),
+        "torch": ("Size",),
+        "pathlib": ("PosixPath", "WindowsPath"),
+        "pathlib._local": ("PosixPath", "WindowsPath"),  # from Python 3.13 on
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in self.ADMITTED.get(module, ()):
+            return super().find_class(module, name)
+        raise UserError(
+            f"A sharded checkpoint's index holds pickled code ({module}.{name}), which is never "
+            "run here."
+        )

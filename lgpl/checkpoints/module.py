@@ -1,0 +1,100 @@
+"""Modules that describe themselves in their checkpoints, and are built again from them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentParser
+
+from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, read_checkpoint
+from lgpl.errors import UserError
+
+
+class SelfDescribing(pl.LightningModule):
+    """A LightningModule whose checkpoints say what they are.
+
+    Attributes:
+        kind: `tokenizer` or `generator`.
+        config: `class_path` and `init_args` in plain types; the command line sets it.
+        init_from: checkpoint whose weights training starts from.
+        evaluated: checkpoint whose weights the other commands take, where it is none that the
+            Trainer reads by itself; the command line sets it.
+    """
+
+    kind: str
+    config: dict[str, Any] | None = None
+    init_from: str | None = None
+    evaluated: str | None = None
+
+    def start_weights(self) -> None:
+        """Load the weights that the command begins with, before they are sharded or resumed."""
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        path = self.init_from if fitting else self.evaluated
+        if path is not None:
+            self.load_weights(read_checkpoint(path, self.kind))
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Take the model's weights from a checkpoint.
+
+        Raises:
+            UserError: they have other names or shapes.
+        """
+        model = getattr(self, MODEL[self.kind])
+        weights = checkpoint.weights()
+        check_weights(model.state_dict(), weights, str(checkpoint.path))
+        model.load_state_dict(weights)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lgpl"] = {"kind": self.kind, "config": self.config}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Hold the checkpoint against this module before its weights are loaded.
+
+        Raises:
+            UserError: it is of another kind, or its weights have other names or shapes.
+        """
+        found = checkpoint.get("lgpl", {}).get("kind", "model of another program")
+        if found != self.kind:
+            raise UserError(f"The checkpoint holds a {found}, but a {self.kind} is wanted.")
+        if "state_dict" in checkpoint:  # a sharded strategy has loaded the weights by itself
+            check_weights(self.state_dict(), checkpoint["state_dict"], "The checkpoint")
+
+
+def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> SelfDescribing:
+    """The module of a config, with fresh weights.
+
+    Args:
+        config: `class_path` and `init_args`.
+        without: keys of the config that are set to None, such as a loss that is not needed.
+    """
+    built = copy.deepcopy(config)
+    for key in without:
+        *parents, last = key.split(".")
+        functools.reduce(dict.__getitem__, parents, built)[last] = None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SelfDescribing, "module")
+    module = parser.instantiate_classes(parser.parse_object({"module": built})).module
+    module.config = built
+    return module
+
+
+def load_module(path: str | Path, kind: str, without: tuple[str, ...] = ()) -> SelfDescribing:
+    """The module of a checkpoint in evaluation mode, built from the config inside.
+
+    Args:
+        path: see `read_checkpoint`.
+        kind: what it must hold.
+        without: see `build_module`.
+
+    Raises:
+        UserError: see `read_checkpoint`; or the checkpoint was made without a config.
+    """
+    checkpoint = read_checkpoint(path, kind)
+    module = build_module(checkpoint.described(), without)
+    module.configure_model()
+    module.load_weights(checkpoint)
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,46 @@
+"""`lgpl export`: the model of a training checkpoint, for lgpl or for LlamaGen's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+
+from lgpl.checkpoints import read_checkpoint, write_checkpoint
+from lgpl.errors import UserError
+from lgpl.llamagen import to_llamagen
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        prog="lgpl export",
+        description="Write the model of a checkpoint, its moving average where it was trained "
+        "with one, without optimizer and discriminator.",
+    )
+    p.add_argument("checkpoint", help=".ckpt file, folder of a sharded run, or lgpl's own folder")
+    p.add_argument("--out", required=True, help="folder, or .pt file for LlamaGen")
+    p.add_argument("--format", choices=["lgpl", "llamagen"], default="lgpl", help="whose form")
+    return p
+
+
+def main(args: list[str]) -> None:
+    options = parser().parse_args(args)
+    out, for_llamagen = Path(options.out), options.format == "llamagen"
+    if for_llamagen != (out.suffix == ".pt"):
+        raise UserError(
+            f"--out: {out} is not right for {options.format}: llamagen's form is a .pt file, "
+            "lgpl's a folder."
+        )
+    checkpoint = read_checkpoint(options.checkpoint)
+    if not for_llamagen:
+        weights = checkpoint.weights()
+        write_checkpoint(out, checkpoint.kind, checkpoint.described(), weights)
+    else:
+        content = to_llamagen(checkpoint)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(content, out)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"--out: {out} cannot be written ({error}).") from error
+    print(f"{out}: the {checkpoint.kind} of {checkpoint.path}")

@@ -1,0 +1,283 @@
+"""`lgpl plan`: what a training step will need, before it is queued.
+
+Nothing is estimated by formula where the code itself can be asked: one step is taken on fake
+tensors, which have shapes and no memory, by the module's own forward, backward and optimizer. So
+the figures follow whatever the config says, activation checkpointing or another quantizer included.
+Only what a sharded strategy gathers, and DDP's buckets, are added by rule.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from lgpl.checkpoints import SelfDescribing
+from lgpl.generator import GeneratorModule
+from lgpl.generator.condition import TextCondition
+from lgpl.generator.decoding import new_cache
+from lgpl.tokenizer import TokenizerModule
+
+GIB = 2**30
+SAMPLES = 16  # images of the KV cache's line, guided: `lgpl sample` draws so many together
+HALF = {"bf16": torch.bfloat16, "16": torch.float16}
+NOT_COUNTED = "not counted: the driver (about 1 GiB), fragmentation, a frozen tokenizer or encoder"
+
+
+def attention_flops(q: list[int], k: list[int], *_: Any, **__: Any) -> int:
+    """Two products of [T, D] and [D, S] for shapes [B, H, T, D] and [B, H, S, D]."""
+    return 4 * math.prod(q) * k[2]
+
+
+def attention_backward_flops(_: list[int], q: list[int], k: list[int], *__: Any, **___: Any) -> int:
+    """The scores again, and four products for the gradients."""
+    return 10 * math.prod(q) * k[2]
+
+
+# The CPU's kernels, on which the rehearsal runs; torch counts the GPU's only.
+ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step of one device that holds the whole model; sizes in bytes.
+
+    Attributes:
+        weights: number of trainable parameters.
+        parameters, gradients, optimizer: all of them.
+        activations: what stands beside them at the highest point of forward and backward.
+        cache: keys and values of `SAMPLES` guided images; 0 for a tokenizer.
+        blocks: bytes of the parameters of each block that FSDP shards by itself.
+        tokens: codes of the device's batch.
+        flops: floating-point operations of forward and backward, attention counted in full.
+    """
+
+    weights: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    cache: int
+    blocks: list[int]
+    tokens: int
+    flops: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make while they live.
+
+    Args:
+        module: what is there before; its parameters, buffers and gradients do not count.
+
+    Attributes:
+        peak: the most there ever were at a time.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self._sizes: dict[int, int] = {}
+        for tensor in (*module.parameters(), *module.buffers()):
+            self._known.add(tensor.untyped_storage())
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._leave_out_gradient)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        self._sizes[storage._cdata] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, storage._cdata)
+
+    def _remove(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+    def _leave_out_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._remove(parameter.grad.untyped_storage()._cdata)
+
+
+def rehearse(
+    module: SelfDescribing, batch_size: int, image_size: int, precision: str, sharded: bool = False
+) -> Step:
+    """Take one training step without memory.
+
+    Args:
+        module: a tokenizer on the meta device, or a generator that is not built yet.
+        batch_size: samples of one device.
+        image_size: pixels on a side of a tokenizer's images.
+        precision: the Trainer's: 32-true, bf16-mixed, bf16-true, ...
+        sharded: by FSDP, which keeps float32 parameters and computes in bf16.
+    """
+    half = HALF.get(precision.split("-")[0])
+    mixed = half is not None and precision.endswith("mixed")
+    with torch.device("meta"):
+        module.configure_model()
+    if half is not None and not mixed:
+        module.to(half)
+    computing = copy.deepcopy(module).to(torch.bfloat16) if sharded else module
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module.to_empty(device="cpu")
+        parameters, blocks = _bytes(module.parameters()), _blocks(module)
+        gradients, optimizer = _update(module)
+        if computing is not module:
+            computing.to_empty(device="cpu")
+        module = computing.train()
+        live = LiveBytes(module)
+        flops = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
+        for counter in (live, flops):  # one by one: torch's keeps tensors alive by its hooks
+            with counter, torch.autocast("cpu", half, enabled=mixed):
+                forward_backward(module, batch_size, image_size)
+        if isinstance(module, GeneratorModule):
+            tokens = batch_size * module.model.code_count
+            dtype = half or (torch.bfloat16 if sharded else torch.float32)
+            layers = new_cache(module.model, 2 * SAMPLES, dtype)
+            cache = _bytes(tensor for layer in layers for tensor in (layer.keys, layer.values))
+        else:
+            assert isinstance(module, TokenizerModule)
+            tokens = batch_size * (image_size // module.autoencoder.downsampling) ** 2
+            cache = 0
+    weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return Step(
+        *(weights, parameters, gradients, optimizer, live.peak, cache, blocks, tokens),
+        flops.get_total_flops(),
+    )
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))
+
+
+def _blocks(module: SelfDescribing) -> list[int]:
+    if not isinstance(module, GeneratorModule):
+        return []
+    return [_bytes(block.parameters()) for block in module.model.layers]
+
+
+def _update(module: SelfDescribing) -> tuple[int, int]:
+    """Bytes of all gradients, and of the optimizers' state after an update."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    configured: Any = module.configure_optimizers()
+    optimizers = [configured["optimizer"]] if isinstance(configured, dict) else configured
+    for p in trainable:
+        p.grad = torch.zeros_like(p)
+    gradients = _bytes(p.grad for p in trainable)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return gradients, _bytes(value for state in states for value in state.values())
+
+
+def forward_backward(module: SelfDescribing, batch_size: int, image_size: int) -> None:
+    """The work of a training step on a batch of zeros; see `rehearse` for the arguments."""
+    if isinstance(module, GeneratorModule):
+        _generator_step(module, batch_size)
+    else:
+        assert isinstance(module, TokenizerModule)
+        _tokenizer_step(module, torch.zeros(batch_size, 3, image_size, image_size))
+
+
+def _generator_step(module: GeneratorModule, batch_size: int) -> None:
+    model = module.model
+    batch = {"codes": torch.zeros(batch_size, *model.grid, dtype=torch.int64)}
+    if isinstance(model.condition, TextCondition):
+        length, features = model.condition.length, model.condition.fc1.in_features
+        batch["text"] = torch.zeros(batch_size, length, features)
+        batch["text_lengths"] = torch.full((batch_size,), length)
+    else:
+        batch["class"] = torch.zeros(batch_size, dtype=torch.int64)
+    module.loss(batch).mean().backward()
+
+
+def _tokenizer_step(module: TokenizerModule, image: Tensor) -> None:
+    """With the discriminator, whose start is the highest point of the run."""
+    autoencoder, objective = module.autoencoder, module.loss
+    reconstructed, quantized = autoencoder(image)
+    loss, _ = objective.reconstruction(reconstructed, image, quantized.loss)
+    if objective.discriminator is not None:
+        objective.discriminator.requires_grad_(False)
+        last_layer = autoencoder.decoder.last_layer
+        loss = loss + objective.adversarial_term(reconstructed, loss, last_layer)[0]
+    loss.backward()
+    if objective.discriminator is not None:
+        objective.discriminator.requires_grad_(True)
+        objective.discriminator_loss(reconstructed, image)[0].backward()
+
+
+def per_device(step: Step, gpus: int, sharded: bool, averaged: bool) -> dict[str, int]:
+    """Bytes on each of so many devices, by what they are for.
+
+    Args:
+        step: of a device that holds the whole model.
+        gpus: number of devices.
+        sharded: by FSDP; else every device holds everything (DDP).
+        averaged: a moving average of the weights (EMA) is kept.
+    """
+    parts = gpus if sharded else 1
+    lines = {
+        "parameters": -(-step.parameters // parts),
+        "gradients": -(-step.gradients // parts),
+        "optimizer state": -(-step.optimizer // parts),
+    }
+    if averaged:
+        lines["moving average"] = -(-step.parameters // parts)
+    if sharded:
+        # In bf16, half of float32: what is in no block stays gathered, beside it the block at work
+        # and the next; then the gradient of one of them in bf16, and in float32 for the reduction.
+        root, block = step.parameters - sum(step.blocks), max(step.blocks, default=0)
+        lines["gathered by FSDP"] = root // 2 + block + max(root, block) * 3 // 2
+    elif gpus > 1:
+        lines["buckets of DDP"] = step.gradients
+    return {**lines, "activations": step.activations}
+
+
+def report(step: Step, lines: dict[str, int], gpus: int, memory: float, accumulate: int) -> str:
+    """The plan for people.
+
+    Args:
+        step: see `rehearse`.
+        lines: see `per_device`.
+        gpus: number of devices.
+        memory: of one device, GiB.
+        accumulate: batches per optimizer step.
+    """
+    used = sum(lines.values()) / GIB
+    rows = [(name, f"{size / GIB:.2f} GiB") for name, size in (*lines.items(),)]
+    rows += [("together", f"{used:.2f} GiB on each of {gpus}, {memory:g} GiB there")]
+    batches = gpus * accumulate
+    rows += [
+        ("trainable weights", f"{step.weights / 1e6:.1f}M"),
+        ("tokens a step", f"{step.tokens * batches:,}"),
+        ("FLOPs a step", f"{step.flops * batches / 1e12:,.4g} T"),
+    ]
+    if step.cache:
+        rows += [(f"KV cache of {SAMPLES}", f"{step.cache / GIB:.2f} GiB, sampling with guidance")]
+    spare = memory - used
+    verdict = f"fits, {spare:.1f} GiB to spare" if spare >= 0 else f"does NOT fit: {-spare:.1f} GiB"
+    table = "\n".join(f"{name:<18}{figure}" for name, figure in rows)
+    return f"{table}\n{verdict}{'' if spare >= 0 else ' too much'}\n{NOT_COUNTED}"
