@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from lgpl.errors import UserError
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+SMALL = 2**20  # bytes of a tensor
 COPIED = ("txt", "cls", "json")  # members that a code shard takes over, beside other captions
 
 
@@ -82,6 +83,21 @@ class Chunk:
     def bad(self) -> int:
         return self.skipped.total() - self.unwanted
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Between processes, small tensors go as plain bytes: shared memory costs more to set up."""
+        batch = self.batch and {
+            name: v.numpy() if isinstance(v, Tensor) and v.nbytes < SMALL else v
+            for name, v in self.batch.items()
+        }
+        return self.__dict__ | {"batch": batch}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.batch = self.batch and {
+            name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v
+            for name, v in self.batch.items()
+        }
+
     def pin_memory(self) -> Chunk:
         """Called by torch's loader, for fast copies to a GPU."""
         self.batch = self.batch and pinned(self.batch)
@@ -90,6 +106,19 @@ class Chunk:
 
 def pinned(batch: Batch) -> Batch:
     return {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in batch.items()}
+
+
+class Dice:
+    """A `random.Random` by names, seeded when it is first used: for most samples of codes never,
+    and it would cost a quarter of all they cost."""
+
+    def __init__(self, *names: object) -> None:
+        self._names = names
+
+    def __getattr__(self, method: str) -> Any:
+        if "_random" not in self.__dict__:
+            self._random = random.Random(seed_of(*self._names))
+        return getattr(self._random, method)
 
 
 @dataclass
@@ -166,7 +195,8 @@ class Samples(Dataset):
         try:
             raw = shard.read(place, self._members)
             where = f"{raw['__key__']} in {shard.path}"
-            sample = self.decoder(raw, random.Random(seed_of(self.seed, epoch, raw["__key__"])))
+            dice = Dice(self.seed, epoch, raw["__key__"])
+            sample = self.decoder(raw, cast(random.Random, dice))
             if self.copies:
                 texts = {*COPIED, *self.decoder.captions}
                 chunk.members.append({name: raw[name] for name in texts if name in raw})

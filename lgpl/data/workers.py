@@ -67,6 +67,7 @@ class Workers:
             batch_size=None,
             sampler=self._asked(),  # type: ignore[arg-type]
             num_workers=self.count,
+            prefetch_factor=4 if self.count else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or every pass would draw from the model's
         )

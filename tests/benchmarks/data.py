@@ -48,7 +48,7 @@ def full(image: Image.Image) -> Tensor:
     image = image.crop((left, top, left + SIZE, top + SIZE))
     if random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    tensor = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return tensor.float().div_(127.5).sub_(1)
 
 
@@ -196,15 +196,23 @@ def write_codes(path: Path, count: int) -> str:
 
 
 def many_shards(folder: Path, repeats: int) -> None:
-    print(f"\n{'code samples in':28} {'samples/s':>9}")
-    for number in (10, 100, 1000, 10_000):
-        shards = [
-            write_codes(folder / f"of-{number}" / f"{i:05d}.tar", 40_000 // number)
-            for i in range(number)
-        ]
-        options = {"fields": ["codes", "class"]}
-        rates = [rate(lgpl(shards, 0, **options), 30_000) for _ in range(repeats)]
-        print(f"{number:>10} shards {statistics.median(rates):19.0f}")
+    """Does a long list of shards cost more than a short one? They are links to ten real ones."""
+    print(f"\n{'code samples, 400 a shard':28} {'samples/s':>9}")
+    real = [write_codes(folder / "real" / f"{i}.tar", 400) for i in range(10)]
+    counts = (10, 100, 1000, 10_000)
+    lists: dict[int, list[str]] = {}
+    for number in counts:
+        (folder / f"of-{number}").mkdir()
+        lists[number] = [str(folder / f"of-{number}/{i:05d}.tar") for i in range(number)]
+        for i, path in enumerate(lists[number]):
+            os.link(real[i % 10], path)
+    found: dict[int, list[float]] = {number: [] for number in counts}
+    for _ in range(repeats):
+        for number in counts:
+            batches = lgpl(lists[number], 0, fields=["codes", "class"])
+            found[number].append(rate(batches, 40_000))
+    for number, rates in found.items():
+        print(f"{number:>10} shards {statistics.median(rates):20.0f}")
 
 
 def memory(folder: Path, images: int) -> None:
