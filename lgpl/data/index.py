@@ -96,11 +96,8 @@ def statistics(path: str, store: Store) -> dict[str, Any]:
 
     Of interest are `successes`, the number of samples, and of code shards `made_by`.
     """
-    beside = statistics_name(path)
-    if is_url(path) and not store.exists(beside):
-        return {}
     try:
-        found = json.loads(store.read(beside))
+        found = json.loads(store.read(statistics_name(path)))
     except (Unreachable, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -56,7 +56,7 @@ def lane_by_lane(
         remote: name the shards that come next, to be fetched in time.
     """
     places, number = list(places), rest
-    reach = turn + max(order.shuffle for order in mixture.orders)
+    reach = turn + max(max(order.shuffle, *order.counts) for order in mixture.orders)
     for lane in itertools.islice(itertools.cycle(lanes), lanes.index(first), None):
         if number:
             start = places[lane]

@@ -1,4 +1,4 @@
-"""Shards from anywhere as local files: paths as they are, URLs through a cache on this machine's disk.
+"""Shards from anywhere as local files: paths as they are, URLs through a cache on this machine.
 
 A remote shard is fetched whole, once for all processes of a machine, and appears in the cache under
 its name only when it is complete; so a connection that breaks costs a new try and never a sample.
@@ -13,9 +13,11 @@ import os
 import random
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ from lgpl.errors import UserError
 log = logging.getLogger(__name__)
 
 PIECE = 2**20  # bytes copied at a time
+BUSY = (408, 425, 429)  # answers of a server that another try may change
 LONGEST_PAUSE = 60  # seconds between two tries
 
 
@@ -73,8 +76,8 @@ class Store:
         """
         if path.startswith("pipe:") and not self.allow_pipe:
             raise UserError(
-                f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL, or "
-                "set data.store.allow_pipe."
+                f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL, "
+                "or set data.store.allow_pipe."
             )
 
     def local(self, path: str) -> str:
@@ -116,13 +119,6 @@ class Store:
                 raise Unreachable(str(error)) from error
         return b"".join(self._with_retries(path, lambda: list(self._pieces(path))))
 
-    def exists(self, url: str) -> bool:
-        """Whether a small remote file is there; one try, a failure counts as no."""
-        try:
-            return bool(fsspec.open(url, **self._options(url)).fs.exists(url))
-        except Exception:
-            return False
-
     def __getstate__(self) -> dict[str, Any]:  # a worker process makes its own threads
         hidden = ("_background", "_ahead")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
@@ -161,7 +157,9 @@ class Store:
             os.replace(partial, place)
         finally:
             partial.unlink(missing_ok=True)
-        self._make_room(0)
+        kept = self._kept()
+        # All but the newest, which is about to be read.
+        self._delete(kept[:-1], sum(size for _, size, _ in kept) - self.cache_gb * 1e9)
 
     def _copy(self, url: str, partial: Path) -> None:
         try:
@@ -171,26 +169,30 @@ class Store:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            if not self._make_room(2 * partial.stat().st_size):
+            if not self._delete(self._kept(), 2 * partial.stat().st_size):
                 raise Unreachable("the cache's disk is full") from error
             raise  # the next try has room
 
-    def _make_room(self, needed: int) -> int:
-        """Delete the longest unused shards above the limit, or at least `needed` bytes of them."""
+    def _kept(self) -> list[tuple[float, int, Path]]:
+        """Time of the last use, bytes and path of all shards in the cache, the oldest first."""
+        kept = []
+        for path in self._folder().glob("*-*"):
+            if path.suffix not in (".lock", ".partial"):
+                with suppress(FileNotFoundError):  # another process makes room, too
+                    kept.append((path.stat().st_mtime, path.stat().st_size, path))
+        return sorted(kept)
+
+    def _delete(self, kept: list[tuple[float, int, Path]], excess: float) -> int:
+        """Delete the first shards until so many bytes are free; gives how many are.
+
+        A shard that is open stays readable after its name is gone.
+        """
         freed = 0
-        with FileLock(self._folder() / "evict.lock"):
-            kept = []
-            for path in self._folder().glob("*-*"):
-                if path.suffix not in (".lock", ".partial"):
-                    with _vanishing():
-                        kept.append((path.stat().st_mtime, path.stat().st_size, path))
-            total = sum(size for _, size, _ in kept)
-            for _, size, path in sorted(kept)[:-1]:  # the newest is about to be read
-                if total - freed <= self.cache_gb * 1e9 and freed >= needed:
-                    break
-                # An open file stays readable after its name is gone.
-                path.unlink(missing_ok=True)
-                freed += size
+        for _, size, path in kept:
+            if freed >= excess:
+                break
+            path.unlink(missing_ok=True)
+            freed += size
         return freed
 
     def _with_retries(self, url: str, attempt: Any) -> Any:
@@ -212,24 +214,40 @@ class Store:
     def _pieces(self, url: str) -> Iterator[bytes]:
         if url.startswith("pipe:"):
             yield from _command(url.removeprefix("pipe:"))
-            return
-        with fsspec.open(url, "rb", **self._options(url)).open() as body:
-            yield from _read(body)
+        elif url.startswith(("http:", "https:")):
+            yield from _http(url, self.timeout)
+        else:
+            with fsspec.open(url, "rb", **self._options(url)).open() as body:
+                yield from _read(body)
 
     def _options(self, url: str) -> dict[str, Any]:
         """What each store's client calls a timeout."""
-        if url.startswith(("http:", "https:")):
-            import aiohttp
-
-            limit = aiohttp.ClientTimeout(sock_connect=self.timeout, sock_read=self.timeout)
-            # block_size 0 streams the body once instead of asking for ranges
-            return {"block_size": 0, "client_kwargs": {"timeout": limit}}
         if url.startswith(("s3:", "s3a:")):
             limits = {"connect_timeout": self.timeout, "read_timeout": self.timeout}
             return {"config_kwargs": limits}
         if url.startswith(("gs:", "gcs:")):
             return {"requests_timeout": self.timeout}
         return {}
+
+
+def _http(url: str, timeout: float) -> Iterator[bytes]:
+    """The body of an answer, whole.
+
+    fsspec's client calls every fault a file that is not there, and so tells none from another.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as body:
+            seen = 0
+            for piece in _read(body):
+                seen += len(piece)
+                yield piece
+            promised = body.headers.get("Content-Length")
+    except urllib.error.HTTPError as error:
+        if error.code < 500 and error.code not in BUSY:
+            raise Unreachable(f"the server answers {error.code} {error.reason}") from error
+        raise
+    if promised is not None and seen != int(promised):
+        raise OSError(f"the connection broke after {seen} of {promised} bytes")
 
 
 def _read(body: BinaryIO) -> Iterator[bytes]:
@@ -243,12 +261,3 @@ def _command(command: str) -> Iterator[bytes]:
         yield from _read(process.stdout)  # type: ignore[arg-type]
     if process.returncode:
         raise OSError(f"the command ended with status {process.returncode}")
-
-
-@contextmanager
-def _vanishing() -> Iterator[None]:
-    """Another process may delete a file between the list and the look."""
-    try:
-        yield
-    except FileNotFoundError:
-        pass

@@ -84,7 +84,7 @@ class Chunk:
         return self.skipped.total() - self.unwanted
 
     def __getstate__(self) -> dict[str, Any]:
-        """Between processes, small tensors go as plain bytes: shared memory costs more to set up."""
+        """Between processes, small tensors go as bytes: shared memory costs more to set up."""
         batch = self.batch and {
             name: v.numpy() if isinstance(v, Tensor) and v.nbytes < SMALL else v
             for name, v in self.batch.items()

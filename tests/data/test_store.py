@@ -1,0 +1,272 @@
+"""Remote shards through the cache: servers that fail, stall and go away, and a full disk."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lgpl.data.index import count_samples, counted, named, write_index
+from lgpl.data.shards import read_shard
+from lgpl.data.store import Store, Unreachable
+from lgpl.errors import UserError
+from tests.data.test_datamodule import module, take, train
+from tests.shards import samples, write_shard, write_shards
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a folder on loopback; a share of the requests goes wrong in one of three ways."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, failing: float = 0.0) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.failing, self.dice = folder, failing, random.Random(0)
+        self.requests: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.stop = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, *_: Any) -> None:
+        """Clients that give up are meant here."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.server.folder / self.path.lstrip("/")
+        self.server.requests[self.path] += self.command == "GET"
+        fault = None
+        if self.server.dice.random() < self.server.failing:
+            fault = self.server.dice.choice(("error", "drop", "stall"))
+            self.server.failed[fault] += 1
+        if fault == "error" or not path.is_file():
+            self.send_error(500 if fault else 404)
+            return
+        data = path.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.wfile.write(data[: len(data) // 2] if fault else data)
+        if fault == "stall":
+            self.server.stop.wait(30)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Any]:
+    servers = []
+
+    def start(folder: Path, failing: float = 0.0) -> Server:
+        server = Server(folder, failing)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(cache=str(tmp_path / "cache"), timeout=0.5, retries=8)
+
+
+def cached(store: Store) -> list[Path]:
+    return [p for p in Path(str(store.cache)).glob("*-*") if p.suffix == ".tar"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_connection_costs_no_sample(
+    tmp_path: Path, serve: Any, store: Store, workers: int
+) -> None:
+    write_shards(tmp_path / "data", [4] * 30)
+    server = serve(tmp_path / "data", failing=0.2)
+    urls = f"{server.url}/{{0000..0029}}.tar"
+    data = module(train=urls, num_workers=workers, epoch_samples=120, store=store, shuffle=20)
+    begin = time.monotonic()
+    assert sorted(take(train(data), 30)) == [f"{i:05d}" for i in range(120)]
+    assert time.monotonic() - begin < 60 and sum(server.failed.values()) >= 2
+
+
+def test_a_shard_is_fetched_once_for_all_readers(tmp_path: Path, serve: Any, store: Store) -> None:
+    path = write_shards(tmp_path / "data", [10])[0]
+    server = serve(tmp_path / "data")
+    threads = [
+        threading.Thread(target=store.local, args=(f"{server.url}/0000.tar",)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.requests["/0000.tar"] == 1
+    assert [p.read_bytes() for p in cached(store)] == [Path(path).read_bytes()]
+
+
+def test_what_is_not_there_is_skipped_and_counted(tmp_path: Path, serve: Any, store: Store) -> None:
+    write_shards(tmp_path / "data", [8, 8])
+    server = serve(tmp_path / "data")
+    index = tmp_path / "index.json"
+    write_index(index, {f"{server.url}/{i:04d}.tar": 8 for i in range(3)})
+    loader = train(module(train=str(index), epoch_samples=16, store=store, max_bad=0.5))
+    assert sorted(take(loader, 4)) == [f"{i:05d}" for i in range(16)]
+    take(loader, 1)
+    assert set(loader.skipped) == {"sample of a damaged or vanished shard"}
+    assert server.requests["/0002.tar"] <= 2  # a 404 is an answer: no further tries
+    with pytest.raises(Unreachable, match="not fetched after 2 tries"):
+        Store(cache=store.cache, timeout=0.2, retries=1).local("http://127.0.0.1:9/a.tar")
+
+
+def test_counts_of_remote_shards(tmp_path: Path, serve: Any, store: Store) -> None:
+    write_shards(tmp_path / "data", [3, 5])
+    (tmp_path / "data/0001_stats.json").write_text('{"successes": 5, "count": 9}')
+    server = serve(tmp_path / "data")
+    urls = f"{server.url}/{{0000..0001}}.tar"
+    counts, faults = counted(named(urls, "data.train", store), "data.train", store)
+    assert list(counts.values()) == [3, 5] and not faults
+    assert server.requests["/0001.tar"] == 0  # the statistics told
+    (tmp_path / "data/index.json").write_text('{"lgpl_index": 1, "shards": {"0000.tar": 3}}')
+    assert named(f"{server.url}/index.json", "data.train", store) == {f"{server.url}/0000.tar": 3}
+    assert count_samples(f"{server.url}/gone.tar", store)[0] == 0
+
+
+def test_the_longest_unused_make_room(tmp_path: Path, serve: Any) -> None:
+    paths = write_shards(tmp_path / "data", [10] * 4)
+    size = Path(paths[0]).stat().st_size
+    server = serve(tmp_path / "data")
+    store = Store(cache=str(tmp_path / "cache"), cache_gb=2.5 * size / 1e9)
+    for number in (0, 1, 0, 2):
+        store.local(f"{server.url}/{number:04d}.tar")
+        time.sleep(0.02)
+    assert {p.name.split("-")[1] for p in cached(store)} == {"0000.tar", "0002.tar"}
+
+
+def test_a_shard_deleted_while_it_is_read_stays_readable(
+    tmp_path: Path, serve: Any, store: Store
+) -> None:
+    write_shards(tmp_path / "data", [10])
+    reading = read_shard(f"{serve(tmp_path / 'data').url}/0000.tar", store)
+    keys = [next(reading)["__key__"]]
+    for path in cached(store):
+        path.unlink()
+    keys += [raw["__key__"] for raw in reading]
+    assert keys == [f"{i:05d}" for i in range(10)]
+
+
+def test_killed_while_it_fetches(tmp_path: Path, serve: Any, store: Store) -> None:
+    write_shards(tmp_path / "data", [10])
+    server = serve(tmp_path / "data", failing=1.0)
+    server.dice.choice = lambda _: "stall"  # type: ignore[method-assign]
+    url = f"{server.url}/0000.tar"
+    code = f"from lgpl.data.store import Store; Store(cache={store.cache!r}).local({url!r})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not list(Path(str(store.cache)).glob("*.partial")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not cached(store)
+    server.failing = 0.0
+    assert Path(store.local(url)).read_bytes() == (tmp_path / "data/0000.tar").read_bytes()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 700 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk(tmp_path: Path, serve: Any, small_disk: Path) -> None:
+    """Shards that fit one at a time are read in turn; one that never fits is skipped."""
+    (tmp_path / "data").mkdir()
+    for shard in range(10):
+        content = samples(8, 8 * shard)
+        for sample in content:
+            sample["png"] = bytes(4000 if shard < 9 else 100_000)
+        write_shard(tmp_path / f"data/{shard:04d}.tar", content)
+    assert (tmp_path / "data/0000.tar").stat().st_size * 9 > 700 * 1024
+    server = serve(tmp_path / "data")
+    index = tmp_path / "index.json"
+    write_index(index, {f"{server.url}/{i:04d}.tar": 8 for i in range(10)})
+    store = Store(cache=str(small_disk))
+    loader = train(module(train=str(index), epoch_samples=72, store=store, max_bad=0.5))
+    assert sorted(take(loader, 18)) == [f"{i:05d}" for i in range(72)]
+    take(loader, 1)
+    assert loader.skipped["sample of a damaged or vanished shard"] >= 8
+    damage = count_samples(f"{server.url}/0009.tar", store)[1]
+    assert damage and "the cache's disk is full" in damage
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, serve: Any) -> None:
+    (tmp_path / "file").write_text("no folder")
+    write_shards(tmp_path / "data", [8])
+    url = f"{serve(tmp_path / 'data').url}/0000.tar"
+    damage = count_samples(url, Store(cache=str(tmp_path / "file")))[1]
+    assert damage and str(tmp_path / "file") in damage
+
+
+def test_pipes_run_only_where_they_are_allowed(tmp_path: Path) -> None:
+    path = write_shards(tmp_path / "data", [8])[0]
+    with pytest.raises(UserError, match=r"would run a shell command .* data.store.allow_pipe"):
+        train(module(train=f"pipe:cat {path}"))
+    store = Store(cache=str(tmp_path / "cache"), allow_pipe=True, retries=0)
+    loader = train(module(train=f"pipe:cat {path}", store=store, epoch_samples=8))
+    assert sorted(take(loader, 2)) == [f"{i:05d}" for i in range(8)]
+    number, damage = count_samples("pipe:cat /nowhere", store)
+    assert number == 0 and damage and "status 1" in damage
+
+
+def test_what_comes_next_is_fetched_meanwhile(tmp_path: Path, serve: Any, store: Store) -> None:
+    write_shards(tmp_path / "data", [8] * 3)
+    server = serve(tmp_path / "data")
+    index = tmp_path / "index.json"
+    write_index(index, {f"{server.url}/{i:04d}.tar": 8 for i in range(3)})
+    loader = train(module(train=str(index), epoch_samples=24, store=store))
+    first = next(iter(loader))
+    assert first["key"][0] == "00000"
+    deadline = time.monotonic() + 5
+    while not server.requests["/0001.tar"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert server.requests["/0001.tar"] == 1 and not server.requests["/0002.tar"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"retries": -1}, "data.store.retries: -1 is below 0"),
+        ({"timeout": 0}, "data.store.timeout: 0 is below"),
+        ({"cache_gb": -1}, "data.store.cache_gb: -1 is below 0"),
+    ],
+)
+def test_mistakes_are_named(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Store(**options)
