@@ -169,9 +169,8 @@ class Store:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            if not self._delete(self._kept(), 2 * partial.stat().st_size):
-                raise Unreachable("the cache's disk is full") from error
-            raise  # the next try has room
+            self._delete(self._kept(), 2 * partial.stat().st_size + 1)
+            raise OSError("the cache's disk is full") from error  # the next try may have room
 
     def _kept(self) -> list[tuple[float, int, Path]]:
         """Time of the last use, bytes and path of all shards in the cache, the oldest first."""
