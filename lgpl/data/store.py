@@ -132,11 +132,8 @@ class Store:
         return set()
 
     def _quietly(self, path: str) -> None:
-        try:
+        with suppress(OSError):  # told when the shard's turn has come
             self.local(path)
-        except OSError:
-            pass  # told when the shard's turn has come
-        finally:
             self._ahead.discard(path)
 
     def _folder(self) -> Path:
