@@ -27,7 +27,7 @@ from lgpl.errors import UserError
 
 DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
 EPILOG = """plain commands, each with its own --help:
-  data        index | show | check: shards counted and looked into
+  data        pack | index | show | check: shards made, counted, looked into
   sample      pictures from a generator's checkpoint
   import      LlamaGen's released weights, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code

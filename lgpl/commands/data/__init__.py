@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser
 
-from lgpl.commands.data import check, index, show
+from lgpl.commands.data import check, index, pack, show
 
 COMMANDS = {
+    "pack": (pack, "make shards of a folder of pictures"),
     "index": (index, "count the samples of shards once for all runs"),
     "show": (show, "what shards hold, in figures and pictures"),
     "check": (check, "read everything and list what is damaged"),
