@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -10,8 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +394,30 @@ def test_index_names_damaged_shards(
     assert "no sample to count" in fails("data", "index", empty, "--out", str(index))
     assert "must end in .json" in fails("data", "index", good, "--out", str(tmp_path / "a.txt"))
     assert "matches no file" in fails("data", "index", "nowhere/*.tar", "--out", str(index))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """Address of a folder on this machine's HTTP server."""
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_remote_shards(tmp_path: Path, served: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(tmp_path / "served", [3, 2])
+    store = ("--store.cache", tmp_path / "cache", "--store.retries", 0)
+    index = tmp_path / "remote.json"
+    data("index", f"{served}/{{0000..0001}}.tar", "--out", index, *store)
+    counts = {f"{served}/0000.tar": 3, f"{served}/0001.tar": 2}
+    assert read_index(str(index), Store()) == counts
+    assert checked(index, *store) == 0
+    assert shown(capsys, index, *store)["samples"] == "5, all looked at"
+    assert checked(f"{served}/gone.tar", *store) == 1
+    assert f"{served}/gone.tar: cannot be read" in capsys.readouterr().out
 
 
 # check

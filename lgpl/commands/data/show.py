@@ -11,8 +11,8 @@ from jsonargparse import ArgumentParser, Namespace
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lgpl.commands.data.summary import Summary, caption
-from lgpl.data.decode import IMAGE_EXTENSIONS
+from lgpl.commands.data.summary import Summary
+from lgpl.data.decode import IMAGE_EXTENSIONS, read_caption
 from lgpl.data.index import named
 from lgpl.data.shards import Raw, Shard
 from lgpl.data.store import Store
@@ -84,7 +84,7 @@ def tile(raw: Raw) -> list[tuple[Image.Image, str]]:
     data = [raw[name] for name in IMAGE_EXTENSIONS if name in raw]
     text = raw["__key__"]
     if "txt" in raw:
-        text = caption("txt", raw)
+        text = read_caption(raw, "txt")
     elif "cls" in raw:
         text = f"class {int(raw['cls'])}"
     size = (TILE, TILE)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lgpl.commands.data.members import decoder, faults, is_read, names
-from lgpl.data.decode import IMAGE_EXTENSIONS
+from lgpl.commands.data.members import faults, is_read, names
+from lgpl.data.decode import IMAGE_EXTENSIONS, read_caption
 from lgpl.data.shards import Raw
 
 CAPTIONS = 5  # that are given word for word
@@ -80,7 +80,7 @@ class Summary:
             array = np.load(io.BytesIO(raw[name]), allow_pickle=False)
             self.arrays[name][f"{array.dtype} {list(array.shape)}"] += 1
         else:
-            self.captions[name].append(caption(name, raw))
+            self.captions[name].append(read_caption(raw, name))
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Each figure's name and what it is."""
@@ -106,13 +106,6 @@ class Summary:
         yield "broken", "" if self.broken else "nothing"
         for cause, number in self.broken.most_common():
             yield "", f"{number}: {cause}, such as {self.such_as[cause]}"
-
-
-def caption(name: str, raw: Raw) -> str:
-    """The caption in a member, cleaned."""
-    decode = decoder(name)
-    assert decode is not None
-    return decode(raw, random.Random(0))["caption"]
 
 
 def _spread(values: Iterable[int]) -> str:
