@@ -62,7 +62,7 @@ def run(options: Namespace) -> None:
         causes[cause] += 1
 
     work = functools.partial(check_shard, store=store)
-    reports = in_processes(work, shards.items(), options.workers)
+    reports = in_processes(work, list(shards.items()), options.workers)
     for path, report in zip(tqdm(shards, unit="shard"), reports, strict=True):
         for key, cause in report.damage:
             tell(path, key, cause)
@@ -120,9 +120,12 @@ def repeated(
     """
     # Digests, because the keys of 50 million samples would fill the memory.
     values, counts = np.unique(np.concatenate(digests), return_counts=True)
+    values = values[counts > 1]
+    if not len(values):
+        return
     seen = set()
     for path, own in zip(shards, digests, strict=True):
-        places = np.flatnonzero(np.isin(own, values[counts > 1])).tolist()
+        places = np.flatnonzero(np.isin(own, values)).tolist()
         if not places:
             continue
         shard = Shard(path, store)

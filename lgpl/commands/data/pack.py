@@ -173,7 +173,7 @@ def planned(
         math.ceil(len(samples) / options.shard_samples),
         math.ceil(total / (options.shard_mb * 1_000_000)),
     )
-    digits = max(4, len(str(count - 1)))
+    digits = len(str(count - 1))
     return [
         Planned(
             out / f"{split}-{i:0{digits}}.tar",
@@ -242,7 +242,11 @@ def pack(
 
 
 def pack_shard(shard: Planned) -> Packed:
-    """Write one shard, unless none of its samples is sound."""
+    """Write one shard, unless none of its samples is sound.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     skipped = []
     writer = ShardWriter(shard.path)
     try:
@@ -259,6 +263,8 @@ def pack_shard(shard: Planned) -> Packed:
                 writer.write(key, members)
         if writer.samples:
             writer.close()
+    except OSError as error:
+        raise UserError(f"{shard.path} cannot be written ({error.strerror}).") from error
     finally:
         writer.partial.unlink(missing_ok=True)
     return Packed(writer.samples, skipped)
