@@ -253,7 +253,7 @@ def test_figures_of_a_known_set(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert figures["JSON keys"] == "url (8), score (8)"
     assert figures["never read"] == ".xml (9)"
     data("show", path)
-    assert f"1: picture that does not decode, such as bad in {path}" in capsys.readouterr().out
+    assert f"none of JPEG, PNG, WEBP, GIF, such as bad in {path}" in capsys.readouterr().out
 
 
 def test_show_looks_at_some_samples_of_some_shards(

@@ -69,7 +69,7 @@ def captions(out: Path) -> dict[str, str]:
 
 def test_class_folder_becomes_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = class_folder(tmp_path / "in", {"n02": 30, "n01": 30, "n03": 30})
-    (tmp_path / "in/n01/broken.jpg").write_bytes(picture(1)[:300])
+    (tmp_path / "in/n01/broken.jpg").write_bytes(picture(1, (400, 300))[:-300])
     (tmp_path / "in/n01/old.gif").write_bytes(picture(1, kind="gif"))
     (tmp_path / "in/n01/.hidden.jpg").write_bytes(b"")
     (tmp_path / "in/n01/notes.md").write_text("nobody's business")
@@ -77,7 +77,7 @@ def test_class_folder_becomes_batches(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "out"
     pack(tmp_path / "in", out, "--shard-samples", 20, "--val", 0.2)
     said = capsys.readouterr().out
-    assert "skipped 1: picture that does not decode, such as n01/broken.jpg" in said
+    assert "skipped 1: picture that does not decode: damaged, such as n01/broken.jpg" in said
     assert "skipped 1: .gif is none of .jpg .jpeg .png .webp, such as n01/old.gif" in said
     assert "skipped 1: picture outside of the class folders, such as loose.jpg" in said
     assert f"data.train: {out}/train.json" in said

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import random
+from collections.abc import Callable
 
-from lgpl.data.decode import IMAGE_EXTENSIONS, BadSample, Decoder, Field
+from lgpl.data.decode import IMAGE_EXTENSIONS, Decoder, Field
 from lgpl.data.shards import Raw
 from lgpl.data.transforms import open_image
 
 CODES, FEATURES = "codes.npy", "text.npy"
 PICKLES = ("pyd", "pickle", "pkl", "pth", "pt")  # webdataset's own decoders execute them
-FULL_SIZE = 2**16  # pixels; a JPEG that may be this large is decoded in full
 
 
 def names(raw: Raw) -> list[str]:
@@ -44,16 +44,11 @@ def _fault(raw: Raw, name: str) -> str | None:
     if is_pickle(name):
         return f"a pickle (.{name}), which lgpl never opens and others would execute"
     if name in IMAGE_EXTENSIONS:
-        return _picture_fault(raw[name])
+        return _cause(open_image, raw[name])
     if name == "json":
         return _json_fault(raw[name])
     decode = decoder(name)
-    try:
-        if decode is not None:
-            decode(raw, random.Random(0))
-    except BadSample as error:
-        return str(error)
-    return None
+    return None if decode is None else _cause(decode, raw, random.Random(0))
 
 
 @functools.cache
@@ -73,11 +68,11 @@ def decoder(name: str) -> Decoder | None:
     return Decoder((field,), image_size=1, captions={caption: 1.0})
 
 
-def _picture_fault(data: bytes) -> str | None:
+def _cause(decode: Callable[..., object], *args: object) -> str | None:
     try:
-        open_image(data, FULL_SIZE)
-    except ValueError:
-        return "picture that does not decode"
+        decode(*args)
+    except ValueError as error:
+        return str(error)
     return None
 
 

@@ -88,7 +88,7 @@ def tile(raw: Raw) -> list[tuple[Image.Image, str]]:
     elif "cls" in raw:
         text = f"class {int(raw['cls'])}"
     size = (TILE, TILE)
-    return [(ImageOps.pad(open_image(d, TILE), size, color="white"), text) for d in data[:1]]
+    return [(ImageOps.pad(open_image(d), size, color="white"), text) for d in data[:1]]
 
 
 def sheet(out: Path, tiles: list[tuple[Image.Image, str]]) -> None:

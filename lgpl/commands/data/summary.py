@@ -17,6 +17,7 @@ from PIL import Image
 from lgpl.commands.data.members import faults, is_read, names
 from lgpl.data.decode import IMAGE_EXTENSIONS, read_caption
 from lgpl.data.shards import Raw
+from lgpl.data.transforms import FORMATS
 
 CAPTIONS = 5  # that are given word for word
 KINDS = 20  # of one thing that are given one by one
@@ -67,7 +68,7 @@ class Summary:
 
     def _member(self, name: str, raw: Raw) -> None:
         if name in IMAGE_EXTENSIONS:
-            with Image.open(io.BytesIO(raw[name])) as image:
+            with Image.open(io.BytesIO(raw[name]), formats=FORMATS) as image:
                 self.formats[str(image.format)] += 1
                 self.sizes.append(image.size)
         elif name == "cls":
