@@ -21,12 +21,13 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lgpl.callbacks import EMA, SkippedSamples
 from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
-from lgpl.commands import export, import_released, plan, quickstart, sample
+from lgpl.commands import data, export, import_released, plan, quickstart, sample
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 
 DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
 EPILOG = """plain commands, each with its own --help:
+  data        pack | index | show | check: shards made, counted, looked into
   sample      pictures from a generator's checkpoint
   import      LlamaGen's released weights, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
@@ -139,6 +140,7 @@ def plan_main(args: list[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "data": data.main,
     "sample": sample.main,
     "import": import_released.main,
     "export": export.main,

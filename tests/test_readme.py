@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lgpl.cli import main
-from lgpl.commands import export, import_released, quickstart, sample
+from lgpl.cli import CommandLine, main
+from lgpl.commands import data, export, import_released, quickstart, sample
 from tests.conftest import ROOT
-from tests.shards import count, picture
+from tests.shards import count, picture, write_shards
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-COMMANDS = [line.strip() for line in BLOCKS.splitlines() if re.match(r"\s*(\S*/)?lgpl ", line)]
+README, DATA = ((ROOT / name).read_text() for name in ("README.md", "data/README.md"))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    found = re.findall(rf"^ *```{language}\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for block in found]
+
+
+def commands(text: str) -> list[str]:
+    lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if re.match(r"\s*(\S*/)?lgpl ", line)]
+
+
+COMMANDS = dict.fromkeys(commands(README) + commands(DATA))
 
 
 def test_commands_were_found() -> None:
-    assert len(COMMANDS) > 12
+    assert len(commands(README)) > 12 and len(commands(DATA)) > 6
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     _, name, *options = shlex.split(command)
-    if name == "sample":
+    if name == "data":
+        assert data.parser().parse_args(options).subcommand
+    elif name == "sample":
         assert sample.parser().parse_args(options).checkpoint
     elif name == "quickstart":
         assert quickstart.parser().parse_args(options).out
@@ -47,28 +63,62 @@ def test_make_targets_exist() -> None:
     named = set(
         re.findall(
             r"^make ([a-z-]+)",
-            "\n".join([BLOCKS, *re.findall(r"`([^`\n]*)`", README)]),
+            "\n".join([*blocks(README, "bash"), *re.findall(r"`([^`\n]*)`", README)]),
             re.MULTILINE,
         )
     )
     assert named and named <= targets
 
 
-def test_files_and_links_exist() -> None:
-    links = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
-    configs = re.findall(r"configs/\w+/\w+\.yaml", README)
-    assert links and all((ROOT / path).exists() for path in links + configs)
+@pytest.mark.parametrize("folder", [".", "data"])
+def test_files_and_links_exist(folder: str) -> None:
+    text = (ROOT / folder / "README.md").read_text()
+    links = [ROOT / folder / link for link in re.findall(r"\]\(((?!http)[^)#]+)\)", text)]
+    named = re.findall(r"(?:configs/\w+/\w+\.yaml|data/recipes/\w+\.py)", text)
+    assert named and all(path.exists() for path in [*links, *(ROOT / name for name in named)])
 
 
-def test_the_snippet_for_ones_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "data/README.md").read_text(), re.DOTALL
-    )
-    (tmp_path / "pictures").mkdir()
+def write_pictures(folder: Path) -> None:
+    """What the commands of data/README.md are about, in small."""
+    for i in range(6):
+        for place in ("train/n01440764", "train/n01443537", "val/n01440764"):
+            path = folder / "ILSVRC2012" / place / f"{i}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(i))
+        (folder / "pictures").mkdir(exist_ok=True)
+        (folder / f"pictures/{i}.jpg").write_bytes(picture(i))
+        (folder / f"pictures/{i}.txt").write_text(f"picture {i}")
+    rows = [f'{i}.jpg,"red, green, {i}"\n' for i in range(6)]
+    (folder / "captions.csv").write_text("".join(["path,caption\n", *rows]))
+    write_shards(folder / "data/laion_coco", [2, 3])
+
+
+def test_the_commands_for_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for command in commands(DATA):
+        main(shlex.split(command)[1:])
+    assert count("data/own/train-0.tar") == count("data/captioned/train-0.tar") == 5
+    assert (count("data/imagenet/train-0.tar"), count("data/imagenet/val-0.tar")) == (12, 6)
+    assert Path("data/laion_coco/all.json").is_file() and Path("sheet.png").is_file()
+
+
+@pytest.mark.parametrize("block", blocks(DATA, "yaml"))
+def test_the_configs_for_shards(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(block)
+    monkeypatch.setattr(sys, "argv", ["lgpl"])
+    stacked = ["-c", "configs/tokenizer/emoji.yaml", "-c", str(config)]
+    module = CommandLine([*stacked, "--trainer.logger", "false"], run=False).datamodule
+    assert module.patterns["train"] == yaml.safe_load(block)["data"]["train"]
+
+
+def test_the_snippet_for_any_other_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = blocks(DATA, "python")
+    write_pictures(tmp_path)
     (tmp_path / "data/own").mkdir(parents=True)
-    for i in range(3):
-        (tmp_path / f"pictures/{i}.jpg").write_bytes(picture(i))
-        (tmp_path / f"pictures/{i}.txt").write_text(f"picture {i}")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "data/README.md", "exec"), {"__name__": "snippet"})
-    assert count("data/own/train-0000.tar") == 3
+    assert count("data/own/train-0.tar") == 6

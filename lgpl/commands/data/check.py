@@ -1,0 +1,141 @@
+"""`lgpl data check`: every member of every sample read, and what is damaged listed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from lgpl.commands.data.members import faults, is_pickle, is_read, names
+from lgpl.commands.data.processes import in_processes
+from lgpl.data.index import named, statistics
+from lgpl.data.shards import Shard
+from lgpl.data.store import Store
+
+
+class Report(NamedTuple):
+    """What reading a shard gave.
+
+    Attributes:
+        damage: causes, each with the key of its sample; of the whole shard without one.
+        unread: samples with a member that no field reads, by extension.
+        keys: digests of all keys, [N] uint64.
+    """
+
+    damage: list[tuple[str | None, str]]
+    unread: Counter[str]
+    keys: np.ndarray
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        description="Read every member of every sample and list what is damaged; exit status 1 "
+        "says that something is."
+    )
+    p.add_argument(
+        "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
+    )
+    p.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes, a shard each"
+    )
+    p.add_class_arguments(Store, "store")
+    return p
+
+
+def run(options: Namespace) -> None:
+    store = Store(**options.store.as_dict())
+    shards = named(options.shards, "SHARDS", store)
+    causes: Counter[str] = Counter()
+    unread: Counter[str] = Counter()
+    keys = []
+
+    def tell(path: str, key: str | None, cause: str) -> None:
+        tqdm.write(": ".join(part for part in (path, key, cause) if part))
+        causes[cause] += 1
+
+    work = functools.partial(check_shard, store=store)
+    reports = in_processes(work, list(shards.items()), options.workers)
+    for path, report in zip(tqdm(shards, unit="shard"), reports, strict=True):
+        for key, cause in report.damage:
+            tell(path, key, cause)
+        unread += report.unread
+        keys.append(report.keys)
+    for path, key in repeated(list(shards), keys, store):
+        tell(path, key, "key of an earlier sample")
+
+    for name, count in unread.most_common():
+        print(f"{count} samples hold a .{name}, which nothing reads")
+    print(f"{len(shards)} shards, {sum(map(len, keys))} samples: {causes.total() or 'no'} faults")
+    for cause, count in causes.most_common():
+        print(f"{count:>8}  {cause}")
+    if causes:
+        sys.exit(1)
+
+
+def check_shard(named: tuple[str, int | None], store: Store) -> Report:
+    """Read a shard to its end.
+
+    Args:
+        named: its path and, where an index tells them, its samples.
+        store: what fetches it.
+    """
+    path, expected = named
+    shard = Shard(path, store)
+    report = Report([], Counter(), np.zeros(len(shard), np.uint64))
+    if shard.damage:
+        report.damage.append((None, shard.damage))
+    if expected is None:
+        expected = statistics(path, store).get("successes", len(shard) or 1)
+    if expected != len(shard) and not shard.damage:
+        report.damage.append((None, f"{len(shard)} samples instead of {expected}"))
+    for place in range(len(shard)):
+        raw = shard[place]
+        key = raw["__key__"]
+        report.keys[place] = _digest(key)
+        report.damage.extend((key, cause) for cause in faults(raw))
+        for name in shard.sizes(place).keys() - raw.keys():
+            report.damage.append((key, f"member .{name} that is too large to be read"))
+        report.unread.update(n for n in names(raw) if not is_read(n) and not is_pickle(n))
+    shard.close()
+    return report
+
+
+def repeated(
+    shards: Sequence[str], digests: Sequence[np.ndarray], store: Store
+) -> Iterator[tuple[str, str]]:
+    """Shard and key of every sample whose key an earlier one has.
+
+    Args:
+        shards: paths or URLs.
+        digests: of the keys of each.
+        store: what fetches shards.
+    """
+    # Digests, because the keys of 50 million samples would fill the memory.
+    values, counts = np.unique(np.concatenate(digests), return_counts=True)
+    values = values[counts > 1]
+    if not len(values):
+        return
+    seen = set()
+    for path, own in zip(shards, digests, strict=True):
+        places = np.flatnonzero(np.isin(own, values)).tolist()
+        if not places:
+            continue
+        shard = Shard(path, store)
+        for place in places:
+            key = shard.read(place, ())["__key__"]
+            if key in seen:
+                yield path, key
+            seen.add(key)
+        shard.close()
+
+
+def _digest(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,51 @@
+"""`lgpl data index`: samples per shard, counted once for all runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lgpl.data.index import counted, named, write_index
+from lgpl.data.store import Store, is_url
+from lgpl.errors import UserError
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        description="Count the samples of shards into an index file. Damaged shards are named, "
+        "and exit status 1 says that there are some."
+    )
+    p.add_argument(
+        "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
+    )
+    p.add_argument("--out", required=True, help="index to write, such as data/own/train.json")
+    p.add_class_arguments(Store, "store")
+    return p
+
+
+def run(options: Namespace) -> None:
+    out = Path(options.out)
+    if out.suffix != ".json":
+        raise UserError(f"--out: {out} must end in .json, by which an index is known.")
+    store = Store(**options.store.as_dict())
+    # Each damaged shard is named in the log.
+    counts, faults = counted(named(options.shards, "SHARDS", store), "SHARDS", store)
+    # In full, so that an index in another folder finds them; one above them makes it relative.
+    usable = {
+        path if is_url(path) else os.path.abspath(path): number
+        for path, number in counts.items()
+        if number
+    }
+    if not usable:
+        raise UserError(f"SHARDS: no sample to count: {'; '.join(faults)}.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_index(out, usable)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error.strerror}).") from error
+    print(f"{out}: {len(usable)} shards, {sum(usable.values())} samples")
+    if faults:
+        sys.exit(1)

@@ -1,0 +1,48 @@
+"""Work on shards in several processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from lgpl.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_task: tuple[Callable[[Any], Any], Sequence[Any]]  # of a worker process
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    """Results in the order of the items.
+
+    Raises:
+        UserError: there are to be no processes, or one was killed.
+    """
+    if workers < 1:
+        raise UserError(f"--workers: {workers} is below 1.")
+    # The items go along when a process starts and only their numbers are sent later: sending what
+    # is larger than a pipe to a process that is killed would wait for ever.
+    with ProcessPoolExecutor(workers, initializer=_begin, initargs=(work, items)) as pool:
+        try:
+            yield from pool.map(_answer, range(len(items)))
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A worker process was killed, most likely for want of memory: lower --workers."
+            ) from error
+
+
+def _begin(work: Callable[[Any], Any], items: Sequence[Any]) -> None:
+    global _task
+    _task = work, items
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to tell
+
+
+def _answer(number: int) -> Any:
+    work, items = _task
+    return work(items[number])

@@ -1,0 +1,204 @@
+"""Pictures on disk and what is known of them: class folders, captions beside them or in a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from lgpl.data.decode import IMAGE_EXTENSIONS
+from lgpl.errors import UserError
+
+READ = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+
+
+class Picture(NamedTuple):
+    """A picture to pack.
+
+    Attributes:
+        file: path in the source's folder.
+        size: bytes.
+        label: its class.
+        text: file with its caption, in the source's folder.
+        caption: the caption itself.
+        more: what else a table says of it.
+    """
+
+    file: str
+    size: int
+    label: int | None = None
+    text: str | None = None
+    caption: str | None = None
+    more: dict[str, Any] | None = None
+
+
+@dataclass
+class Source:
+    """A folder of pictures.
+
+    Attributes:
+        folder: where they are.
+        pictures: in a fixed order.
+        classes: their names, where the folder is one of classes.
+        skipped: files that cannot be packed, and why.
+    """
+
+    folder: Path
+    pictures: list[Picture] = field(default_factory=list)
+    classes: list[str] | None = None
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, file: str, **known: Any) -> None:
+        try:
+            self.pictures.append(Picture(file, os.path.getsize(self.folder / file), **known))
+        except OSError:
+            self.skipped.append((file, "no such file"))
+
+
+def find(folder: Path) -> Source:
+    """The pictures of a folder: with captions where `.txt` files lie beside them, else by classes.
+
+    Raises:
+        UserError: there are none, or they are neither.
+    """
+    found = _files(folder)
+    texts = {file for file in found if file.endswith(".txt")}
+    if any(_text_of(file) in texts for file in found if _is_picture(file)):
+        return _captioned(folder, found, texts)
+    if any("/" in file for file in found if _is_picture(file)):
+        return by_class(folder)
+    if not any(map(_is_picture, found)):
+        raise UserError(f"{folder} holds no pictures ({READ}).")
+    raise UserError(
+        f"{folder}: the pictures lie neither in a folder for each class nor beside a .txt each; "
+        "give --captions, a table of captions."
+    )
+
+
+def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
+    """A folder with one folder for each class, numbered in the order of their names.
+
+    Args:
+        folder: of the class folders.
+        classes: their names, where they are known from elsewhere.
+
+    Raises:
+        UserError: there are none, or another class than those.
+    """
+    found = _files(folder)
+    source = Source(folder)
+    inside = [file for file in found if _is_picture(file) and "/" in file]
+    names = sorted({file.partition("/")[0] for file in inside})
+    if not names:
+        raise UserError(f"{folder} holds no folders of pictures ({READ}), one for each class.")
+    strange = set(names).difference(classes or names)
+    if strange:
+        raise UserError(f"{folder / min(strange)} is the folder of a class that SOURCE lacks.")
+    source.classes = list(classes or names)
+    labels = {name: label for label, name in enumerate(source.classes)}
+    for file in inside:
+        source.add(file, label=labels[file.partition("/")[0]])
+    outside = (file for file in found if _is_picture(file) and "/" not in file)
+    source.skipped += [(file, "picture outside of the class folders") for file in outside]
+    source.skipped += _unread(found)
+    return source
+
+
+def _captioned(folder: Path, found: list[str], texts: set[str]) -> Source:
+    source = Source(folder, skipped=_unread(found))
+    for file in filter(_is_picture, found):
+        if _text_of(file) in texts:
+            source.add(file, text=_text_of(file))
+        else:
+            source.skipped.append((file, "picture without a .txt beside it"))
+    return source
+
+
+def from_table(folder: Path, table: Path, file_column: str, caption_column: str) -> Source:
+    """The pictures that a table names, each row a sample; other columns are kept as they are.
+
+    Args:
+        folder: what the table's paths are relative to.
+        table: `.csv` with a header, or `.jsonl` with an object a line; UTF-8.
+        file_column: where the paths stand.
+        caption_column: where the captions stand.
+
+    Raises:
+        UserError: the table cannot be read or lacks a column.
+    """
+    source = Source(folder)
+    columns: dict[str, None] = {}
+    for number, row in enumerate(_rows(table), 1):
+        columns.update(dict.fromkeys(row))
+        file, caption = row.pop(file_column, None), row.pop(caption_column, None)
+        if not isinstance(file, str) or not isinstance(caption, str):
+            source.skipped.append((f"row {number} of {table}", "row without file or caption"))
+        elif not _is_picture(file):
+            source.skipped.append((file, f"file that is none of {READ}"))
+        else:
+            source.add(file, caption=caption, more=row or None)
+    for option, column in (("file", file_column), ("caption", caption_column)):
+        if column not in columns:
+            raise UserError(
+                f"{table} has no column {column!r} but {', '.join(columns) or 'no rows'}; name it "
+                f"with --{option}-column."
+            )
+    return source
+
+
+def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    if table.suffix not in (".csv", ".jsonl"):
+        raise UserError(f"--captions: {table} is neither .csv nor .jsonl.")
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:  # as spreadsheets write it
+            if table.suffix == ".csv":
+                for row in csv.DictReader(file, restkey=""):
+                    yield {name: value for name, value in row.items() if name and value is not None}
+                return
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{table}: line {number} is no JSON ({error}).") from error
+                if not isinstance(row, dict):
+                    raise UserError(f"{table}: line {number} is no JSON object.")
+                yield row
+    except UnicodeDecodeError as error:
+        raise UserError(f"--captions: {table} is not UTF-8 ({error.reason}).") from error
+    except (OSError, csv.Error) as error:
+        raise UserError(f"--captions: {table} cannot be read ({error}).") from error
+
+
+def _files(folder: Path) -> list[str]:
+    """All files below a folder that are not hidden, as paths in it."""
+    found: list[str] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(place).relative_to(folder)
+        found += [(inside / name).as_posix() for name in sorted(files) if name[0] != "."]
+    return found
+
+
+def _is_picture(file: str) -> bool:
+    return extension(file) in IMAGE_EXTENSIONS
+
+
+def _unread(files: list[str]) -> list[tuple[str, str]]:
+    """Pictures in formats that no field reads; other files are nobody's business."""
+    formats = Image.registered_extensions().keys() - {f".{e}" for e in IMAGE_EXTENSIONS}
+    endings = ((file, f".{extension(file)}") for file in files)
+    return [(file, f"{ending} is none of {READ}") for file, ending in endings if ending in formats]
+
+
+def extension(file: str) -> str:
+    return os.path.splitext(file)[1][1:].lower()
+
+
+def _text_of(file: str) -> str:
+    return os.path.splitext(file)[0] + ".txt"

@@ -1,0 +1,356 @@
+"""`lgpl data pack`: class folders and captioned pictures become shards."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgpl.cli import main
+from lgpl.commands.data.pack import unique_key
+from lgpl.commands.data.processes import in_processes
+from lgpl.data import ShardDataModule
+from lgpl.data.index import read_index
+from lgpl.data.shards import read_shard
+from lgpl.data.store import Store
+from lgpl.data.writer import ShardWriter
+from lgpl.errors import UserError
+from tests.conftest import ROOT
+from tests.shards import picture, samples, write_shard
+
+Fails = Callable[..., str]
+KINDS = {"jpg": "jpeg", "JPEG": "jpeg", "png": "png", "webp": "webp"}
+
+
+def pack(source: Path, out: Path, *options: object) -> None:
+    main(["data", "pack", str(source), "--out", str(out), "--workers", "1", *map(str, options)])
+
+
+def class_folder(folder: Path, counts: dict[str, int]) -> dict[str, bytes]:
+    """Pictures of four formats, one folder a class; gives their bytes by key."""
+    found = {}
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            extension, kind = list(KINDS.items())[i % len(KINDS)]
+            content = picture(zlib.crc32(f"{name} {i}".encode()), kind=kind)
+            (folder / name / f"{i}.{extension}").write_bytes(content)
+            found[f"{name}_{i}"] = content
+    return found
+
+
+def packed(out: Path, split: str) -> dict[str, dict[str, bytes]]:
+    """Members of each sample of a split, found by its index."""
+    shards = read_index(str(out / f"{split}.json"), Store())
+    found: dict[str, dict[str, bytes]] = {}
+    for path, number in shards.items():
+        raws = list(read_shard(path))
+        assert len(raws) == number
+        found |= {raw["__key__"]: {k: v for k, v in raw.items() if k[0] != "_"} for raw in raws}
+    return found
+
+
+def captions(out: Path) -> dict[str, str]:
+    return {key: members["txt"].decode() for key, members in packed(out, "train").items()}
+
+
+def test_class_folder_becomes_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = class_folder(tmp_path / "in", {"n02": 30, "n01": 30, "n03": 30})
+    (tmp_path / "in/n01/broken.jpg").write_bytes(picture(1, (400, 300))[:-300])
+    (tmp_path / "in/n01/old.gif").write_bytes(picture(1, kind="gif"))
+    (tmp_path / "in/n01/.hidden.jpg").write_bytes(b"")
+    (tmp_path / "in/n01/notes.md").write_text("nobody's business")
+    (tmp_path / "in/loose.jpg").write_bytes(picture(1))
+    out = tmp_path / "out"
+    pack(tmp_path / "in", out, "--shard-samples", 20, "--val", 0.2)
+    said = capsys.readouterr().out
+    assert "skipped 1: picture that does not decode: damaged, such as n01/broken.jpg" in said
+    assert "skipped 1: .gif is none of .jpg .jpeg .png .webp, such as n01/old.gif" in said
+    assert "skipped 1: picture outside of the class folders, such as loose.jpg" in said
+    assert f"data.train: {out}/train.json" in said
+    assert "hidden" not in said and "notes" not in said
+
+    train, val = packed(out, "train"), packed(out, "val")
+    assert len(train) + len(val) == 90 and not train.keys() & val.keys() and 17 <= len(val) <= 18
+    for key, members in (train | val).items():
+        (name,) = members.keys() - {"cls"}
+        assert name in ("jpg", "jpeg", "png", "webp") and members[name] == wanted[key]
+        assert int(members["cls"]) == ["n01", "n02", "n03"].index(key[:3])
+    assert (out / "classes.txt").read_text().split() == ["n01", "n02", "n03"]
+    for path in out.glob("train-*.tar"):  # every shard is a mixture
+        assert {raw["cls"] for raw in read_shard(str(path))} == {b"0", b"1", b"2"}
+    assert not list(out.glob("*.partial"))
+
+    module = ShardDataModule(
+        train=str(out / "train.json"),
+        val=str(out / "val.json"),
+        fields=("image", "class"),
+        image_size=32,
+        batch_size=8,
+        epoch_samples=len(train) // 8 * 8,
+    )
+    module.setup("fit")
+    batches = list(module.train_dataloader())
+    assert batches[0]["image"].shape == (8, 3, 32, 32)
+    labels = {k: int(c) for b in batches for k, c in zip(b["key"], b["class"], strict=True)}
+    assert labels and all(labels[key] == int(train[key]["cls"]) for key in labels)
+    assert sum(int(batch["valid"].sum()) for batch in module.val_dataloader()) == len(val)
+
+
+def test_the_same_command_gives_the_same_shards_another_seed_others(tmp_path: Path) -> None:
+    class_folder(tmp_path / "in", {"a": 12, "b": 12})
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        pack(tmp_path / "in", tmp_path / name, "--seed", seed, "--val", 4)
+    one, two, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.tar")}
+        for name in ("one", "two", "other")
+    )
+    assert one == two and one != other
+    assert len(packed(tmp_path / "one", "val")) == 4
+    assert packed(tmp_path / "one", "val").keys() != packed(tmp_path / "other", "val").keys()
+
+
+def test_a_size_limits_shards_too(tmp_path: Path) -> None:
+    folder = tmp_path / "in/a"
+    folder.mkdir(parents=True)
+    for i in range(6):
+        noise = np.random.RandomState(i).randint(0, 256, (400, 500, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")  # 600 kB
+    pack(tmp_path / "in", tmp_path / "out", "--shard-mb", 2, "--val", 0)
+    sizes = [path.stat().st_size for path in (tmp_path / "out").glob("train-*.tar")]
+    assert len(sizes) == 2 and max(sizes) < 2e6
+    assert not (tmp_path / "out/val.json").exists()
+
+
+def test_held_out_folder_keeps_the_classes_of_the_training_folder(
+    tmp_path: Path, fails: Fails
+) -> None:
+    class_folder(tmp_path / "train", {"a": 3, "b": 3, "c": 3})
+    class_folder(tmp_path / "val", {"a": 2, "c": 2})
+    pack(tmp_path / "train", tmp_path / "out", "--val", tmp_path / "val")
+    val = packed(tmp_path / "out", "val")
+    # Both folders hold an a/0.jpg.
+    assert {key: members["cls"] for key, members in val.items()} == {
+        "a_0_2": b"0", "a_1_2": b"0", "c_0_2": b"2", "c_1_2": b"2",
+    }  # fmt: skip
+    assert len(packed(tmp_path / "out", "train")) == 9
+    class_folder(tmp_path / "val", {"d": 1})
+    said = fails(
+        *("data", "pack", str(tmp_path / "train"), "--out", str(tmp_path / "other")),
+        *("--val", str(tmp_path / "val")),
+    )
+    assert said.endswith("val/d is the folder of a class that SOURCE lacks.")
+
+
+def test_captions_beside_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    texts = {"a": "a red fox, “quoted”", "sub/b": "ein Fuchs im Grünen\n", "c": "狐"}
+    for i, (name, text) in enumerate(texts.items()):
+        (folder / f"{name}.jpg").write_bytes(picture(i))
+        (folder / f"{name}.txt").write_text(text, "utf-8")
+    for name, content in (("latin", "Füchse".encode("latin-1")), ("empty", b" ")):
+        (folder / f"{name}.png").write_bytes(picture(9, kind="png"))
+        (folder / f"{name}.txt").write_bytes(content)
+    (folder / "alone.jpg").write_bytes(picture(8))
+    pack(folder, tmp_path / "out", "--val", 0)
+    assert captions(tmp_path / "out") == {k.replace("/", "_"): v for k, v in texts.items()}
+    said = capsys.readouterr().out
+    assert "skipped 1: caption that is not UTF-8, such as latin.png" in said
+    assert "skipped 1: empty caption, such as empty.png" in said
+    assert "skipped 1: picture without a .txt beside it, such as alone.jpg" in said
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    else:
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.jsonl"])
+def test_captions_in_a_table(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in/x.y").mkdir(parents=True)
+    texts = {
+        "one.jpg": 'a fox, a "hen" and 3,5 kg of grain',
+        "x.y/two.WEBP": "two lines\nof größe",
+        "three.png": "; ' \t 狐",
+    }
+    for file in texts:
+        kind = KINDS.get(file.rpartition(".")[2], "webp")
+        (tmp_path / "in" / file).write_bytes(picture(len(file), kind=kind))
+    rows = [{"path": file, "caption": text, "short": file[0]} for file, text in texts.items()]
+    rows += [{"path": "gone.jpg", "caption": "nothing there", "short": ""}]
+    rows += [{"path": "notes.md", "caption": "no picture", "short": ""}]
+    table = write_table(tmp_path / name, rows)
+    columns = ("--file-column", "path", "--caption-column", "caption")
+    pack(tmp_path / "in", tmp_path / "out", "--captions", table, *columns, "--val", 0)
+    assert captions(tmp_path / "out") == {
+        "one": texts["one.jpg"], "x_y_two": texts["x.y/two.WEBP"], "three": texts["three.png"],
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "skipped 1: no such file, such as gone.jpg" in said
+    assert "skipped 1: file that is none of .jpg .jpeg .png .webp, such as notes.md" in said
+
+    module = ShardDataModule(
+        predict=str(tmp_path / "out/train.json"),
+        fields=("caption",),
+        captions={"json:short": 1.0},
+    )
+    module.setup("predict")
+    (batch,) = module.predict_dataloader()
+    assert sorted(batch["caption"]) == ["o", "t", "x"]
+
+
+def test_a_picture_with_several_captions_is_never_on_both_sides(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    rows = []
+    for i in range(10):
+        (tmp_path / f"in/{i}.jpg").write_bytes(picture(i))
+        rows += [{"file_name": f"{i}.jpg", "text": f"caption {n} of {i}"} for n in range(5)]
+    table = write_table(tmp_path / "table.csv", rows)
+    pack(tmp_path / "in", tmp_path / "out", "--captions", table, "--val", 0.3)
+    train, val = packed(tmp_path / "out", "train"), packed(tmp_path / "out", "val")
+    assert (len(train), len(val)) == (35, 15)
+    assert not {m["jpg"] for m in train.values()} & {m["jpg"] for m in val.values()}
+
+
+def test_keys_are_unique_and_without_dots() -> None:
+    taken: set[str] = set()
+    files = ["a/b.c.jpg", "a_b/c.jpg", "a/b_c.png", "ä b.webp", "a/b_c_2.jpg"]
+    keys = [unique_key(file, taken) for file in files]
+    assert keys == ["a_b_c", "a_b_c_2", "a_b_c_3", "ä b", "a_b_c_2_2"]
+
+
+def test_long_and_foreign_names(tmp_path: Path) -> None:
+    (tmp_path / "in/a").mkdir(parents=True)
+    names = ["x" * 180, "größe 狐", os.fsdecode(b"latin-\xe4")]
+    for i, name in enumerate(names):
+        (tmp_path / "in/a" / f"{name}.jpg").write_bytes(picture(i))
+    pack(tmp_path / "in", tmp_path / "out", "--val", 0)
+    keys = packed(tmp_path / "out", "train").keys()
+    assert keys == {f"a_{'x' * 180}", "a_größe 狐", "a_latin-\ufffd"}
+
+
+def test_killed_pack_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    class_folder(tmp_path / "in", {"a": 200, "b": 200})
+    command = ["data", "pack", str(tmp_path / "in"), "--shard-samples", "20", "--workers", "1"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    main([*command, "--out", str(whole)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lgpl.cli", *command, "--out", str(out)],
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    while len(list(out.glob("*.tar"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert 3 <= len(done) < 20 and not (out / "train.json").exists()
+    main([*command, "--out", str(out)])
+    assert all(path.stat().st_mtime_ns == then for path, then in done.items())
+    for folder in (whole, out):
+        assert not list(folder.glob("*.partial"))
+    assert {p.name: p.read_bytes() for p in out.glob("*.[tj]*")} == {
+        p.name: p.read_bytes() for p in whole.glob("*.[tj]*")
+    }
+
+
+def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+
+    def pack(*options: object, source: Path = source) -> str:
+        return fails("data", "pack", str(source), "--out", str(out), *map(str, options))
+
+    assert pack() == f"SOURCE: {source} is no folder."
+    source.mkdir()
+    assert pack() == f"{source} holds no pictures (.jpg .jpeg .png .webp)."
+    (source / "a.jpg").write_bytes(picture(0))
+    assert "neither in a folder for each class nor beside a .txt each" in pack()
+    table = write_table(tmp_path / "t.csv", [{"file": "a.jpg", "text": "a"}])
+    assert pack("--captions", table) == (
+        f"{table} has no column 'file_name' but file, text; name it with --file-column."
+    )
+    assert "no column 'caption' but file, text; name it with --caption-column" in pack(
+        *("--captions", table, "--file-column", "file", "--caption-column", "caption")
+    )
+    gone = write_table(tmp_path / "gone.jsonl", [{"file_name": "b.jpg", "text": "b"}])
+    assert pack("--captions", gone).endswith("nothing to pack; most often: no such file.")
+    assert "is neither .csv nor .jsonl" in pack("--captions", tmp_path / "t.xlsx")
+    assert "cannot be read (" in pack("--captions", tmp_path / "none.csv")
+    (tmp_path / "bad.jsonl").write_text('{"file_name": "a.jpg", "text": "a"}\nhello\n')
+    assert "bad.jsonl: line 2 is no JSON" in pack("--captions", tmp_path / "bad.jsonl")
+    (tmp_path / "latin.csv").write_bytes(b"file_name,text\na.jpg,\xe4\xe4\n")
+    assert "latin.csv is not UTF-8" in pack("--captions", tmp_path / "latin.csv")
+
+    classes = tmp_path / "classes"
+    class_folder(classes, {"a": 3})
+    for share in ("much", "-0.1", "nan", "inf", "1.5"):
+        said = pack("--val", share, source=classes)
+        assert said.startswith(f"--val: '{share}' is neither a share below 1, a number")
+    assert pack("--val", 3, source=classes) == "--val: 3 of 3 pictures leaves none to train on."
+    assert pack("--shard-samples", 0, source=classes) == "--shard-samples: 0 is below 1."
+    assert pack("--workers", 0, source=classes) == "--workers: 0 is below 1."
+    assert "--val: with --captions" in pack(
+        *("--captions", table, "--file-column", "file", "--val", classes)
+    )
+    assert not list(out.glob("*.tar"))
+    for path in classes.rglob("*.*"):
+        path.write_bytes(b"no picture")
+    assert "no picture can be trained on; most often: picture that does not decode" in pack(
+        source=classes
+    )
+    write_shard(out / "other.tar", samples(1))
+    assert f"{out}/other.tar is no shard of these pictures and options" in pack(source=classes)
+    (out / "other.tar").unlink()
+    class_folder(tmp_path / "new", {"a": 3})
+    main(["data", "pack", str(tmp_path / "new"), "--out", str(out)])
+    said = pack("--val", 2, source=tmp_path / "new")
+    assert f"{out}/train-0.tar is no shard of these pictures and options" in said
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file/out"
+    assert "cannot be written (Not a directory)" in pack(source=classes)
+
+
+def killed(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_killed_process_is_told() -> None:
+    assert list(in_processes(killed, [0, 1, 2], 2)) == [0, 1, 2]
+    with pytest.raises(UserError, match="A worker process was killed"):
+        list(in_processes(killed, range(10), 2))
+
+
+def test_full_disk_ends_with_a_sentence(
+    tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ShardWriter, "write", full)
+    class_folder(tmp_path / "in", {"a": 3})
+    said = fails("data", "pack", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
+    assert said == f"{tmp_path}/out/train-0.tar cannot be written (No space left on device)."
+    assert not list((tmp_path / "out").glob("*.tar*"))
