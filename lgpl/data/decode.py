@@ -146,7 +146,7 @@ class Decoder:
                 name
                 for name in names
                 if ("text" not in wanted or features_name(name) in raw)
-                and ("caption" not in wanted or name in raw or name.startswith(JSON_CAPTION))
+                and ("caption" not in wanted or _has_caption(raw, name))
             ]
             weights = [self.captions[name] for name in there]
             if not self.augment or not sum(weights):
@@ -206,6 +206,15 @@ class Decoder:
                 f"text features {features.shape[1]} wide where the model takes {self.text_features}"
             )
         return torch.from_numpy(features.astype(np.float32))
+
+
+def _has_caption(raw: Raw, name: str) -> bool:
+    if not name.startswith(JSON_CAPTION):
+        return name in raw
+    try:
+        return isinstance(_json(raw).get(name.removeprefix(JSON_CAPTION)), str)
+    except BadSample:
+        return False
 
 
 def read_caption(raw: Raw, name: str) -> str:

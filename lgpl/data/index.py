@@ -108,7 +108,7 @@ def statistics_name(path: str) -> str:
 
 
 def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:
-    """Write an index beside or above its shards; a shard elsewhere keeps its whole name.
+    """Write an index, with the names of shards in or below its folder relative to it.
 
     Args:
         path: of the index, ending in `.json`.
@@ -119,8 +119,11 @@ def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:
     names = {}
     for shard, number in counts.items():
         full = Path(shard).resolve()
-        inside = not is_url(shard) and full.is_relative_to(folder)
-        names[full.relative_to(folder).as_posix() if inside else shard] = number
+        if is_url(shard):
+            names[shard] = number
+        else:
+            inside = full.is_relative_to(folder)
+            names[str(full.relative_to(folder) if inside else full)] = number
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps({KIND: 1, **more, "shards": names}, indent=0) + "\n")
     os.replace(partial, path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lgpl.data.index import counted, named, write_index
-from lgpl.data.store import Store, is_url
+from lgpl.data.store import Store
 from lgpl.errors import UserError
 
 
@@ -33,12 +32,7 @@ def run(options: Namespace) -> None:
     store = Store(**options.store.as_dict())
     # Each damaged shard is named in the log.
     counts, faults = counted(named(options.shards, "SHARDS", store), "SHARDS", store)
-    # In full, so that an index in another folder finds them; one above them makes it relative.
-    usable = {
-        path if is_url(path) else os.path.abspath(path): number
-        for path, number in counts.items()
-        if number
-    }
+    usable = {path: number for path, number in counts.items() if number}
     if not usable:
         raise UserError(f"SHARDS: no sample to count: {'; '.join(faults)}.")
     try:
