@@ -17,7 +17,7 @@ MARKER := $(VENV)/.lgpl-installing
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow test-gpu lint format clean
+.PHONY: help install quickstart test test-slow test-gpu benchmark lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,10 @@ test-slow: $(STAMP)  ## the tests that take long or fetch packages
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+benchmark: $(STAMP)  ## the benchmarks, against peers that are installed for them; let nothing else run
+	$(PIP_INSTALL) --no-deps -r requirements-benchmark.txt
+	$(BIN)/python -m tests.benchmarks.data
 
 lint: $(STAMP)  ## ruff, the format and mypy
 	$(BIN)/python -m ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lgpl.checkpoints import load_module
 from lgpl.cli import main
 from lgpl.data import ShardDataModule
-from lgpl.data.shards import expand
+from lgpl.data.shards import expand, read_shard
 from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, encode, fit_generator, logs
 from tests.shards import EMOJI_TRAIN, count, samples, write_shard
 
@@ -116,6 +118,24 @@ def test_bad_samples_are_left_out_of_code_shards(chain: Chain, tmp_path: Path) -
     with tarfile.open(tmp_path / "codes/a.tar") as tar:
         keys = {m.name.split(".")[0] for m in tar.getmembers()}
     assert keys == {"00000", "00002", "00003", "00004"}
+
+
+def test_ten_crops_are_encoded_and_one_is_trained_on(chain: Chain, tmp_path: Path) -> None:
+    codes = tmp_path / "codes"
+    shard = write_shard(tmp_path / "train-0.tar", samples(12))
+    options = ("--data.predict", shard, "--data.ten_crop", "[1.1, 1.05]")
+    encode(chain.tokenizer, codes, 64, *options, "--data.num_workers", "2")
+    encode(chain.tokenizer, tmp_path / "centre", 64, "--data.predict", shard)
+    (ten,), (centre,) = (
+        [*read_shard(f"{d}/train-0.tar")][:1] for d in (codes, tmp_path / "centre")
+    )
+    views = np.load(io.BytesIO(ten["codes.npy"]))
+    assert views.shape == (20, 8, 8) and np.load(io.BytesIO(centre["codes.npy"])).shape == (8, 8)
+    assert len({view.tobytes() for view in views}) > 15
+    fit_generator(
+        tmp_path, "stage2", chain.tokenizer, str(codes), "--data.val", f"{chain.codes}/val-*.tar",
+        "--model.init_args.init_from", "null",
+    )  # fmt: skip
 
 
 def test_skipped_samples_are_counted_in_tensorboard(chain: Chain, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Shards of JPEGs as they come from the web, made from the photographs inside scikit-image.
 
-It is installed by the extra `bench`.
+It is installed by requirements-benchmark.txt.
 """
 
 from __future__ import annotations

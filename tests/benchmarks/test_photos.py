@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytest.importorskip("skimage", reason="the photographs come with the extra bench")
+pytest.importorskip("skimage", reason="see requirements-benchmark.txt")
 
 from tests.benchmarks import photos
 
