@@ -56,13 +56,18 @@ def lane_by_lane(
         remote: name the shards that come next, to be fetched in time.
     """
     places, number = list(places), rest
+    announced: dict[int, int] = {}  # by lane: samples drawn when it is worth to look ahead again
     reach = turn + max(max(order.shuffle, *order.counts) for order in mixture.orders)
     for lane in itertools.islice(itertools.cycle(lanes), lanes.index(first), None):
         if number:
             start = places[lane]
             span, places[lane] = mixture.take(lane, start, number)
-            ahead = mixture.take(lane, places[lane], reach)[0].shards.tolist() if remote else ()
-            yield Request(span, lane, start, tuple(dict.fromkeys(ahead)))
+            ahead: tuple[int, ...] = ()
+            if remote and places[lane].drawn >= announced.get(lane, 0):
+                following, _ = mixture.take(lane, places[lane], reach)
+                ahead = tuple(dict.fromkeys(following.shards.tolist()))
+                announced[lane] = places[lane].drawn + reach // 2
+            yield Request(span, lane, start, ahead)
         number = turn
 
 

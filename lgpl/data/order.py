@@ -70,7 +70,8 @@ class Order:
     left: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.total = int(sum(self.counts))
+        self._counts = np.asarray(self.counts, np.int64)
+        self.total = int(self._counts.sum())
         self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
@@ -166,12 +167,12 @@ class Order:
             shards = np.arange(len(self.counts))
             if self.shuffle:
                 generator(self.seed, epoch).shuffle(shards)
-            ends = np.cumsum(np.asarray(self.counts, np.int64)[shards])
+            ends = np.cumsum(self._counts[shards])
             self._rows = {e: row for e, row in self._rows.items() if e == epoch - 1}
             self._rows[epoch] = shards, ends
         shards, ends = self._rows[epoch]
         index = np.searchsorted(ends, places, side="right")
-        begins = ends[index] - np.asarray(self.counts, np.int64)[shards[index]]
+        begins = ends[index] - self._counts[shards[index]]
         return shards[index], places - begins
 
 
