@@ -78,7 +78,7 @@ def counted(
 def count_samples(path: str, store: Store) -> tuple[int, str | None]:
     """Samples of one shard, and what is wrong with it."""
     known = statistics(path, store).get("successes")
-    if isinstance(known, int):
+    if isinstance(known, int) and known >= 0:
         return known, None
     shard = Shard(path, store)
     number, damage = len(shard), shard.damage

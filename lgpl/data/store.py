@@ -11,9 +11,11 @@ import hashlib
 import logging
 import os
 import random
+import string
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -232,7 +234,9 @@ def _http(url: str, timeout: float) -> Iterator[bytes]:
     fsspec's client calls every fault a file that is not there, and so tells none from another.
     """
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as body:
+        # Spaces and letters of any language are written as servers know them.
+        quoted = urllib.parse.quote(url, safe=string.punctuation)
+        with urllib.request.urlopen(quoted, timeout=timeout) as body:
             seen = 0
             for piece in _read(body):
                 seen += len(piece)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -52,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.server.folder / self.path.lstrip("/")
+        path = self.server.folder / unquote(self.path.partition("?")[0].lstrip("/"))
         self.server.requests[self.path] += self.command == "GET"
         fault = None
         if self.server.dice.random() < self.server.failing:
@@ -245,6 +246,15 @@ def test_pipes_run_only_where_they_are_allowed(tmp_path: Path) -> None:
     assert sorted(take(loader, 2)) == [f"{i:05d}" for i in range(8)]
     number, damage = count_samples("pipe:cat /nowhere", store)
     assert number == 0 and damage and "status 1" in damage
+
+
+def test_names_that_are_quoted(tmp_path: Path, serve: Any, store: Store) -> None:
+    folder = tmp_path / "data/été 1"
+    folder.mkdir(parents=True)
+    write_shard(folder / "a b.tar", samples(3))
+    url = serve(tmp_path / "data").url
+    assert len(list(read_shard(f"{url}/été 1/a b.tar?token=x&y=%20", store))) == 3
+    assert len(list(read_shard(f"{url}/%C3%A9t%C3%A9%201/a%20b.tar", store))) == 3
 
 
 def test_what_comes_next_is_fetched_meanwhile(tmp_path: Path, serve: Any, store: Store) -> None:
