@@ -161,7 +161,7 @@ class ShardDataModule(pl.LightningDataModule):
                     f"data.epoch_samples: {self.epoch_samples} is less than one batch of "
                     f"{self.batch_size} on each of {rank.count} ranks."
                 )
-        named = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
+        listing = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
         return TrainLoader(
             self._samples("train", [path for count in counts for path in count]),
             Mixture(orders, weights, self.seed),
@@ -169,7 +169,7 @@ class ShardDataModule(pl.LightningDataModule):
             self.num_workers,
             self.batch_size,
             batches,
-            fingerprint=hex(seed_of(named, weights, self.shuffle, self.seed)),
+            fingerprint=hex(seed_of(listing, weights, self.shuffle, self.seed)),
             max_bad=self.max_bad,
         )
 
