@@ -20,6 +20,8 @@ from lgpl.data.workers import Tally, Workers
 
 log = logging.getLogger(__name__)
 
+SMALL_GROUP = 8  # requests for codes that a worker takes at once
+
 
 class Behind(NamedTuple):
     """What is behind a rank after a batch.
@@ -153,7 +155,8 @@ class TrainLoader:
                 self.mixture, self._lanes, self._places, self._next, self._rest, self.turn,
                 any(map(is_url, self.samples.shards)),
             )  # fmt: skip
-            chunks = Workers(self.samples, self.workers, requests, self.tally.worker_killed)
+            group = 1 if "image" in self.samples.decoder.fields else SMALL_GROUP
+            chunks = Workers(self.samples, self.workers, requests, self.tally.worker_killed, group)
             # Nothing in there refers to this loader: in a cycle the workers would end too late.
             self._running = assembled(chunks, self.tally, self.batch_size)
         for batch, behind in itertools.islice(self._running, self.batches):

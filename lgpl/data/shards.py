@@ -33,6 +33,7 @@ COMPRESSED: tuple[tuple[bytes, Callable[..., Any]], ...] = (
     (b"\xfd7zXZ", lzma.open),
 )
 OPEN_AT_ONCE = 128  # shards
+GAP = 8192  # bytes between members that are still read together
 
 
 def expand(
@@ -127,11 +128,24 @@ class Shard:
         places = self._members(sample)
         assert self._table is not None and self._file is not None
         raw: Raw = {"__key__": self._table.key(sample), "__shard__": self.path}
-        for extension, (offset, size) in places.items():
-            if size <= LARGEST_MEMBER and (extensions is None or extension in extensions):
+        wanted = {
+            extension: (offset, size)
+            for extension, (offset, size) in places.items()
+            if size <= LARGEST_MEMBER and (extensions is None or extension in extensions)
+        }
+        if not wanted:
+            return raw
+        first = min(offset for offset, _ in wanted.values())
+        end = max(offset + size for offset, size in wanted.values())
+        near = end - first <= sum(size for _, size in wanted.values()) + GAP
+        together = os.pread(self._file.fileno(), end - first, first) if near else b""
+        for extension, (offset, size) in wanted.items():
+            if near:
+                data = together[offset - first : offset - first + size]
+            else:
                 data = os.pread(self._file.fileno(), size, offset)
-                if len(data) == size:
-                    raw[extension] = data
+            if len(data) == size:
+                raw[extension] = data
         return raw
 
     def sizes(self, sample: int) -> dict[str, int]:

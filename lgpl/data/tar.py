@@ -17,6 +17,8 @@ from collections.abc import Iterator
 BLOCK = 512
 REGULAR = (b"0", b"\0", b"7")
 PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK = EXTENDED = (b"x", b"g", b"L", b"K")
+SMALL = 4096  # bytes; where all members so far are smaller, headers are read many at a time
+WINDOW = 64 * 1024  # bytes of that
 LONGEST_NAME = 64 * 1024  # bytes of an extended header that are still read
 
 
@@ -93,8 +95,12 @@ class Table:
         """Add a member with every step."""
         end = os.fstat(file).st_size
         offset, long_name, key = 0, None, None
+        window, begin, largest = b"", 0, SMALL + 1
         while offset < end:
-            header = os.pread(file, BLOCK, offset)
+            header = window[offset - begin : offset - begin + BLOCK]
+            if len(header) < BLOCK:
+                window = os.pread(file, WINDOW if largest <= SMALL else BLOCK, offset)
+                header, begin = window[:BLOCK], offset
             if len(header) < BLOCK:
                 raise DamagedTar(f"cut off at byte {end}")
             if not header[0] and not any(header):
@@ -115,6 +121,7 @@ class Table:
                     raise DamagedTar(f"cut off at byte {end}")
                 name, long_name = long_name or _name(header), None
                 key = self._add(name, key, content, size)
+                largest = max(size, 0 if len(self._sizes) == 1 else largest)
                 yield
             else:
                 long_name = long_name if kind in EXTENDED else None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lgpl.data.streams import Chunk, Request, Samples
 from lgpl.errors import UserError
@@ -21,6 +22,16 @@ DEATHS = 5  # of workers without a chunk in between, after which it is no accide
 JUDGED_FROM = 1000  # samples; the share of bad ones among fewer says little
 
 
+class Groups(Dataset):
+    """Answers several requests at once, where asking costs as much as answering."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, requests: Sequence[Request]) -> list[Chunk]:
+        return [self.samples[request] for request in requests]
+
+
 class Workers:
     """Answers requests in their order by worker processes, and goes on when one is killed.
 
@@ -29,6 +40,7 @@ class Workers:
         count: worker processes; 0 answers in this one.
         requests: what to answer.
         killed: called when a worker was killed.
+        group: requests that a worker takes at once.
     """
 
     def __init__(
@@ -37,8 +49,9 @@ class Workers:
         count: int,
         requests: Iterable[Request],
         killed: Callable[[], None],
+        group: int = 1,
     ) -> None:
-        self.samples, self.count, self.killed = samples, count, killed
+        self.samples, self.count, self.killed, self.group = samples, count, killed, group
         self._requests = iter(requests)
         self._open: deque[Request] = deque()  # asked and not answered
 
@@ -46,9 +59,10 @@ class Workers:
         deaths = 0
         while True:
             try:
-                for chunk in self._loader():
+                for chunks in self._loader():
                     deaths = 0
-                    yield self._open.popleft(), chunk
+                    for chunk in chunks:
+                        yield self._open.popleft(), chunk
                 return
             except RuntimeError as error:
                 if "exited unexpectedly" not in str(error):
@@ -61,9 +75,9 @@ class Workers:
                         "memory: lower data.num_workers or data.shuffle."
                     ) from error
 
-    def _loader(self) -> Iterator[Chunk]:
+    def _loader(self) -> Iterator[list[Chunk]]:
         loader = DataLoader(
-            self.samples,
+            Groups(self.samples),
             batch_size=None,
             sampler=self._asked(),  # type: ignore[arg-type]
             num_workers=self.count,
@@ -74,11 +88,14 @@ class Workers:
         with _deaths_told_by_the_loader():
             return iter(loader)
 
-    def _asked(self) -> Iterator[Request]:
-        yield from list(self._open)  # again, where a worker took them with it
-        for request in self._requests:
-            self._open.append(request)
-            yield request
+    def _asked(self) -> Iterator[list[Request]]:
+        again = list(self._open)  # where a worker took them with it
+        while again:
+            yield again[: self.group]
+            del again[: self.group]
+        while group := list(itertools.islice(self._requests, self.group)):
+            self._open += group
+            yield group
 
 
 @contextmanager

@@ -30,11 +30,13 @@ from torch.utils.data import DataLoader
 from webdataset import TarWriter
 
 from lgpl.data import ShardDataModule
+from lgpl.data.index import write_index
 from lgpl.data.shards import read_shard
 from lgpl.data.transforms import normalize
 from tests.benchmarks import photos
 
 SIZE, BATCH = 256, 32
+CODES: dict[str, Any] = {"fields": ["codes", "class"]}
 Batches = Iterator[Any]
 
 
@@ -178,8 +180,7 @@ def codes(folder: Path, repeats: int) -> None:
     shards = [write_codes(folder / f"codes-{i}.tar", 4000) for i in range(10)]
     print(f"\n{'code shards, 16x16':28} {'workers':>7} {'samples/s':>9}")
     for workers in (0, 1, 2):
-        options = {"fields": ["codes", "class"]}
-        rates = [rate(lgpl(shards, workers, **options), 40_000) for _ in range(repeats)]
+        rates = [rate(lgpl(shards, workers, **CODES), 40_000) for _ in range(repeats)]
         print(f"{'lgpl':28} {workers:7} {statistics.median(rates):9.0f}")
 
 
@@ -200,16 +201,16 @@ def many_shards(folder: Path, repeats: int) -> None:
     print(f"\n{'code samples, 400 a shard':28} {'samples/s':>9}")
     real = [write_codes(folder / "real" / f"{i}.tar", 400) for i in range(10)]
     counts = (10, 100, 1000, 10_000)
-    lists: dict[int, list[str]] = {}
     for number in counts:
         (folder / f"of-{number}").mkdir()
-        lists[number] = [str(folder / f"of-{number}/{i:05d}.tar") for i in range(number)]
-        for i, path in enumerate(lists[number]):
+        paths = [str(folder / f"of-{number}/{i:05d}.tar") for i in range(number)]
+        for i, path in enumerate(paths):
             os.link(real[i % 10], path)
+        write_index(folder / f"of-{number}/index.json", dict.fromkeys(paths, 400))
     found: dict[int, list[float]] = {number: [] for number in counts}
     for _ in range(repeats):
         for number in counts:
-            batches = lgpl(lists[number], 0, fields=["codes", "class"])
+            batches = lgpl([str(folder / f"of-{number}/index.json")], 0, **CODES)
             found[number].append(rate(batches, 40_000))
     for number, rates in found.items():
         print(f"{number:>10} shards {statistics.median(rates):20.0f}")
