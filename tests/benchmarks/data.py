@@ -31,6 +31,7 @@ from webdataset import TarWriter
 
 from lgpl.data import ShardDataModule
 from lgpl.data.index import write_index
+from lgpl.data.loader import TrainLoader
 from lgpl.data.shards import read_shard
 from lgpl.data.transforms import normalize
 from tests.benchmarks import photos
@@ -58,12 +59,16 @@ def from_bytes(data: bytes) -> Tensor:
     return full(Image.open(io.BytesIO(data)))
 
 
-def lgpl(shards: list[str], workers: int, **options: Any) -> Batches:
+def loader(shards: list[str], workers: int, **options: Any) -> TrainLoader:
     data = ShardDataModule(
         train=shards, image_size=SIZE, batch_size=BATCH, num_workers=workers, **options
     )
     data.setup("fit")
-    for batch in data.train_dataloader():
+    return data.train_dataloader()
+
+
+def lgpl(shards: list[str], workers: int, **options: Any) -> Batches:
+    for batch in loader(shards, workers, **options):
         yield normalize(batch["image"]) if "image" in batch else batch["codes"]
 
 
@@ -107,8 +112,7 @@ def datasets(shards: list[str], workers: int) -> Batches:
     stream = stream.shuffle(seed=0, buffer_size=1000).repeat(None)
     stream = stream.map(lambda row: {"image": from_bytes(row["jpg"]["bytes"])})
     stream = stream.select_columns(["image"]).with_format("torch")
-    loader = DataLoader(stream, batch_size=BATCH, num_workers=workers, drop_last=True)
-    for batch in loader:
+    for batch in DataLoader(stream, batch_size=BATCH, num_workers=workers, drop_last=True):
         yield batch["image"]
 
 
@@ -120,11 +124,11 @@ def litdata(shards: list[str], workers: int) -> Batches:
             return from_bytes(super().__getitem__(index))
 
     folder = str(Path(shards[0]).parent / "litdata")
-    loader = StreamingDataLoader(
-        Pictures(folder, shuffle=True), batch_size=BATCH, num_workers=workers, drop_last=True
-    )
+    pictures = Pictures(folder, shuffle=True)
     while True:
-        yield from loader
+        yield from StreamingDataLoader(
+            pictures, batch_size=BATCH, num_workers=workers, drop_last=True
+        )
 
 
 def write_litdata(shards: list[str]) -> None:
@@ -217,9 +221,10 @@ def many_shards(folder: Path, repeats: int) -> None:
 
 
 def memory(folder: Path, images: int) -> None:
+    """Of the stream itself: its batches are dropped as they come."""
     shards = photos.write(folder / "photos", images, 100, seed=0)
     print(f"\n{'passes':>10} {'memory of all processes, MB':>30}")
-    batches = lgpl(shards, 2)
+    batches = iter(loader(shards, 2))
     for number in range(21):
         for _ in itertools.islice(batches, images // BATCH):
             pass
