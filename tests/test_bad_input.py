@@ -189,6 +189,16 @@ def test_sample(fails: Fails, chain: Chain, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_a_generator_does_not_encode(fails: Fails, chain: Chain, tmp_path: Path) -> None:
+    said = fails(
+        *("predict", "-c", "configs/generator/emoji_stage2.yaml", *TINY, *TINY_GENERATOR),
+        *("-c", "configs/tokenizer/encode_emoji.yaml", "--ckpt_path", chain.stage2),
+        *("--model.init_args.init_from", "null", "--model.init_args.tokenizer", chain.tokenizer),
+        *("--trainer.callbacks.init_args.out", str(tmp_path)),
+    )
+    assert said == "Only a tokenizer encodes: give a tokenizer's config and checkpoint."
+
+
 def test_two_sources_for_one_code_shard(fails: Fails, chain: Chain, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

@@ -121,6 +121,7 @@ class Tally:
         self.split, self.max_bad, self.one_pass = split, max_bad, one_pass
         self.skipped: Counter[str] = Counter()
         self.good = self.bad = 0
+        self._where: dict[str, str] = {}  # the latest sample of each cause
 
     def add(self, chunk: Chunk) -> None:
         """Count a chunk.
@@ -138,7 +139,7 @@ class Tally:
         if not self.good and read >= self.one_pass:
             raise UserError(
                 f"No usable sample in the {self.split} shards; most often ({count} times): "
-                f"{cause}, such as {chunk.where.get(cause, 'before')}."
+                f"{cause}, such as {self._where[cause]}."
             )
         if self.good + self.bad >= JUDGED_FROM and self.bad > self.max_bad * (self.good + self.bad):
             raise UserError(
@@ -147,6 +148,7 @@ class Tally:
             )
 
     def count(self, cause: str, count: int, where: str) -> None:
+        self._where[cause] = where
         before = self.skipped[cause]
         self.skipped[cause] += count
         # 1, 2, 4, 8, ...: told at once, but never the same thing on every step

@@ -108,6 +108,8 @@ class CodeShardWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Now that the weights are loaded: the shards that stand must come from the same."""
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(pl_module, "fingerprint"):
+            raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         self._made_by = {
             "tokenizer": pl_module.fingerprint(),  # type: ignore[operator]
             "image_size": data.image_size,
