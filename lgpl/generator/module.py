@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
@@ -18,6 +17,7 @@ from lgpl.data.decode import left_pad
 from lgpl.errors import UserError
 from lgpl.generator.condition import TextCondition
 from lgpl.generator.decoding import Sampling, generate
+from lgpl.generator.loss import cross_entropy
 from lgpl.generator.sharding import gathered, shard
 from lgpl.generator.transformer import Transformer
 from lgpl.optimizers import MuonAdamW, Schedule, adamw
@@ -243,8 +243,7 @@ class GeneratorModule(SelfDescribing):
         """Cross-entropy [B] per image, the mean over its codes, in nats."""
         codes = self.codes(batch)
         logits = self.model(codes, *self.condition(batch))
-        nll = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none")
-        return nll.view(codes.shape).mean(1)
+        return cross_entropy(logits.flatten(0, 1), codes.flatten()).view(codes.shape).mean(1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch).mean()

@@ -138,7 +138,7 @@ def test_strategies() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "-c", "configs/generator/c2i_3b.yaml", "-c", "configs/trainer/fsdp.yaml"]
-    main([*command, "--gpus", "8", "--memory", "80"])
+    main([*command, "--gpus", "8", "--memory", "72"])
     said = capsys.readouterr().out
     for line in ("parameters        1.44 GiB", "optimizer state   2.88 GiB", "gathered by FSDP"):
         assert line in said
