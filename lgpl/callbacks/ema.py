@@ -2,20 +2,123 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.callbacks import WeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+CURRENT = "current_model_state"  # Lightning's name for the raw weights beside an average
 
 
-class EMA(WeightAveraging):
-    """Keeps w' <- decay w' + (1 - decay) w after every optimizer step.
+class EMA(Callback):
+    """Keeps w' <- decay w' + (1 - decay) w after every optimizer step; the first w' is w.
 
     Validation runs on the average, and the checkpoint's `state_dict` is the average, so that
     `validate`, `predict`, `sample` and a second stage take it by themselves; the raw weights stand
-    in `current_model_state` for resuming. Buffers (counters, statistics) are copied, not averaged.
+    in `current_model_state` for resuming. What is not trained (buffers, frozen weights) is not
+    averaged. Of a sharded model (FSDP2) every rank averages its own shard. Lightning's callback
+    for the same copies the module, which a sharded one does not take.
 
     Args:
         decay: of the average; the paper uses 0.9999.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.decay = decay
+        self._average: dict[str, Tensor] = {}  # by the parameter's name, and sharded like it
+        self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+        self._average = {n: average.to(pl_module.device) for n, average in self._average.items()}
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        weights = _trained(pl_module)
+        if not self._average:
+            self._average = {name: weight.clone() for name, weight in weights.items()}
+            return
+        averages = [_local(average) for average in self._average.values()]
+        torch._foreach_lerp_(averages, [_local(weights[n]) for n in self._average], 1 - self.decay)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The module that training leaves behind is the average; no checkpoint comes after."""
+        weights = _trained(pl_module)
+        for name, average in self._average.items():
+            _local(weights[name]).copy_(_local(average))
+
+    def _swap(self, module: pl.LightningModule) -> None:
+        weights = _trained(module)
+        for name, average in self._average.items():
+            here, there = _local(weights[name]), _local(average)
+            held = here.clone()
+            here.copy_(there)
+            there.copy_(held)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if not self._average:
+            return
+        raw = checkpoint["state_dict"]
+        if any(isinstance(tensor, DTensor) for tensor in raw.values()):
+            # A sharded checkpoint takes tensors nowhere but in the state dict.
+            sharded = {f"{CURRENT}.{name}": tensor for name, tensor in raw.items()}
+            checkpoint["state_dict"] = raw | self._average | sharded
+            checkpoint[CURRENT] = {}
+            return
+        average = {name: _whole(tensor) for name, tensor in self._average.items()}
+        if raw:  # of a sharded model only the first rank holds the whole
+            checkpoint["state_dict"], checkpoint[CURRENT] = raw | average, raw
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The module holds the average by now: keep it, and go on with the raw weights."""
+        if CURRENT not in checkpoint or trainer.state.fn != "fit":
+            return
+        self._average = {name: weight.clone() for name, weight in _trained(pl_module).items()}
+        if checkpoint[CURRENT]:
+            options = StateDictOptions(full_state_dict=True)
+            set_model_state_dict(pl_module, checkpoint[CURRENT], options=options)
+        else:
+            raw = {f"{CURRENT}.{name}": t for name, t in pl_module.state_dict().items()}
+            dcp.load({"state_dict": raw}, checkpoint_id=trainer.ckpt_path)  # in place
+
+
+def _trained(module: pl.LightningModule) -> dict[str, Tensor]:
+    """The trainable weights, not to be followed by autograd."""
+    for unit in module.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()  # what a forward pass without a backward has left whole would stay so
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All shards together; all ranks must ask for it."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor

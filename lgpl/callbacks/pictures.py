@@ -54,7 +54,7 @@ class ReconstructionPictures(Callback):
 class SamplePictures(Callback):
     """Samples for the first conditions of the validation set, the same seeds every time.
 
-    Left out where the model is sharded (FSDP): one rank alone cannot sample from it.
+    Of a sharded model (FSDP2) all ranks sample together, and the first one's are shown.
 
     Args:
         count: number of images.
@@ -81,15 +81,16 @@ class SamplePictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
-            return
         assert isinstance(pl_module, GeneratorModule)
-        if pl_module.tokenizer_path is None or pl_module.device_mesh is not None:
+        if batch_idx or trainer.sanity_checking or pl_module.tokenizer_path is None:
+            return
+        if not trainer.is_global_zero and pl_module.device_mesh is None:
             return
         condition, lengths = pl_module.condition(batch)
         condition = condition[: self.count]
         lengths = None if lengths is None else lengths[: self.count]
         images = pl_module.sample(condition, lengths, self.sampling, list(range(len(condition))))
-        labels = batch["class"].tolist() if "class" in batch else []
-        captions = batch.get("caption") or [f"class {label}" for label in labels]
-        show(trainer, "val/samples", images, captions[: self.count] or None)
+        if trainer.is_global_zero:
+            labels = batch["class"].tolist() if "class" in batch else []
+            captions = batch.get("caption") or [f"class {label}" for label in labels]
+            show(trainer, "val/samples", images, captions[: self.count] or None)

@@ -60,7 +60,7 @@ class Step:
         parameters, gradients, optimizer: all of them.
         activations: what stands beside them at the highest point of forward and backward.
         cache: keys and values of `SAMPLES` guided images; 0 for a tokenizer.
-        blocks: bytes of the parameters of each block that FSDP shards by itself.
+        gathered: what FSDP has put together beside its shards at the highest point; 0 without it.
         tokens: codes of the device's batch.
         flops: floating-point operations of forward and backward, attention counted in full.
     """
@@ -71,7 +71,7 @@ class Step:
     optimizer: int
     activations: int
     cache: int
-    blocks: list[int]
+    gathered: int
     tokens: int
     flops: int
 
@@ -131,7 +131,7 @@ def rehearse(
         batch_size: samples of one device.
         image_size: pixels on a side of a tokenizer's images.
         precision: the Trainer's: 32-true, bf16-mixed, bf16-true, ...
-        sharded: by FSDP, which keeps float32 parameters and computes in bf16.
+        sharded: by FSDP, whose mixed precision casts the weights when it gathers them.
     """
     half = HALF.get(precision.split("-")[0])
     mixed = half is not None and precision.endswith("mixed")
@@ -139,10 +139,12 @@ def rehearse(
         module.configure_model()
     if half is not None and not mixed:
         module.to(half)
-    computing = copy.deepcopy(module).to(torch.bfloat16) if sharded else module
+    cast = sharded and mixed
+    computing = copy.deepcopy(module).to(half) if cast else module
     with FakeTensorMode(allow_non_fake_inputs=True):
         module.to_empty(device="cpu")
-        parameters, blocks = _bytes(module.parameters()), _blocks(module)
+        parameters = _bytes(module.parameters())
+        gathered = _gathered(module, 0.5 if cast else 1.0) if sharded else 0
         gradients, optimizer = _update(module)
         if computing is not module:
             computing.to_empty(device="cpu")
@@ -154,8 +156,7 @@ def rehearse(
                 forward_backward(module, batch_size, image_size)
         if isinstance(module, GeneratorModule):
             tokens = batch_size * module.model.code_count
-            dtype = half or (torch.bfloat16 if sharded else torch.float32)
-            layers = new_cache(module.model, 2 * SAMPLES, dtype)
+            layers = new_cache(module.model, 2 * SAMPLES, half or torch.float32)
             cache = _bytes(tensor for layer in layers for tensor in (layer.keys, layer.values))
         else:
             assert isinstance(module, TokenizerModule)
@@ -163,7 +164,7 @@ def rehearse(
             cache = 0
     weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return Step(
-        *(weights, parameters, gradients, optimizer, live.peak, cache, blocks, tokens),
+        *(weights, parameters, gradients, optimizer, live.peak, cache, gathered, tokens),
         flops.get_total_flops(),
     )
 
@@ -172,10 +173,20 @@ def _bytes(tensors: Iterable[Any]) -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))
 
 
-def _blocks(module: SelfDescribing) -> list[int]:
-    if not isinstance(module, GeneratorModule):
-        return []
-    return [_bytes(block.parameters()) for block in module.model.layers]
+def _gathered(module: SelfDescribing, cast: float) -> int:
+    """Bytes that FSDP puts together.
+
+    What is in no block stays gathered, beside it the block at work and the next; then the gradient
+    of one of them, and as it goes into the reduction.
+
+    Args:
+        module: the whole.
+        cast: size of a gathered weight, in sizes of a kept one.
+    """
+    layers: Iterable[nn.Module] = module.model.layers if isinstance(module, GeneratorModule) else ()
+    blocks = [_bytes(block.parameters()) for block in layers]
+    root, block = _bytes(module.parameters()) - sum(blocks), max(blocks, default=0)
+    return int((root + 2 * block) * cast + max(root, block) * (1 + cast))
 
 
 def _update(module: SelfDescribing) -> tuple[int, int]:
@@ -247,10 +258,7 @@ def per_device(step: Step, gpus: int, sharded: bool, averaged: bool) -> dict[str
     if averaged:
         lines["moving average"] = -(-step.parameters // parts)
     if sharded:
-        # In bf16, half of float32: what is in no block stays gathered, beside it the block at work
-        # and the next; then the gradient of one of them in bf16, and in float32 for the reduction.
-        root, block = step.parameters - sum(step.blocks), max(step.blocks, default=0)
-        lines["gathered by FSDP"] = root // 2 + block + max(root, block) * 3 // 2
+        lines["gathered by FSDP"] = step.gathered
     elif gpus > 1:
         lines["buckets of DDP"] = step.gradients
     return {**lines, "activations": step.activations}

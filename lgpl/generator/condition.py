@@ -50,7 +50,8 @@ class TextCondition(nn.Module):
         length: number of prefix tokens.
         dim: width of the transformer.
         dropout: probability of the null condition in training.
-        trainable_null: train the null condition's table; False keeps it as it was drawn.
+        trainable_null: train the null condition's table, as far as there is dropout; False keeps it
+            as it was drawn.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class TextCondition(nn.Module):
         self.fc1 = nn.Linear(features, dim, bias=False)
         self.fc2 = nn.Linear(dim, dim, bias=False)
         table = torch.randn(length, features) / features**0.5
-        self.null_features = nn.Parameter(table, requires_grad=trainable_null)
+        # A weight that requires a gradient and never gets one has no state in the optimizer, which
+        # a sharded checkpoint would miss.
+        self.null_features = nn.Parameter(table, requires_grad=trainable_null and dropout > 0)
 
     def forward(self, features: Tensor) -> Tensor:
         """Prefix [B, length, dim] of text features [B, length, features]."""

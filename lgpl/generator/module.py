@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import Checkpoint, SelfDescribing, build_module, load_module
@@ -17,6 +17,8 @@ from lgpl.data.decode import left_pad
 from lgpl.errors import UserError
 from lgpl.generator.condition import TextCondition
 from lgpl.generator.decoding import Sampling, generate
+from lgpl.generator.loss import cross_entropy
+from lgpl.generator.sharding import gathered, shard
 from lgpl.generator.transformer import Transformer
 from lgpl.optimizers import MuonAdamW, Schedule, adamw
 from lgpl.text import TextEncoder
@@ -81,7 +83,8 @@ class GeneratorModule(SelfDescribing):
         self.transformer = self.build()
         self.start_weights()
         if self.device_mesh is not None:
-            self._shard(self.transformer)
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard(self.transformer, self.device_mesh["data_parallel"], mixed)
 
     @property
     def model(self) -> Transformer:
@@ -114,20 +117,6 @@ class GeneratorModule(SelfDescribing):
                 f"{checkpoint.path} was trained on a grid of {outline.grid[0]}x{outline.grid[1]}, "
                 f"the config's is smaller, {ours.grid[0]}x{ours.grid[1]}; it can only grow."
             )
-
-    def _shard(self, model: Transformer) -> None:
-        """FSDP2: every block its own unit, the rest one more (arXiv 2304.11277)."""
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-        assert self.device_mesh is not None
-        mesh = self.device_mesh["data_parallel"]
-        # The weights stay float32 for the optimizer; the rotary table is passed as it is.
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-        for layer in model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
 
     def setup(self, stage: str) -> None:
         if self.tokenizer_path is not None:
@@ -183,6 +172,11 @@ class GeneratorModule(SelfDescribing):
         optimizer: torch.optim.Optimizer
         if self.muon_lr is None:
             optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+        elif self.device_mesh is not None:
+            raise UserError(
+                "model.muon_lr: Muon takes whole matrices, which a sharded model does not have; "
+                "set it to null."
+            )
         else:
             hidden, others = model.hidden_matrices()
             optimizer = MuonAdamW(
@@ -197,8 +191,9 @@ class GeneratorModule(SelfDescribing):
         """Clip here: the Trainer's flag refuses fused optimizers and FSDP."""
         if self.gradient_clip:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
-            if self.device_mesh is None:
-                self.log("train/gradient_norm", norm)
+            if isinstance(norm, DTensor):
+                norm = norm.full_tensor()
+            self.log("train/gradient_norm", norm)
 
     def codes(self, batch: dict[str, Any]) -> Tensor:
         """Codes [B, N] of a batch in raster order."""
@@ -248,8 +243,7 @@ class GeneratorModule(SelfDescribing):
         """Cross-entropy [B] per image, the mean over its codes, in nats."""
         codes = self.codes(batch)
         logits = self.model(codes, *self.condition(batch))
-        nll = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none")
-        return nll.view(codes.shape).mean(1)
+        return cross_entropy(logits.flatten(0, 1), codes.flatten()).view(codes.shape).mean(1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch).mean()
@@ -281,6 +275,10 @@ class GeneratorModule(SelfDescribing):
         seeds: list[int],
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1]; see `generate` for the arguments."""
-        codes = generate(self.model, condition, lengths, sampling, seeds, progress=progress)
+        """Images [B, 3, H, W] in [-1, 1]; see `generate` for the arguments.
+
+        Of a sharded model all ranks must ask together, each for its own images.
+        """
+        with gathered(self.model):
+            codes = generate(self.model, condition, lengths, sampling, seeds, progress=progress)
         return self.tokenizer.autoencoder.decode(codes).float().clamp(-1, 1)

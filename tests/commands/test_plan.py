@@ -124,7 +124,7 @@ def test_strategies() -> None:
     alone, ddp = per_device(step, 1, False, False), per_device(step, 8, False, True)
     assert alone["parameters"] == ddp["parameters"] == step.parameters == ddp["moving average"]
     assert "buckets of DDP" not in alone and ddp["buckets of DDP"] == step.gradients
-    sharded = planned("class", "32-true", sharded=True)
+    sharded = planned("class", "bf16-mixed", sharded=True)
     lines = per_device(sharded, 8, True, False)
     for name, whole in (
         ("parameters", step.parameters),
@@ -138,7 +138,7 @@ def test_strategies() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "-c", "configs/generator/c2i_3b.yaml", "-c", "configs/trainer/fsdp.yaml"]
-    main([*command, "--gpus", "8", "--memory", "80"])
+    main([*command, "--gpus", "8", "--memory", "72"])
     said = capsys.readouterr().out
     for line in ("parameters        1.44 GiB", "optimizer state   2.88 GiB", "gathered by FSDP"):
         assert line in said

@@ -116,6 +116,34 @@ def test_padding_does_not_matter() -> None:
     assert not torch.equal(model(codes, features, lengths), model(codes, other, lengths))
 
 
+@pytest.mark.parametrize("prefix_rope", ["identity", "zero"])
+def test_turning_padding_away_equals_masking_it(prefix_rope: str) -> None:
+    """Logits and gradients of the forward pass without a mask, against one with it."""
+    model = small(num_classes=None, text_features=6, text_length=5, prefix_rope=prefix_rope)
+    codes, features = torch.randint(16, (5, 12)), torch.randn(5, 5, 6)
+    lengths = torch.tensor([1, 2, 3, 4, 5])
+
+    def masked() -> Tensor:
+        x = torch.cat((model.condition(features), model.tok_embeddings(codes[:, :-1])), dim=1)
+        for layer in model.layers:
+            x = layer(x, model.rope[:16], model.mask(lengths, 16))
+        return model.output(model.norm(x[:, 4:]))
+
+    results = []
+    for logits in (masked(), model(codes, features, lengths)):
+        model.zero_grad()
+        F.cross_entropy(logits.flatten(0, 1), codes.flatten()).backward()
+        results.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_empty_caption_gives_figures() -> None:
+    model = small(num_classes=None, text_features=6, text_length=5)
+    features, codes = torch.zeros(1, 5, 6), torch.zeros(1, 12, dtype=torch.int64)
+    assert model(codes, features, torch.tensor([0])).isfinite().all()
+
+
 def test_a_fresh_head_is_uniform() -> None:
     model = Transformer((1, 1, 8), 16, (2, 2), num_classes=3)
     assert (model(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([0])) == 0).all()

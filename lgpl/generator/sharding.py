@@ -1,0 +1,49 @@
+"""FSDP2: parameters, gradients and optimizer of a Transformer sharded over the ranks
+(arXiv 2304.11277)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from lgpl.generator.transformer import Transformer
+
+
+def shard(model: Transformer, mesh: DeviceMesh, mixed: bool) -> None:
+    """Shard in place: every block its own unit, the rest one more.
+
+    Args:
+        model: with the same weights on all ranks.
+        mesh: the ranks, in one dimension.
+        mixed: gather and compute in bf16; weights and reduced gradients stay float32.
+    """
+    policy = MixedPrecisionPolicy()
+    if mixed:
+        # The rotary table is passed as it is.
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Whole weights on every rank, for work outside of `forward`; nothing where none is sharded.
+
+    All ranks must enter together, after a forward pass.
+    """
+    units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.reshard()
