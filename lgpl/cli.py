@@ -125,10 +125,11 @@ class Plan(CommandLine):
         sharded = sharded or str(trainer.strategy).startswith("fsdp")
         data = self.datamodule
         precision = str(trainer.precision or "32-true")
-        step = plan.rehearse(self.model, data.batch_size, data.image_size, precision, sharded)
+        accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
+        batch_size = data.train_batch(gpus, accumulate)
+        step = plan.rehearse(self.model, batch_size, data.image_size, precision, sharded)
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
         lines = plan.per_device(step, gpus, sharded, averaged)
-        accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
         return plan.report(step, lines, gpus, self.config_init.memory, accumulate)
 
 

@@ -24,12 +24,17 @@ class Schedule:
         decay: what comes after: `constant`, `linear` or `cosine`.
         steps: optimizer steps until the decay ends; needed unless constant.
         floor: the factor at the end.
+        batch_rule: how the peak grows with the global batch: `linear` (arXiv 1706.02677) or `sqrt`
+            (arXiv 1404.5997); None leaves it.
+        base_batch: the global batch that the config's peak is meant for.
     """
 
     warmup: int = 0
     decay: Literal["constant", "linear", "cosine"] = "constant"
     steps: int | None = None
     floor: float = 0.0
+    batch_rule: Literal["linear", "sqrt"] | None = None
+    base_batch: int = 256
 
     def __post_init__(self) -> None:
         if self.decay != "constant" and self.steps is None:
@@ -46,8 +51,20 @@ class Schedule:
         left = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return self.floor + (1 - self.floor) * left
 
-    def scheduler(self, optimizer: Optimizer) -> LambdaLR:
-        return LambdaLR(optimizer, self)
+    def batch_factor(self, global_batch: int) -> float:
+        """The factor of the peak for so many samples in one optimizer step."""
+        ratio = global_batch / self.base_batch
+        return {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.batch_rule]
+
+    def scheduler(self, optimizer: Optimizer, peak: float = 1.0) -> LambdaLR:
+        """Sets the optimizer's learning rates, which are at `peak` times their present values when
+        they are highest."""
+
+        # A function, because of an object LambdaLR would take the checkpoint's attributes.
+        def factor(step: int) -> float:
+            return peak * self(step)
+
+        return LambdaLR(optimizer, factor)
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -50,6 +50,12 @@ def test_shards_without_a_usable_sample(fails: Fails, tmp_path: Path) -> None:
     assert "sample without its caption (.txt)" in fit(shard)
 
 
+def test_global_batch_that_does_not_divide(fails: Fails) -> None:
+    parts = ("--data.global_batch", "32", "--model.init_args.accumulate", "3")
+    said = fails(*FIT_TOKENIZER, *parts, "--trainer.logger", "false")
+    assert said == "data.global_batch: 32 does not divide by 1 ranks x 3 accumulated batches."
+
+
 def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:
     small = ("--model.init_args.transformer.init_args.codebook_size", "8")
     said = fails(*fit_stage2(chain, *small, "--model.init_args.tokenizer", "null"))

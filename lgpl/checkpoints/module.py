@@ -11,7 +11,9 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
 from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, read_checkpoint
+from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
+from lgpl.optimizers import Schedule
 
 
 class SelfDescribing(pl.LightningModule):
@@ -29,6 +31,25 @@ class SelfDescribing(pl.LightningModule):
     config: dict[str, Any] | None = None
     init_from: str | None = None
     evaluated: str | None = None
+
+    @property
+    def accumulated(self) -> int:
+        """Training batches of an optimizer step."""
+        return self.trainer.accumulate_grad_batches
+
+    def peak_factor(self, schedule: Schedule) -> float:
+        """What the config's peak learning rate is multiplied by for the run's global batch."""
+        if schedule.batch_rule is None or self._trainer is None:  # planned, not trained
+            return 1.0
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ShardDataModule):
+            raise UserError(
+                f"schedule.batch_rule: {schedule.batch_rule} takes the batch of a ShardDataModule, "
+                "which there is none of; set it to null."
+            )
+        ranks = self.trainer.world_size
+        batch = data.train_batch(ranks, self.accumulated) * ranks * self.accumulated
+        return schedule.batch_factor(batch)
 
     def start_weights(self) -> None:
         """Load the weights that the command begins with, before they are sharded or resumed."""

@@ -38,6 +38,8 @@ class ShardDataModule(pl.LightningDataModule):
             it is taken in training; anything else takes the first.
         filter: which samples are wanted.
         batch_size: samples of a training batch on each rank.
+        global_batch: training samples of one optimizer step over all ranks; `batch_size` then holds
+            for evaluation alone.
         eval_batch_size: samples of any other batch; `batch_size` by default.
         epoch_samples: training samples of an epoch over all ranks; None is one epoch without end.
         num_workers: processes a rank that read and decode.
@@ -66,6 +68,7 @@ class ShardDataModule(pl.LightningDataModule):
         captions: dict[str, float] | None = None,
         filter: Filter = Filter(),
         batch_size: int = 32,
+        global_batch: int | None = None,
         eval_batch_size: int | None = None,
         epoch_samples: int | None = None,
         num_workers: int = 0,
@@ -96,6 +99,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.image_size, self.augment, self.flip = image_size, augment, flip
         self.filter = filter
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.global_batch = global_batch
         self.epoch_samples, self.num_workers = epoch_samples, num_workers
         self.shuffle, self.seed, self.lanes = shuffle, seed, lanes
         self.max_bad, self.store = max_bad, store
@@ -136,8 +140,27 @@ class ShardDataModule(pl.LightningDataModule):
             ]
             self.shards[split] = list(itertools.chain(*self._named[split]))
 
+    def train_batch(self, ranks: int, accumulate: int) -> int:
+        """Samples of a training batch on each rank.
+
+        Args:
+            ranks: number of them.
+            accumulate: batches of an optimizer step.
+        """
+        if self.global_batch is None:
+            return self.batch_size
+        batch, rest = divmod(self.global_batch, ranks * accumulate)
+        if rest or not batch:
+            raise UserError(
+                f"data.global_batch: {self.global_batch} does not divide by {ranks} ranks x "
+                f"{accumulate} accumulated batches."
+            )
+        return batch
+
     def train_dataloader(self) -> TrainLoader:
         rank, train = self._rank(), self.patterns["train"]
+        module = self.trainer.lightning_module if self.trainer else None
+        batch_size = self.train_batch(rank.count, getattr(module, "accumulated", 1))
         lanes = self.lanes or rank.count * max(1, self.num_workers)
         if lanes % rank.count:
             raise UserError(f"data.lanes: {lanes} is no multiple of the {rank.count} ranks.")
@@ -155,11 +178,11 @@ class ShardDataModule(pl.LightningDataModule):
         weights = [*train.values()] if isinstance(train, dict) else [1.0]
         batches = None
         if self.epoch_samples is not None:
-            batches = self.epoch_samples // (self.batch_size * rank.count)
+            batches = self.epoch_samples // (batch_size * rank.count)
             if batches == 0:
                 raise UserError(
                     f"data.epoch_samples: {self.epoch_samples} is less than one batch of "
-                    f"{self.batch_size} on each of {rank.count} ranks."
+                    f"{batch_size} on each of {rank.count} ranks."
                 )
         listing = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
         return TrainLoader(
@@ -167,7 +190,7 @@ class ShardDataModule(pl.LightningDataModule):
             Mixture(orders, weights, self.seed),
             rank,
             self.num_workers,
-            self.batch_size,
+            batch_size,
             batches,
             fingerprint=hex(seed_of(listing, weights, self.shuffle, self.seed)),
             max_bad=self.max_bad,

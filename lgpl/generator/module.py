@@ -48,6 +48,7 @@ class GeneratorModule(SelfDescribing):
         weight_decay: on matrices.
         schedule: of the learning rates, in optimizer steps.
         gradient_clip: largest norm of the gradient; 0 does not clip.
+        compile: fuse the operations of each block by torch.compile; sampling stays as it is.
     """
 
     kind = "generator"
@@ -64,6 +65,7 @@ class GeneratorModule(SelfDescribing):
         weight_decay: float = 0.05,
         schedule: Schedule = Schedule(),
         gradient_clip: float = 1.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.build = transformer
@@ -72,6 +74,7 @@ class GeneratorModule(SelfDescribing):
         self.init_from = init_from
         self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
         self.schedule, self.gradient_clip = schedule, gradient_clip
+        self.compiled = compile
         self.val_loss = MeanMetric()
         # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's
         # buckets.
@@ -82,6 +85,9 @@ class GeneratorModule(SelfDescribing):
             return
         self.transformer = self.build()
         self.start_weights()
+        if self.compiled:
+            for layer in self.transformer.layers:
+                layer.compile()  # in place, so that checkpoints keep their names
         if self.device_mesh is not None:
             mixed = self.trainer.precision == "bf16-mixed"
             shard(self.transformer, self.device_mesh["data_parallel"], mixed)
@@ -182,8 +188,9 @@ class GeneratorModule(SelfDescribing):
             optimizer = MuonAdamW(
                 hidden, others, self.muon_lr, self.lr, self.betas, self.weight_decay
             )
-        scheduler = {"scheduler": self.schedule.scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler = self.schedule.scheduler(optimizer, self.peak_factor(self.schedule))
+        steps = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": steps}
 
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any
@@ -279,6 +286,6 @@ class GeneratorModule(SelfDescribing):
 
         Of a sharded model all ranks must ask together, each for its own images.
         """
-        with gathered(self.model):
+        with gathered(self.model), torch.compiler.set_stance("force_eager"):
             codes = generate(self.model, condition, lengths, sampling, seeds, progress=progress)
         return self.tokenizer.autoencoder.decode(codes).float().clamp(-1, 1)

@@ -11,11 +11,12 @@ predicts code i + 1 - prefix.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lgpl.errors import UserError
 from lgpl.generator.condition import ClassCondition, TextCondition
@@ -42,9 +43,24 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return y.to(x.dtype) * self.weight
+        y = F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Under autocast every linear layer behind it would make and keep a cast copy of its own.
+        device = x.device.type
+        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+
+
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) * up; keeps its inputs alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
 class FeedForward(nn.Module):
@@ -60,7 +76,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        return self.dropout(self.w2(SwiGLU.apply(self.w1(x), self.w3(x))))
 
 
 @dataclass
@@ -93,9 +109,11 @@ class Attention(nn.Module):
         position: Tensor | None,
     ) -> Tensor:
         b, t, d = x.shape
-        q, k, v = self.wqkv(x).view(b, t, 3, self.heads, d // self.heads).unbind(2)  # [B, T, H, D]
-        q, k = rotate(q, rope), rotate(k, rope)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D]
+        heads = self.wqkv(x).view(b, t, 3 * self.heads, d // self.heads)
+        qk, v = heads.split((2 * self.heads, self.heads), dim=2)  # [B, T, H, D]
+        q, k = rotate(qk, rope).transpose(1, 2).chunk(2, dim=1)  # [B, H, T, D]
+        # A view of v would keep q and k as they were before rotation for the backward pass, too.
+        v = v.contiguous().transpose(1, 2)
         if cache is not None:
             assert position is not None
             k, v = cache.update(position, k, v)
@@ -103,13 +121,36 @@ class Attention(nn.Module):
         return self.dropout(self.wo(x.transpose(1, 2).reshape(b, t, d)))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training a residual branch is left out for a sample
+    with probability `p`, and scaled by 1 / (1 - p) where it stays."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        return x * F.dropout(x.new_ones(len(x), 1, 1), self.p)
+
+
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float,
+        drop_path: float = 0.0,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(dim)
         self.attention = Attention(dim, heads, dropout)
         self.ffn_norm = RMSNorm(dim)
         self.feed_forward = FeedForward(dim, dropout)
+        self.drop_path = DropPath(drop_path)
+        self.recompute = recompute
 
     def forward(
         self,
@@ -119,8 +160,21 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         position: Tensor | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, mask, cache, position)
-        return x + self.feed_forward(self.ffn_norm(x))
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, rope, mask, cache, position, use_reentrant=False)
+        return self._forward(x, rope, mask, cache, position)
+
+    def _forward(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        mask: Tensor | None,
+        cache: LayerCache | None,
+        position: Tensor | None,
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x), rope, mask, cache, position)
+        x = x + self.drop_path(attended)
+        return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))
 
 
 def rotary_table(
@@ -153,9 +207,13 @@ def rotary_table(
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Turn the interleaved pairs of x [B, T, H, D] by rope [T, D/2, 2] or [B, T, D/2, 2]."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = rope.unsqueeze(-3).unbind(-1)
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2).to(x.dtype)
+    pairs, rope = x.float().unflatten(-1, (-1, 2)), rope.unsqueeze(-3)
+    if torch.compiler.is_compiling():  # which fuses real products, and has no code for complex ones
+        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    else:  # one product where that takes six
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return turned.flatten(-2).to(x.dtype)
 
 
 def take(x: Tensor, position: Tensor) -> Tensor:
@@ -179,8 +237,13 @@ class Transformer(nn.Module):
         dropout: on the outputs of attention and feed-forward.
         token_dropout: on the embeddings of prefix and codes.
         condition_dropout: probability of the null condition in training.
+        drop_path: probability that the last block's branches are left out for a sample in training;
+            it rises linearly from 0 at the first.
         trainable_null: see `TextCondition`.
         prefix_rope: see `rotary_table`.
+        activation_checkpointing: keep only what stands between the blocks for the backward pass,
+            and compute each block again there (arXiv 1604.06174): much less memory, a third more
+            work.
     """
 
     def __init__(
@@ -194,8 +257,10 @@ class Transformer(nn.Module):
         dropout: float = 0.1,
         token_dropout: float = 0.1,
         condition_dropout: float = 0.1,
+        drop_path: float = 0.0,
         trainable_null: bool = True,
         prefix_rope: Literal["identity", "zero"] = "identity",
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(size, str):
@@ -224,7 +289,10 @@ class Transformer(nn.Module):
         self.prefix_length = self.condition.length
         self.tok_embeddings = nn.Embedding(codebook_size, dim)
         self.token_dropout = nn.Dropout(token_dropout)
-        self.layers = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
+        paths = torch.linspace(0.0, drop_path, layers, device="cpu").tolist()
+        self.layers = nn.ModuleList(
+            Block(dim, heads, dropout, path, activation_checkpointing) for path in paths
+        )
         self.norm = RMSNorm(dim)
         self.output = nn.Linear(dim, codebook_size, bias=False)
         table = rotary_table(self.prefix_length, grid, dim // heads, prefix_rope)

@@ -38,6 +38,7 @@ class TokenizerModule(SelfDescribing):
         discriminator_start: training batches before the adversarial game begins.
         gradient_clip: largest norm of a gradient, for each optimizer; 0 does not clip.
         accumulate: training batches per optimizer step.
+        compile: fuse the networks' operations by torch.compile.
     """
 
     kind = "tokenizer"
@@ -54,6 +55,7 @@ class TokenizerModule(SelfDescribing):
         discriminator_start: int = 20000,
         gradient_clip: float = 1.0,
         accumulate: int = 1,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -64,13 +66,20 @@ class TokenizerModule(SelfDescribing):
         self.schedule = schedule
         self.discriminator_start = discriminator_start
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
+        if compile:  # in place, so that checkpoints keep their names
+            for part in (autoencoder.encoder, autoencoder.decoder, *loss.children()):
+                part.compile()
         self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
         self.train_step: Tensor
-        self._batches = 0
+        self._batches, self._peak = 0, lr
         codebook_size = autoencoder.quantizer.codebook_size
         self.train_usage = CodebookUsage(codebook_size, window=65536, sync_on_compute=False)
         self.val_usage = CodebookUsage(codebook_size)
         self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in ("psnr", "mse", "lpips")})
+
+    @property
+    def accumulated(self) -> int:
+        return self.accumulate
 
     def setup(self, stage: str) -> None:
         self.start_weights()
@@ -97,6 +106,7 @@ class TokenizerModule(SelfDescribing):
 
     def on_train_start(self) -> None:
         self._batches = int(self.train_step)  # read once: a buffer on a GPU is a wait in every step
+        self._peak = self.lr * self.peak_factor(self.schedule)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         optimizers = self.optimizers()
@@ -147,9 +157,9 @@ class TokenizerModule(SelfDescribing):
             norm = nn.utils.clip_grad_norm_(model.parameters(), self.gradient_clip)
             self.log(f"train/{type(model).__name__.lower()}_gradient_norm", norm)
         # Equal to optimizer steps, because only the autoencoder's steps count.
-        factor = self.schedule(self._batches // self.accumulate)
+        lr = self._peak * self.schedule(self._batches // self.accumulate)
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * factor
+            group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad()
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lgpl.checkpoints import SelfDescribing
 from lgpl.cli import main
@@ -76,7 +75,8 @@ def test_a_real_step_takes_what_was_planned(name: str, precision: str) -> None:
     assert step.weights == sum(p.numel() for p in parameters)
     assert step.gradients == size(p.grad for p in parameters)
     assert step.activations == pytest.approx(live.peak, rel=TOLERANCE)
-    assert step.activations == pytest.approx(sum(kept.values()), rel=TOLERANCE)
+    # what the backward pass makes beside it comes on top
+    assert step.activations == pytest.approx(sum(kept.values()), rel=2 * TOLERANCE)
 
     optimizers: Any = module.configure_optimizers()
     optimizers = [optimizers["optimizer"]] if isinstance(optimizers, dict) else optimizers
@@ -98,13 +98,9 @@ def test_flops_are_those_of_the_matrices() -> None:
 
 def test_activation_checkpointing_shows() -> None:
     """Less is kept, and the forward pass of the blocks is taken twice."""
-
-    def build() -> Transformer:
-        model = Transformer((LAYERS, HEADS, DIM), CODES, GRID, num_classes=5)
-        for layer in model.layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        return model
-
+    build = partial(
+        Transformer, (LAYERS, HEADS, DIM), CODES, GRID, num_classes=5, activation_checkpointing=True
+    )
     kept = planned("class", "bf16-mixed")
     again = rehearse(GeneratorModule(build), BATCH, 32, "bf16-mixed")
     assert again.activations < 0.3 * kept.activations

@@ -213,6 +213,17 @@ def test_mistakes_are_named(options: dict[str, Any], says: str) -> None:
         module(**options)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_global_batch_is_shared_by_the_ranks(tmp_path: Path, ranks: int) -> None:
+    shards = write_shards(tmp_path, [16, 16])
+    options: dict[str, Any] = {"train": shards, "global_batch": 8, "epoch_samples": 32}
+    for index in range(ranks):
+        loader = train(module(Place(index, ranks), **options))
+        assert {len(batch["key"]) for batch in loader} == {8 // ranks} and len(loader) == 4
+    with pytest.raises(UserError, match=r"data.global_batch: 8 does not divide by 3 ranks x 1 acc"):
+        train(module(Place(0, 3), **options))
+
+
 def test_missing_split_is_named() -> None:
     with pytest.raises(UserError, match=r"data.train is not set"):
         module(val=EMOJI_VAL).setup("fit")

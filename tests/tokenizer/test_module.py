@@ -96,6 +96,34 @@ def test_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
+def test_learning_rate_and_batch_follow_the_global_batch(tmp_path: Path) -> None:
+    """Eight samples a step, as two batches of four; the peak is meant for two."""
+    schedule = Schedule(batch_rule="sqrt", base_batch=2)
+    model = module(schedule=schedule, accumulate=2)
+    data = ShardDataModule(train=EMOJI_TRAIN, image_size=16, global_batch=8)
+    trainer = pl.Trainer(
+        accelerator="cpu", limit_train_batches=4, max_epochs=1, logger=CSVLogger(tmp_path),
+        log_every_n_steps=1, enable_progress_bar=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    assert trainer.global_step == 2 and data.train_dataloader().batch_size == 4
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(2e-3)
+
+
+@pytest.mark.slow
+def test_compiled_in_place(tmp_path: Path) -> None:
+    """The GAN's game too: figures and checkpoints as without."""
+    eager, compiled = module(discriminator_start=1), module(discriminator_start=1, compile=True)
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+    figures = []
+    for model in (eager, compiled):
+        fit(model, tmp_path, 4)
+        assert isinstance(model.trainer, pl.Trainer)
+        figures.append(model.trainer.callback_metrics)
+    for name in ("train/loss", "train/discriminator/loss", "val/psnr", "val/mse"):
+        assert figures[1][name].item() == pytest.approx(figures[0][name].item(), rel=1e-3), name
+
+
 def test_training_lowers_the_error(tmp_path: Path) -> None:
     model = module(discriminator_start=10**9, lr=3e-3)
     start = fit(model, tmp_path, 1).callback_metrics["val/mse"]
