@@ -18,6 +18,7 @@ from lightning.pytorch.cli import (
     SaveConfigCallback,
 )
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl.callbacks import EMA, SkippedSamples
 from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
@@ -91,6 +92,18 @@ class CommandLine(LightningCLI):
         if config["trainer"]["enable_progress_bar"] is not False:
             # Plain lines, also where the output is no terminal, and no thread of its own.
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
+
+    def instantiate_trainer(self, **options: Any) -> pl.Trainer:
+        try:
+            return super().instantiate_trainer(**options)
+        except MisconfigurationException as error:
+            wanted = self.config.get(str(self.config.get("subcommand")), self.config).trainer
+            if wanted.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+                raise UserError(
+                    f"trainer.accelerator: {wanted.accelerator}, but torch finds no GPU here; "
+                    "--trainer.accelerator cpu does without."
+                ) from error
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def predict(self, **arguments: Any) -> None:
         """Write and forget: predictions of a large set do not fit in memory."""

@@ -56,6 +56,17 @@ def test_global_batch_that_does_not_divide(fails: Fails) -> None:
     assert said == "data.global_batch: 32 does not divide by 1 ranks x 3 accumulated batches."
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("trainer", ["gpu", "ddp", "fsdp", "multinode"])
+def test_no_gpu(fails: Fails, trainer: str) -> None:
+    said = fails(*FIT_TOKENIZER, "-c", f"configs/trainer/{trainer}.yaml")
+    assert said.startswith("trainer.accelerator: gpu, but torch finds no GPU here")
+
+
+def test_trainer_that_contradicts_itself(fails: Fails) -> None:
+    assert fails(*FIT_TOKENIZER, "--trainer.devices", "0").startswith("trainer: ")
+
+
 def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:
     small = ("--model.init_args.transformer.init_args.codebook_size", "8")
     said = fails(*fit_stage2(chain, *small, "--model.init_args.tokenizer", "null"))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lgpl.cli import main
 from lgpl.generator import Sampling, generate
 from tests.conftest import TINY, TINY_TOKENIZER, Chain, fit_generator, logs
 from tests.generator.test_decoding import LABELS
+from tests.generator.test_training import BATCH, module
 from tests.generator.test_transformer import small
 
 pytestmark = [
@@ -35,6 +37,33 @@ def test_tokenizer_with_gan_trains_in_bf16(tmp_path: Path) -> None:
          "--model.init_args.discriminator_start", "1"]
     )  # fmt: skip
     assert (tmp_path / "tokenizer/checkpoints/last.ckpt").exists()
+
+
+def test_compiled_and_recomputed_blocks_train_alike() -> None:
+    options = {"size": (4, 4, 256), "dropout": 0.0, "token_dropout": 0.0, "condition_dropout": 0.0}
+    plain, *others = (
+        module(**options),
+        module(compile=True, **options),
+        module(activation_checkpointing=True, **options),
+        module(compile=True, activation_checkpointing=True, **options),
+    )
+    batch = {name: tensor.cuda() for name, tensor in BATCH.items()}
+    with torch.autocast("cuda", torch.bfloat16):
+        expected = plain.cuda().loss(batch).mean().item()
+        for other in others:
+            loss = other.cuda().loss(batch).mean()
+            loss.backward()
+            assert loss.item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_padded_text_takes_the_flash_kernel() -> None:
+    """No mask comes near the kernel, whatever the lengths."""
+    text = small(num_classes=None, text_features=8, text_length=6).cuda().to(torch.bfloat16)
+    features = torch.randn(3, 6, 8, device="cuda", dtype=torch.bfloat16)
+    codes = BATCH["codes"].flatten(1).cuda()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        logits = text(codes, features, torch.tensor([0, 3, 6], device="cuda"))
+    assert logits.isfinite().all()
 
 
 def test_generator_trains_in_bf16(chain: Chain, tmp_path: Path) -> None:

@@ -306,6 +306,14 @@ class Transformer(nn.Module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, 0.0, 0.02)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
+        """Moves and casts; the rotary table stays float32, whose angles bf16 would round."""
+        table = self.rope
+        super()._apply(fn, recurse)
+        if self.rope.dtype != table.dtype:
+            self.rope = table.to(self.rope.device)
+        return self
+
     @property
     def code_count(self) -> int:
         """Codes of one image."""

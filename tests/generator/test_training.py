@@ -91,6 +91,15 @@ def test_both_ways_to_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(x.norm(dim=-1), complex_product.norm(dim=-1))
 
 
+def test_rotary_table_stays_exact_in_bf16() -> None:
+    model = small()
+    table = model.rope.clone()
+    model.to(torch.bfloat16)
+    assert torch.equal(model.rope, table) and model.output.weight.dtype == torch.bfloat16
+    logits = model(BATCH["codes"].flatten(1), BATCH["class"])
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+
+
 @pytest.mark.parametrize(("rule", "factor"), [(None, 1), ("linear", 4), ("sqrt", 2)])
 def test_peak_follows_the_global_batch(rule: Any, factor: float) -> None:
     schedule = Schedule(warmup=10, batch_rule=rule, base_batch=16)
