@@ -8,8 +8,10 @@ neighbours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +31,11 @@ class Sampling:
         temperature: divides the logits; 0 takes the most likely code.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the smallest set of codes with this probability; 1 keeps all.
+        guidance_schedule: how the scale rises from 1 at the first code to s at the last: not at all
+            (`constant`), `linear`, `cosine` (arXiv 2404.13040), or `power-cosine`, a cosine of the
+            place to the power of `guidance_power` (arXiv 2303.14389, appendix).
+        guidance_power: above 1 keeps the scale low for longer.
+        guidance_start: number of codes before guidance sets in.
     """
 
     guidance: float = 1.0
@@ -36,6 +43,9 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    guidance_schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
+    guidance_power: float = 2.0
+    guidance_start: int = 0
 
     def __post_init__(self) -> None:
         for name, value, right, is_right in (
@@ -43,9 +53,40 @@ class Sampling:
             ("temperature", self.temperature, "at least 0", self.temperature >= 0),
             ("top_k", self.top_k, "at least 0", self.top_k >= 0),
             ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("guidance_power", self.guidance_power, "above 0", self.guidance_power > 0),
+            ("guidance_start", self.guidance_start, "at least 0", self.guidance_start >= 0),
+            (
+                *("guidance_schedule", self.guidance_schedule, f"one of {', '.join(RISES)}"),
+                self.guidance_schedule in RISES,
+            ),
         ):
             if not is_right:
                 raise UserError(f"{name}: {value} is not {right}.")
+
+    def scales(self, count: int) -> list[float]:
+        """The scale of guidance for each of `count` codes."""
+        power = self.guidance_power if self.guidance_schedule == "power-cosine" else 1.0
+        rise = RISES[self.guidance_schedule]
+        stop = count if self.guidance_steps is None else self.guidance_steps
+        return [
+            1.0 + (self.guidance - 1.0) * rise((index / max(1, count - 1)) ** power)
+            if self.guidance_start <= index < stop
+            else 1.0
+            for index in range(count)
+        ]
+
+
+def _half_cosine(place: float) -> float:
+    return (1 - math.cos(math.pi * place)) / 2
+
+
+# What share of the scale's rise is reached at a place from 0, the first code, to 1, the last.
+RISES: dict[str, Callable[[float], float]] = {
+    "constant": lambda place: 1.0,
+    "linear": lambda place: place,
+    "cosine": _half_cosine,
+    "power-cosine": _half_cosine,
+}
 
 
 def new_cache(model: Transformer, batch: int, dtype: torch.dtype) -> list[LayerCache]:
@@ -61,7 +102,7 @@ def new_cache(model: Transformer, batch: int, dtype: torch.dtype) -> list[LayerC
     ]
 
 
-def guide(logits: Tensor, scale: float) -> Tensor:
+def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
     """Guided logits [B, K] of [2B, K], conditional rows first."""
     conditional, unconditional = logits.chunk(2)
     return unconditional + scale * (conditional - unconditional)
@@ -78,14 +119,21 @@ def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         return logits.argmax(-1)
     logits = logits.float() / sampling.temperature
     k = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else logits.shape[-1]
+    if k == logits.shape[-1] and sampling.top_p == 1:  # nothing is left out, nothing to sort
+        return _invert(logits.softmax(-1), uniform)
     kept, codes = logits.topk(k, dim=-1)  # descending
     p = kept.softmax(-1)
     if sampling.top_p < 1:
         before = p.cumsum(-1) - p
         p = p.masked_fill(before >= sampling.top_p, 0.0)
+    return codes.gather(-1, _invert(p, uniform)[:, None]).squeeze(-1)
+
+
+def _invert(p: Tensor, uniform: Tensor) -> Tensor:
+    """Index in each row of p [B, k] at which the cumulative sum passes that share of the whole."""
     cumulative = p.cumsum(-1)
-    place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1, keepdim=True)
-    return codes.gather(-1, place.clamp(max=k - 1)).squeeze(-1)
+    place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
+    return place.clamp(max=p.shape[-1] - 1)
 
 
 @torch.no_grad()
@@ -117,52 +165,73 @@ def generate(
     uniform = _uniform(seeds if seeds is not None else list(range(batch)), count).to(
         condition.device
     )
-    guided = sampling.guidance != 1.0
+    guided, scales = sampling.guidance != 1.0, sampling.scales(count)
 
     rows = torch.cat((condition, model.condition.null(condition))) if guided else condition
     row_lengths = torch.cat((lengths, lengths)) if guided and lengths is not None else lengths
-    dtype = (
-        torch.get_autocast_dtype(condition.device.type)
-        if torch.is_autocast_enabled(condition.device.type)
-        else model.output.weight.dtype
-    )
-    cache = new_cache(model, len(rows), dtype)
-    total = prefix + count
-    if row_lengths is None:
-        mask = torch.ones(total, total, dtype=torch.bool, device=rows.device).tril()[None, None]
-    else:
-        mask = model.mask(row_lengths, total)
-
-    codes = torch.empty(batch, count, dtype=torch.int64, device=rows.device)
-    known = 0 if prompt is None else prompt.shape[1]
     x = model.condition(rows)
+    known = 0 if prompt is None else prompt.shape[1]
+    codes = torch.empty(batch, count, dtype=torch.int64, device=rows.device)
     if prompt is not None:
         codes[:, :known] = prompt
         x = torch.cat((x, model.tok_embeddings(_double(prompt, guided))), dim=1)
-    position = torch.arange(prefix + known, device=rows.device)
-    logits = model.step(x, position, mask[:, :, : prefix + known], cache)  # prefill
+    dtype = _computing(model, rows.device.type)
+    cache = new_cache(model, len(rows), dtype)
+    mask = _scores(model, row_lengths, prefix + count, dtype)
+
+    seen = prefix + known
+    position = torch.arange(seen, device=rows.device)
+    logits = model.step(x, position, mask[:, :, :seen, :seen], cache)  # prefill
     for index in range(known, count):
-        within = sampling.guidance_steps is None or index < sampling.guidance_steps
         if guided:
-            logits = guide(logits, sampling.guidance if within else 1.0)
+            logits = guide(logits, scales[index])
         codes[:, index] = pick(logits, sampling, uniform[:, index])
         if progress is not None:
             progress(index + 1)
         if index + 1 < count:
-            position = position[-1:] + 1
-            logits = decode_one_token(
-                model, _double(codes[:, index], guided), position, mask, cache
-            )
+            seen, position = seen + 1, position[-1:] + 1
+            new = _double(codes[:, index], guided)
+            logits = decode_one_token(model, new, position, mask, cache, seen)
     model.train(was_training)
     return codes.view(batch, *model.grid)
 
 
 def decode_one_token(
-    model: Transformer, codes: Tensor, position: Tensor, mask: Tensor, cache: list[LayerCache]
+    model: Transformer,
+    codes: Tensor,
+    position: Tensor,
+    mask: Tensor,
+    cache: list[LayerCache],
+    seen: int,
 ) -> Tensor:
-    """Logits [B, K] of the next code, after codes [B] at `position` [1]."""
+    """Logits [B, K] of the next code.
+
+    Args:
+        codes: [B], whose place in the sequence is `position` [1].
+        mask: of the whole sequence, see `_scores`.
+        cache: of the positions before.
+        seen: number of positions that the kernel looks at, the new one included.
+    """
     x = model.tok_embeddings(codes).unsqueeze(1)
-    return model.step(x, position, mask[:, :, position], cache)
+    return model.step(x, position, mask[:, :, position, :seen], cache)
+
+
+def _scores(model: Transformer, lengths: Tensor | None, total: int, dtype: torch.dtype) -> Tensor:
+    """[B or 1, 1, total, total]: 0 where a query may see a key, else -inf. Made once: of truth
+    values the kernel would make it in every step."""
+    device = model.rope.device
+    if lengths is None:
+        visible = torch.ones(1, 1, total, total, dtype=torch.bool, device=device).tril()
+    else:
+        visible = model.mask(lengths, total)
+    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -math.inf)
+
+
+def _computing(model: Transformer, device: str) -> torch.dtype:
+    """What the products are taken in."""
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return model.output.weight.dtype
 
 
 def _double(x: Tensor, guided: bool) -> Tensor:

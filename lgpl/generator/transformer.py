@@ -34,6 +34,25 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 
+class Linear(nn.Linear):
+    """A linear layer without bias, quick with few rows on CPUs, too.
+
+    With the weight in front, 16 rows of 768 to 2304 take 0.8 times as long in bf16, and half as
+    long in float32 (two cores with AMX); of one row, and in float32 of few, nothing is gained.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and not torch.is_grad_enabled():
+            rows = x.flatten(0, -2)
+            if (8 if x.dtype == torch.float32 else 2) <= len(rows) <= 32:
+                product = self.weight @ rows.T
+                return product.T.contiguous().unflatten(0, x.shape[:-1])
+        return super().forward(x)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
 
@@ -70,9 +89,9 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, dropout: float) -> None:
         super().__init__()
         hidden = -(-int(8 * dim / 3) // 256) * 256
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w1 = Linear(dim, hidden)
+        self.w3 = Linear(dim, hidden)
+        self.w2 = Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,18 +105,19 @@ class LayerCache:
     keys: Tensor
     values: Tensor
 
-    def update(self, position: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, position: Tensor, k: Tensor, v: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+        """Write new positions; gives the first `seen`, them included."""
         self.keys.index_copy_(2, position, k)
         self.values.index_copy_(2, position, v)
-        return self.keys, self.values
+        return self.keys[:, :, :seen], self.values[:, :, :seen]
 
 
 class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
+        self.wqkv = Linear(dim, 3 * dim)
+        self.wo = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -115,8 +135,8 @@ class Attention(nn.Module):
         # A view of v would keep q and k as they were before rotation for the backward pass, too.
         v = v.contiguous().transpose(1, 2)
         if cache is not None:
-            assert position is not None
-            k, v = cache.update(position, k, v)
+            assert position is not None and mask is not None
+            k, v = cache.update(position, k, v, mask.shape[-1])
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.dropout(self.wo(x.transpose(1, 2).reshape(b, t, d)))
 
@@ -294,7 +314,7 @@ class Transformer(nn.Module):
             Block(dim, heads, dropout, path, activation_checkpointing) for path in paths
         )
         self.norm = RMSNorm(dim)
-        self.output = nn.Linear(dim, codebook_size, bias=False)
+        self.output = Linear(dim, codebook_size)
         table = rotary_table(self.prefix_length, grid, dim // heads, prefix_rope)
         self.register_buffer("rope", table, persistent=False)
         self.rope: Tensor
@@ -381,7 +401,7 @@ class Transformer(nn.Module):
         Args:
             x: embeddings [B, T, dim] of the new positions.
             position: their places in the sequence [T].
-            mask: [B or 1, 1, T, positions of the cache], true where a query may see a key.
+            mask: [B or 1, 1, T, n], added to the scores of the first n positions.
             cache: one for each layer; the new keys and values are written into it.
         """
         rope = self.rope[position]

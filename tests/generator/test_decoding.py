@@ -10,6 +10,7 @@ import torch
 from lgpl.errors import UserError
 from lgpl.generator import Sampling, generate
 from lgpl.generator.decoding import pick
+from lgpl.generator.transformer import Linear
 from tests.generator.test_transformer import small
 
 LABELS = torch.tensor([1, 3, 4])
@@ -69,9 +70,49 @@ def test_draws_follow_the_distribution() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"guidance": -1}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}]
+    "bad",
+    [
+        {"guidance": -1},
+        {"guidance_power": 0},
+        {"guidance_start": -1},
+        {"temperature": -0.1},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+    ],
 )
 def test_mistakes_are_named(bad: dict[str, Any]) -> None:
     (name, value) = next(iter(bad.items()))
     with pytest.raises(UserError, match=f"{name}: {value} is not"):
         Sampling(**bad)
+
+
+def test_schedules_of_guidance() -> None:
+    """The constant one guides every code alike, the others begin at 1 and end at the scale."""
+    assert Sampling(guidance=3.0).scales(4) == [3.0] * 4
+    assert Sampling(guidance=3.0, guidance_schedule="linear").scales(5) == [1, 1.5, 2, 2.5, 3]
+    cosine = Sampling(guidance=3.0, guidance_schedule="cosine").scales(5)
+    power = Sampling(guidance=3.0, guidance_schedule="power-cosine").scales(5)
+    assert cosine[0] == power[0] == 1 and cosine[-1] == power[-1] == pytest.approx(3)
+    assert cosine[2] == pytest.approx(2) and power[2] < cosine[2] and sorted(power) == power
+    interval = Sampling(guidance=3.0, guidance_start=1, guidance_steps=3)
+    assert interval.scales(5) == [1, 3, 3, 1, 1]
+
+
+def test_schedule_is_followed() -> None:
+    model = small()
+    sampling = Sampling(guidance=4.0, temperature=0.0, guidance_schedule="linear")
+    codes = generate(model, LABELS, sampling=sampling).flatten(1)
+    c, u = model(codes, LABELS), model(codes, model.condition.null(LABELS))
+    scale = torch.tensor(sampling.scales(12))[:, None]
+    assert torch.equal((u + scale * (c - u)).argmax(-1), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 8, 32, 33])
+def test_few_rows_give_what_many_give(dtype: torch.dtype, rows: int) -> None:
+    layer, x = Linear(24, 40).to(dtype), torch.randn(rows, 1, 24, dtype=dtype)
+    with torch.no_grad():
+        few = layer(x)
+    assert few.shape == (rows, 1, 40) and few.is_contiguous()
+    torch.testing.assert_close(few, layer(x))
