@@ -114,9 +114,11 @@ class Run:
         self.options = [
             *("fit", "-c", "configs/generator/emoji_stage2.yaml"),
             *("-c", str(folder / "checkpoints.yaml"), *TINY, *TINY_GENERATOR, *logs(folder)),
-            *("--data.train", f"{chain.codes}/train-*.tar", "--data.val", f"{chain.codes}/val-*.tar"),
+            *("--data.train", f"{chain.codes}/train-*.tar"),
+            *("--data.val", f"{chain.codes}/val-*.tar"),
             *("--data.lanes", "2", "--data.epoch_samples", str(length * 16)),
-            *("--model.init_args.init_from", "null", "--model.init_args.tokenizer", chain.tokenizer),
+            *("--model.init_args.init_from", "null"),
+            *("--model.init_args.tokenizer", chain.tokenizer),
             *("--model.init_args.muon_lr", "null", "--trainer.max_epochs", "1"),
         ]  # fmt: skip
 
@@ -141,7 +143,7 @@ class Run:
         return self.folder / "stage2/checkpoints/last.ckpt"
 
     def lines(self) -> list[dict[str, Any]]:
-        """What the ranks wrote down, step by step; a killed one may stop in the middle of a line."""
+        """What the ranks wrote down; a killed one may have stopped in the middle of a line."""
         text = "".join(path.read_text() for path in sorted(self.folder.glob("rank*")))
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 

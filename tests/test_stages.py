@@ -60,7 +60,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 
 def emoji_with_two_captions(folder: Path) -> None:
-    """Real emoji as img2dataset writes LAION: half with a short caption, a third without a score."""
+    """Real emoji as img2dataset writes LAION: half with a short caption, some without a score."""
     folder.mkdir()
     raws = itertools.islice(read_shard("data/emoji/train-0000.tar.gz"), 56)
     samples = []
