@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,19 +50,34 @@ class Node:
         for device in (self.link, "lo"):
             ip("-n", self.name, "link", "set", device, "up")
 
-    def start(self, first: Node, port: int, record: Path, options: list[str]) -> None:
-        """torchrun as the README has it; host names do not resolve here, so by addresses."""
+    def torchrun(self, first: Node, port: int) -> list[str]:
+        """As the README has it; host names do not resolve here, so by addresses."""
+        return [
+            *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
+            *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"),
+            *("--rdzv-endpoint", f"{first.address}:{port}"),
+            *("--rdzv-conf", f"is_host={str(self is first).lower()}"),
+            *("--local-addr", self.address, "-m", "tests.test_multinode"),
+        ]
+
+    def srun(self, first: Node, port: int) -> list[str]:
+        """One task a node, told its place by the variables that SLURM sets."""
+        rank = int(self is not first)
+        slurm = {
+            **{"NTASKS": 2, "NTASKS_PER_NODE": 1, "NNODES": 2, "PROCID": rank, "NODEID": rank},
+            **{"LOCALID": 0, "JOB_ID": port, "JOB_NAME": "lgpl", "NODELIST": first.address},
+        }
+        variables = [f"SLURM_{name}={value}" for name, value in slurm.items()]
+        return ["env", *variables, sys.executable, "-m", "tests.test_multinode"]
+
+    def start(self, command: list[str], record: Path) -> None:
         self.log = record.with_name(f"{self.name}.log")
+        environment = {"RECORD": str(record), "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*("ip", "netns", "exec", self.name, sys.executable, "-m", "torch.distributed.run"),
-                 *("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"),
-                 *("--rdzv-endpoint", f"{first.address}:{port}", "--rdzv-id", "test"),
-                 *("--rdzv-conf", f"is_host={str(self is first).lower()}"),
-                 *("--local-addr", self.address, "-m", "tests.test_multinode", *options)],
+                ["ip", "netns", "exec", self.name, *command],
                 cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "RECORD": str(record), "OMP_NUM_THREADS": "1",
-                     "GLOO_SOCKET_IFNAME": self.link},
+                env={**os.environ, **environment, "GLOO_SOCKET_IFNAME": self.link},
             )  # fmt: skip
 
     def wait(self, seconds: float) -> int:
@@ -122,7 +137,14 @@ class Run:
             *("--model.init_args.muon_lr", "null", "--trainer.max_epochs", "1"),
         ]  # fmt: skip
 
-    def start(self, nodes: tuple[Node, Node], *strategy: str) -> None:
+    def start(
+        self,
+        nodes: tuple[Node, Node],
+        *strategy: str,
+        second: Sequence[str] = (),
+        srun: bool = False,
+    ) -> None:
+        """Start both nodes, the second with more options, by torchrun or as srun would."""
         self.starts += 1
         options = [
             *(*self.options, *strategy, "--trainer.accelerator", "cpu", "--trainer.num_nodes", "2"),
@@ -130,7 +152,10 @@ class Run:
             *("--data.batch_size", "8", "--ckpt_path", "last"),
         ]
         for node in nodes:
-            node.start(nodes[0], 29500 + self.starts, self.folder / "rank", options)
+            more = second if node is nodes[1] else ()
+            launcher = node.srun if srun else node.torchrun
+            command = launcher(nodes[0], 29500 + self.starts)
+            node.start([*command, *options, *more], self.folder / "rank")
 
     def alone(self) -> None:
         """Undisturbed, on the one rank of this process."""
@@ -189,11 +214,12 @@ def check(one: Run, two: Run) -> None:
     assert len({key for step in second.values() for key in step}) == one.length * 16
 
 
+@pytest.mark.parametrize("srun", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_nodes_train_like_one_rank(
-    chain: Chain, tmp_path: Path, nodes: tuple[Node, Node]
+    chain: Chain, tmp_path: Path, nodes: tuple[Node, Node], srun: bool
 ) -> None:
     one, two = Run(chain, tmp_path / "one", 8), Run(chain, tmp_path / "two", 8)
-    two.start(nodes, *STRATEGIES["ddp"])
+    two.start(nodes, *STRATEGIES["ddp"], srun=srun)
     one.alone()
     for node in nodes:
         assert node.wait(120) == 0, node.said()
@@ -211,6 +237,10 @@ def test_a_node_dies(
     whole.alone()
     killed.start(nodes, *STRATEGIES[strategy])
     wait_for_step(killed, 10, nodes)
+    if strategy == "fsdp":  # in the middle of a checkpoint
+        deadline = time.monotonic() + 30
+        while not list(killed.last.parent.glob("*.partial")):
+            assert time.monotonic() < deadline
     nodes[dies].die()
     assert nodes[1 - dies].wait(60) != 0  # at once: the kernel closes the connections of the dead
     assert 10 <= killed.last_step() < 40
@@ -221,6 +251,21 @@ def test_a_node_dies(
     done = [line["step"] for line in killed.lines()]
     assert done.count(4) == done.count(40) == 2  # one line of each node: not from the beginning
     check(whole, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_checkpoint_is_on_one_node_only(
+    chain: Chain, tmp_path: Path, nodes: tuple[Node, Node], strategy: str
+) -> None:
+    here, there = Run(chain, tmp_path / "here", 8), Run(chain, tmp_path / "there", 8)
+    here.start(nodes, *STRATEGIES[strategy], "--trainer.max_steps", "4")
+    for node in nodes:
+        assert node.wait(120) == 0, node.said()
+    here.start(nodes, *STRATEGIES[strategy], second=logs(there.folder))
+    for node in nodes:
+        assert node.wait(60) != 0
+        assert "last.ckpt on the first node, another on others; the folder" in node.said()
 
 
 @pytest.mark.slow

@@ -135,7 +135,7 @@ def test_both_stages(chain: Chain, tmp_path: Path, seen: Seen) -> None:
         length = sample["text_lengths"]
         assert len(features) == length and np.array_equal(sample["text"][-length:], features)
         assert sample["codes"].shape == (4, 4)
-    assert 400 < len(drawn) and 0.24 < sum(drawn) / len(drawn) < 0.36
+    assert len(drawn) > 400 and 0.24 < sum(drawn) / len(drawn) < 0.36
 
     stage2 = fit(
         "stage2", chain.tokenizer, codes[8], 8, tmp_path, "--data.epoch_samples", "64",
