@@ -38,19 +38,10 @@ EPILOG = """plain commands, each with its own --help:
 
 
 class SaveTrainingConfig(SaveConfigCallback):
-    """Writes config.yaml beside the logs of a fit, which begins alike on all nodes; the other
-    commands leave nothing behind."""
+    """Writes config.yaml beside the logs of a fit; the other commands leave nothing behind."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        first = trainer.strategy.broadcast(trainer.ckpt_path)
-        if not trainer.strategy.reduce_boolean_decision(trainer.ckpt_path == first):
-            raise UserError(
-                f"--ckpt_path: {first or 'no checkpoint'} on the first node, another on others; "
-                "the folder of the run has to be on a file system that all nodes share."
-            )
-        if trainer.logger is not None:
+        if stage == "fit" and trainer.logger is not None:
             super().setup(trainer, pl_module, stage)
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -141,10 +141,9 @@ class Run:
         self,
         nodes: tuple[Node, Node],
         *strategy: str,
-        second: Sequence[str] = (),
         srun: bool = False,
     ) -> None:
-        """Start both nodes, the second with more options, by torchrun or as srun would."""
+        """Start both nodes, by torchrun or as srun would."""
         self.starts += 1
         options = [
             *(*self.options, *strategy, "--trainer.accelerator", "cpu", "--trainer.num_nodes", "2"),
@@ -152,10 +151,9 @@ class Run:
             *("--data.batch_size", "8", "--ckpt_path", "last"),
         ]
         for node in nodes:
-            more = second if node is nodes[1] else ()
             launcher = node.srun if srun else node.torchrun
             command = launcher(nodes[0], 29500 + self.starts)
-            node.start([*command, *options, *more], self.folder / "rank")
+            node.start([*command, *options], self.folder / "rank")
 
     def alone(self) -> None:
         """Undisturbed, on the one rank of this process."""
@@ -251,21 +249,6 @@ def test_a_node_dies(
     done = [line["step"] for line in killed.lines()]
     assert done.count(4) == done.count(40) == 2  # one line of each node: not from the beginning
     check(whole, killed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_checkpoint_is_on_one_node_only(
-    chain: Chain, tmp_path: Path, nodes: tuple[Node, Node], strategy: str
-) -> None:
-    here, there = Run(chain, tmp_path / "here", 8), Run(chain, tmp_path / "there", 8)
-    here.start(nodes, *STRATEGIES[strategy], "--trainer.max_steps", "4")
-    for node in nodes:
-        assert node.wait(120) == 0, node.said()
-    here.start(nodes, *STRATEGIES[strategy], second=logs(there.folder))
-    for node in nodes:
-        assert node.wait(60) != 0
-        assert "last.ckpt on the first node, another on others; the folder" in node.said()
 
 
 @pytest.mark.slow
