@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lgpl.checkpoints import read_checkpoint
+from lgpl.checkpoints.strategy import exchange
 from tests.conftest import ROOT, TINY, TINY_GENERATOR, Chain, logs
 
 GENERATOR = "--model.init_args.transformer.init_args"
@@ -155,6 +159,36 @@ def test_two_hundred_steps(chain: Chain, tmp_path: Path, kind: str, shards: str)
         far = parted(one, run)
         print(kind, run.folder.name, one.curve("loss")[0], one.curve("loss")[-1], far)
         assert far["loss"] < 1e-3 and far["validation"] < 1e-3
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_a_checkpoint_is_exchanged_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Killed before any step of it, and a run that goes on finds a whole one."""
+    path, new = tmp_path / "last.ckpt", tmp_path / "last.ckpt.partial"
+    for folder, left in ((path, "old"), (tmp_path / "last-old.ckpt", "older"), (new, "new")):
+        folder.mkdir()
+        for part in "ab":
+            (folder / part).write_text(left)
+        os.utime(folder, (len(left), len(left)) if left == "older" else None)
+    steps = itertools.count()
+
+    def dying(call: Any) -> Any:
+        def step(*arguments: Any, **options: Any) -> Any:
+            if next(steps) == moment:
+                raise KeyboardInterrupt
+            return call(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        patch.setattr(Path, "rename", dying(Path.rename))
+        exchange(new, path)
+    found = max(tmp_path.glob("last*.ckpt"), key=lambda folder: folder.stat().st_mtime)
+    parts = {file.name: file.read_text() for file in found.iterdir()}
+    assert parts in ({"a": "old", "b": "old"}, {"a": "new", "b": "new"})
 
 
 def record() -> None:

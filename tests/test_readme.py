@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from lgpl.cli import CommandLine, main
 from lgpl.commands import data, export, import_released, quickstart, sample
@@ -29,7 +30,17 @@ def commands(text: str) -> list[str]:
     return [line.strip() for line in lines if re.match(r"\s*(\S*/)?lgpl ", line)]
 
 
-COMMANDS = dict.fromkeys(commands(README) + commands(DATA))
+def launched(text: str) -> list[tuple[str, str]]:
+    """What starts many processes, and the command that it starts: torchrun's or srun's line."""
+    lines = "\n".join(blocks(text, "bash")).replace("\\\n", " ")
+    started = r"^((?:srun|torchrun) .*?)(?:-m lgpl\.cli|lgpl) (.*?)&?$"
+    return re.findall(started, lines, re.MULTILINE)
+
+
+LAUNCHED = launched(README)
+COMMANDS = dict.fromkeys(
+    [*commands(README), *commands(DATA), *(f"lgpl {command}" for _, command in LAUNCHED)]
+)
 
 
 def test_commands_were_found() -> None:
@@ -56,6 +67,24 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit) as done:
             main([name, *options, "--print_config"])
         assert done.value.code == 0 and "class_path: lgpl." in capsys.readouterr().out
+
+
+def test_many_nodes_are_started_as_the_config_says() -> None:
+    """Both launchers start the processes that `devices` and `num_nodes` count."""
+    srun, torchrun = sorted(LAUNCHED)
+    script = next(block for block in blocks(README, "bash") if "#SBATCH" in block)
+    batch = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)", script, re.MULTILINE))
+    options = get_args_parser().parse_args([*shlex.split(torchrun[0])[1:], "-m", "lgpl.cli"])
+    counts = [
+        (int(batch["nodes"]), int(batch["ntasks-per-node"]), srun[1]),
+        (int(options.nnodes), int(options.nproc_per_node), torchrun[1]),
+    ]
+    for nodes, processes, command in counts:
+        config = re.findall(r"configs/trainer/\S+", command)[0]
+        trainer = yaml.safe_load((ROOT / config).read_text())["trainer"]
+        assert (trainer["num_nodes"], trainer["devices"]) == (nodes, processes)
+        shards = trainer["strategy"]["init_args"].get("data_parallel_size", nodes * processes)
+        assert shards == nodes * processes
 
 
 def test_make_targets_exist() -> None:

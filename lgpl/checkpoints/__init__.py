@@ -9,10 +9,12 @@ from lgpl.checkpoints.files import (
     write_checkpoint,
 )
 from lgpl.checkpoints.module import SelfDescribing, build_module, load_module
+from lgpl.checkpoints.strategy import ShardedStrategy
 
 __all__ = [
     "Checkpoint",
     "SelfDescribing",
+    "ShardedStrategy",
     "build_module",
     "check_weights",
     "is_exported",
