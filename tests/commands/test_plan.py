@@ -134,7 +134,10 @@ def test_strategies() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "-c", "configs/generator/c2i_3b.yaml", "-c", "configs/trainer/fsdp.yaml"]
+    recompute = "--model.init_args.transformer.init_args.activation_checkpointing"
     main([*command, "--gpus", "8", "--memory", "72"])
+    assert "fits, " in capsys.readouterr().out
+    main([*command, "--gpus", "8", "--memory", "72", recompute, "false"])
     said = capsys.readouterr().out
     for line in ("parameters        1.44 GiB", "optimizer state   2.88 GiB", "gathered by FSDP"):
         assert line in said

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from lgpl.callbacks import Checkpoint
 from lgpl.data import ShardDataModule
 from lgpl.optimizers import Schedule
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
@@ -33,7 +34,8 @@ def fit(model: TokenizerModule, folder: Path, batches: int, **options: Any) -> p
     trainer = pl.Trainer(
         accelerator="cpu", limit_train_batches=batches, max_epochs=1, limit_val_batches=1,
         logger=CSVLogger(folder), log_every_n_steps=1, enable_progress_bar=False,
-        enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0, **options,
+        enable_model_summary=False, num_sanity_val_steps=0,
+        **{"enable_checkpointing": False, **options},
     )  # fmt: skip
     trainer.fit(model, data)
     return trainer
@@ -45,6 +47,14 @@ def test_two_optimizers_count_as_one_step(tmp_path: Path) -> None:
     assert trainer.global_step == 5 and int(model.train_step) == 5
     trainer = fit(module(), tmp_path, 100, max_steps=5)
     assert trainer.global_step == 5 and trainer.fit_loop.total_batch_idx == 4
+
+
+def test_last_checkpoint_holds_the_last_step(tmp_path: Path) -> None:
+    """Though the epoch ends between two multiples of `every_n_train_steps`."""
+    saver = Checkpoint(tmp_path, every_n_train_steps=3, save_last=True)
+    fit(module(), tmp_path, 5, callbacks=[saver], enable_checkpointing=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 5 and int(saved["state_dict"]["train_step"]) == 5
 
 
 def test_discriminator_starts_at_its_batch(tmp_path: Path) -> None:
