@@ -22,7 +22,8 @@ from torch import Tensor
 from lgpl.checkpoints import Checkpoint, build_module, check_weights, load_tensors
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
-from lgpl.generator.transformer import SIZES, rotary_table
+from lgpl.generator.rotary import rotary_table
+from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 
 # Where a file keeps its weights, the averaged ones first; it may also be nothing but weights.
@@ -136,6 +137,9 @@ def to_llamagen(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
         model = module._outline()
         if model.prefix_rope != "zero":
             raise UserError(f"{source} was trained with prefix_rope {model.prefix_rope}, not zero.")
+        for name in ("qk_norm", "target_positions"):
+            if config["init_args"]["transformer"]["init_args"].get(name):
+                raise UserError(f"{source} has {name}, which LlamaGen's model has not.")
         if model.grid[0] != model.grid[1]:
             raise UserError(f"{source} has a grid that is no square.")
         theirs = _generator_config(weights, checkpoint.path, None, model.grid[0], model.heads)

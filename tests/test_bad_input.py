@@ -67,6 +67,12 @@ def test_trainer_that_contradicts_itself(fails: Fails) -> None:
     assert fails(*FIT_TOKENIZER, "--trainer.devices", "0").startswith("trainer: ")
 
 
+def test_order_without_target_positions(fails: Fails, chain: Chain) -> None:
+    order = ("--model.init_args.order.start", "2", "--model.init_args.order.end", "4")
+    said = fails(*fit_stage2(chain, *order))
+    assert said.startswith("model.order: orders other than raster need the transformer's target")
+
+
 def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:
     small = ("--model.init_args.transformer.init_args.codebook_size", "8")
     said = fails(*fit_stage2(chain, *small, "--model.init_args.tokenizer", "null"))

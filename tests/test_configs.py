@@ -16,7 +16,11 @@ from tests.conftest import ROOT
 
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml"))
 # What a partial config is stacked on to make a whole.
-BASES = {"data": "configs/tokenizer/vq_ds16.yaml", "trainer": "configs/generator/c2i_b.yaml"}
+BASES = {
+    "data": "configs/tokenizer/vq_ds16.yaml",
+    "trainer": "configs/generator/c2i_b.yaml",
+    "variant": "configs/generator/c2i_b.yaml",
+}
 ENCODED_BY = {
     "encode_emoji.yaml": "emoji.yaml",
     "encode_cifar10.yaml": "cifar10.yaml",

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lgpl.cli import main
 from lgpl.errors import UserError
-from lgpl.generator.transformer import SIZES, Transformer, rotary_table
+from lgpl.generator.rotary import rotary_table
+from lgpl.generator.transformer import SIZES, Transformer
 from lgpl.llamagen import llamagen_name, read_released
 from tests.golden import released, schema
 

@@ -2,6 +2,7 @@
 
 from lgpl.generator.decoding import Sampling, generate
 from lgpl.generator.module import GeneratorModule
+from lgpl.generator.order import RandomOrder
 from lgpl.generator.transformer import Transformer
 
-__all__ = ["GeneratorModule", "Sampling", "Transformer", "generate"]
+__all__ = ["GeneratorModule", "RandomOrder", "Sampling", "Transformer", "generate"]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.generator.transformer import LayerCache, Transformer
+from lgpl.generator.blocks import LayerCache
+from lgpl.generator.transformer import Transformer
 
 
 @dataclass(frozen=True)

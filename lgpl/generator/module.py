@@ -18,6 +18,7 @@ from lgpl.errors import UserError
 from lgpl.generator.condition import TextCondition
 from lgpl.generator.decoding import Sampling, generate
 from lgpl.generator.loss import cross_entropy
+from lgpl.generator.order import RandomOrder
 from lgpl.generator.sharding import gathered, shard
 from lgpl.generator.transformer import Transformer
 from lgpl.optimizers import MuonAdamW, Schedule, adamw
@@ -49,6 +50,8 @@ class GeneratorModule(SelfDescribing):
         schedule: of the learning rates, in optimizer steps.
         gradient_clip: largest norm of the gradient; 0 does not clip.
         compile: fuse the operations of each block by torch.compile; sampling stays as it is.
+        order: of the codes in training; None is raster order. Evaluation and sampling are always in
+            raster order.
     """
 
     kind = "generator"
@@ -66,6 +69,7 @@ class GeneratorModule(SelfDescribing):
         schedule: Schedule = Schedule(),
         gradient_clip: float = 1.0,
         compile: bool = False,
+        order: RandomOrder | None = None,
     ) -> None:
         super().__init__()
         self.build = transformer
@@ -74,7 +78,7 @@ class GeneratorModule(SelfDescribing):
         self.init_from = init_from
         self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
         self.schedule, self.gradient_clip = schedule, gradient_clip
-        self.compiled = compile
+        self.compiled, self.order = compile, order
         self.val_loss = MeanMetric()
         # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's
         # buckets.
@@ -125,6 +129,11 @@ class GeneratorModule(SelfDescribing):
             )
 
     def setup(self, stage: str) -> None:
+        if self.order is not None and self._outline().target is None:
+            raise UserError(
+                "model.order: orders other than raster need the transformer's target_positions; "
+                "set it to true."
+            )
         if self.tokenizer_path is not None:
             self.check_tokenizer()
         data = getattr(self.trainer, "datamodule", None)
@@ -248,8 +257,11 @@ class GeneratorModule(SelfDescribing):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy [B] per image, the mean over its codes, in nats."""
-        codes = self.codes(batch)
-        logits = self.model(codes, *self.condition(batch))
+        codes, order = self.codes(batch), None
+        if self.training and self.order is not None:
+            order = self.order.draw(len(codes), codes.shape[1], self.global_step, codes.device)
+            codes = codes.gather(1, order)
+        logits = self.model(codes, *self.condition(batch), order)
         return cross_entropy(logits.flatten(0, 1), codes.flatten()).view(codes.shape).mean(1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

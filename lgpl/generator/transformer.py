@@ -10,16 +10,15 @@ predicts code i + 1 - prefix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lgpl.errors import UserError
+from lgpl.generator.blocks import Block, LayerCache, Linear, RMSNorm
 from lgpl.generator.condition import ClassCondition, TextCondition
+from lgpl.generator.rotary import rotary_table
 
 # name -> (layers, heads, dim)
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -32,208 +31,6 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "3B": (24, 32, 3200),  # 3.1B
     "7B": (32, 32, 4096),
 }
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias, quick with few rows on CPUs, too.
-
-    With the weight in front, 16 rows of 768 to 2304 take 0.8 times as long in bf16, and half as
-    long in float32 (two cores with AMX); of one row, and in float32 of few, nothing is gained.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu and not torch.is_grad_enabled():
-            rows = x.flatten(0, -2)
-            if (8 if x.dtype == torch.float32 else 2) <= len(rows) <= 32:
-                product = self.weight @ rows.T
-                return product.T.contiguous().unflatten(0, x.shape[:-1])
-        return super().forward(x)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (arXiv 1910.07467), computed in float32."""
-
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        # Under autocast every linear layer behind it would make and keep a cast copy of its own.
-        device = x.device.type
-        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
-
-
-class SwiGLU(torch.autograd.Function):
-    """silu(gate) * up; keeps its inputs alone for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202); the hidden width is 8/3 of dim, rounded up to a multiple of
-    256."""
-
-    def __init__(self, dim: int, dropout: float) -> None:
-        super().__init__()
-        hidden = -(-int(8 * dim / 3) // 256) * 256
-        self.w1 = Linear(dim, hidden)
-        self.w3 = Linear(dim, hidden)
-        self.w2 = Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.w2(SwiGLU.apply(self.w1(x), self.w3(x))))
-
-
-@dataclass
-class LayerCache:
-    """Keys and values of one layer, [B, heads, positions, head dim] each, written as they come."""
-
-    keys: Tensor
-    values: Tensor
-
-    def update(self, position: Tensor, k: Tensor, v: Tensor, seen: int) -> tuple[Tensor, Tensor]:
-        """Write new positions; gives the first `seen`, them included."""
-        self.keys.index_copy_(2, position, k)
-        self.values.index_copy_(2, position, v)
-        return self.keys[:, :, :seen], self.values[:, :, :seen]
-
-
-class Attention(nn.Module):
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.wqkv = Linear(dim, 3 * dim)
-        self.wo = Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: Tensor,
-        mask: Tensor | None,
-        cache: LayerCache | None,
-        position: Tensor | None,
-    ) -> Tensor:
-        b, t, d = x.shape
-        heads = self.wqkv(x).view(b, t, 3 * self.heads, d // self.heads)
-        qk, v = heads.split((2 * self.heads, self.heads), dim=2)  # [B, T, H, D]
-        q, k = rotate(qk, rope).transpose(1, 2).chunk(2, dim=1)  # [B, H, T, D]
-        # A view of v would keep q and k as they were before rotation for the backward pass, too.
-        v = v.contiguous().transpose(1, 2)
-        if cache is not None:
-            assert position is not None and mask is not None
-            k, v = cache.update(position, k, v, mask.shape[-1])
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        return self.dropout(self.wo(x.transpose(1, 2).reshape(b, t, d)))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training a residual branch is left out for a sample
-    with probability `p`, and scaled by 1 / (1 - p) where it stays."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.p:
-            return x
-        return x * F.dropout(x.new_ones(len(x), 1, 1), self.p)
-
-
-class Block(nn.Module):
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        dropout: float,
-        drop_path: float = 0.0,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(dim)
-        self.attention = Attention(dim, heads, dropout)
-        self.ffn_norm = RMSNorm(dim)
-        self.feed_forward = FeedForward(dim, dropout)
-        self.drop_path = DropPath(drop_path)
-        self.recompute = recompute
-
-    def forward(
-        self,
-        x: Tensor,
-        rope: Tensor,
-        mask: Tensor | None = None,
-        cache: LayerCache | None = None,
-        position: Tensor | None = None,
-    ) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, rope, mask, cache, position, use_reentrant=False)
-        return self._forward(x, rope, mask, cache, position)
-
-    def _forward(
-        self,
-        x: Tensor,
-        rope: Tensor,
-        mask: Tensor | None,
-        cache: LayerCache | None,
-        position: Tensor | None,
-    ) -> Tensor:
-        attended = self.attention(self.attention_norm(x), rope, mask, cache, position)
-        x = x + self.drop_path(attended)
-        return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))
-
-
-def rotary_table(
-    prefix: int, grid: tuple[int, int], head_dim: int, prefix_rope: str, base: float = 10000.0
-) -> Tensor:
-    """cos and sin [prefix + rows * columns, head_dim / 2, 2] of rotary positions in two dimensions.
-
-    The first half of the pairs turns with the row, the second with the column (arXiv 2104.09864,
-    section 3.4.2, applied to each axis).
-
-    Args:
-        prefix: number of condition positions, which have no place in the grid.
-        prefix_rope: `identity` leaves them unrotated; `zero` sets cos = sin = 0, as in LlamaGen's
-            released weights, whose prefix queries and keys are therefore zero.
-    """
-    rows, columns = grid
-    quarter = head_dim // 4
-    frequencies = base ** (-torch.arange(quarter, dtype=torch.float32) * 2 / (head_dim // 2))
-    row_angle = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(
-        -1, columns, -1
-    )
-    column_angle = torch.outer(torch.arange(columns).float(), frequencies).expand(rows, -1, -1)
-    angle = torch.cat((row_angle, column_angle), dim=-1).flatten(0, 1)  # [N, head_dim / 2]
-    table = torch.stack((angle.cos(), angle.sin()), dim=-1)
-    head = torch.zeros(prefix, head_dim // 2, 2)
-    if prefix_rope == "identity":
-        head[..., 0] = 1.0
-    return torch.cat((head, table))
-
-
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn the interleaved pairs of x [B, T, H, D] by rope [T, D/2, 2] or [B, T, D/2, 2]."""
-    pairs, rope = x.float().unflatten(-1, (-1, 2)), rope.unsqueeze(-3)
-    if torch.compiler.is_compiling():  # which fuses real products, and has no code for complex ones
-        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    else:  # one product where that takes six
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
-    return turned.flatten(-2).to(x.dtype)
 
 
 def take(x: Tensor, position: Tensor) -> Tensor:
@@ -261,6 +58,9 @@ class Transformer(nn.Module):
             it rises linearly from 0 at the first.
         trainable_null: see `TextCondition`.
         prefix_rope: see `rotary_table`.
+        qk_norm: see `Attention`.
+        target_positions: tell every position which place of the grid it predicts, by a learned
+            embedding that starts at zero; what `RandomOrder` needs (arXiv 2411.00776, section 3.2).
         activation_checkpointing: keep only what stands between the blocks for the backward pass,
             and compute each block again there (arXiv 1604.06174): much less memory, a third more
             work.
@@ -280,6 +80,8 @@ class Transformer(nn.Module):
         drop_path: float = 0.0,
         trainable_null: bool = True,
         prefix_rope: Literal["identity", "zero"] = "identity",
+        qk_norm: bool = False,
+        target_positions: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -311,8 +113,9 @@ class Transformer(nn.Module):
         self.token_dropout = nn.Dropout(token_dropout)
         paths = torch.linspace(0.0, drop_path, layers, device="cpu").tolist()
         self.layers = nn.ModuleList(
-            Block(dim, heads, dropout, path, activation_checkpointing) for path in paths
+            Block(dim, heads, dropout, path, qk_norm, activation_checkpointing) for path in paths
         )
+        self.target = nn.Parameter(torch.zeros(self.code_count, dim)) if target_positions else None
         self.norm = RMSNorm(dim)
         self.output = Linear(dim, codebook_size)
         table = rotary_table(self.prefix_length, grid, dim // heads, prefix_rope)
@@ -351,22 +154,36 @@ class Transformer(nn.Module):
         ]
         return hidden, others
 
-    def forward(self, codes: Tensor, condition: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        codes: Tensor,
+        condition: Tensor,
+        lengths: Tensor | None = None,
+        order: Tensor | None = None,
+    ) -> Tensor:
         """Logits of all codes of an image at once, for training.
 
         Args:
-            codes: [B, N] in raster order.
+            codes: [B, N] in the order in which they are predicted.
             condition: class labels [B], or text features [B, text_length, F], left-padded.
             lengths: number of real text positions [B]; None where nothing is padded.
+            order: places of the codes in raster order [B, N]; None where that is their order.
 
         Returns:
             Logits [B, N, codebook_size]; those at i are for code i.
         """
         x = torch.cat((self.condition(condition), self.tok_embeddings(codes[:, :-1])), dim=1)
+        heads = slice(self.prefix_length - 1, None)
+        if self.target is not None:
+            target = self.target if order is None else self.target[order]
+            x = torch.cat((x[:, : heads.start], x[:, heads] + target), dim=1)
         x = self.token_dropout(x)
-        rope, heads = self.rope[: x.shape[1]], slice(self.prefix_length - 1, None)
+        place = torch.arange(x.shape[1], device=x.device)  # in the rotary table
+        if order is not None:
+            prefix = place[: self.prefix_length].expand(len(x), -1)
+            place = torch.cat((prefix, self.prefix_length + order[:, :-1]), dim=1)
         if lengths is None:
-            x = self._blocks(x, rope)[:, heads]
+            x = self._blocks(x, self.rope[place])[:, heads]
         else:
             # Each sequence is turned until its padding stands behind its last code, where a causal
             # query never looks. So the kernel is that of class models, which on GPUs is flash
@@ -377,7 +194,8 @@ class Transformer(nn.Module):
             # An empty caption keeps one position of padding, which predicts the first code.
             padding = (self.prefix_length - lengths).clamp(max=self.prefix_length - 1)[:, None]
             turned = (position + padding) % x.shape[1]  # [B, T]
-            x = self._blocks(take(x, turned), self.rope[turned])
+            turned_place = turned if order is None else place.gather(1, turned)
+            x = self._blocks(take(x, turned), self.rope[turned_place])
             x = take(x, position[heads] - padding)
         return self.output(self.norm(x))
 
@@ -404,6 +222,9 @@ class Transformer(nn.Module):
             mask: [B or 1, 1, T, n], added to the scores of the first n positions.
             cache: one for each layer; the new keys and values are written into it.
         """
+        if self.target is not None:
+            code = position + 1 - self.prefix_length
+            x = x + self.target[code.clamp(min=0)] * (code >= 0).unsqueeze(-1)
         rope = self.rope[position]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, rope, mask, layer_cache, position)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lgpl.generator import GeneratorModule, Transformer
-from lgpl.generator.transformer import SIZES, FeedForward
+from lgpl.generator.blocks import FeedForward
+from lgpl.generator.transformer import SIZES
 from lgpl.optimizers import adamw
 
 CODES, TEXT, FEATURES = 256, 120, 2048

@@ -9,8 +9,8 @@ import torch
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling, generate
+from lgpl.generator.blocks import Linear
 from lgpl.generator.decoding import pick
-from lgpl.generator.transformer import Linear
 from tests.generator.test_transformer import small
 
 LABELS = torch.tensor([1, 3, 4])

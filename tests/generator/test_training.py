@@ -13,7 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lgpl.data import ShardDataModule
 from lgpl.generator import GeneratorModule, Transformer
-from lgpl.generator.transformer import DropPath, SwiGLU, rotary_table, rotate
+from lgpl.generator.blocks import DropPath, SwiGLU
+from lgpl.generator.rotary import rotary_table, rotate
 from lgpl.optimizers import Schedule
 from tests.generator.test_transformer import small
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from lgpl.checkpoints import load_module
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling, Transformer, generate
-from lgpl.generator.transformer import SIZES, rotary_table
+from lgpl.generator.rotary import rotary_table
+from lgpl.generator.transformer import SIZES
 from tests.golden import GOLDEN, fill, import_golden
 
 

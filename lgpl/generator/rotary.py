@@ -1,0 +1,45 @@
+"""Rotary positions in two dimensions: half of a head's dimension for rows, half for columns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotary_table(
+    prefix: int, grid: tuple[int, int], head_dim: int, prefix_rope: str, base: float = 10000.0
+) -> Tensor:
+    """cos and sin [prefix + rows * columns, head_dim / 2, 2] of rotary positions in two dimensions.
+
+    The first half of the pairs turns with the row, the second with the column (arXiv 2104.09864,
+    section 3.4.2, applied to each axis).
+
+    Args:
+        prefix: number of condition positions, which have no place in the grid.
+        prefix_rope: `identity` leaves them unrotated; `zero` sets cos = sin = 0, as in LlamaGen's
+            released weights, whose prefix queries and keys are therefore zero.
+    """
+    rows, columns = grid
+    quarter = head_dim // 4
+    frequencies = base ** (-torch.arange(quarter, dtype=torch.float32) * 2 / (head_dim // 2))
+    row_angle = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(
+        -1, columns, -1
+    )
+    column_angle = torch.outer(torch.arange(columns).float(), frequencies).expand(rows, -1, -1)
+    angle = torch.cat((row_angle, column_angle), dim=-1).flatten(0, 1)  # [N, head_dim / 2]
+    table = torch.stack((angle.cos(), angle.sin()), dim=-1)
+    head = torch.zeros(prefix, head_dim // 2, 2)
+    if prefix_rope == "identity":
+        head[..., 0] = 1.0
+    return torch.cat((head, table))
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Turn the interleaved pairs of x [B, T, H, D] by rope [T, D/2, 2] or [B, T, D/2, 2]."""
+    pairs, rope = x.float().unflatten(-1, (-1, 2)), rope.unsqueeze(-3)
+    if torch.compiler.is_compiling():  # which fuses real products, and has no code for complex ones
+        (a, b), (cos, sin) = pairs.unbind(-1), rope.unbind(-1)
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    else:  # one product where that takes six
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return turned.flatten(-2).to(x.dtype)
