@@ -60,6 +60,15 @@ class Quantizer(nn.Module):
         return {}
 
 
+def channels_last(z: Tensor) -> Tensor:
+    """Features [B, D, h, w] as [B, h, w, D], float32.
+
+    Laid out anew, so that what comes of them is laid out like what `lookup` makes: convolutions
+    round differently for another layout.
+    """
+    return z.float().permute(0, 2, 3, 1).contiguous()
+
+
 def straight_through(value: Tensor, source: Tensor) -> Tensor:
     """`value`, to the last bit, with the gradient of `source`."""
     return value.detach() + (source - source.detach())

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.tokenizer.quantizers.base import Quantized, Quantizer, entropy_loss, straight_through
+from lgpl.tokenizer.quantizers.base import (
+    Quantized,
+    Quantizer,
+    channels_last,
+    entropy_loss,
+    straight_through,
+)
 
 MOST_BITS = 24  # the usage of the codebook is counted code by code
 
@@ -39,7 +45,7 @@ class BSQ(Quantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
-            u = F.normalize(z.float().permute(0, 2, 3, 1), dim=-1)  # [B, h, w, D]
+            u = F.normalize(channels_last(z), dim=-1)  # [B, h, w, D]
             bits = u.detach() > 0
             codes = (bits.long() << self._places(z.device)).sum(-1)
             z_q = straight_through(self._corners(bits), u).permute(0, 3, 1, 2)

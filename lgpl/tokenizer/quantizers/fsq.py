@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.tokenizer.quantizers.base import Quantized, Quantizer, straight_through
+from lgpl.tokenizer.quantizers.base import Quantized, Quantizer, channels_last, straight_through
 
 MARGIN = 1e-3  # of the bound, so that the outermost values are not only reached at infinity
 
@@ -45,7 +45,7 @@ class FSQ(Quantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
-            bounded = self._bound(z.float().permute(0, 2, 3, 1))  # [B, h, w, D]
+            bounded = self._bound(channels_last(z))  # [B, h, w, D]
             digits = bounded.detach().round().long() + self.levels // 2  # 0 to levels - 1
             codes = (digits * self.places).sum(-1)
             scaled = bounded / (self.levels // 2)

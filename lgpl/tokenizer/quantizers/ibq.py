@@ -6,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgpl.tokenizer.quantizers.base import Quantized, Quantizer, entropy_loss, straight_through
+from lgpl.tokenizer.quantizers.base import (
+    Quantized,
+    Quantizer,
+    channels_last,
+    entropy_loss,
+    straight_through,
+)
 
 
 class IBQ(Quantizer):
@@ -40,7 +46,7 @@ class IBQ(Quantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float().permute(0, 2, 3, 1)  # [B, h, w, D]
+            z = channels_last(z)  # [B, h, w, D]
             vectors = self.codebook.weight.float()
             logits = z @ vectors.T  # [B, h, w, K]
             codes = logits.detach().argmax(-1)

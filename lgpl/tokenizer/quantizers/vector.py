@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgpl.errors import UserError
-from lgpl.tokenizer.quantizers.base import Quantized, Quantizer, entropy_loss, straight_through
+from lgpl.tokenizer.quantizers.base import (
+    Quantized,
+    Quantizer,
+    channels_last,
+    entropy_loss,
+    straight_through,
+)
 
 
 TEMPERATURE = 0.01  # of the soft choices in the entropy term, in squared distances
@@ -116,7 +122,7 @@ class VectorQuantizer(Quantizer):
         return {"revived": float(len(dead))}
 
     def _flatten(self, z: Tensor) -> Tensor:
-        flat = z.float().permute(0, 2, 3, 1).reshape(-1, self.dim)
+        flat = channels_last(z).flatten(0, 2)
         return F.normalize(flat, dim=-1) if self.l2_norm else flat
 
     def _nearest(self, flat: Tensor, vectors: Tensor) -> Tensor:
