@@ -18,8 +18,9 @@ CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml")
 # What a partial config is stacked on to make a whole.
 BASES = {
     "data": "configs/tokenizer/vq_ds16.yaml",
-    "trainer": "configs/generator/c2i_b.yaml",
     "variant": "configs/generator/c2i_b.yaml",
+    "quantizer": "configs/tokenizer/emoji.yaml",
+    "trainer": "configs/generator/c2i_b.yaml",
 }
 ENCODED_BY = {
     "encode_emoji.yaml": "emoji.yaml",
@@ -73,6 +74,22 @@ def test_config_builds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(cli.model, TokenizerModule)
         size = cli.datamodule.image_size
         assert size % cli.model.autoencoder.downsampling == 0
+
+
+@pytest.mark.parametrize("base", ["emoji", "vq_ds16"])
+@pytest.mark.parametrize("name", ["fsq", "bsq", "ibq", "rotation"])
+def test_quantizer_takes_the_place_of_another(
+    base: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No argument of the class before stays behind."""
+    monkeypatch.setattr(sys, "argv", ["lgpl"])
+    below = ["-c", f"configs/tokenizer/{base}.yaml", "--trainer=configs/trainer/cpu.yaml"]
+    with torch.device("meta"):
+        cli = CommandLine([*below, "-c", f"configs/tokenizer/quantizer/{name}.yaml"], run=False)
+    quantizer = cli.model.autoencoder.quantizer
+    assert type(quantizer).__name__.lower() in (name, "vectorquantizer")
+    assert getattr(quantizer, "gradient", name) == name
+    assert quantizer.codebook_size == (16384 if (base, name) == ("vq_ds16", "rotation") else 1024)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -54,9 +54,10 @@ def test_tokenizer_with_gan(tmp_path: Path) -> None:
         gan, "lgpl.tokenizer.PatchGAN", f"{gan}.init_args.width", "8",
         f"{gan}.init_args.layers", "1", "--model.init_args.discriminator_start", "1",
         "--model.init_args.autoencoder.init_args.quantizer.init_args.revive_after", "1",
+        "--model.init_args.loss.init_args.lecam_weight", "0.01",
     )  # fmt: skip
-    check(ranks)
-    assert any(name.startswith("loss.discriminator") for name in ranks[0]["names"])
+    check(ranks)  # the averages of LeCam are among the weights
+    assert {"loss.lecam.real", "loss.discriminator.layers.0.weight"} <= {*ranks[0]["names"]}
 
 
 def test_generator(chain: Chain, tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ from lgpl.tokenizer.discriminators import PatchGAN
 from lgpl.tokenizer.losses import TokenizerLoss
 from lgpl.tokenizer.module import TokenizerModule
 from lgpl.tokenizer.perceptual import LPIPS
-from lgpl.tokenizer.quantizers import Quantized, Quantizer, VectorQuantizer
+from lgpl.tokenizer.quantizers import BSQ, FSQ, IBQ, Quantized, Quantizer, VectorQuantizer
 
 __all__ = [
+    "BSQ",
+    "FSQ",
+    "IBQ",
     "LPIPS",
     "PatchGAN",
     "Quantized",

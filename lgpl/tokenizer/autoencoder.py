@@ -268,12 +268,13 @@ class VQModel(nn.Module):
         return self.quantizer(self.features(image)).codes
 
     def fingerprint(self) -> str:
-        """Names the weights that make codes: equal only where `encode` gives equal codes."""
+        """Names the weights and the quantizer that make codes: equal only where `encode` gives equal codes."""
         digest = hashlib.sha256()
         for part in (self.encoder, self.quant_conv, self.quantizer):
             for name, weight in part.named_parameters():
                 digest.update(name.encode())
                 digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(self.quantizer.extra_repr().encode())
         return digest.hexdigest()[:16]
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from lgpl.tokenizer import LPIPS, PatchGAN, TokenizerLoss
 from lgpl.tokenizer.losses import (
+    LeCam,
     generator_adversarial_loss,
     hinge_discriminator_loss,
     non_saturating_discriminator_loss,
@@ -62,6 +63,34 @@ def test_adaptive_weight_balances_the_gradients() -> None:
     norm_a = torch.autograd.grad(term, last.weight)[0].norm()
     assert norm_a.item() == pytest.approx(norm_r.item(), rel=1e-2)
     assert parts["adversarial_weight"] != 1
+
+
+def test_lecam_pulls_logits_to_the_averages_of_the_other_kind() -> None:
+    lecam = LeCam(decay=0.5)
+    real, fake = torch.tensor([3.0, 5.0], requires_grad=True), torch.tensor([-1.0, -3.0])
+    first = lecam(real, fake)
+    assert (lecam.real.item(), lecam.fake.item()) == (2, -1)  # half way from 0
+    assert first.item() == pytest.approx((16 + 36) / 2 + (9 + 25) / 2)
+    first.backward()
+    assert real.grad is not None and real.grad.tolist() == [4, 6]  # towards -1
+    lecam(real, fake)
+    assert (lecam.real.item(), lecam.fake.item()) == (3, -1.5)
+
+
+def test_lecam_is_part_of_the_discriminator_loss_and_of_checkpoints_where_asked_for() -> None:
+    torch.manual_seed(0)
+    image, made = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16)
+    without = TokenizerLoss(discriminator=PatchGAN(8, 1))
+    assert not any("lecam" in name for name in without.state_dict())  # older checkpoints still fit
+    with_it = TokenizerLoss(discriminator=without.discriminator, lecam_weight=0.5)
+    plain, _ = without.discriminator_loss(made, image)
+    total, parts = with_it.discriminator_loss(made, image)
+    assert total.item() == pytest.approx(plain.item() + 0.5 * parts["lecam"].item())
+
+    resumed = TokenizerLoss(discriminator=PatchGAN(8, 1), lecam_weight=0.5)
+    resumed.load_state_dict(with_it.state_dict())
+    figures = [loss.discriminator_loss(made, image)[0] for loss in (with_it, resumed)]
+    assert torch.equal(*figures) and figures[0] != total
 
 
 def test_weights_and_parts() -> None:

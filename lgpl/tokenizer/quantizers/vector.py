@@ -1,13 +1,8 @@
-"""Quantizers: features [B, D, h, w] -> codes [B, h, w] and back, behind one interface.
-
-A quantizer is an `nn.Module` with `codebook_size`, `dim`, `forward(z) -> Quantized` and
-`lookup(codes) -> z`, for which `lookup(forward(z).codes)` equals `forward(z).z`.
-"""
+"""Vector quantization with a learned codebook."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,49 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgpl.errors import UserError
+from lgpl.tokenizer.quantizers.base import (
+    Quantized,
+    Quantizer,
+    channels_last,
+    entropy_loss,
+    straight_through,
+)
 
 
-@dataclass
-class Quantized:
-    """What a quantizer made of features [B, D, h, w].
-
-    Attributes:
-        z: quantized features [B, D, h, w], differentiable towards the input (straight-through).
-        codes: indices into the codebook [B, h, w], int64.
-        loss: the quantizer's own loss, a scalar.
-        parts: the terms of that loss by name, detached, for logging.
-    """
-
-    z: Tensor
-    codes: Tensor
-    loss: Tensor
-    parts: dict[str, Tensor]
-
-
-class Quantizer(nn.Module):
-    """Interface of all quantizers."""
-
-    codebook_size: int
-    dim: int
-
-    def forward(self, z: Tensor) -> Quantized:
-        raise NotImplementedError
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Quantized features [B, D, h, w] of codes [B, h, w]."""
-        raise NotImplementedError
-
-    def observe(self, z: Tensor, codes: Tensor) -> dict[str, Any]:
-        """Called once a training batch after the optimizer's step; the place for codebook care.
-
-        Args:
-            z: the features [B, D, h, w] that were quantized.
-            codes: their codes [B, h, w].
-
-        Returns:
-            Figures to log.
-        """
-        return {}
+TEMPERATURE = 0.01  # of the soft choices in the entropy term, in squared distances
 
 
 class VectorQuantizer(Quantizer):
@@ -77,6 +39,8 @@ class VectorQuantizer(Quantizer):
             0 leaves the codebook as it was initialised.
         revive_after: a code unused for so many training batches takes the place of a random feature
             of the current batch; 0 never.
+        gradient: how it comes from a code vector to the feature: unchanged, or turned and scaled as
+            the one is to the other (`rotation`, arXiv 2410.06424).
     """
 
     def __init__(
@@ -88,11 +52,13 @@ class VectorQuantizer(Quantizer):
         entropy_weight: float = 0.0,
         kmeans_iterations: int = 0,
         revive_after: int = 0,
+        gradient: Literal["straight-through", "rotation"] = "straight-through",
     ) -> None:
         super().__init__()
         self.codebook_size, self.dim = codebook_size, dim
         self.beta, self.l2_norm, self.entropy_weight = beta, l2_norm, entropy_weight
         self.kmeans_iterations, self.revive_after = kmeans_iterations, revive_after
+        self.gradient = gradient
         self.codebook = nn.Embedding(codebook_size, dim)
         nn.init.uniform_(self.codebook.weight, -1.0 / codebook_size, 1.0 / codebook_size)
         if l2_norm:
@@ -101,6 +67,9 @@ class VectorQuantizer(Quantizer):
         # Batches since each code was last used; negative: k-means has still to be run.
         self.register_buffer("idle", torch.full((codebook_size,), -1 if kmeans_iterations else 0))
         self.idle: Tensor
+
+    def extra_repr(self) -> str:
+        return "" if self.l2_norm else "l2_norm=False"
 
     def vectors(self) -> Tensor:
         """The codebook as it is compared and looked up, [K, D], float32."""
@@ -118,12 +87,14 @@ class VectorQuantizer(Quantizer):
             loss = codebook_loss + commitment_loss
             parts = {"codebook": codebook_loss.detach(), "commitment": commitment_loss.detach()}
             if self.entropy_weight:
-                entropy_loss = self.entropy_weight * self._entropy_loss(flat, vectors)
-                loss = loss + entropy_loss
-                parts["entropy"] = entropy_loss.detach()
-            straight_through = flat + (chosen - flat).detach()
+                log_p = F.log_softmax(2.0 * flat @ vectors.T / TEMPERATURE, dim=-1)
+                entropy = self.entropy_weight * entropy_loss(log_p)
+                loss = loss + entropy
+                parts["entropy"] = entropy.detach()
+            source = rotate(flat, chosen.detach()) if self.gradient == "rotation" else flat
+            passed = straight_through(chosen, source)
         b, d, h, w = z.shape
-        z_q = straight_through.view(b, h, w, d).permute(0, 3, 1, 2)
+        z_q = passed.view(b, h, w, d).permute(0, 3, 1, 2)
         return Quantized(z_q, codes.view(b, h, w), loss, parts)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -151,20 +122,13 @@ class VectorQuantizer(Quantizer):
         return {"revived": float(len(dead))}
 
     def _flatten(self, z: Tensor) -> Tensor:
-        flat = z.float().permute(0, 2, 3, 1).reshape(-1, self.dim)
+        flat = channels_last(z).flatten(0, 2)
         return F.normalize(flat, dim=-1) if self.l2_norm else flat
 
     def _nearest(self, flat: Tensor, vectors: Tensor) -> Tensor:
         # |a - b|^2 less the part that is the same for every code
         scores = torch.addmm(vectors.pow(2).sum(-1), flat, vectors.T, alpha=-2.0)
         return scores.argmin(dim=-1)
-
-    def _entropy_loss(self, flat: Tensor, vectors: Tensor, temperature: float = 0.01) -> Tensor:
-        log_p = F.log_softmax(2.0 * flat @ vectors.T / temperature, dim=-1)
-        p = log_p.exp()
-        mean = p.mean(0)
-        per_sample = -(p * log_p).sum(-1).mean()
-        return per_sample + (mean * (mean + 1e-5).log()).sum()
 
     def _kmeans(self, flat: Tensor) -> Tensor:
         """Lloyd's algorithm from random features; an empty cluster is drawn anew."""
@@ -188,6 +152,21 @@ class VectorQuantizer(Quantizer):
             if self.l2_norm:
                 centres = F.normalize(centres, dim=-1)
         return centres
+
+
+def rotate(e: Tensor, q: Tensor) -> Tensor:
+    """Features e [N, D] turned and scaled onto code vectors q, as a constant linear map.
+
+    So a gradient at q reaches e with the angle to e that it has to q, times |q| / |e|
+    (arXiv 2410.06424, section 4.2).
+    """
+    with torch.no_grad():
+        from_, to = F.normalize(e, dim=-1), F.normalize(q, dim=-1)
+        half = F.normalize(from_ + to, dim=-1)  # the mirror of the two Householder reflections
+        scale = q.norm(dim=-1, keepdim=True) / e.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    along_half = (e * half).sum(-1, keepdim=True)
+    along_from = (e * from_).sum(-1, keepdim=True)
+    return scale * (e - 2 * along_half * half + 2 * along_from * to)
 
 
 def _distributed() -> bool:
