@@ -83,7 +83,7 @@ def test_quantizer_takes_the_place_of_another(
 ) -> None:
     """No argument of the class before stays behind."""
     monkeypatch.setattr(sys, "argv", ["lgpl"])
-    below = ["-c", f"configs/tokenizer/{base}.yaml", "--trainer=configs/trainer/cpu.yaml"]
+    below = ["-c", f"configs/tokenizer/{base}.yaml", "-c", "configs/trainer/cpu.yaml"]
     with torch.device("meta"):
         cli = CommandLine([*below, "-c", f"configs/tokenizer/quantizer/{name}.yaml"], run=False)
     quantizer = cli.model.autoencoder.quantizer
