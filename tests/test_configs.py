@@ -82,9 +82,10 @@ def test_quantizer_takes_the_place_of_another(
 ) -> None:
     """No argument of the class before stays behind."""
     monkeypatch.setattr(sys, "argv", ["lgpl"])
-    below = ["-c", f"configs/tokenizer/{base}.yaml", "--trainer=configs/trainer/cpu.yaml"]
+    files = (f"tokenizer/{base}", f"tokenizer/quantizer/{name}", "trainer/cpu")
+    args = [arg for file in files for arg in ("-c", f"configs/{file}.yaml")]
     with torch.device("meta"):
-        cli = CommandLine([*below, "-c", f"configs/tokenizer/quantizer/{name}.yaml"], run=False)
+        cli = CommandLine([*args, "--trainer.logger", "false"], run=False)
     quantizer = cli.model.autoencoder.quantizer
     assert type(quantizer).__name__.lower() in (name, "vectorquantizer")
     assert getattr(quantizer, "gradient", name) == name
