@@ -18,9 +18,9 @@ CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml")
 # What a partial config is stacked on to make a whole.
 BASES = {
     "data": "configs/tokenizer/vq_ds16.yaml",
-    "variant": "configs/generator/c2i_b.yaml",
     "quantizer": "configs/tokenizer/emoji.yaml",
     "trainer": "configs/generator/c2i_b.yaml",
+    "variant": "configs/generator/c2i_b.yaml",
 }
 ENCODED_BY = {
     "encode_emoji.yaml": "emoji.yaml",
@@ -83,9 +83,10 @@ def test_quantizer_takes_the_place_of_another(
 ) -> None:
     """No argument of the class before stays behind."""
     monkeypatch.setattr(sys, "argv", ["lgpl"])
-    below = ["-c", f"configs/tokenizer/{base}.yaml", "-c", "configs/trainer/cpu.yaml"]
+    files = (f"tokenizer/{base}", f"tokenizer/quantizer/{name}", "trainer/cpu")
+    args = [arg for file in files for arg in ("-c", f"configs/{file}.yaml")]
     with torch.device("meta"):
-        cli = CommandLine([*below, "-c", f"configs/tokenizer/quantizer/{name}.yaml"], run=False)
+        cli = CommandLine([*args, "--trainer.logger", "false"], run=False)
     quantizer = cli.model.autoencoder.quantizer
     assert type(quantizer).__name__.lower() in (name, "vectorquantizer")
     assert getattr(quantizer, "gradient", name) == name

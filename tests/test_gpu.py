@@ -14,6 +14,7 @@ from tests.conftest import TINY, TINY_TOKENIZER, Chain, fit_generator, logs
 from tests.generator.test_decoding import LABELS
 from tests.generator.test_training import BATCH, module
 from tests.generator.test_transformer import small
+from tests.tokenizer.test_quantizers import QUANTIZERS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,6 +27,19 @@ def test_greedy_codes_equal_the_cpu() -> None:
     expected = generate(model, LABELS, sampling=sampling)
     made = generate(model.cuda(), LABELS.cuda(), sampling=sampling)
     assert torch.equal(made.cpu(), expected)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_quantizer_gives_the_codes_of_the_cpu(name: str) -> None:
+    torch.manual_seed(0)
+    quantizer = QUANTIZERS[name]()
+    z = torch.randn(4, quantizer.dim, 16, 16).bfloat16()
+    expected = quantizer(z).codes
+    quantizer.cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        made = quantizer(z.cuda())
+        assert torch.equal(quantizer.lookup(made.codes), made.z)
+    assert (made.codes.cpu() == expected).float().mean() > 0.99  # all but ties within rounding
 
 
 def test_tokenizer_with_gan_trains_in_bf16(tmp_path: Path) -> None:

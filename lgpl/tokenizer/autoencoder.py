@@ -268,7 +268,7 @@ class VQModel(nn.Module):
         return self.quantizer(self.features(image)).codes
 
     def fingerprint(self) -> str:
-        """Names the weights and the quantizer that make codes: equal only where `encode` gives equal codes."""
+        """Names what makes codes: equal only where `encode` gives equal codes."""
         digest = hashlib.sha256()
         for part in (self.encoder, self.quant_conv, self.quantizer):
             for name, weight in part.named_parameters():

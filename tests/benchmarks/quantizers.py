@@ -1,6 +1,6 @@
 """Quantizers against each other at 1024 codes on the embedded emoji; all else is as in the recipe.
 
-    python -m tests.benchmarks.quantizers [--steps 320] [--out runs/quantizers] [--arms VQ FSQ ...]
+    python -m tests.benchmarks.quantizers [--steps 200] [--out runs/quantizers] [--arms VQ FSQ ...]
 
 Each arm is `lgpl fit` with configs/tokenizer/emoji.yaml and one of configs/tokenizer/quantizer/.
 VQ runs with a second seed too: what differs less than these two differ is noise. Figures are of the
@@ -25,12 +25,12 @@ ARMS: dict[str, tuple[str | None, int]] = {  # name -> what is stacked on the re
     "BSQ": ("bsq", 0),
     "IBQ": ("ibq", 0),
 }
-FIGURES = {  # logged name -> column
-    "val/psnr": "PSNR, dB",
-    "val/lpips": "LPIPS",
-    "val/usage": "usage",
-    "val/perplexity": "perplexity",
-    "train/usage": "training usage",
+FIGURES = {  # logged name -> column, format
+    "val/psnr": ("PSNR, dB", "{:.2f}"),
+    "val/lpips": ("LPIPS", "{:.3f}"),
+    "val/usage": ("usage", "{:.1%}"),
+    "val/perplexity": ("perplexity", "{:.0f}"),
+    "train/usage": ("training usage", "{:.1%}"),
 }
 BATCH = 16
 
@@ -54,18 +54,17 @@ def run(name: str, steps: int, out: Path) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    lines = [" | ".join(["| quantizer", *FIGURES.values()]) + " |", "| --- " * 6 + "|"]
+    columns = ["quantizer", *(column for column, _ in FIGURES.values())]
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     for name, figures in results.items():
-        psnr, lpips, usage, perplexity, training = (figures[figure] for figure in FIGURES)
-        lines.append(
-            f"| {name} | {psnr:.2f} | {lpips:.3f} | {usage:.1%} | {perplexity:.0f} | {training:.1%} |"
-        )
+        cells = [form.format(figures[figure]) for figure, (_, form) in FIGURES.items()]
+        lines.append(" | ".join([f"| {name}", *cells]) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--steps", type=int, default=320, help="training steps of each arm")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each arm")
     parser.add_argument("--out", type=Path, default=Path("runs/quantizers"))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     args = parser.parse_args()

@@ -18,7 +18,6 @@ from lgpl.tokenizer.quantizers.base import (
     straight_through,
 )
 
-
 TEMPERATURE = 0.01  # of the soft choices in the entropy term, in squared distances
 
 
