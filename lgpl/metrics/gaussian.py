@@ -1,0 +1,78 @@
+"""The Gaussian of a set of features, and the Fréchet distance of two (arXiv 1706.08500)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lgpl.errors import UserError
+
+
+class Gaussian(NamedTuple):
+    """Mean [D] and covariance [D, D] in float64 of the features of so many `images`."""
+
+    mean: Tensor
+    covariance: Tensor
+    images: int
+
+
+class FeatureGaussian(Metric):
+    """Sums of features and of their products, streamed in float64: the memory does not grow.
+
+    Args:
+        dim: D of the features.
+    """
+
+    total: Tensor
+    products: Tensor
+    count: Tensor
+    full_state_update = False
+
+    def __init__(self, dim: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(dim, dtype=torch.float64), "sum")
+        self.add_state("products", torch.zeros(dim, dim, dtype=torch.float64), "sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), "sum")
+
+    def update(self, features: Tensor) -> None:
+        """Add features [B, D]."""
+        features = features.double()
+        self.total = self.total + features.sum(0)
+        self.products = torch.addmm(self.products, features.T, features)
+        self.count = self.count + len(features)
+
+    def compute(self) -> Gaussian:
+        mean = self.total / self.count
+        scatter = self.products - self.count * mean.outer(mean)
+        return Gaussian(mean, scatter / (self.count - 1), int(self.count))
+
+
+def require_enough(count: int, dim: int, name: str, of: str) -> None:
+    """The covariance of D features of fewer than D + 1 images is singular.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count <= dim:
+        raise UserError(
+            f"{name} needs at least {dim + 1} images, for the covariance of {dim} features; "
+            f"{of} has {count}."
+        )
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|m - m'|² + tr(C + C' - 2 (C C')^(1/2)).
+
+    The trace of the root of C C' is the sum of the roots of the eigenvalues of the symmetric
+    C^(1/2) C' C^(1/2), which are real, and never far below zero.
+    """
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    product = root @ b.covariance @ root
+    trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    distance = (a.mean - b.mean).square().sum()
+    distance = distance + a.covariance.trace() + b.covariance.trace() - 2 * trace
+    return max(0.0, distance.item())

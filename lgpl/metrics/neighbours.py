@@ -1,0 +1,117 @@
+"""Figures that need the features themselves: kernel distance, precision, recall, density,
+coverage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.image.kid import poly_mmd
+
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+PRECISION_K = 3  # arXiv 1904.06991
+DENSITY_K = 5  # arXiv 2002.09797
+ROWS = 1024  # of a block of distances
+
+
+class FeatureBank(Metric):
+    """The features of the first `keep` images of a set, by their number.
+
+    Args:
+        keep: how many at the most, over all ranks.
+    """
+
+    features: list[Tensor]
+    numbers: list[Tensor]
+    full_state_update = False
+
+    def __init__(self, dim: int, keep: int = 10_000, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dim, self.keep = dim, keep
+        self.add_state("features", [], "cat")
+        self.add_state("numbers", [], "cat")
+
+    def update(self, features: Tensor, number: Tensor) -> None:
+        """Keep what is wanted of features [B, D] of the images of these numbers [B]."""
+        wanted = number < self.keep
+        self.features.append(features[wanted].float())
+        self.numbers.append(number[wanted])
+
+    def compute(self) -> Tensor:
+        """[N, D] in the order of the numbers."""
+        # One rank holds a list, several a tensor.
+        features, numbers = (
+            torch.cat(held) if isinstance(held, list) and held else held
+            for held in (self.features, self.numbers)
+        )
+        if not len(features):
+            return torch.empty(0, self.dim, device=self.device)
+        assert isinstance(features, Tensor) and isinstance(numbers, Tensor)
+        return features[numbers.argsort()]
+
+
+def kernel_distance(
+    real: Tensor,
+    fake: Tensor,
+    subsets: int = KID_SUBSETS,
+    size: int = KID_SUBSET_SIZE,
+) -> float:
+    """Mean of the unbiased squared MMD with the kernel (x·y / D + 1)³ (arXiv 1801.01401).
+
+    Args:
+        real: features [N, D].
+        fake: features [M, D].
+        subsets: number of random pairs of subsets, always the same ones.
+        size: of a subset; smaller sets are their own only subset.
+    """
+    size = min(size, len(real), len(fake))
+    if size == len(real) == len(fake):
+        subsets = 1
+    dice = torch.Generator().manual_seed(0)
+    distances = []
+    for _ in range(subsets):
+        x, y = (
+            features[torch.randperm(len(features), generator=dice)[:size].to(features.device)]
+            for features in (real, fake)
+        )
+        distances.append(poly_mmd(x.double(), y.double()))
+    return torch.stack(distances).mean().item()
+
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_K) -> tuple[float, float]:
+    """Shares of the fake within the real manifold and the reverse (arXiv 1904.06991).
+
+    A set's manifold is the union of the balls around its points that reach to the k-th nearest of
+    the others.
+    """
+    return _inside(real, fake, k).gt(0).double().mean().item(), (
+        _inside(fake, real, k).gt(0).double().mean().item()
+    )
+
+
+def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_K) -> tuple[float, float]:
+    """Real balls around a fake, by k, and the share of real balls with a fake in them
+    (arXiv 2002.09797)."""
+    radii = _radii(real, k)
+    density = _inside(real, fake, k, radii).double().mean().item() / k
+    nearest = torch.cat([_distances(rows, fake).amin(1) for rows in real.split(ROWS)])
+    return density, (nearest < radii).double().mean().item()
+
+
+def _inside(centres: Tensor, points: Tensor, k: int, radii: Tensor | None = None) -> Tensor:
+    """How many of the centres' balls each point is in [N]."""
+    radii = _radii(centres, k) if radii is None else radii
+    return torch.cat([(_distances(rows, centres) < radii).sum(1) for rows in points.split(ROWS)])
+
+
+def _radii(features: Tensor, k: int) -> Tensor:
+    """Distance of each point to the k-th nearest of the others."""
+    return torch.cat(  # the point itself is the nearest of all
+        [_distances(rows, features).kthvalue(k + 1).values for rows in features.split(ROWS)]
+    )
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a.double(), b.double())

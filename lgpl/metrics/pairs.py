@@ -1,0 +1,123 @@
+"""Figures of pairs: a reconstruction and its original, a picture and its caption."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from lgpl.data.transforms import normalize
+from lgpl.errors import UserError
+from lgpl.metrics.extractors import to_bytes
+from lgpl.tokenizer.perceptual import LPIPS
+
+
+class Similarity(nn.Module):
+    """PSNR, SSIM and, where its net is named, LPIPS of image pairs; means over the images.
+
+    Args:
+        lpips: `vgg` or `alex`; None leaves it out.
+    """
+
+    def __init__(self, lpips: str | None = "vgg") -> None:
+        super().__init__()
+        self.lpips = None if lpips is None else LPIPS(lpips)  # type: ignore[arg-type]
+        names = ["PSNR", "SSIM"] + ([] if lpips is None else ["LPIPS"])
+        self.means = nn.ModuleDict({name: MeanMetric().set_dtype(torch.float64) for name in names})
+
+    @torch.no_grad()
+    def update(self, image: Tensor, reconstruction: Tensor) -> None:
+        """Add pairs [B, 3, H, W] in [-1, 1], both rounded as a file would round them."""
+        if not len(image):
+            return
+        a, b = (normalize(to_bytes(pixels)) for pixels in (image, reconstruction))
+        with torch.autocast(a.device.type, enabled=False):
+            mse = (a - b).double().square().mean((1, 2, 3)) / 4  # of pictures in [0, 1]
+            self._mean("PSNR").update(-10 * mse.clamp(min=1e-10).log10())
+            unit = (a.double() + 1) / 2, (b.double() + 1) / 2
+            similar = structural_similarity_index_measure(*unit, data_range=1.0, reduction="none")
+            assert isinstance(similar, Tensor)
+            self._mean("SSIM").update(similar)
+            if self.lpips is not None:
+                self._mean("LPIPS").update(self.lpips(a, b).double())
+
+    def compute(self) -> dict[str, float]:
+        """All ranks must ask together."""
+        return {name: self._mean(name).compute().item() for name in self.means}
+
+    def reset(self) -> None:
+        for name in self.means:
+            self._mean(name).reset()
+
+    def _mean(self, name: str) -> MeanMetric:
+        mean = self.means[name]
+        assert isinstance(mean, MeanMetric)
+        return mean
+
+
+class CLIPScore(MeanMetric):
+    """Mean of 100 max(cos, 0) between the CLIP features of pictures and captions
+    (arXiv 2104.08718, without its factor of 2.5).
+
+    torchmetrics' class knows a list of models by name; this takes any folder or name, and no
+    torchvision.
+
+    Args:
+        model: name or folder of a CLIP model of transformers, with its tokenizer.
+
+    Raises:
+        UserError: it can be neither read nor fetched.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: str = "openai/clip-vit-large-patch14", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        try:
+            from transformers import AutoTokenizer, CLIPModel
+        except ImportError as error:
+            raise UserError(
+                "CLIP needs transformers, which is not installed: pip install 'lgpl[text]'."
+            ) from error
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self.clip = CLIPModel.from_pretrained(model).eval().requires_grad_(False)
+            self.tokenizer = AutoTokenizer.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"The CLIP model {model} can be neither read nor fetched ({reason})."
+            ) from error
+        self.size = self.clip.config.vision_config.image_size
+        self.length = self.clip.config.text_config.max_position_embeddings
+        # What every CLIP was trained with.
+        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+        self.register_buffer("pixel_mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(std)[:, None, None], persistent=False)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+
+    @torch.no_grad()
+    def scores(self, image: Tensor, captions: list[str]) -> Tensor:
+        """[B] of square images [B, 3, H, W] in [-1, 1] and their captions."""
+        pixels = (normalize(to_bytes(image)) + 1) / 2
+        pixels = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)
+        pixels = (pixels.clamp(0, 1) - self.pixel_mean) / self.pixel_std
+        tokens = self.tokenizer(
+            captions, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        ids, mask = (tokens[name].to(image.device) for name in ("input_ids", "attention_mask"))
+        with torch.autocast(image.device.type, enabled=False):
+            a, b = self.clip.get_image_features(pixels), self.clip.get_text_features(ids, mask)
+        # transformers 4 gives the features, 5 an output that holds them.
+        a, b = (getattr(found, "pooler_output", found) for found in (a, b))
+        return 100 * F.cosine_similarity(a.double(), b.double()).clamp(min=0)
+
+    def update(self, image: Tensor, captions: list[str]) -> None:  # type: ignore[override]
+        if len(image):
+            super().update(self.scores(image, captions))

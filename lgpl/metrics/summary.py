@@ -1,0 +1,143 @@
+"""A set of images in the features of one extractor, and the figures that compare two sets."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lgpl.data.transforms import normalize
+from lgpl.errors import UserError
+from lgpl.metrics.extractors import Extractor, to_bytes
+from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance, require_enough
+from lgpl.metrics.inception_score import StreamedInceptionScore
+from lgpl.metrics.neighbours import (
+    FeatureBank,
+    density_coverage,
+    kernel_distance,
+    precision_recall,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Summary:
+    """What figures need to know of a set.
+
+    Attributes:
+        pooled: the Gaussian of the features.
+        spatial: of the spatial features, where the extractor has them.
+        features: of the first images of the set [n, D]; None where only the Gaussians are known.
+        inception_score: mean and standard deviation, where the extractor is a classifier.
+    """
+
+    pooled: Gaussian
+    spatial: Gaussian | None = None
+    features: Tensor | None = None
+    inception_score: tuple[float, float] | None = None
+
+    @property
+    def count(self) -> int:
+        return self.pooled.images
+
+    def to(self, device: torch.device) -> Summary:
+        pooled, spatial = (
+            g and Gaussian(g.mean.to(device), g.covariance.to(device), g.images)
+            for g in (self.pooled, self.spatial)
+        )
+        assert pooled is not None
+        features = None if self.features is None else self.features.to(device)
+        return Summary(pooled, spatial, features, self.inception_score)
+
+
+class ImageSet(nn.Module):
+    """Summarises images as they come; several ranks together make one summary.
+
+    Args:
+        extractor: whose features.
+        total: number of images that will come, over all ranks.
+        keep: of so many images the features themselves are kept, for the figures of neighbours.
+
+    Raises:
+        UserError: they are too few for the covariance.
+    """
+
+    def __init__(self, extractor: Extractor, total: int, keep: int = 10_000) -> None:
+        super().__init__()
+        self.extractor = extractor
+        device = next((p.device for p in extractor.parameters()), torch.device("cpu"))
+        pooled, spatial, logits = extractor.features(torch.zeros(1, 3, 64, 64, device=device))
+        name = extractor.figure("FID")
+        require_enough(total, pooled.shape[1], name, "the set")
+        self.pooled = FeatureGaussian(pooled.shape[1])
+        self.bank = FeatureBank(pooled.shape[1], keep)
+        self.spatial, self.score = None, None
+        if spatial is not None and total > spatial.shape[1]:
+            self.spatial = FeatureGaussian(spatial.shape[1])
+        elif spatial is not None:
+            log.warning(
+                "No s%s: %d images are too few for the covariance of %d spatial features.",
+                *(name, total, spatial.shape[1]),
+            )
+        if logits is not None:
+            self.score = StreamedInceptionScore(logits.shape[1], total)
+        self.to(device)
+
+    def update(self, image: Tensor, number: Tensor) -> None:
+        """Add images.
+
+        Args:
+            image: [B, 3, H, W], uint8, or in [-1, 1] and rounded as a file would round it.
+            number: of each image in the set [B].
+        """
+        if not len(image):
+            return
+        image = image if image.dtype == torch.uint8 else to_bytes(image)
+        number = number.to(image.device)
+        with torch.autocast(image.device.type, enabled=False):
+            found = self.extractor.features(normalize(image))
+        self.pooled.update(found.pooled)
+        self.bank.update(found.pooled, number)
+        if self.spatial is not None:
+            assert found.spatial is not None
+            self.spatial.update(found.spatial)
+        if self.score is not None:
+            assert found.logits is not None
+            self.score.update(found.logits, number)
+
+    def compute(self) -> Summary:
+        """All ranks must ask together."""
+        return Summary(
+            self.pooled.compute(),
+            None if self.spatial is None else self.spatial.compute(),
+            self.bank.compute(),
+            None if self.score is None else self.score.compute(),
+        )
+
+
+def figures(real: Summary, fake: Summary, extractor: Extractor) -> dict[str, float]:
+    """Every figure of `fake` against `real` that both allow, by its name.
+
+    Raises:
+        UserError: the reference is of other features.
+    """
+    have, want = len(real.pooled.mean), len(fake.pooled.mean)
+    if have != want:
+        raise UserError(
+            f"The reference is of {have} features, those of {extractor.name} are {want}; make it "
+            "with the same extractor."
+        )
+    real = real.to(fake.pooled.mean.device)
+    found = {"FID": frechet_distance(real.pooled, fake.pooled)}
+    if real.spatial is not None and fake.spatial is not None:
+        found["sFID"] = frechet_distance(real.spatial, fake.spatial)
+    if fake.inception_score is not None:
+        found["IS"], found["IS std"] = fake.inception_score
+    if real.features is not None and fake.features is not None:
+        found["KID"] = kernel_distance(real.features, fake.features)
+        found["precision"], found["recall"] = precision_recall(real.features, fake.features)
+        found["density"], found["coverage"] = density_coverage(real.features, fake.features)
+    return {extractor.figure(name): value for name, value in found.items()}

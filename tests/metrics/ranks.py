@@ -1,0 +1,34 @@
+"""One rank of a distributed evaluation: every second batch, of unequal numbers."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from lgpl.metrics import ImageSet, figures
+from lgpl.metrics.extractors import ModuleFeatures
+from tests.metrics.pixels import Pixels
+
+
+def main(out: str) -> None:
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", os.environ["INIT"], rank=rank, world_size=world)
+    dice = torch.Generator().manual_seed(0)
+    sets = []
+    for shift in (0, 40):
+        images = torch.randint(200, (301, 3, 16, 16), generator=dice) + shift
+        made = ImageSet(ModuleFeatures(Pixels()), len(images), keep=150)
+        for index, part in enumerate(torch.arange(len(images)).split(20)):
+            if index % world == rank:
+                made.update(images[part].byte(), part)
+        sets.append(made.compute())
+    found = figures(sets[0], sets[1], made.extractor)
+    torch.save(found, f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
