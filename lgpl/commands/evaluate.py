@@ -1,0 +1,333 @@
+"""`lgpl evaluate`: figures of a checkpoint, or of images made elsewhere, by a named protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from tqdm import tqdm
+
+from lgpl.checkpoints import load_module
+from lgpl.commands.sample import load_generator, usable_device
+from lgpl.data import ShardDataModule
+from lgpl.data.transforms import normalize
+from lgpl.errors import UserError
+from lgpl.generator import GeneratorModule, Sampling
+from lgpl.generator.condition import ClassCondition
+from lgpl.generator.module import PERCEPTUAL
+from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, figures, load_extractor
+from lgpl.metrics.extractors import to_bytes
+from lgpl.metrics.images import SampleFile, open_images, resize
+from lgpl.metrics.protocols import GFID, RFID, dealt, draw, report, write_json
+from lgpl.metrics.reference import CACHE, reference, summarise
+from lgpl.plots import plot
+from lgpl.tokenizer import TokenizerModule
+from lgpl.tokenizer.usage import CodebookUsage
+
+SWEPT = ("guidance", "top_k", "top_p", "temperature")
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        prog="lgpl evaluate", description="Figures by a named protocol, with all they depend on."
+    )
+    commands = p.add_subcommands()
+    commands.add_subcommand("generation", _generation(), help="N generated images")
+    commands.add_subcommand("reconstruction", _reconstruction(), help="images through a tokenizer")
+    return p
+
+
+def _common(description: str, protocol: str, of: str) -> ArgumentParser:
+    p = ArgumentParser(description=description)
+    p.add_argument("--protocol", choices=[protocol], default=protocol, help="see the README")
+    p.add_argument("--checkpoint", help=f"checkpoint of a {of}")
+    p.add_argument("--samples", help="folder or npz of images made elsewhere, without a checkpoint")
+    p.add_argument(
+        "--extractor", default="inception", help="inception, effnet-lite0 or a class path"
+    )
+    p.add_argument("--resize", type=int, help="pixels at which images are compared; 256 of 384")
+    p.add_argument("--cache", default=CACHE, help="folder of reference statistics")
+    p.add_argument("--batch-size", type=int, default=32, help="images at a time")
+    p.add_argument("--precision", choices=["32", "bf16"], default="32", help="of the model")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    p.add_argument("--out", required=True, help="JSON to write")
+    return p
+
+
+def _generation() -> ArgumentParser:
+    p = _common("Generated images against a reference.", GFID, "generator")
+    p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
+    p.add_argument(
+        "--reference",
+        required=True,
+        help="npz (ADM's batch, or statistics), folder or shards of real images",
+    )
+    p.add_argument("--images", type=int, default=50_000, help="N")
+    p.add_argument("--prompts", help="text file, one a line, or shards whose captions are taken")
+    p.add_argument("--guidance", type=float, nargs="+", default=[1.0], help="several are a sweep")
+    p.add_argument("--top-k", type=int, nargs="+", default=[0], help="several are a sweep")
+    p.add_argument("--top-p", type=float, nargs="+", default=[1.0], help="several are a sweep")
+    p.add_argument("--temperature", type=float, nargs="+", default=[1.0], help="as before")
+    p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
+    p.add_argument("--npz", help="file for the images, for ADM's evaluator; what was interrupted "
+                                 "goes on with it")  # fmt: skip
+    return p
+
+
+def _reconstruction() -> ArgumentParser:
+    p = _common("Reconstructions against their originals.", RFID, "tokenizer")
+    p.add_argument("--data", required=True, help="shards, folder or npz of the originals")
+    p.add_argument("--image-size", type=int, help="side of the centre crop, pixels")
+    p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
+    return p
+
+
+def main(args: list[str]) -> None:
+    chosen = parser().parse_args(args)
+    options = chosen[chosen.subcommand]
+    for name in ("batch_size", "resize", "images", "image_size"):
+        if (value := options.get(name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {value} is below 1.")
+    if (options.checkpoint is None) == (options.samples is None):
+        raise UserError("Give either --checkpoint or --samples.")
+    out = Path(options.out)
+    if out.suffix != ".json":
+        raise UserError(f"--out: {out} should end in .json.")
+    device = torch.device(usable_device(options.device))
+    if chosen.subcommand == "reconstruction":
+        found = [reconstruction(options, device)]
+    else:
+        found = generation(options, device)
+    write_json(out, found[0] if len(found) == 1 else found)
+    print(table(found))
+    if len(found) > 1:
+        picture = out.with_suffix(".png")
+        _plot(picture, found)
+        print(f"{picture}: the sweep")
+    print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
+
+
+def reconstruction(options: Namespace, device: torch.device) -> dict[str, Any]:
+    """The report of `rfid`."""
+    begin = time.perf_counter()
+    extractor = load_extractor(options.extractor).to(device)
+    originals = open_images(options.data, options.image_size)
+    source = {"source": options.data, "images": originals.count}
+    if options.samples is not None:
+        others = open_images(options.samples, options.image_size)
+        size, batch = options.resize, options.batch_size
+        real = summarise(originals, extractor, batch, "originals", size)
+        fake = summarise(others, extractor, batch, "reconstructions", size)
+        return report(
+            figures(real, fake, extractor), RFID, extractor, fake.count, source,
+            samples=options.samples, seconds=round(time.perf_counter() - begin),
+        )  # fmt: skip
+    module = load_module(options.checkpoint, "tokenizer", without=(PERCEPTUAL,)).to(device)
+    assert isinstance(module, TokenizerModule)
+    real_set, fake_set = (ImageSet(extractor, originals.count) for _ in range(2))
+    pairs = Similarity(None if options.lpips == "none" else options.lpips).to(device)
+    usage = CodebookUsage(module.autoencoder.quantizer.codebook_size).to(device)
+    seen = 0
+    with _told("originals", originals.count) as bar:
+        for batch in originals.batches(options.batch_size):
+            batch = batch.to(device)
+            with torch.inference_mode(), _precision(options.precision, device):
+                rebuilt, quantized = module.autoencoder(normalize(batch))
+            usage.update(quantized.codes)
+            number = torch.arange(seen, seen + len(batch))
+            batch, made = (resize(part, options.resize) for part in (batch, to_bytes(rebuilt)))
+            real_set.update(batch, number)
+            fake_set.update(made, number)
+            pairs.update(normalize(batch), normalize(made))
+            seen += len(batch)
+            bar.update(len(batch))
+    real, fake = real_set.compute(), fake_set.compute()
+    found = figures(real, fake, extractor) | pairs.compute()
+    found |= {f"codebook {name}": value.item() for name, value in usage.compute().items()}
+    return report(
+        found, RFID, extractor, fake.count, source,
+        checkpoint=options.checkpoint, image_size=originals.size, resize=options.resize,
+        lpips=options.lpips, precision=options.precision,
+        seconds=round(time.perf_counter() - begin),
+    )  # fmt: skip
+
+
+def generation(options: Namespace, device: torch.device) -> list[dict[str, Any]]:
+    """The reports of `gfid`, one for each setting of a sweep."""
+    extractor = load_extractor(options.extractor).to(device)
+    held: tuple[str, Extractor, str, int] = (
+        *(options.reference, extractor), options.cache, options.batch_size
+    )  # fmt: skip
+    if options.samples is not None:
+        begin = time.perf_counter()
+        images = open_images(options.samples, options.resize)
+        side = options.resize or images.size or next(iter(images.batches(1))).shape[-1]
+        real, source = reference(held[0], extractor, side, *held[2:])
+        fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
+        found = report(
+            figures(real, fake, extractor), GFID, extractor, fake.count, source,
+            samples=options.samples, resize=options.resize,
+            seconds=round(time.perf_counter() - begin),
+        )  # fmt: skip
+        return [found]
+    module = load_generator(options.checkpoint, options.tokenizer, str(device))
+    prompts = read_prompts(options.prompts) if options.prompts else []
+    if isinstance(module.model.condition, ClassCondition) == bool(prompts):
+        kind = "class-conditional: leave --prompts out" if prompts else "text-conditional: give "
+        raise UserError(f"The checkpoint is {kind}{'' if prompts else '--prompts'}.")
+    own = module.model.grid[0] * module.tokenizer.autoencoder.downsampling
+    side = options.resize or own
+    ImageSet(extractor, options.images)  # too few are told before anything is computed
+    real, source = reference(held[0], extractor, side, *held[2:])
+    reports = []
+    settings = list(itertools.product(*(options[name] for name in SWEPT)))
+    for guidance, top_k, top_p, temperature in settings:
+        begin = time.perf_counter()
+        sampling = Sampling(guidance, None, temperature, top_k, top_p)
+        file = None
+        if options.npz:
+            path = Path(options.npz)
+            if len(settings) > 1:
+                path = path.with_stem(f"{path.stem}-{guidance}-{top_k}-{top_p}-{temperature}")
+            file = SampleFile(path, _settings(options, sampling, prompts), options.images, side)
+        fake = _drawn(module, extractor, options, prompts, sampling, side, file)
+        reports.append(
+            report(
+                figures(real, fake, extractor), GFID, extractor, fake.count, source,
+                sampling=sampling, seed=options.seed, checkpoint=options.checkpoint,
+                image_size=own, resize=options.resize, prompts=options.prompts,
+                precision=options.precision, seconds=round(time.perf_counter() - begin),
+            )
+        )  # fmt: skip
+    return reports
+
+
+def _drawn(
+    module: GeneratorModule,
+    extractor: Extractor,
+    options: Namespace,
+    prompts: list[str],
+    sampling: Sampling,
+    side: int,
+    file: SampleFile | None,
+) -> Summary:
+    """The summary of N generated images; what stands in the file already is not drawn again."""
+    total, size = options.images, options.batch_size
+    if file is not None and file.path.exists():
+        return summarise(open_images(str(file.path)), extractor, size, str(file.path))
+    device = module.device
+    made, seen = ImageSet(extractor, total), 0
+    with _told("sampling", total) as bar:
+        try:
+            for numbers in dealt(total, size):
+                first, last = numbers[0], numbers[-1] + 1
+                if file is not None and file.done >= last:
+                    images = file.read(first, last).to(device)
+                else:
+                    with torch.inference_mode(), _precision(options.precision, device):
+                        images = draw(module, numbers, prompts, sampling, options.seed, side)
+                    if file is not None:
+                        file.write(first, images)
+                made.update(images, torch.tensor(numbers))
+                seen = last
+                bar.update(len(numbers))
+        except KeyboardInterrupt:
+            kept = f"the same command goes on with {file.path}" if file else "none are kept (--npz)"
+            bar.close()
+            print(f"lgpl: {seen} of {total} images were drawn: no figure is given; {kept}.")
+            raise
+    if file is not None:
+        file.finish()
+    return made.compute()
+
+
+def read_prompts(path: str) -> list[str]:
+    """One prompt a line of a text file, or the captions of shards in their order."""
+    if not path.endswith(".txt"):
+        data = ShardDataModule(test=path, fields=("caption",), eval_batch_size=256)
+        data.setup("test")
+        return [
+            caption
+            for batch in data.test_dataloader()
+            for caption, valid in zip(batch["caption"], batch["valid"], strict=True)
+            if valid
+        ]
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts: {path} cannot be read as text ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(
+                f"--prompts: line {number} of {path} is empty; each line is the prompt of an image."
+            )
+    if not lines:
+        raise UserError(f"--prompts: {path} holds no prompts; write one a line.")
+    return [line.strip() for line in lines]
+
+
+def table(reports: list[dict[str, Any]]) -> str:
+    """Figures for people: a line for each figure, or of a sweep a line for each setting."""
+    if len(reports) == 1:
+        return "\n".join(
+            f"{name:<28}{value:>12.4f}" for name, value in reports[0]["figures"].items()
+        )
+    varied = _varied(reports)
+    names = list(reports[0]["figures"])
+    main = names[0]
+    best = min(report["figures"][main] for report in reports)
+    lines = ["".join(f"{name:>{max(12, len(name) + 2)}}" for name in (*varied, *names))]
+    for one in reports:
+        cells = [f"{one[name]:g}" for name in varied]
+        cells += [f"{one['figures'][name]:.4f}" for name in names]
+        widths = [max(12, len(name) + 2) for name in (*varied, *names)]
+        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(line + ("  <- best" if one["figures"][main] == best else ""))
+    return "\n".join(lines)
+
+
+def _varied(reports: list[dict[str, Any]]) -> list[str]:
+    return [name for name in SWEPT if len({one[name] for one in reports}) > 1]
+
+
+def _plot(path: Path, reports: list[dict[str, Any]]) -> None:
+    """Every figure over what was varied first, a curve for each setting of the rest."""
+    along, *others = _varied(reports) or [SWEPT[0]]
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for one in reports:
+        name = ", ".join(f"{other} {one[other]:g}" for other in others) or along
+        for figure, value in one["figures"].items():
+            panels.setdefault(figure, {}).setdefault(name, []).append((one[along], value))
+    plot(path, panels, along)
+
+
+def _settings(options: Namespace, sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
+    """All that the images depend on."""
+    checkpoint = os.stat(options.checkpoint)
+    return {
+        "checkpoint": options.checkpoint,
+        "modified": checkpoint.st_mtime,
+        "tokenizer": options.tokenizer,
+        "sampling": str(sampling),
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None,
+    }
+
+
+def _precision(name: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if name == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _told(doing: str, total: int) -> tqdm:
+    return tqdm(total=total, unit="image", desc=doing, leave=False)

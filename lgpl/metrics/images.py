@@ -1,0 +1,266 @@
+"""Sets of images on disk: shards, a folder of pictures, an npz as ADM's evaluator takes it.
+
+Nothing is read whole: fifty thousand images of 256 px are ten gigabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lgpl.data import ShardDataModule
+from lgpl.data.decode import IMAGE_EXTENSIONS
+from lgpl.data.index import counted, named
+from lgpl.data.store import is_url
+from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
+from lgpl.errors import UserError
+
+MEMBER = "arr_0.npy"
+
+
+class Images(Protocol):
+    """A set of images.
+
+    Attributes:
+        count: how many there are.
+        identity: plain values that change when the images do.
+        size: side in pixels, where it is known beforehand.
+    """
+
+    count: int
+    identity: dict[str, Any]
+
+    @property
+    def size(self) -> int | None: ...
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8 [B, 3, H, W]."""
+
+
+def open_images(source: str, image_size: int | None = None) -> Images:
+    """The images of an `.npz`, of a folder, or of shards.
+
+    Args:
+        source: path of an npz or folder; anything else names shards, see `ShardDataModule`.
+        image_size: side of the centre crop of shards, and of pictures of a folder.
+
+    Raises:
+        UserError: there are no such images.
+    """
+    if source.endswith(".npz"):
+        return NpzImages(source)
+    if Path(source).is_dir():
+        return FolderImages(source, image_size)
+    if image_size is None:
+        raise UserError(f"{source} names shards, whose pictures need a size: give --image-size.")
+    return ShardImages(source, image_size)
+
+
+class ShardImages:
+    """The centre crops of shards, in their order."""
+
+    def __init__(self, pattern: str, image_size: int) -> None:
+        self.data = ShardDataModule(test=pattern, image_size=image_size)
+        self.data.setup("test")
+        store = self.data.store
+        counts, _ = counted(named(pattern, "images", store), "images", store)
+        self.count, self.size = sum(counts.values()), image_size
+        shards = {path: [number, *_stamp(path)] for path, number in counts.items()}
+        self.identity = {"shards": shards, "crop": f"centre {image_size} px, Lanczos"}
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        self.data.eval_batch_size = size
+        for batch in self.data.test_dataloader():
+            yield batch["image"][batch["valid"]]
+
+
+class FolderImages:
+    """The pictures of a folder and of those in it, by name."""
+
+    def __init__(self, folder: str, image_size: int | None) -> None:
+        self.paths = sorted(
+            path
+            for path in Path(folder).rglob("*")
+            if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
+        )
+        if not self.paths:
+            raise UserError(f"{folder}: no pictures in this folder.")
+        self.count, self.size = len(self.paths), image_size
+        files = [[str(path.relative_to(folder)), *_stamp(path)] for path in self.paths]
+        crop = f"centre {image_size} px, Lanczos" if image_size else "none"
+        self.identity = {"files": files, "crop": crop}
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        for first in range(0, self.count, size):
+            yield torch.stack([self._read(path) for path in self.paths[first : first + size]])
+
+    def _read(self, path: Path) -> Tensor:
+        try:
+            picture = open_image(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: {error}; every picture of the set counts.") from error
+        if self.size is not None:
+            picture = center_crop(picture, self.size)
+        pixels = to_uint8(picture)
+        first = getattr(self, "_shape", pixels.shape)
+        self._shape = first
+        if pixels.shape != first:
+            raise UserError(
+                f"{path} is {pixels.shape[2]}x{pixels.shape[1]}, the first picture "
+                f"{first[2]}x{first[1]}: give --image-size to crop all to one size."
+            )
+        return pixels
+
+
+class NpzImages:
+    """`arr_0`, uint8 [N, H, W, 3], of an npz: the batches of ADM (arXiv 2105.05233), samples made
+    elsewhere.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with self._open() as file:
+            shape, _, dtype = self._header(file)
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise UserError(
+                f"{path}: arr_0 is {dtype} {[*shape]}; it should be uint8 [N, H, W, 3]."
+            )
+        self.count, self.shape = shape[0], shape[1:]
+        self.size = shape[1]
+        self.identity = {"npz": path, "stamp": _stamp(path)}
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        with self._open() as file:
+            self._header(file)
+            each = int(np.prod(self.shape))
+            for first in range(0, self.count, size):
+                wanted = min(size, self.count - first)
+                data = file.read(wanted * each)
+                if len(data) < wanted * each:
+                    raise UserError(
+                        f"{self.path} ends after {first + len(data) // each} of its {self.count} "
+                        "images."
+                    )
+                pixels = np.frombuffer(data, np.uint8).reshape(wanted, *self.shape)
+                yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+    def _open(self) -> Any:
+        try:
+            return zipfile.ZipFile(self.path).open(MEMBER)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} cannot be read as an npz ({error}).") from error
+        except KeyError as error:
+            raise UserError(
+                f"{self.path} holds no arr_0, the images as uint8 [N, H, W, 3]."
+            ) from error
+
+    def _header(self, file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+        try:
+            version = np.lib.format.read_magic(file)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, dtype = read(file)
+        except ValueError as error:
+            raise UserError(f"{self.path}: arr_0 cannot be read ({error}).") from error
+        if fortran:
+            raise UserError(f"{self.path}: arr_0 is in Fortran's order; save it in C's.")
+        return shape, fortran, dtype
+
+
+class SampleFile:
+    """Images as they are made, and at the end the npz; an interrupted run goes on with it.
+
+    Until then they stand in `NAME.npz.partial`, with what they are in `NAME.npz.json`.
+
+    Args:
+        path: of the npz.
+        settings: plain values of which the images depend; those of others are thrown away.
+        total: how many there will be.
+        size: side of the images, pixels.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], total: int, size: int) -> None:
+        self.path, self.total, self.size = path, total, size
+        self.partial, described = Path(f"{path}.partial"), Path(f"{path}.json")
+        settings = {**settings, "images": total, "image_size": size}
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            same = described.exists() and described.read_text() == text
+            if not same:
+                path.unlink(missing_ok=True)
+                self.partial.unlink(missing_ok=True)
+                described.write_text(text)
+            self.partial.touch()
+        except OSError as error:
+            raise UserError(f"--npz: {path} cannot be written ({error}).") from error
+
+    @property
+    def done(self) -> int:
+        """Images that are there."""
+        if self.path.exists():
+            return self.total
+        return self.partial.stat().st_size // (self.size**2 * 3)
+
+    def read(self, first: int, last: int) -> Tensor:
+        """Those images, uint8 [B, 3, H, W]."""
+        each = self.size**2 * 3
+        with self.partial.open("rb") as file:
+            file.seek(first * each)
+            data = file.read((last - first) * each)
+        pixels = np.frombuffer(data, np.uint8).reshape(-1, self.size, self.size, 3)
+        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+    def write(self, first: int, images: Tensor) -> None:
+        """Put uint8 [B, 3, H, W] at this place, which what was cut short may follow."""
+        with self.partial.open("r+b") as file:
+            file.seek(first * self.size**2 * 3)
+            file.write(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
+            file.truncate()
+
+    def finish(self) -> None:
+        """The npz takes its name when it is whole."""
+        if self.path.exists():
+            return
+        half = Path(f"{self.path}.half")
+        write_npz(half, (self.read(i, i + 1) for i in range(self.total)), self.total, self.size)
+        os.replace(half, self.path)
+        self.partial.unlink()
+
+
+def _stamp(path: str | Path) -> list[float]:
+    """Bytes and time of a file, which change with it; of a URL nothing is known."""
+    if isinstance(path, str) and is_url(path):
+        return []
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime]
+
+
+def write_npz(path: Path, images: Iterator[Tensor], total: int, size: int) -> None:
+    """`arr_0`, uint8 [N, H, W, 3], of uint8 [B, 3, H, W], as ADM's evaluator takes it."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (total, size, size, 3)}
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open(MEMBER, "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_2_0(file, header)  # type: ignore[arg-type]
+            for part in images:
+                file.write(part.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
+
+
+def resize(image: Tensor, size: int | None) -> Tensor:
+    """uint8 [B, 3, H, W] at another size, bicubic with antialiasing; as it is for None."""
+    if size is None or image.shape[-2:] == (size, size):
+        return image
+    scaled = F.interpolate(normalize(image), (size, size), mode="bicubic", antialias=True)
+    return scaled.add(1.0).mul(127.5).round().clamp(0, 255).byte()

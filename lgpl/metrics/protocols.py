@@ -1,0 +1,134 @@
+"""Protocols by name, and reports that say all that a figure depends on.
+
+`rfid`: reconstructions of images against those same images, centre crops, no augmentation.
+`gfid`: N generated images against ADM's reference batch, or against the training images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lgpl
+from lgpl.errors import UserError
+from lgpl.generator import GeneratorModule, Sampling
+from lgpl.generator.condition import ClassCondition
+from lgpl.metrics.extractors import Extractor, to_bytes
+from lgpl.metrics.images import resize
+
+RFID, GFID = "rfid", "gfid"
+NO_IMAGE = -1  # number of an image that only keeps the ranks together
+
+
+def dealt(total: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[list[int]]:
+    """The numbers of one rank's images, a batch at a time.
+
+    The batches are the same for any number of ranks, because rounding depends on a batch's size;
+    they are dealt out in turn. Every rank gets the same number of them, as sharded models want it:
+    the last may be of `NO_IMAGE`.
+    """
+    batches = -(-total // batch_size)
+    for turn in range(-(-batches // world)):
+        first = (turn * world + rank) * batch_size
+        numbers = list(range(first, min(first + batch_size, total)))
+        yield numbers or [NO_IMAGE]
+
+
+def draw(
+    module: GeneratorModule,
+    numbers: list[int],
+    prompts: list[str],
+    sampling: Sampling,
+    seed: int,
+    size: int | None = None,
+) -> Tensor:
+    """The generated images of these numbers, uint8 [B, 3, H, W].
+
+    Image i is drawn from the seed `seed` + i, of the class i modulo the number of classes, or of
+    the prompt i modulo the number of prompts.
+
+    Args:
+        size: to resize them to, pixels.
+    """
+    wanted = [max(number, 0) for number in numbers]
+    lengths = None
+    if isinstance(module.model.condition, ClassCondition):
+        classes = module.model.condition.num_classes
+        condition = torch.tensor([i % classes for i in wanted], device=module.device)
+    else:
+        if not prompts:
+            raise UserError("The model is text-conditional: evaluation needs prompts.")
+        condition, lengths = module.encode_text([prompts[i % len(prompts)] for i in wanted])
+    images = module.sample(condition, lengths, sampling, [seed + i for i in wanted])
+    return resize(to_bytes(images), size)
+
+
+def report(
+    figures: dict[str, float],
+    protocol: str,
+    extractor: Extractor,
+    images: int,
+    reference: dict[str, Any],
+    **settings: Any,
+) -> dict[str, Any]:
+    """All that a figure depends on, in plain values.
+
+    Args:
+        images: N.
+        reference: where it is from.
+        settings: what else was chosen; a `Sampling` is spelled out.
+    """
+    sampling = settings.pop("sampling", None)
+    if isinstance(sampling, Sampling):
+        settings |= asdict(sampling)
+    reference = {key: value for key, value in reference.items() if key != "identity"}
+    return {
+        "figures": figures,
+        "protocol": protocol,
+        "extractor": extractor.name,
+        "preprocessing": extractor.preprocessing,
+        "N": images,
+        "reference": reference,
+        **settings,
+        "commit": commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {
+            "lgpl": lgpl.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchmetrics", "lightning")},
+        },
+    }
+
+
+def commit() -> str | None:
+    """Of lgpl's own repository; None where it is installed without one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        said = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip() or None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A file that is whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}).") from error

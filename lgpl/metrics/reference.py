@@ -1,0 +1,194 @@
+"""Reference statistics: computed once, kept in a file with their provenance, and ADM's batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import lgpl
+from lgpl.errors import UserError
+from lgpl.metrics.extractors import INCEPTION, Extractor
+from lgpl.metrics.gaussian import Gaussian
+from lgpl.metrics.images import Images, NpzImages, open_images, resize
+from lgpl.metrics.summary import ImageSet, Summary
+
+CACHE = "runs/references"
+ADM_COUNT = 10_000  # images behind a reference batch that does not say its number
+
+
+def reference(
+    source: str,
+    extractor: Extractor,
+    image_size: int,
+    cache: str = CACHE,
+    batch_size: int = 64,
+) -> tuple[Summary, dict[str, Any]]:
+    """The summary that figures are held against, and where it is from.
+
+    Args:
+        source: a file of `write_summary`, an npz of ADM's with `mu` and `sigma` or `arr_0`, or
+            images for `open_images`, whose summary is kept in `cache`.
+        extractor: whose features are wanted.
+        image_size: side of the images that are compared with it, pixels.
+
+    Raises:
+        UserError: it is of another extractor or resolution, or it is no reference.
+    """
+    names = _members(source) if source.endswith(".npz") else []
+    if "provenance" in names:
+        return read_summary(source, extractor, image_size)
+    adm = "mu" in names and "sigma" in names
+    if adm and extractor.name != INCEPTION and "arr_0" not in names:
+        raise UserError(
+            f"{source} holds the mean and covariance of Inception's features, and no images to "
+            f"take those of {extractor.name} from; evaluate with --extractor inception."
+        )
+    if not names or "arr_0" in names:
+        made, provenance = _of_images(source, extractor, image_size, cache, batch_size)
+        if not adm or extractor.name != INCEPTION:
+            return made, provenance
+        return _adm(source, made.features), {**provenance, "mu": f"{source}: mu, sigma"}
+    if adm:
+        return _adm(source, None), {"source": source, "extractor": INCEPTION}
+    raise UserError(
+        f"{source} is no reference: an npz of images has arr_0, one of statistics mu and sigma."
+    )
+
+
+def _of_images(
+    source: str, extractor: Extractor, image_size: int, cache: str, batch_size: int
+) -> tuple[Summary, dict[str, Any]]:
+    images = open_images(source, image_size)
+    if isinstance(images, NpzImages) and images.size != image_size:
+        raise UserError(
+            f"{source} holds images of {images.size} px, the others have {image_size} px; "
+            f"compare at one size, with --resize {images.size}."
+        )
+    provenance = {
+        "source": source,
+        "images": images.count,
+        "identity": images.identity,
+        "image_size": image_size,
+        "extractor": extractor.name,
+        "preprocessing": extractor.preprocessing,
+        "lgpl": lgpl.__version__,
+    }
+    key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
+    kept = Path(cache) / f"{extractor.name.replace('/', '-')}-{image_size}-{key}.npz"
+    if kept.exists():
+        return read_summary(str(kept), extractor, image_size)
+    made = summarise(images, extractor, batch_size, f"reference {Path(source).name}")
+    provenance["images"] = made.count
+    write_summary(kept, made, provenance)
+    return made, provenance
+
+
+def summarise(
+    images: Images, extractor: Extractor, batch_size: int, doing: str, size: int | None = None
+) -> Summary:
+    """One pass over images on disk, with a progress bar; `size` resizes them first."""
+    made = ImageSet(extractor, images.count)
+    device = made.pooled.device
+    seen = 0
+    with tqdm(total=images.count, unit="image", desc=doing, leave=False) as bar:
+        for batch in images.batches(batch_size):
+            number = torch.arange(seen, seen + len(batch))
+            made.update(resize(batch.to(device), size), number)
+            seen += len(batch)
+            bar.update(len(batch))
+    return made.compute()
+
+
+def write_summary(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:
+    """An npz of plain arrays; the provenance is JSON in one of them."""
+    arrays: dict[str, Any] = {"provenance": np.array(json.dumps(provenance))}
+    for suffix, gaussian in (("", summary.pooled), ("_s", summary.spatial)):
+        if gaussian is not None:
+            arrays[f"mu{suffix}"] = gaussian.mean.cpu().numpy()
+            arrays[f"sigma{suffix}"] = gaussian.covariance.cpu().numpy()
+    arrays["count"] = np.array(summary.count)
+    if summary.features is not None:
+        arrays["features"] = summary.features.cpu().numpy()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
+        np.savez(partial, **arrays)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"The reference {path} cannot be written ({error}).") from error
+
+
+def read_summary(
+    path: str, extractor: Extractor, image_size: int
+) -> tuple[Summary, dict[str, Any]]:
+    """What `write_summary` wrote.
+
+    Raises:
+        UserError: it is damaged, or of another extractor or resolution.
+    """
+    arrays = _load(path)
+    try:
+        provenance = json.loads(str(arrays["provenance"]))
+        count = int(arrays["count"])
+        pooled = _gaussian(arrays, "", count)
+        spatial = _gaussian(arrays, "_s", count) if "mu_s" in arrays else None
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is no whole file of reference statistics ({error}).") from error
+    for key, wanted, option in (
+        ("extractor", extractor.name, "--extractor"),
+        ("preprocessing", extractor.preprocessing, "--extractor"),
+        ("image_size", image_size, "--resize"),
+    ):
+        if provenance.get(key) != wanted:
+            raise UserError(
+                f"{path} is a reference of {key} {provenance.get(key)}, but the images are "
+                f"evaluated with {wanted}; make both equal ({option})."
+            )
+    features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
+    return Summary(pooled, spatial, features), provenance
+
+
+def _adm(path: str, features: Tensor | None) -> Summary:
+    arrays = _load(path)
+    spatial = None
+    if "mu_s" in arrays and "sigma_s" in arrays:
+        spatial = _gaussian(arrays, "_s", ADM_COUNT)
+    return Summary(_gaussian(arrays, "", ADM_COUNT), spatial, features)
+
+
+def _gaussian(arrays: dict[str, np.ndarray], suffix: str, count: int) -> Gaussian:
+    mean, covariance = (
+        torch.from_numpy(arrays[f"{name}{suffix}"]).double() for name in ("mu", "sigma")
+    )
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise UserError(
+            f"The reference's mu{suffix} is {[*mean.shape]} and its sigma{suffix} "
+            f"{[*covariance.shape]}; they should be [D] and [D, D]."
+        )
+    return Gaussian(mean, covariance, count)
+
+
+def _members(path: str) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as an npz ({error}).") from error
+
+
+def _load(path: str) -> dict[str, np.ndarray]:
+    """All arrays but the images; nothing that pickle would have to load."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if name != "arr_0"}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as an npz of plain arrays ({error}).") from error

@@ -1,0 +1,46 @@
+"""Curves in a picture, by matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lgpl.errors import UserError
+
+Curve = Sequence[tuple[float, float]]
+COLUMNS = 3
+
+
+def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
+    """One panel for each figure, one curve in it for each name.
+
+    Args:
+        path: of the picture.
+        panels: figure -> name -> points (x, y).
+        x: what the horizontal axis shows.
+
+    Raises:
+        UserError: matplotlib is not installed, or the picture cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("Plots need matplotlib: pip install 'lgpl[plots]'.") from error
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
+    for index, (title, curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        for name, points in curves.items():
+            xs, ys = zip(*sorted(points), strict=True)
+            axes.plot(xs, ys, marker="o" if len(xs) < 30 else None, markersize=3, label=name)
+        axes.set_title(title)
+        axes.set_xlabel(x)
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend(fontsize="small")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written as a picture ({error}).") from error

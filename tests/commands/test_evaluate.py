@@ -1,0 +1,167 @@
+"""`lgpl evaluate`: one figure with all it depends on, and the same again for the same command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lgpl.cli import main
+from lgpl.metrics import protocols
+from tests.conftest import ROOT, Chain
+from tests.shards import EMOJI_TRAIN, EMOJI_VAL
+
+PIXELS = "tests.metrics.pixels.Pixels"
+
+
+def evaluate(out: Path, kind: str, *options: str, extractor: str = PIXELS) -> Any:
+    cache = str(out.parent / "cache")
+    main(
+        ["evaluate", kind, "--extractor", extractor, "--out", str(out), "--device", "cpu",
+         *(() if kind == "reconstruction" else ("--reference", EMOJI_TRAIN)),
+         "--cache", cache, *options]
+    )  # fmt: skip
+    return json.loads(out.read_text())
+
+
+def drawing(chain: Chain, *options: str) -> tuple[str, ...]:
+    return ("--checkpoint", chain.stage2, "--prompts", EMOJI_VAL, "--images", "60", *options)
+
+
+def test_generation(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    npz = tmp_path / "samples.npz"
+    drawn = drawing(chain, "--guidance", "2", "--top-k", "8", "--seed", "5", "--batch-size", "16")
+    one = evaluate(tmp_path / "one.json", "generation", *drawn, "--npz", str(npz))
+    printed = capsys.readouterr().out
+    assert "FID[Pixels]" in printed and "gfid, Pixels, N = 60" in printed
+    assert one["protocol"] == "gfid" and one["extractor"] == "Pixels" and one["N"] == 60
+    assert one["reference"]["source"] == EMOJI_TRAIN and one["reference"]["images"] == 1759
+    settings = {"guidance": 2.0, "top_k": 8, "top_p": 1.0, "temperature": 1.0, "seed": 5}
+    assert one.items() >= settings.items() and one["commit"] and one["versions"]["torch"]
+    images = np.load(npz)["arr_0"]
+    assert images.shape == (60, 64, 64, 3) and images.dtype == np.uint8
+    assert len(np.unique(images.reshape(60, -1), axis=0)) > 30
+
+    again = evaluate(tmp_path / "again.json", "generation", *drawn)
+    assert again["figures"] == one["figures"]
+    elsewhere = evaluate(tmp_path / "e.json", "generation", "--samples", str(npz))
+    assert elsewhere["figures"] == pytest.approx(one["figures"])
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
+    loose = evaluate(tmp_path / "f.json", "generation", "--samples", str(folder))
+    assert loose["figures"] == pytest.approx(one["figures"])
+
+
+def test_a_sweep_is_a_table_and_a_plot(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ("--guidance", "1", "3", "--temperature", "0.5", "1")
+    reports = evaluate(tmp_path / "sweep.json", "generation", *drawing(chain, *sweep))
+    found = [(one["guidance"], one["temperature"]) for one in reports]
+    assert found == [(1, 0.5), (1, 1), (3, 0.5), (3, 1)]
+    assert len({one["figures"]["FID[Pixels]"] for one in reports}) == 4
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["guidance", "temperature", "FID[Pixels]"]
+    best = min(range(4), key=lambda i: reports[i]["figures"]["FID[Pixels]"])
+    assert [line.endswith("<- best") for line in lines[1:5]] == [i == best for i in range(4)]
+    assert Image.open(tmp_path / "sweep.png").width > 500
+
+
+def test_an_interrupted_evaluation_gives_no_figure_and_goes_on(
+    chain: Chain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    npz, drawn = tmp_path / "s.npz", []
+
+    def draw(module: Any, numbers: list[int], *rest: Any) -> Any:
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(numbers)
+        return protocols.draw(module, numbers, *rest)
+
+    options = drawing(chain, "--batch-size", "16")
+    with monkeypatch.context() as patched:
+        patched.setattr("lgpl.commands.evaluate.draw", draw)
+        with pytest.raises(SystemExit) as stopped:
+            evaluate(tmp_path / "a.json", "generation", *options, "--npz", str(npz))
+        assert stopped.value.code == 130 and not npz.exists()
+        assert not (tmp_path / "a.json").exists()
+        said = capsys.readouterr().out
+        assert "32 of 60 images were drawn: no figure is given; the same" in said
+        drawn.clear()
+        one = evaluate(tmp_path / "a.json", "generation", *options, "--npz", str(npz))
+        assert drawn == [[*range(32, 48)], [*range(48, 60)]]
+    whole = evaluate(tmp_path / "whole.json", "generation", *options)
+    assert one["figures"] == pytest.approx(whole["figures"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_signal_in_the_middle_of_an_evaluation(chain: Chain, tmp_path: Path) -> None:
+    npz, out = tmp_path / "s.npz", tmp_path / "figures.json"
+    command = [
+        *(sys.executable, "-m", "lgpl.cli", "evaluate", "generation", "--extractor", PIXELS),
+        *("--reference", EMOJI_TRAIN, "--cache", str(tmp_path / "cache"), "--batch-size", "4"),
+        *("--out", str(out), "--npz", str(npz), "--device", "cpu", *drawing(chain)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    partial = Path(f"{npz}.partial")
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 130 and "of 60 images were drawn: no figure is given" in said
+    assert not out.exists() and not npz.exists()
+    kept = partial.stat().st_size // (64 * 64 * 3)
+    assert 0 < kept < 60
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    whole = evaluate(tmp_path / "whole.json", "generation", *drawing(chain), "--batch-size", "4")
+    assert json.loads(out.read_text())["figures"] == pytest.approx(whole["figures"], rel=1e-6)
+
+
+def test_reconstruction(chain: Chain, tmp_path: Path) -> None:
+    options = ("--checkpoint", chain.tokenizer, "--data", EMOJI_VAL, "--image-size", "64")
+    one = evaluate(tmp_path / "one.json", "reconstruction", *options, "--lpips", "alex")
+    assert one["protocol"] == "rfid" and one["N"] == 93 and one["reference"]["source"] == EMOJI_VAL
+    found = one["figures"]
+    assert found["FID[Pixels]"] > 0 and 0 < found["SSIM"] < 1 and found["LPIPS"] > 0
+    assert 0 < found["codebook usage"] <= 1 < found["codebook perplexity"]
+    half = evaluate(tmp_path / "half.json", "reconstruction", *options, "--resize", "32",
+                    "--lpips", "none")  # fmt: skip
+    assert "LPIPS" not in half["figures"] and half["figures"]["PSNR"] != found["PSNR"]
+
+
+def test_mistakes_are_told(chain: Chain, tmp_path: Path, fails: Callable[..., str]) -> None:
+    out = ("--out", str(tmp_path / "a.json"), "--extractor", PIXELS, "--device", "cpu")
+    common = ("evaluate", "generation", *out, "--reference", EMOJI_TRAIN)
+    said = fails(*common)
+    assert said == "Give either --checkpoint or --samples."
+    said = fails(*common, *drawing(chain), "--images", "48")
+    assert "FID[Pixels] needs at least 49 images, for the covariance of 48 features" in said
+    (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
+    said = fails(*common, *drawing(chain), "--prompts", str(tmp_path / "prompts.txt"))
+    assert f"line 2 of {tmp_path}/prompts.txt is empty" in said
+    said = fails(*common, "--checkpoint", chain.stage2)
+    assert "text-conditional: give --prompts" in said
+    said = fails("evaluate", "reconstruction", *out, "--checkpoint", chain.tokenizer,
+                 "--data", EMOJI_VAL)  # fmt: skip
+    assert "give --image-size" in said
+    inception = ("--extractor", "inception")
+    said = fails(*common, *drawing(chain), *inception)
+    assert "FID's Inception needs torch-fidelity: pip install 'lgpl[fid]'" in said

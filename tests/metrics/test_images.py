@@ -1,0 +1,179 @@
+"""Images from disk, references with their provenance, and everything that does not belong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lgpl.errors import UserError
+from lgpl.metrics import Inception, figures
+from lgpl.metrics.extractors import Extractor, ModuleFeatures
+from lgpl.metrics.images import SampleFile, open_images, resize, write_npz
+from lgpl.metrics.reference import read_summary, reference, summarise, write_summary
+from tests.metrics.pixels import Pixels
+from tests.shards import picture, samples, write_shard, write_shards
+
+
+def pixels(count: int, size: int = 16, seed: int = 0) -> torch.Tensor:
+    dice = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, 3, size, size), generator=dice).byte()
+
+
+def npz(path: Path, images: torch.Tensor) -> str:
+    write_npz(path, iter(images.split(7)), len(images), images.shape[-1])
+    return str(path)
+
+
+def extractor() -> Extractor:
+    return ModuleFeatures(Pixels())
+
+
+def test_an_npz_is_read_as_numpy_writes_it_and_written_as_numpy_reads_it(tmp_path: Path) -> None:
+    images = pixels(50)
+    ours = npz(tmp_path / "ours.npz", images)
+    assert np.array_equal(np.load(ours)["arr_0"], images.permute(0, 2, 3, 1).numpy())
+    for name, save in (("plain", np.savez), ("packed", np.savez_compressed)):
+        theirs = str(tmp_path / f"{name}.npz")
+        save(theirs, images.permute(0, 2, 3, 1).numpy(), np.arange(50))  # with labels, as ADM's
+        source = open_images(theirs)
+        assert (source.count, source.size) == (50, 16)
+        assert torch.equal(torch.cat([*source.batches(8)]), images)
+
+
+def test_the_same_images_from_a_folder_and_an_npz(tmp_path: Path) -> None:
+    images, folder = pixels(20), tmp_path / "pictures/deep"
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
+    source = open_images(str(tmp_path / "pictures"))
+    assert torch.equal(torch.cat([*source.batches(6)]), images) and source.count == 20
+    (folder / "100.png").write_bytes(picture(0, (20, 20), "png"))
+    with pytest.raises(UserError, match=r"100\.png is 20x20, the first picture 16x16: give --im"):
+        list(open_images(str(tmp_path / "pictures")).batches(6))
+    (folder / "100.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"100\.png: picture that does not decode"):
+        list(open_images(str(tmp_path / "pictures")).batches(6))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"arr_0": np.zeros((4, 3, 8, 8), np.uint8)}, r"should be uint8 \[N, H, W, 3\]"),
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, r"arr_0 is float32 \[4, 8, 8, 3\]"),
+        ({"images": np.zeros((4, 8, 8, 3), np.uint8)}, "holds no arr_0"),
+    ],
+)
+def test_an_npz_of_another_layout_is_refused(
+    tmp_path: Path, content: dict[str, np.ndarray], said: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **content)
+    with pytest.raises(UserError, match=said):
+        open_images(str(tmp_path / "a.npz"))
+    (tmp_path / "b.npz").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="cannot be read as an npz"):
+        open_images(str(tmp_path / "b.npz"))
+    with pytest.raises(UserError, match="no pictures in this folder"):
+        (tmp_path / "empty").mkdir()
+        open_images(str(tmp_path / "empty"))
+
+
+def test_a_reference_is_computed_once_and_kept_with_its_provenance(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", [40, 30])
+    cache = str(tmp_path / "cache")
+    pattern = str(tmp_path / "shards/*.tar")
+    made, provenance = reference(pattern, extractor(), 16, cache, 8)
+    (kept,) = Path(cache).glob("*.npz")
+    assert provenance["images"] == made.count == 70 and provenance["extractor"] == "Pixels"
+    assert [number for number, *_ in provenance["identity"]["shards"].values()] == [40, 30]
+    again, _ = reference(pattern, extractor(), 16, cache, 32)
+    assert figures(made, again, extractor())["FID[Pixels]"] < 1e-9
+    assert [kept] == [*Path(cache).glob("*.npz")]
+    reference(pattern, extractor(), 8, cache, 32)
+    assert len([*Path(cache).glob("*.npz")]) == 2
+    write_shard(Path(shards[0]), samples(40, 5000))  # other pictures, as many
+    reference(pattern, extractor(), 16, cache, 32)
+    assert len([*Path(cache).glob("*.npz")]) == 3
+    named, _ = reference(str(kept), extractor(), 16, cache)
+    assert torch.equal(named.pooled.covariance, made.pooled.covariance)
+
+
+def test_references_of_something_else_are_refused(tmp_path: Path) -> None:
+    images = open_images(npz(tmp_path / "a.npz", pixels(60)))
+    made = summarise(images, extractor(), 32, "a")
+    path = tmp_path / "reference.npz"
+    described = {"extractor": "Pixels", "preprocessing": "8 bit, [-1, 1]", "image_size": 16}
+    write_summary(path, made, described)
+    read_summary(str(path), extractor(), 16)
+    with pytest.raises(UserError, match="reference of image_size 16, but the images are evaluated"):
+        reference(str(path), extractor(), 32)
+    other = extractor()
+    other.name = "effnet-lite0"
+    with pytest.raises(UserError, match=r"reference of extractor Pixels, but .* effnet-lite0"):
+        reference(str(path), other, 16)
+    with pytest.raises(UserError, match=r"holds images of 16 px, the others have 32 px"):
+        reference(str(tmp_path / "a.npz"), extractor(), 32)
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(UserError, match="of Inception's features, and no images"):
+        reference(str(tmp_path / "adm.npz"), extractor(), 16)
+    np.savez(tmp_path / "else.npz", weights=np.zeros(3))
+    with pytest.raises(UserError, match="is no reference: an npz of images has arr_0"):
+        reference(str(tmp_path / "else.npz"), extractor(), 16)
+    np.savez(tmp_path / "pickled.npz", mu=np.array([{}]), sigma=np.eye(3), provenance="{}")
+    with pytest.raises(UserError, match="cannot be read as an npz of plain arrays"):
+        reference(str(tmp_path / "pickled.npz"), extractor(), 16)
+
+
+def test_adm_reference_batches_are_read_as_they_are(tmp_path: Path) -> None:
+    """Its mean and covariance are those of the whole data set, its images a part of it."""
+
+    class Named(ModuleFeatures):
+        """Stands in for Inception by name alone: what is read from the file is what counts."""
+
+    named = Named(Pixels())
+    named.name = Inception.name
+    images = pixels(60)
+    mu, sigma = np.full(48, 0.5), 2 * np.eye(48)
+    path = str(tmp_path / "VIRTUAL_imagenet256_labeled.npz")
+    np.savez(
+        path, arr_0=images.permute(0, 2, 3, 1).numpy(), mu=mu, sigma=sigma,
+        mu_s=np.zeros(7), sigma_s=np.eye(7),
+    )  # fmt: skip
+    found, provenance = reference(path, named, 16, str(tmp_path / "cache"))
+    assert torch.equal(found.pooled.mean, torch.tensor(mu)) and found.spatial is not None
+    assert found.features is not None and found.features.shape == (60, 48)
+    assert provenance["images"] == 60 and provenance["mu"].endswith("mu, sigma")
+    made = summarise(open_images(path), named, 8, "samples")
+    assert next(iter(figures(found, made, named))) == "FID"
+
+
+def test_samples_go_on_where_they_stopped(tmp_path: Path) -> None:
+    images, path = pixels(10), tmp_path / "samples.npz"
+    file = SampleFile(path, {"seed": 0}, 10, 16)
+    file.write(0, images[:4])
+    file.write(4, images[4:8])
+    with file.partial.open("ab") as half:
+        half.write(b"cut short")
+    file = SampleFile(path, {"seed": 0}, 10, 16)
+    assert file.done == 8 and torch.equal(file.read(2, 5), images[2:5])
+    file.write(8, images[8:])
+    file.finish()
+    assert torch.equal(torch.cat([*open_images(str(path)).batches(3)]), images)
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.half"))
+    assert SampleFile(path, {"seed": 0}, 10, 16).done == 10
+    assert SampleFile(path, {"seed": 1}, 10, 16).done == 0 and not path.exists()
+    assert json.loads(Path(f"{path}.json").read_text())["seed"] == 1
+
+
+def test_resizing_is_pillows_bicubic() -> None:
+    image = torch.nn.functional.interpolate(pixels(1, 6).float(), (48, 48), mode="bilinear").byte()
+    theirs = Image.fromarray(image[0].permute(1, 2, 0).numpy()).resize(
+        (32, 32), Image.Resampling.BICUBIC
+    )
+    ours = resize(image, 32)[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(ours - np.asarray(theirs)).max() <= 1
+    assert resize(image, None) is image
