@@ -2,6 +2,7 @@
 
 from lgpl.callbacks.checkpoint import Checkpoint
 from lgpl.callbacks.ema import EMA
+from lgpl.callbacks.evaluation import GenerationEvaluation, ReconstructionEvaluation
 from lgpl.callbacks.pictures import ReconstructionPictures, SamplePictures
 from lgpl.callbacks.skipped import SkippedSamples
 from lgpl.callbacks.throughput import Throughput
@@ -9,6 +10,8 @@ from lgpl.callbacks.throughput import Throughput
 __all__ = [
     "Checkpoint",
     "EMA",
+    "GenerationEvaluation",
+    "ReconstructionEvaluation",
     "ReconstructionPictures",
     "SamplePictures",
     "SkippedSamples",

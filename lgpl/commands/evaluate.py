@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from lgpl.checkpoints import load_module
 from lgpl.commands.sample import load_generator, usable_device
-from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
@@ -25,7 +24,7 @@ from lgpl.generator.module import PERCEPTUAL
 from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, figures, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import SampleFile, open_images, resize
-from lgpl.metrics.protocols import GFID, RFID, dealt, draw, report, write_json
+from lgpl.metrics.protocols import GFID, RFID, dealt, draw, read_prompts, report, write_json
 from lgpl.metrics.reference import CACHE, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
@@ -246,31 +245,6 @@ def _drawn(
     if file is not None:
         file.finish()
     return made.compute()
-
-
-def read_prompts(path: str) -> list[str]:
-    """One prompt a line of a text file, or the captions of shards in their order."""
-    if not path.endswith(".txt"):
-        data = ShardDataModule(test=path, fields=("caption",), eval_batch_size=256)
-        data.setup("test")
-        return [
-            caption
-            for batch in data.test_dataloader()
-            for caption, valid in zip(batch["caption"], batch["valid"], strict=True)
-            if valid
-        ]
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts: {path} cannot be read as text ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise UserError(
-                f"--prompts: line {number} of {path} is empty; each line is the prompt of an image."
-            )
-    if not lines:
-        raise UserError(f"--prompts: {path} holds no prompts; write one a line.")
-    return [line.strip() for line in lines]
 
 
 def table(reports: list[dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ class StreamedInceptionScore(Metric):
 
     Args:
         classes: number of logits.
-        total: number of images that will come; it sets the splits' borders.
+        total: the images' numbers lie below it; it sets the splits' borders.
     """
 
     entropy: Tensor

@@ -17,11 +17,7 @@ ROWS = 1024  # of a block of distances
 
 
 class FeatureBank(Metric):
-    """The features of the first `keep` images of a set, by their number.
-
-    Args:
-        keep: how many at the most, over all ranks.
-    """
+    """The features of the images of a set whose number is below `keep`."""
 
     features: list[Tensor]
     numbers: list[Tensor]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import lgpl
+from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
@@ -72,6 +73,31 @@ def draw(
         condition, lengths = module.encode_text([prompts[i % len(prompts)] for i in wanted])
     images = module.sample(condition, lengths, sampling, [seed + i for i in wanted])
     return resize(to_bytes(images), size)
+
+
+def read_prompts(path: str | list[str]) -> list[str]:
+    """One prompt a line of a text file, or the captions of shards in their order."""
+    if not isinstance(path, str) or not path.endswith(".txt"):
+        data = ShardDataModule(test=path, fields=("caption",), eval_batch_size=256)
+        data.setup("test")
+        return [
+            caption
+            for batch in data.test_dataloader()
+            for caption, valid in zip(batch["caption"], batch["valid"], strict=True)
+            if valid
+        ]
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts: {path} cannot be read as text ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(
+                f"prompts: line {number} of {path} is empty; each line is the prompt of an image."
+            )
+    if not lines:
+        raise UserError(f"prompts: {path} holds no prompts; write one a line.")
+    return [line.strip() for line in lines]
 
 
 def report(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -84,28 +85,45 @@ def _of_images(
     }
     key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
     kept = Path(cache) / f"{extractor.name.replace('/', '-')}-{image_size}-{key}.npz"
-    if kept.exists():
+    rank, world = _place()
+    there = [kept.exists()] * world
+    if world > 1:  # machines may not share the folder
+        dist.all_gather_object(there, kept.exists())
+    if all(there):
         return read_summary(str(kept), extractor, image_size)
     made = summarise(images, extractor, batch_size, f"reference {Path(source).name}")
     provenance["images"] = made.count
-    write_summary(kept, made, provenance)
+    if rank == 0:
+        write_summary(kept, made, provenance)
     return made, provenance
 
 
 def summarise(
     images: Images, extractor: Extractor, batch_size: int, doing: str, size: int | None = None
 ) -> Summary:
-    """One pass over images on disk, with a progress bar; `size` resizes them first."""
+    """One pass over images on disk, with a progress bar; `size` resizes them first.
+
+    Several ranks take the batches in turn and must ask together.
+    """
     made = ImageSet(extractor, images.count)
     device = made.pooled.device
+    rank, world = _place()
     seen = 0
-    with tqdm(total=images.count, unit="image", desc=doing, leave=False) as bar:
-        for batch in images.batches(batch_size):
-            number = torch.arange(seen, seen + len(batch))
-            made.update(resize(batch.to(device), size), number)
+    with tqdm(total=images.count, unit="image", desc=doing, leave=False, disable=rank > 0) as bar:
+        for turn, batch in enumerate(images.batches(batch_size)):
+            if turn % world == rank:
+                number = torch.arange(seen, seen + len(batch))
+                made.update(resize(batch.to(device), size), number)
             seen += len(batch)
             bar.update(len(batch))
     return made.compute()
+
+
+def _place() -> tuple[int, int]:
+    """This rank, and the number of ranks."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def write_summary(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:

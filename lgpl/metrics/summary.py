@@ -60,12 +60,15 @@ class ImageSet(nn.Module):
         extractor: whose features.
         total: number of images that will come, over all ranks.
         keep: of so many images the features themselves are kept, for the figures of neighbours.
+        numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
 
     Raises:
         UserError: they are too few for the covariance.
     """
 
-    def __init__(self, extractor: Extractor, total: int, keep: int = 10_000) -> None:
+    def __init__(
+        self, extractor: Extractor, total: int, keep: int = 10_000, numbers: int | None = None
+    ) -> None:
         super().__init__()
         self.extractor = extractor
         device = next((p.device for p in extractor.parameters()), torch.device("cpu"))
@@ -73,7 +76,8 @@ class ImageSet(nn.Module):
         name = extractor.figure("FID")
         require_enough(total, pooled.shape[1], name, "the set")
         self.pooled = FeatureGaussian(pooled.shape[1])
-        self.bank = FeatureBank(pooled.shape[1], keep)
+        numbers = numbers or total
+        self.bank = FeatureBank(pooled.shape[1], keep * numbers // total)
         self.spatial, self.score = None, None
         if spatial is not None and total > spatial.shape[1]:
             self.spatial = FeatureGaussian(spatial.shape[1])
@@ -83,7 +87,7 @@ class ImageSet(nn.Module):
                 *(name, total, spatial.shape[1]),
             )
         if logits is not None:
-            self.score = StreamedInceptionScore(logits.shape[1], total)
+            self.score = StreamedInceptionScore(logits.shape[1], numbers)
         self.to(device)
 
     def update(self, image: Tensor, number: Tensor) -> None:

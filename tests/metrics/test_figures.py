@@ -172,6 +172,7 @@ def test_identical_sets_and_worse_ones(emoji: Tensor) -> None:
         assert 0.01 < distances[0] < distances[1] < distances[2]
 
 
+@pytest.mark.slow
 def test_effnet_gives_all_figures_and_its_name(emoji: Tensor) -> None:
     extractor = EfficientNetLite0(32)
     shapes = [f.shape for f in extractor.features(torch.zeros(2, 3, 64, 64)) if f is not None]

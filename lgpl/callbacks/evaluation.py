@@ -1,0 +1,263 @@
+"""Figures of the tokenizer and the generator in validation and test, by the protocols' names.
+
+Validation runs on the moving average where there is one, and so do these. Training goes on as if
+they had not been: the random numbers are put back, and the modules' modes are Lightning's to set.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+from tqdm import tqdm
+
+from lgpl.data import ShardDataModule
+from lgpl.errors import UserError
+from lgpl.generator import GeneratorModule, Sampling
+from lgpl.generator.condition import ClassCondition
+from lgpl.metrics import Extractor, ImageSet, Summary, figures, load_extractor
+from lgpl.metrics.extractors import to_bytes
+from lgpl.metrics.images import resize
+from lgpl.metrics.protocols import (
+    GFID,
+    NO_IMAGE,
+    RFID,
+    dealt,
+    draw,
+    read_prompts,
+    report,
+)
+from lgpl.metrics.reference import CACHE, reference
+from lgpl.tokenizer import TokenizerModule
+
+KEYS = 2**32  # what a sample's key is hashed to
+FILE = "figures.jsonl"
+
+
+class Evaluation(Callback):
+    """What both have in common: when, with which extractor, and where the figures go."""
+
+    def __init__(self, extractor: str, every: int, resize: int | None) -> None:
+        self.extractor_name, self.every, self.resize = extractor, every, resize
+        self._extractor: Extractor | None = None
+        self._last: int | None = None  # optimizer steps before the last evaluation
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._last = state_dict["last"]
+
+    def due(self, trainer: pl.Trainer) -> bool:
+        """Every validation and test of its own, and in training every so many steps."""
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != "fit" or self._last is None:
+            return True
+        return trainer.global_step - self._last >= self.every
+
+    def extractor(self, device: torch.device) -> Extractor:
+        if self._extractor is None:
+            self._extractor = load_extractor(self.extractor_name)
+        return self._extractor.to(device)
+
+    def tell(self, trainer: pl.Trainer, module: pl.LightningModule, made: dict[str, Any]) -> None:
+        """To the loggers by the figures' names, and in full to `figures.jsonl` beside the logs."""
+        self._last = trainer.global_step
+        stage = "test" if trainer.testing else "val"
+        module.log_dict({f"{stage}/{name}": value for name, value in made["figures"].items()})
+        log_dir = trainer.log_dir  # all ranks have to ask for it
+        if trainer.is_global_zero and trainer.loggers and log_dir is not None:
+            folder = Path(log_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / FILE).open("a", encoding="utf-8") as file:
+                line = {"stage": stage, "step": trainer.global_step, **made}
+                file.write(json.dumps(line) + "\n")
+
+
+class ReconstructionEvaluation(Evaluation):
+    """`rfid` of the validation or test images: the reconstructions against the same images.
+
+    Every figure is that of all ranks' images together, each counted once.
+
+    Args:
+        extractor: inception, effnet-lite0, or the class path of an nn.Module.
+        every: in training, the least number of optimizer steps between two evaluations; 0
+            evaluates in every validation.
+        resize: pixels at which images are compared, such as 256 of a model for 384.
+    """
+
+    def __init__(
+        self, extractor: str = "inception", every: int = 0, resize: int | None = None
+    ) -> None:
+        super().__init__(extractor, every, resize)
+        self._real: dict[str, Summary] = {}  # by stage: the originals are always the same
+        self._sets: tuple[ImageSet | None, ImageSet] | None = None
+
+    def _start(self, trainer: pl.Trainer, module: pl.LightningModule, batches: int) -> None:
+        self._sets = None
+        data = getattr(trainer, "datamodule", None)
+        if not self.due(trainer) or not isinstance(data, ShardDataModule):
+            return
+        assert isinstance(module, TokenizerModule)
+        total = batches * data.eval_batch_size * trainer.world_size  # at the most
+        with isolate_rng():
+            extractor = self.extractor(module.device)
+            stage = "test" if trainer.testing else "val"
+            real, fake = (ImageSet(extractor, total, numbers=KEYS) for _ in range(2))
+        self._sets = (None if stage in self._real else real), fake
+
+    def _add(self, module: pl.LightningModule, rebuilt: torch.Tensor, batch: Any) -> None:
+        if self._sets is None:
+            return
+        valid = batch["valid"]
+        keys = [key for key, counts in zip(batch["key"], valid.tolist(), strict=True) if counts]
+        # Whose rank and turn it was makes no difference to the hash.
+        number = torch.tensor([zlib.crc32(key.encode()) for key in keys], dtype=torch.int64)
+        for made, images in zip(self._sets, (batch["image"], rebuilt), strict=True):
+            if made is not None:
+                made.update(resize(to_bytes(images[valid]), self.resize), number)
+
+    def _end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._sets is None:
+            return
+        (real, fake), self._sets = self._sets, None
+        stage = "test" if trainer.testing else "val"
+        if real is not None:
+            self._real[stage] = real.compute()
+        extractor, made = self.extractor(module.device), fake.compute()
+        patterns = trainer.datamodule.patterns[stage]  # type: ignore[attr-defined]
+        found = figures(self._real[stage], made, extractor)
+        source = {"source": patterns, "images": made.count}
+        size = trainer.datamodule.image_size  # type: ignore[attr-defined]
+        self.tell(
+            trainer, module,
+            report(found, RFID, extractor, made.count, source, image_size=size, resize=self.resize),
+        )  # fmt: skip
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start(trainer, pl_module, int(sum(trainer.num_val_batches)))
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start(trainer, pl_module, int(sum(trainer.num_test_batches)))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(pl_module, outputs, batch)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end(trainer, pl_module)
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
+class GenerationEvaluation(Evaluation):
+    """`gfid` of N generated images, the same ones on any number of ranks.
+
+    Image i is drawn from the seed `seed` + i, of the class i modulo the number of classes or of the
+    prompt i modulo the number of prompts.
+
+    Args:
+        reference: npz (ADM's batch, or statistics), folder or shards of real images.
+        images: N, over all ranks.
+        extractor: inception, effnet-lite0, or the class path of an nn.Module.
+        every: in training, the least number of optimizer steps between two evaluations; 0
+            evaluates in every validation.
+        prompts: text file with one a line, or shards whose captions are taken; the validation
+            shards by default. A class-conditional model needs none.
+        guidance, temperature, top_k, top_p: see `Sampling`.
+        seed: of the first image.
+        batch_size: images drawn together.
+        resize: pixels at which images are compared, such as 256 of a model for 384.
+        cache: folder of reference statistics.
+    """
+
+    def __init__(
+        self,
+        reference: str,
+        images: int = 10_000,
+        extractor: str = "inception",
+        every: int = 0,
+        prompts: str | None = None,
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 32,
+        resize: int | None = None,
+        cache: str = CACHE,
+    ) -> None:
+        super().__init__(extractor, every, resize)
+        self.reference, self.images, self.prompts = reference, images, prompts
+        self.sampling = Sampling(guidance, None, temperature, top_k, top_p)
+        self.seed, self.batch_size, self.cache = seed, batch_size, cache
+        self._known: tuple[Summary, dict[str, Any], list[str]] | None = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """After the first batch, and not at the end, when the average may be taken out again."""
+        if batch_idx == 0 and self.due(trainer):
+            assert isinstance(pl_module, GeneratorModule)
+            with isolate_rng():
+                self.tell(trainer, pl_module, self.evaluate(trainer, pl_module))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def evaluate(self, trainer: pl.Trainer, module: GeneratorModule) -> dict[str, Any]:
+        """The report; all ranks must ask together."""
+        extractor = self.extractor(module.device)
+        made = ImageSet(extractor, self.images)
+        size = self.resize or module.model.grid[0] * module.tokenizer.autoencoder.downsampling
+        if self._known is None:
+            known = reference(self.reference, extractor, size, self.cache, self.batch_size)
+            self._known = *known, self._read_prompts(trainer, module)
+        real, source, prompts = self._known
+        hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
+        with tqdm(
+            total=self.images, unit="image", desc="evaluating", leave=False, disable=hidden
+        ) as bar:
+            rank, world = trainer.global_rank, trainer.world_size
+            for numbers in dealt(self.images, self.batch_size, rank, world):
+                with trainer.precision_plugin.forward_context():
+                    images = draw(module, numbers, prompts, self.sampling, self.seed, size)
+                if numbers[0] != NO_IMAGE:
+                    made.update(images, torch.tensor(numbers))
+                bar.update(min(len(numbers) * world, self.images - bar.n))
+        summary = made.compute()
+        return report(
+            figures(real, summary, extractor), GFID, extractor, summary.count, source,
+            sampling=self.sampling, seed=self.seed, resize=self.resize, prompts=self.prompts,
+            precision=str(trainer.precision),
+        )  # fmt: skip
+
+    def _read_prompts(self, trainer: pl.Trainer, module: GeneratorModule) -> list[str]:
+        if isinstance(module.model.condition, ClassCondition):
+            return []
+        data = getattr(trainer, "datamodule", None)
+        shards = data.patterns["val"] if isinstance(data, ShardDataModule) else None
+        if self.prompts is None and not isinstance(shards, (str, list)):
+            raise UserError("GenerationEvaluation.prompts: give a text file or shards.")
+        return read_prompts(self.prompts or shards)  # type: ignore[arg-type]
