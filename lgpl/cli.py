@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl.callbacks import EMA, SkippedSamples
 from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
-from lgpl.commands import data, evaluate, export, import_released, plan, quickstart, sample
+from lgpl.commands import compare, data, evaluate, export, import_released, plan, quickstart, sample
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 
@@ -31,6 +31,7 @@ EPILOG = """plain commands, each with its own --help:
   data        pack | index | show | check: shards made, counted, looked into
   sample      pictures from a generator's checkpoint
   evaluate    generation | reconstruction: FID and the like, by a named protocol
+  compare     configs, figures and curves of several runs
   import      LlamaGen's released weights, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
   plan        memory, tokens and FLOPs of a training step, before it is queued
@@ -158,6 +159,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": data.main,
     "sample": sample.main,
     "evaluate": evaluate.main,
+    "compare": compare.main,
     "import": import_released.main,
     "export": export.main,
     "plan": plan_main,

@@ -3,6 +3,7 @@
 from lgpl.callbacks.checkpoint import Checkpoint
 from lgpl.callbacks.ema import EMA
 from lgpl.callbacks.evaluation import GenerationEvaluation, ReconstructionEvaluation
+from lgpl.callbacks.health import NaNGuard, TokenizerHealth
 from lgpl.callbacks.pictures import ReconstructionPictures, SamplePictures
 from lgpl.callbacks.skipped import SkippedSamples
 from lgpl.callbacks.throughput import Throughput
@@ -11,9 +12,11 @@ __all__ = [
     "Checkpoint",
     "EMA",
     "GenerationEvaluation",
+    "NaNGuard",
     "ReconstructionEvaluation",
     "ReconstructionPictures",
     "SamplePictures",
     "SkippedSamples",
     "Throughput",
+    "TokenizerHealth",
 ]

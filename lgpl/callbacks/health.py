@@ -1,0 +1,166 @@
+"""Runs that go wrong: steps without finite gradients, collapsing codebooks, saturated
+discriminators."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lgpl.errors import UserError
+from lgpl.tokenizer.module import TokenizerModule
+
+log = logging.getLogger(__name__)
+
+KEYS = 8  # of a batch, in a message
+
+
+class NaNGuard(Callback):
+    """Skips a step whose gradients are not finite, and ends a run that has nothing else.
+
+    A skipped step changes neither weights nor the optimizer's state; it is counted in
+    `health/skipped_steps` and in the checkpoint. The gradients' norm is waited for in every step.
+
+    Args:
+        patience: so many skipped steps in a row end the run.
+    """
+
+    def __init__(self, patience: int = 5) -> None:
+        if patience < 1:
+            raise UserError(f"NaNGuard.patience: {patience} is below 1.")
+        self.patience = patience
+        self.skipped = 0
+        self._in_a_row = 0
+        self._stepped = self._failed = False
+        self._keys: list[str] = []  # of the batches since the last step
+        self._hooks: list[RemovableHandle] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not pl_module.automatic_optimization:  # some of its steps are none of Lightning's
+            self._hooks = [o.register_step_pre_hook(self._check) for o in trainer.optimizers]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if pl_module.automatic_optimization:
+            self._check(optimizer)
+
+    def _check(self, optimizer: Optimizer, *_: Any) -> None:
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in weights if p.grad is not None]
+        if not gradients:
+            return
+        self._stepped = True
+        norm = get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not math.isfinite(norm.item()):
+            self._failed = True
+            for weight in weights:
+                weight.grad = None  # which an optimizer leaves alone
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._keys += batch["key"]
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if not self._stepped:  # gradients are still being accumulated
+            return
+        keys, failed = self._keys, self._failed
+        self._keys, self._stepped, self._failed = [], False, False
+        self._in_a_row = self._in_a_row + 1 if failed else 0
+        if not failed:
+            return
+        self.skipped += 1
+        named = ", ".join(keys[:KEYS]) + (", ..." if len(keys) > KEYS else "")
+        log.warning(
+            "Step skipped: gradients that are not finite (rank %d, samples %s).",
+            *(trainer.global_rank, named),
+        )
+        for logger in trainer.loggers:
+            logger.log_metrics({"health/skipped_steps": self.skipped}, step=trainer.global_step)
+        if self._in_a_row >= self.patience:
+            raise UserError(
+                f"{self._in_a_row} steps in a row had gradients that are not finite, the last with "
+                f"the samples {named} on rank {trainer.global_rank}: lower model.lr or "
+                "model.gradient_clip, or go on from an earlier checkpoint."
+            )
+
+
+class TokenizerHealth(Callback):
+    """Warns, naming the knob, when the codebook collapses or the discriminator saturates.
+
+    Args:
+        every: training batches between two looks.
+        usage: share of the codebook below which it is said to collapse.
+        discriminator_loss: below it the discriminator tells all images apart.
+        patience: looks in a row that have to be bad.
+    """
+
+    def __init__(
+        self,
+        every: int = 100,
+        usage: float = 0.1,
+        discriminator_loss: float = 0.05,
+        patience: int = 5,
+    ) -> None:
+        self.every, self.patience = every, patience
+        self.least = {"train/usage": usage, "train/discriminator/loss": discriminator_loss}
+        self._bad = dict.fromkeys(self.least, 0)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if (batch_idx + 1) % self.every:
+            return
+        assert isinstance(pl_module, TokenizerModule)
+        for name, least in self.least.items():
+            value = trainer.callback_metrics.get(name)
+            if value is None:
+                continue
+            self._bad[name] = self._bad[name] + 1 if value.item() < least else 0
+            if self._bad[name] == self.patience:  # once, until it has recovered
+                log.warning("%s", self._advice(name, value, pl_module))
+
+    def _advice(self, name: str, value: torch.Tensor, module: TokenizerModule) -> str:
+        if name == "train/usage":
+            return (
+                f"The codebook collapses: {value.item():.1%} of its codes are in use. Set "
+                "quantizer.init_args.revive_after to 50 or so, raise entropy_weight or lower "
+                "model.lr."
+            )
+        return (
+            f"The discriminator saturates: its loss is {value.item():.3f}. Lower "
+            f"loss.init_args.adversarial_weight ({module.loss.adversarial_weight:g}), make the "
+            f"discriminator smaller, or raise discriminator_start ({module.discriminator_start})."
+        )

@@ -1,0 +1,150 @@
+"""`lgpl compare`: what differs in the configs of runs, their last figures, their curves."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from lgpl.errors import UserError
+from lgpl.plots import plot
+
+Curves = dict[str, list[tuple[float, float]]]
+WIDTH = 48  # characters of a value
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        prog="lgpl compare",
+        description="A table of the config values that differ and of the last figures, and curves.",
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folders of logs, with config.yaml")
+    p.add_argument("--figures", nargs="+", default=["val/", "test/"], help="names or beginnings")
+    p.add_argument("--out", default="compare.png", help="picture of the curves")
+    return p
+
+
+def main(args: list[str]) -> None:
+    options = parser().parse_args(args)
+    runs = [Path(run) for run in options.runs]
+    curves = [read_curves(run) for run in runs]
+    wanted = tuple(options.figures)
+    names = sorted({tag for run in curves for tag in run if tag.startswith(wanted)})
+    if not names:
+        there = sorted({tag for run in curves for tag in run})
+        raise UserError(
+            f"--figures: no run has figures named {', '.join(wanted)}; there are "
+            f"{', '.join(there) or 'none'}."
+        )
+    labels = short_names(runs)
+    configs = [read_config(run) for run in runs]
+    keys = sorted({key for config in configs for key in config})
+    rows = [[key, *(config.get(key, "-") for config in configs)] for key in keys]
+    different = [row for row in rows if len(set(row[1:])) > 1]
+    last = [[name, *(_last(run.get(name)) for run in curves)] for name in names]
+    print(table([["config", *labels], *different]))
+    print()
+    print(table([["last figure", *labels], *last]))
+    panels = {
+        name: {label: run[name] for label, run in zip(labels, curves, strict=True) if name in run}
+        for name in names
+    }
+    plot(Path(options.out), panels, "optimizer steps")
+    print(f"\n{options.out}: the curves of {len(names)} figures")
+
+
+def read_config(run: Path) -> dict[str, str]:
+    """Every value of a run's config.yaml by its dotted key."""
+    path = run / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{run} is no folder of a run: {path} cannot be read ({error}).") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML ({error}).") from error
+    return flatten(content)
+
+
+def flatten(value: Any, key: str = "") -> dict[str, str]:
+    """Nested values by dotted keys; classes in a list are named by their class."""
+    if isinstance(value, dict) and value:
+        children = {f"{key}.{name}" if key else str(name): v for name, v in value.items()}
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        names = [
+            item["class_path"].rpartition(".")[2]
+            if isinstance(item, dict) and "class_path" in item
+            else str(i)
+            for i, item in enumerate(value)
+        ]
+        children = {f"{key}[{name}]": item for name, item in zip(names, value, strict=True)}
+    else:
+        return {key: str(value)}
+    return {k: v for name, child in children.items() for k, v in flatten(child, name).items()}
+
+
+def read_curves(run: Path) -> Curves:
+    """Points (step, value) of every scalar of TensorBoard's event files, or of metrics.csv."""
+    curves = _events(run) or _csv(run / "metrics.csv")
+    if not curves:
+        raise UserError(
+            f"{run} holds no figures: neither TensorBoard's event files nor metrics.csv."
+        )
+    return curves
+
+
+def _events(run: Path) -> Curves:
+    if not any(run.glob("events.out.tfevents.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 1})
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def _csv(path: Path) -> Curves:
+    if not path.is_file():
+        return {}
+    curves: Curves = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if name not in ("step", "epoch") and value:
+                    curves.setdefault(name, []).append((float(row["step"]), float(value)))
+    return curves
+
+
+def short_names(runs: list[Path]) -> list[str]:
+    """The folders without what they have in common at either end."""
+    parts = [run.resolve().parts for run in runs]
+    first = next((i for i, p in enumerate(zip(*parts, strict=False)) if len(set(p)) > 1), None)
+    if first is None:
+        return [run.name for run in runs]
+    tails = [p[first:] for p in parts]
+    while all(len(tail) > 1 for tail in tails) and len({tail[-1] for tail in tails}) == 1:
+        tails = [tail[:-1] for tail in tails]
+    return ["/".join(tail) for tail in tails]
+
+
+def table(rows: list[list[str]]) -> str:
+    rows = [[cell if len(cell) <= WIDTH else cell[: WIDTH - 1] + "…" for cell in r] for r in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _last(curve: list[tuple[float, float]] | None) -> str:
+    if not curve:
+        return "-"
+    step, value = max(curve)
+    return f"{value:.4f} at {step:.0f}" if math.isfinite(value) else f"{value} at {step:.0f}"
