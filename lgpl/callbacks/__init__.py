@@ -4,14 +4,18 @@ from lgpl.callbacks.checkpoint import Checkpoint
 from lgpl.callbacks.ema import EMA
 from lgpl.callbacks.evaluation import GenerationEvaluation, ReconstructionEvaluation
 from lgpl.callbacks.health import NaNGuard, TokenizerHealth
+from lgpl.callbacks.monitoring import CodebookHistogram, GradientNorms, HyperParameters
 from lgpl.callbacks.pictures import ReconstructionPictures, SamplePictures
 from lgpl.callbacks.skipped import SkippedSamples
 from lgpl.callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoint",
+    "CodebookHistogram",
     "EMA",
     "GenerationEvaluation",
+    "GradientNorms",
+    "HyperParameters",
     "NaNGuard",
     "ReconstructionEvaluation",
     "ReconstructionPictures",

@@ -1,32 +1,78 @@
-"""Images and tokens per second."""
+"""How fast a run is, what it waits for, and how much memory it takes."""
 
 from __future__ import annotations
 
+import copy
+import resource
+import sys
 import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
 
+from lgpl.checkpoints import SelfDescribing, build_module
+from lgpl.commands.plan import rehearse
+from lgpl.data import ShardDataModule
 from lgpl.generator.module import GeneratorModule
+from lgpl.generator.transformer import Block
+
+GIB = 2**30
+DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 class Throughput(Callback):
-    """Logs `images_per_second` over all ranks, and `tokens_per_second` of a generator.
+    """Logs what a run makes of its devices, averaged over the batches since the last figure.
 
-    Measured between two logging steps, so it costs no synchronisation; validation is left out.
+    `images_per_second` over all ranks, and `tokens_per_second` of a generator; `data_wait`, the
+    share of the time between a batch's end and the next one's start; `peak_gib`, of the device's
+    memory or else of the process; `tflops` achieved by a device, and `mfu`, their share of its rate
+    where that is known. Nothing waits for the device; validation is left out.
 
     Args:
         every: training batches between two figures.
+        flops: count the operations of a step, once and on tensors without memory, as `lgpl plan`
+            does: a tokenizer's with its discriminator, and nothing that is recomputed in the
+            backward pass. None counts them on GPUs.
     """
 
-    def __init__(self, every: int = 20) -> None:
-        self.every = every
+    def __init__(self, every: int = 20, flops: bool | None = None) -> None:
+        self.every, self.flops = every, flops
+        self._flops_per_image: float | None = None
         self._forget()
 
     def _forget(self) -> None:
         self._since: float | None = None
         self._images = 0
+        self._waited = 0.0
+        self._ended: float | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        wanted = pl_module.device.type == "cuda" if self.flops is None else self.flops
+        data = getattr(trainer, "datamodule", None)
+        if not wanted or not trainer.is_global_zero or not isinstance(data, ShardDataModule):
+            return
+        if isinstance(pl_module, SelfDescribing) and pl_module.config is not None:
+            config = copy.deepcopy(pl_module.config)
+            config["init_args"]["compile"] = False
+            with isolate_rng():
+                with torch.device("meta"):
+                    module = build_module(config)
+                    module.configure_model()
+                for part in module.modules():
+                    if isinstance(part, Block):
+                        part.recompute = False
+                step = rehearse(module, 1, data.image_size, str(trainer.precision))
+            self._flops_per_image = step.flops
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._ended is not None:
+            self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(
         self,
@@ -36,19 +82,42 @@ class Throughput(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
+        self._ended = now = time.perf_counter()
         if self._since is None:
-            self._since = time.perf_counter()
+            self._since = now
             return
-        self._images += len(batch["key"]) * trainer.world_size
+        self._images += len(batch["key"])
         if (batch_idx + 1) % self.every:
             return
-        rate = self._images / (time.perf_counter() - self._since)
-        figures = {"train/images_per_second": rate}
+        seconds = now - self._since
+        rate = self._images / seconds
+        figures = {
+            "train/images_per_second": rate * trainer.world_size,
+            "train/data_wait": self._waited / seconds,
+            "train/peak_gib": peak_memory(pl_module.device) / GIB,
+        }
         if isinstance(pl_module, GeneratorModule):
-            figures["train/tokens_per_second"] = rate * pl_module.model.code_count
+            figures["train/tokens_per_second"] = (
+                rate * trainer.world_size * pl_module.model.code_count
+            )
+        if self._flops_per_image is not None:
+            achieved = rate * self._flops_per_image
+            figures["train/tflops"] = achieved / 1e12
+            kind = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
+            available = get_available_flops(pl_module.device, kind)
+            if available:
+                figures["train/mfu"] = achieved / available
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
         self._forget()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._forget()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were in use at the highest point: of a GPU, or else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

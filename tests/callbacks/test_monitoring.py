@@ -1,0 +1,92 @@
+"""What a run logs beside its losses, in TensorBoard and in a CSV."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lgpl.callbacks.monitoring import layer_of
+from lgpl.checkpoints import build_module, read_checkpoint
+from lgpl.cli import main
+from lgpl.commands.plan import rehearse
+from tests.callbacks.test_evaluation import (
+    RECONSTRUCTION,
+    generator,
+    scalars,
+    short,
+    stacked,
+    tokenizer,
+)
+from tests.conftest import Chain
+
+FAST = {
+    "class_path": "lgpl.callbacks.Throughput",
+    "init_args": {"every": 2, "flops": True},
+}
+NORMS = {"class_path": "lgpl.callbacks.GradientNorms", "init_args": {"every": 2}}
+ALL = [
+    *(FAST, NORMS, RECONSTRUCTION),
+    *({"class_path": f"lgpl.callbacks.{name}"} for name in ("CodebookHistogram", "NaNGuard")),
+    *({"class_path": f"lgpl.callbacks.{name}"} for name in ("HyperParameters", "TokenizerHealth")),
+]
+
+
+def test_tokenizer_in_tensorboard(tmp_path: Path) -> None:
+    main(["fit", *tokenizer(*stacked(tmp_path, "all", *ALL)),
+          *short("--trainer.val_check_interval", "6")])  # fmt: skip
+    folder = tmp_path / "all/tokenizer"
+    found = scalars(folder)
+    assert {"train/images_per_second", "train/tflops", "val/FID[Pixels]"} <= set(found)
+    assert all(0 <= share < 1 for share in found["train/data_wait"])
+    assert 0.1 < found["train/peak_gib"][-1] < 64 and "train/mfu" not in found  # of a CPU
+    assert found["gradient_norm/autoencoder.encoder"][-1] > 0
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    assert tags["histograms"] == ["val/codes"]
+    counts = events.Histograms("val/codes")[-1].histogram_value
+    assert counts.num == 64 and counts.sum == pytest.approx(64)
+    assert "hp_metric" not in found
+    (session,) = folder.glob("events.out.tfevents.*")
+    assert b"_hparams_/session_start_info" in session.read_bytes()
+
+
+def test_generator_in_a_csv(chain: Chain, tmp_path: Path) -> None:
+    logger = ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger"]
+    for key, value in (("save_dir", str(tmp_path)), ("name", "csv"), ("version", "")):
+        logger += [f"--trainer.logger.init_args.{key}", value]
+    callbacks = [FAST, NORMS, *({"class_path": f"lgpl.callbacks.{n}"}
+                                for n in ("HyperParameters", "NaNGuard"))]  # fmt: skip
+    main(["fit", *generator(chain, *stacked(tmp_path, "all", *callbacks)), *short(), *logger])
+    with (tmp_path / "csv/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    layers = {name for name in rows[0] if name.startswith("gradient_norm/")}
+    assert {"gradient_norm/transformer.layers.0", "gradient_norm/transformer.layers.1"} <= layers
+    images, tokens = (
+        [float(row[f"train/{kind}_per_second"]) for row in rows if row["train/images_per_second"]]
+        for kind in ("images", "tokens")
+    )
+    assert tokens == pytest.approx([64 * rate for rate in images])
+    flops = [float(row["train/tflops"]) for row in rows if row["train/tflops"]]
+    with torch.device("meta"):
+        module = build_module(read_checkpoint(chain.stage2, "generator").described())
+    each = rehearse(module, 1, 64, "32-true").flops / 1e12
+    assert flops == pytest.approx([each * rate for rate in images], rel=1e-3)
+    assert "Transformer" in (tmp_path / "csv/hparams.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [
+        ("transformer.layers.3.attention.wqkv.weight", "transformer.layers.3"),
+        ("transformer.output.weight", "transformer.output"),
+        ("autoencoder.decoder.up.1.0.conv.weight", "autoencoder.decoder.up.1"),
+        ("scale", "scale"),
+    ],
+)
+def test_layers_of_parameters(parameter: str, layer: str) -> None:
+    assert layer_of(parameter) == layer
