@@ -22,6 +22,10 @@ BASES = {
     "trainer": "configs/generator/c2i_b.yaml",
     "variant": "configs/generator/c2i_b.yaml",
 }
+EVALUATED = {
+    "cifar10.yaml": "configs/generator/cifar10.yaml",
+    "reconstruction.yaml": "configs/tokenizer/cifar10.yaml",
+}
 ENCODED_BY = {
     "encode_emoji.yaml": "emoji.yaml",
     "encode_cifar10.yaml": "cifar10.yaml",
@@ -35,6 +39,8 @@ def stacked(config: Path) -> list[str]:
     below = []
     if kind in BASES:
         below = [BASES[kind]]
+    elif kind == "evaluation":
+        below = [EVALUATED[config.name]]
     elif config.name in ENCODED_BY:
         below = [str(config.with_name(ENCODED_BY[config.name]))]
     return [arg for path in (*below, str(config)) for arg in ("-c", path)]

@@ -257,7 +257,8 @@ class GenerationEvaluation(Evaluation):
         if isinstance(module.model.condition, ClassCondition):
             return []
         data = getattr(trainer, "datamodule", None)
-        shards = data.patterns["val"] if isinstance(data, ShardDataModule) else None
+        split = "test" if trainer.testing else "val"
+        shards = data.patterns[split] if isinstance(data, ShardDataModule) else None
         if self.prompts is None and not isinstance(shards, (str, list)):
             raise UserError("GenerationEvaluation.prompts: give a text file or shards.")
         return read_prompts(self.prompts or shards)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,14 @@ def main(args: list[str]) -> None:
     if out.suffix != ".json":
         raise UserError(f"--out: {out} should end in .json.")
     device = torch.device(usable_device(options.device))
+    found: list[dict[str, Any]] = []
     if chosen.subcommand == "reconstruction":
-        found = [reconstruction(options, device)]
+        made = iter([reconstruction(options, device)])
     else:
-        found = generation(options, device)
-    write_json(out, found[0] if len(found) == 1 else found)
+        made = generation(options, device)
+    for one in made:  # each setting of a sweep is kept as soon as it is whole
+        found.append(one)
+        write_json(out, found if len(found) > 1 else one)
     print(table(found))
     if len(found) > 1:
         picture = out.with_suffix(".png")
@@ -158,7 +162,7 @@ def reconstruction(options: Namespace, device: torch.device) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def generation(options: Namespace, device: torch.device) -> list[dict[str, Any]]:
+def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The reports of `gfid`, one for each setting of a sweep."""
     extractor = load_extractor(options.extractor).to(device)
     held: tuple[str, Extractor, str, int] = (
@@ -175,7 +179,8 @@ def generation(options: Namespace, device: torch.device) -> list[dict[str, Any]]
             samples=options.samples, resize=options.resize,
             seconds=round(time.perf_counter() - begin),
         )  # fmt: skip
-        return [found]
+        yield found
+        return
     module = load_generator(options.checkpoint, options.tokenizer, str(device))
     prompts = read_prompts(options.prompts) if options.prompts else []
     if isinstance(module.model.condition, ClassCondition) == bool(prompts):
@@ -185,7 +190,6 @@ def generation(options: Namespace, device: torch.device) -> list[dict[str, Any]]
     side = options.resize or own
     ImageSet(extractor, options.images)  # too few are told before anything is computed
     real, source = reference(held[0], extractor, side, *held[2:])
-    reports = []
     settings = list(itertools.product(*(options[name] for name in SWEPT)))
     for guidance, top_k, top_p, temperature in settings:
         begin = time.perf_counter()
@@ -197,15 +201,12 @@ def generation(options: Namespace, device: torch.device) -> list[dict[str, Any]]
                 path = path.with_stem(f"{path.stem}-{guidance}-{top_k}-{top_p}-{temperature}")
             file = SampleFile(path, _settings(options, sampling, prompts), options.images, side)
         fake = _drawn(module, extractor, options, prompts, sampling, side, file)
-        reports.append(
-            report(
-                figures(real, fake, extractor), GFID, extractor, fake.count, source,
-                sampling=sampling, seed=options.seed, checkpoint=options.checkpoint,
-                image_size=own, resize=options.resize, prompts=options.prompts,
-                precision=options.precision, seconds=round(time.perf_counter() - begin),
-            )
+        yield report(
+            figures(real, fake, extractor), GFID, extractor, fake.count, source,
+            sampling=sampling, seed=options.seed, checkpoint=options.checkpoint,
+            image_size=own, resize=options.resize, prompts=options.prompts,
+            precision=options.precision, seconds=round(time.perf_counter() - begin),
         )  # fmt: skip
-    return reports
 
 
 def _drawn(

@@ -113,7 +113,10 @@ class ImageSet(nn.Module):
             self.score.update(found.logits, number)
 
     def compute(self) -> Summary:
-        """All ranks must ask together."""
+        """All ranks must ask together, those without an image too."""
+        # Their lists would be empty, and of no shape to be joined with the others'.
+        nothing = torch.empty(0, self.bank.dim, device=self.bank.device)
+        self.bank.update(nothing, torch.empty(0, dtype=torch.int64, device=self.bank.device))
         return Summary(
             self.pooled.compute(),
             None if self.spatial is None else self.spatial.compute(),

@@ -1,4 +1,4 @@
-"""One rank of a distributed evaluation: every second batch, of unequal numbers."""
+"""One rank of a distributed evaluation: every second batch, of unequal numbers or none at all."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def main(out: str) -> None:
     dist.init_process_group("gloo", os.environ["INIT"], rank=rank, world_size=world)
     dice = torch.Generator().manual_seed(0)
     sets = []
-    for shift in (0, 40):
-        images = torch.randint(200, (301, 3, 16, 16), generator=dice) + shift
+    for count, shift in ((301, 0), (301, 40), (60, 20)):
+        images = torch.randint(200, (count, 3, 16, 16), generator=dice) + shift
         made = ImageSet(ModuleFeatures(Pixels()), len(images), keep=150)
-        for index, part in enumerate(torch.arange(len(images)).split(20)):
+        for index, part in enumerate(torch.arange(count).split(60)):
             if index % world == rank:
                 made.update(images[part].byte(), part)
         sets.append(made.compute())
-    found = figures(sets[0], sets[1], made.extractor)
+    found = [figures(sets[0], other, made.extractor) for other in sets[1:]]
     torch.save(found, f"{out}.{rank}")
     dist.destroy_process_group()
 

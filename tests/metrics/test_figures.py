@@ -236,5 +236,6 @@ def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
         assert not any(process.wait(timeout=120) for process in processes)
         found.append([torch.load(tmp_path / f"{world}.{rank}") for rank in range(world)])
     (one,), (first, second) = found
-    assert first == second and len(one) == 6
-    assert first == pytest.approx(one, rel=1e-5)
+    assert first == second
+    for alone, together in zip(one, first, strict=True):
+        assert len(alone) == 6 and together == pytest.approx(alone, rel=1e-5)
