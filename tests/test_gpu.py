@@ -10,10 +10,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lgpl.cli import main
 from lgpl.generator import Sampling, generate
+from lgpl.metrics import ImageSet, figures
+from lgpl.metrics.extractors import ModuleFeatures
 from tests.conftest import TINY, TINY_TOKENIZER, Chain, fit_generator, logs
 from tests.generator.test_decoding import LABELS
 from tests.generator.test_training import BATCH, module
 from tests.generator.test_transformer import small
+from tests.metrics.pixels import Pixels
 from tests.tokenizer.test_quantizers import QUANTIZERS
 
 pytestmark = [
@@ -85,3 +88,18 @@ def test_generator_trains_in_bf16(chain: Chain, tmp_path: Path) -> None:
     fit_generator(tmp_path, "stage2", chain.tokenizer, chain.codes, *gpu,
                   "--model.init_args.init_from", chain.stage1)  # fmt: skip
     assert (tmp_path / "stage2/checkpoints/last.ckpt").exists()
+
+
+def test_figures_are_those_of_the_cpu() -> None:
+    """Statistics are of float64 on either device: the extractor's rounding alone differs."""
+    images = torch.randint(256, (80, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
+    found = []
+    for device in ("cpu", "cuda"):
+        extractor = ModuleFeatures(Pixels()).to(device)
+        sets = []
+        for part in (images, images.flip(0) // 2):
+            made = ImageSet(extractor, len(part))
+            made.update(part.to(device), torch.arange(len(part)))
+            sets.append(made.compute())
+        found.append(figures(sets[0], sets[1], extractor))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -154,10 +154,15 @@ class TokenizerHealth(Callback):
 
     def _advice(self, name: str, value: torch.Tensor, module: TokenizerModule) -> str:
         if name == "train/usage":
+            quantizer = module.autoencoder.quantizer
+            knobs = (
+                ("revive_after", "set revive_after to 50 or so"),
+                ("entropy_weight", "raise entropy_weight"),
+            )
+            ways = [way for knob, way in knobs if hasattr(quantizer, knob)]
             return (
-                f"The codebook collapses: {value.item():.1%} of its codes are in use. Set "
-                "quantizer.init_args.revive_after to 50 or so, raise entropy_weight or lower "
-                "model.lr."
+                f"The codebook collapses: {value.item():.1%} of its codes are in use. For the "
+                f"{type(quantizer).__name__}: {', '.join([*ways, 'lower model.lr'])}."
             )
         return (
             f"The discriminator saturates: its loss is {value.item():.3f}. Lower "

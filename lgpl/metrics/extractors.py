@@ -42,6 +42,15 @@ class Extractor(nn.Module):
 
     name: str
     preprocessing: str
+    _place: Tensor  # where it was moved to: a module may have no weights
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self._place.device
 
     def features(self, image: Tensor) -> Features:
         """Features of images [B, 3, H, W] in [-1, 1]."""

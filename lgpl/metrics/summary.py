@@ -71,8 +71,8 @@ class ImageSet(nn.Module):
     ) -> None:
         super().__init__()
         self.extractor = extractor
-        device = next((p.device for p in extractor.parameters()), torch.device("cpu"))
-        pooled, spatial, logits = extractor.features(torch.zeros(1, 3, 64, 64, device=device))
+        blank = torch.zeros(1, 3, 64, 64, device=extractor.device)
+        pooled, spatial, logits = extractor.features(blank)
         name = extractor.figure("FID")
         require_enough(total, pooled.shape[1], name, "the set")
         self.pooled = FeatureGaussian(pooled.shape[1])
@@ -88,7 +88,7 @@ class ImageSet(nn.Module):
             )
         if logits is not None:
             self.score = StreamedInceptionScore(logits.shape[1], numbers)
-        self.to(device)
+        self.to(extractor.device)
 
     def update(self, image: Tensor, number: Tensor) -> None:
         """Add images.
