@@ -206,9 +206,10 @@ class Transformer(nn.Module):
 
     def mask(self, lengths: Tensor, total: int) -> Tensor:
         """[B, 1, total, total], true where a query may see a key: causal, and padding is seen by
-        itself only (so that no row is empty)."""
+        itself only (so that no row is empty). Of an empty caption one position stays, as in
+        training."""
         position = torch.arange(total, device=lengths.device)
-        real = position >= self.prefix_length - lengths[:, None]  # [B, total]
+        real = position >= self.prefix_length - lengths.clamp(min=1)[:, None]  # [B, total]
         causal = position[:, None] >= position
         itself = position[:, None] == position
         return (causal & real[:, None] | itself).unsqueeze(1)

@@ -22,6 +22,14 @@ def test_cache_equals_the_full_forward() -> None:
     assert torch.equal(model(codes, LABELS).argmax(-1), codes)
 
 
+def test_every_caption_length_samples_what_was_trained() -> None:
+    """From the empty one on; what stands in the padding does not matter."""
+    model = small(num_classes=None, text_features=6, text_length=5)
+    features, lengths = torch.randn(6, 5, 6), torch.arange(6)
+    codes = generate(model, features, lengths, Sampling(temperature=0.0)).flatten(1)
+    assert torch.equal(model(codes, features, lengths).argmax(-1), codes)
+
+
 def test_guidance_mixes_both_branches() -> None:
     model = small()
     codes = generate(model, LABELS, sampling=Sampling(guidance=2.5, temperature=0.0)).flatten(1)
