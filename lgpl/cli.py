@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl.callbacks import EMA, SkippedSamples
 from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
-from lgpl.commands import data, export, import_released, plan, quickstart, sample
+from lgpl.commands import data, export, import_released, plan, quickstart, sample, serve
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 
@@ -30,6 +30,7 @@ DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
 EPILOG = """plain commands, each with its own --help:
   data        pack | index | show | check: shards made, counted, looked into
   sample      pictures from a generator's checkpoint
+  serve       pictures over HTTP, by the OpenAI images API
   import      LlamaGen's released weights, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
   plan        memory, tokens and FLOPs of a training step, before it is queued
@@ -156,6 +157,7 @@ def plan_main(args: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": data.main,
     "sample": sample.main,
+    "serve": serve.main,
     "import": import_released.main,
     "export": export.main,
     "plan": plan_main,

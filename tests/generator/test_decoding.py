@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling, generate
@@ -59,9 +60,12 @@ def test_prompt_codes_are_kept() -> None:
 
 def test_progress_and_mode() -> None:
     model = small().train()
-    seen: list[int] = []
-    generate(model, LABELS, progress=seen.append)
-    assert seen == list(range(1, 13)) and model.training
+    seen: list[tuple[int, Tensor]] = []
+    codes = generate(
+        model, LABELS, progress=lambda n, codes: seen.append((n, codes[:, :n].clone()))
+    )
+    assert [n for n, _ in seen] == list(range(1, 13)) and model.training
+    assert all(torch.equal(drawn, codes.flatten(1)[:, :n]) for n, drawn in seen)
 
 
 def test_draws_follow_the_distribution() -> None:
