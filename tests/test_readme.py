@@ -13,7 +13,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from lgpl.cli import CommandLine, main
-from lgpl.commands import data, export, import_released, quickstart, sample
+from lgpl.commands import data, export, import_released, quickstart, sample, serve
 from tests.conftest import ROOT
 from tests.shards import count, picture, write_shards
 
@@ -54,6 +54,8 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         assert data.parser().parse_args(options).subcommand
     elif name == "sample":
         assert sample.parser().parse_args(options).checkpoint
+    elif name == "serve":
+        assert serve.parser().parse_args(options).checkpoint
     elif name == "quickstart":
         assert quickstart.parser().parse_args(options).out
     elif name == "import":

@@ -20,8 +20,9 @@ def export_generator(folder: Path, **changes: Any) -> Transformer:
     arguments.update(changes)
     torch.manual_seed(0)
     model = Transformer(**arguments).eval().requires_grad_(False)
-    for parameter in model.parameters():  # far from each other, so that no rounding decides
-        parameter.normal_(0.0, 0.3) if parameter.dim() > 1 else None
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, 0.3)  # far from each other, so that no rounding decides
     built = {"class_path": "lgpl.generator.Transformer", "init_args": arguments}
     config = {
         "class_path": "lgpl.generator.GeneratorModule",

@@ -32,6 +32,7 @@ from lgpl.data.transforms import to_image
 from lgpl.generator import GeneratorModule, Sampling
 from tests.conftest import ROOT
 from tests.serving.generators import export_generator, export_tokenizer
+from tests.test_readme import README, blocks
 
 TOKEN = "a secret"
 LONG = {"size": [4, 4, 128], "grid": [24, 24]}  # takes a second or more
@@ -128,6 +129,16 @@ def test_pictures_of_the_openai_client(server: Server, tmp_path: Path) -> None:
         assert base64.b64decode(picture.b64_json or "") == out.read_bytes()
     (model,) = server.client().models.list().data
     assert model.id == "generator"
+
+
+def test_the_readmes_client(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = [block for block in blocks(README, "python") if "import openai" in block]
+    monkeypatch.chdir(tmp_path)
+    code = code.replace("http://127.0.0.1:8000", server.url)
+    exec(code.replace("none unless --token asks for it", TOKEN), {})
+    assert Path("seven.png").read_bytes() == server.offline(7, 7, Sampling(guidance=2.0))
 
 
 def test_many_users_at_once(server: Server) -> None:
@@ -232,7 +243,7 @@ def test_token(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
 
 
-def test_fuzzed_by_its_own_schema(server: Server) -> None:
+def test_fuzzed_by_its_own_schema(server: Server, tmp_path: Path) -> None:
     """Whatever it is sent, it makes no mistake of its own and keeps to its schema."""
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance"
     run = subprocess.run(
@@ -242,6 +253,7 @@ def test_fuzzed_by_its_own_schema(server: Server) -> None:
         capture_output=True,
         text=True,
         timeout=120,
+        cwd=tmp_path,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
 

@@ -85,7 +85,7 @@ class Client:
         """
         from vllm import SamplingParams
 
-        guidance = {"guidance": sampling.guidance, "guidance_steps": sampling.guidance_steps}
+        guidance = {n: v for n, v in vars(sampling).items() if n.startswith("guidance")}
         return [
             SamplingParams(
                 temperature=sampling.temperature,

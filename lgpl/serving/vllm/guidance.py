@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,27 +11,29 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
+from lgpl.errors import UserError
+from lgpl.generator import Sampling
+from lgpl.generator.decoding import guide
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-def requested(params: SamplingParams) -> tuple[float, int | None]:
-    """Scale and number of guided codes of a request.
+FIELDS = tuple(field.name for field in fields(Sampling) if field.name.startswith("guidance"))
+
+
+def requested(params: SamplingParams) -> Sampling:
+    """How a request is guided.
 
     Raises:
-        ValueError: one of them is not what it should be.
+        UserError: one of the fields is not what it should be.
     """
-    extra = params.extra_args or {}
-    scale, steps = extra.get("guidance", 1.0), extra.get("guidance_steps")
-    if (
-        isinstance(scale, bool)
-        or not isinstance(scale, (int, float))
-        or not 0 <= scale < float("inf")
-    ):
-        raise ValueError(f"guidance: {scale!r} is no number of at least 0.")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
-        raise ValueError(f"guidance_steps: {steps!r} is no whole number of at least 0.")
-    return float(scale), steps
+    given = {n: v for n, v in (params.extra_args or {}).items() if n in FIELDS and v is not None}
+    for name, value in given.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name != "guidance_schedule" and not (number and isfinite(value)):
+            raise UserError(f"{name}: {value!r} is no number.")
+    return Sampling(**given)
 
 
 class Guidance(LogitsProcessor):
@@ -37,12 +41,17 @@ class Guidance(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, params: SamplingParams) -> None:
-        requested(params)
+        try:
+            requested(params)
+        except UserError as error:
+            raise ValueError(str(error)) from error  # which vLLM's own server answers with 400
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self.codes = vllm_config.model_config.hf_config.transformer["codebook_size"]
-        # row of the batch -> scale, guided codes, and the codes so far, which vLLM appends to
-        self.rows: dict[int, tuple[float, int | None, list[int]]] = {}
+        grid = vllm_config.model_config.hf_config.transformer["grid"]
+        self.count = grid[0] * grid[1]
+        # row of a guided request -> its scale for each code, and its codes, which vLLM adds to
+        self.rows: dict[int, tuple[list[float], list[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -53,7 +62,10 @@ class Guidance(LogitsProcessor):
         for row in batch_update.removed:
             self.rows.pop(row, None)
         for row, params, _, codes in batch_update.added:
-            self.rows[row] = (*requested(params), codes)
+            self.rows.pop(row, None)
+            sampling = requested(params)
+            if sampling.guidance != 1.0:
+                self.rows[row] = sampling.scales(self.count), codes
         for source, target, direction in batch_update.moved:
             moved, met = self.rows.pop(source, None), self.rows.pop(target, None)
             if moved is not None:
@@ -61,15 +73,12 @@ class Guidance(LogitsProcessor):
             if met is not None and direction == MoveDirectionality.SWAP:
                 self.rows[source] = met
 
-    def scale(self, row: int) -> float:
-        scale, steps, codes = self.rows.get(row, (1.0, None, []))
-        return scale if steps is None or len(codes) < steps else 1.0
-
     def apply(self, logits: Tensor) -> Tensor:
-        scales = torch.tensor([self.scale(row) for row in range(len(logits))], dtype=logits.dtype)
-        scales = scales.to(logits.device, non_blocking=True)[:, None]
         conditional, null = logits[:, : self.codes], logits[:, self.codes : 2 * self.codes]
-        guided = null + scales * (conditional - null)
-        logits[:, : self.codes] = torch.where(scales == 1.0, conditional, guided)
+        if rows := [row for row in self.rows if row < len(logits)]:
+            guided = [self.rows[row] for row in rows]
+            scales = [scales[min(len(drawn), self.count - 1)] for scales, drawn in guided]
+            scale = torch.tensor(scales, dtype=logits.dtype, device=logits.device)[:, None]
+            conditional[rows] = guide(torch.cat((conditional[rows], null[rows])), scale)
         logits[:, self.codes :] = float("-inf")
         return logits

@@ -13,17 +13,21 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention as PagedCache
 
 from lgpl.checkpoints import check_weights
+from lgpl.generator.blocks import Attention
 from lgpl.generator.condition import ClassCondition
-from lgpl.generator.transformer import Attention, Transformer, rotary_table, rotate
+from lgpl.generator.rotary import rotary_table, rotate
+from lgpl.generator.transformer import Transformer
 from lgpl.serving.vllm.settings import padded_head
 
 
 class PagedAttention(Attention):
     """Attention of both branches, [2, N, dim], as the heads of one sequence."""
 
-    def __init__(self, dim: int, heads: int, vllm_config: VllmConfig, prefix: str) -> None:
+    def __init__(
+        self, dim: int, heads: int, qk_norm: bool, vllm_config: VllmConfig, prefix: str
+    ) -> None:
         with torch.device("meta"):
-            super().__init__(dim, heads, dropout=0.0)
+            super().__init__(dim, heads, 0.0, qk_norm)
         self.head_size = dim // heads
         self.padding = padded_head(self.head_size) - self.head_size
         self.paged = PagedCache(
@@ -38,6 +42,9 @@ class PagedAttention(Attention):
         n, dim = x.shape[1:]
         heads = self.wqkv(x).view(2, n, 3 * self.heads, self.head_size)
         qk, v = heads.split((2 * self.heads, self.heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.chunk(2, dim=2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
         q, k = rotate(qk, rope).chunk(2, dim=2)  # [2, N, H, D]
         q, k, v = (
             F.pad(t, (0, self.padding)).transpose(0, 1).reshape(n, -1) for t in (q, k, v)
@@ -69,7 +76,8 @@ class Body(nn.Module):
         model.rope = table.to(vllm_config.device_config.device)
         for i, layer in enumerate(model.layers):
             layer.attention = PagedAttention(
-                model.dim, model.heads, vllm_config, f"{prefix}.layers.{i}.attention"
+                *(model.dim, model.heads, arguments["qk_norm"], vllm_config),
+                f"{prefix}.layers.{i}.attention",
             )
         self.eval().requires_grad_(False)
 
@@ -100,7 +108,8 @@ class Body(nn.Module):
             x = self.embed_input_ids(input_ids)
         x = x.view(-1, 2, model.dim).transpose(0, 1)
         # Clamped: a request may ask for more codes than a picture has.
-        rope = model.rope[positions[0].clamp(max=len(model.rope) - 1)]
+        place = positions[0].clamp(max=len(model.rope) - 1)
+        x, rope = model.toward(x, place), model.rope[place]
         for layer in model.layers:
             x = layer(x, rope)
         return model.norm(x).transpose(0, 1).flatten(1)
