@@ -30,7 +30,7 @@ from lgpl.cli import main
 from lgpl.commands.sample import load_generator
 from lgpl.data.transforms import to_image
 from lgpl.generator import GeneratorModule, Sampling
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Chain
 from tests.serving.generators import export_generator, export_tokenizer
 from tests.test_readme import README, blocks
 
@@ -69,13 +69,17 @@ class Server:
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-@contextlib.contextmanager
-def serve(folder: Path, *options: str, **changes: Any) -> Iterator[Server]:
+def export(folder: Path, **changes: Any) -> Path:
     export_tokenizer(folder / "tokenizer")
     export_generator(folder / "generator", num_classes=10, **changes)
+    return folder / "generator"
+
+
+@contextlib.contextmanager
+def serve(checkpoint: Path, *options: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "lgpl.cli", "serve", "--port", "0", *options]
     process = subprocess.Popen(
-        [*command, "--checkpoint", str(folder / "generator")],
+        [*command, "--checkpoint", str(checkpoint)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LGPL_TOKEN": TOKEN},
@@ -91,7 +95,7 @@ def serve(folder: Path, *options: str, **changes: Any) -> Iterator[Server]:
             pytest.fail("".join(said))
         # Read on, or the pipe fills up and the server waits.
         threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
-        yield Server(found[1], process, folder / "generator", said)
+        yield Server(found[1], process, checkpoint, said)
     finally:
         process.terminate()
         process.wait(30)
@@ -99,14 +103,14 @@ def serve(folder: Path, *options: str, **changes: Any) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("fast"), "--batch-size", "4") as running:
+    with serve(export(tmp_path_factory.mktemp("fast")), "--batch-size", "4") as running:
         yield running
 
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[Server]:
     few = ("--batch-size", "1", "--queue", "2", "--max-images", "2")
-    with serve(tmp_path, *few, **LONG) as running:
+    with serve(export(tmp_path, **LONG), *few) as running:
         yield running
 
 
@@ -248,7 +252,7 @@ def test_fuzzed_by_its_own_schema(server: Server, tmp_path: Path) -> None:
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance"
     run = subprocess.run(
         [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json",
-         "--checks", checks, "--max-examples", "40", "--phases", "examples,coverage,fuzzing",
+         "--checks", checks, "--max-examples", "20", "--phases", "examples,coverage,fuzzing",
          "--seed", "1", "-H", f"Authorization: Bearer {TOKEN}"],
         capture_output=True,
         text=True,
@@ -256,6 +260,22 @@ def test_fuzzed_by_its_own_schema(server: Server, tmp_path: Path) -> None:
         cwd=tmp_path,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+
+
+@pytest.mark.slow
+def test_text(chain: Chain, tmp_path: Path) -> None:
+    out = tmp_path / "pizza.png"
+    with serve(Path(chain.stage2)) as server:
+        answer = server.post({"prompt": "Pizza ", "seed": 3, "guidance": 2}).raise_for_status()
+        for prompt in (" ", "word " * 100):
+            error = server.post({"prompt": prompt}).json()["error"]
+            assert error["param"] == "prompt" and "The prompt" in error["message"]
+    main(
+        ["sample", "--checkpoint", chain.stage2, "--prompt", "Pizza ", "--seed", "3",
+         "--guidance", "2", "--out", str(out)]
+    )  # fmt: skip
+    assert base64.b64decode(answer.json()["data"][0]["b64_json"]) == out.read_bytes()
+    assert answer.json()["usage"]["output_tokens"] == 64
 
 
 @pytest.mark.slow
@@ -291,7 +311,7 @@ def test_sigterm_finishes_what_runs(slow: Server) -> None:
 
 @pytest.mark.slow
 def test_timeout(tmp_path: Path) -> None:
-    with serve(tmp_path, "--timeout", "0.2", **LONG) as server:
+    with serve(export(tmp_path, **LONG), "--timeout", "0.2") as server:
         answer = server.post({"prompt": "1"})
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
         streamed = server.post({"prompt": "1", "stream": True}).text
