@@ -14,13 +14,17 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --progress-bar off
 STAMP := $(VENV)/.lgpl-installed
 # Stands while an install is under way: one that is found by the next install was cut short.
 MARKER := $(VENV)/.lgpl-installing
+# vLLM's.
+SERVING_VENV ?= .venv-serving
+SERVING_STAMP := $(SERVING_VENV)/.lgpl-installed
+SERVING_PIP := $(SERVING_VENV)/bin/python -m pip --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow test-gpu benchmark lint format clean
+.PHONY: help install quickstart test test-slow test-gpu test-serving benchmark lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP)  ## make the virtual environment in VENV (default .venv) with everything pinned
 
@@ -37,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-offline.txt
 	fi
 	@: > '$(MARKER)'
 	@echo 'Installing into $(VENV); this takes some minutes.'
-	$(PIP_INSTALL) -c constraints.txt -e '.[text,offline,dev]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[text,offline,serve,dev]'
 	$(PIP_INSTALL) --no-deps -c constraints.txt -r requirements-offline.txt
 	@rm -f '$(MARKER)'
 	@: > '$@'
@@ -53,6 +57,20 @@ test-slow: $(STAMP)  ## the tests that take long or fetch packages
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+test-serving: $(SERVING_STAMP)  ## the tests in vLLM's real engine, in an environment of its own
+	VLLM_CPU_KVCACHE_SPACE=1 $(SERVING_VENV)/bin/python -m pytest -m serving tests/serving
+
+# vLLM asks for other versions of five packages than constraints.txt has, and for three more that
+# have no build for CPUs that imports beside its torch, and that nothing here needs.
+$(SERVING_STAMP): pyproject.toml constraints.txt requirements-serving.txt
+	@rm -rf '$(SERVING_VENV)'
+	$(PYTHON) -m venv '$(SERVING_VENV)'
+	@echo 'Installing into $(SERVING_VENV); this takes some minutes.'
+	grep -vE '^(fastapi|numpy|setuptools|transformers|triton)==' constraints.txt > '$(SERVING_VENV)/constraints.txt'
+	$(SERVING_PIP) install -c '$(SERVING_VENV)/constraints.txt' -r requirements-serving.txt -e . pytest
+	$(SERVING_PIP) uninstall --yes torchvision torchaudio torchcodec
+	@: > '$@'
 
 benchmark: $(STAMP)  ## the benchmarks, against peers that are installed for them; let nothing else run
 	$(PIP_INSTALL) --no-deps -r requirements-benchmark.txt

@@ -22,7 +22,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl.callbacks import EMA, SkippedSamples
 from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
-from lgpl.commands import compare, data, evaluate, export, import_released, plan, quickstart, sample
+from lgpl.commands import (
+    compare,
+    data,
+    evaluate,
+    export,
+    import_released,
+    plan,
+    quickstart,
+    sample,
+    serve,
+)
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 
@@ -32,6 +42,7 @@ EPILOG = """plain commands, each with its own --help:
   sample      pictures from a generator's checkpoint
   evaluate    generation | reconstruction: FID and the like, by a named protocol
   compare     configs, figures and curves of several runs
+  serve       pictures over HTTP, by the OpenAI images API
   import      LlamaGen's released weights, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
   plan        memory, tokens and FLOPs of a training step, before it is queued
@@ -160,6 +171,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": sample.main,
     "evaluate": evaluate.main,
     "compare": compare.main,
+    "serve": serve.main,
     "import": import_released.main,
     "export": export.main,
     "plan": plan_main,

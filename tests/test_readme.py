@@ -13,7 +13,16 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from lgpl.cli import CommandLine, main
-from lgpl.commands import compare, data, evaluate, export, import_released, quickstart, sample
+from lgpl.commands import (
+    compare,
+    data,
+    evaluate,
+    export,
+    import_released,
+    quickstart,
+    sample,
+    serve,
+)
 from tests.conftest import ROOT
 from tests.shards import count, picture, write_shards
 
@@ -58,6 +67,8 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         assert evaluate.parser().parse_args(options).subcommand
     elif name == "compare":
         assert compare.parser().parse_args(options).runs
+    elif name == "serve":
+        assert serve.parser().parse_args(options).checkpoint
     elif name == "quickstart":
         assert quickstart.parser().parse_args(options).out
     elif name == "import":

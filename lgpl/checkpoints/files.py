@@ -3,7 +3,8 @@
 - Lightning's .ckpt, which carries one entry more, `lgpl`: the kind of module and its config;
 - the folder of a sharded (FSDP) run, with the same entry in `meta.pt`;
 - lgpl's own folder: `config.json`, which is that entry, and `model.safetensors`, the state dict of
-  the `VQModel` or `Transformer`, for whoever wants the model without Lightning.
+  the `VQModel` or `Transformer`, for whoever wants the model without Lightning. By two entries more
+  vLLM knows a generator's folder for what it is.
 
 With EMA the first two hold the average as their weights, so what is read here is the average.
 """
@@ -33,6 +34,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHARDS, SHARDED_ENTRIES = ".metadata", "meta.pt"  # torch's and Lightning's names
 # kind -> the model's place in the module, and so in the names of a Lightning checkpoint
 MODEL = {"tokenizer": "autoencoder", "generator": "transformer"}
+# What libraries that look models up by name, such as vLLM, know a generator's folder by.
+ARCHITECTURE, MODEL_TYPE = "LlamaGenForImageGeneration", "llamagen"
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,9 @@ def write_checkpoint(
         tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         # Last: a folder with this file is whole.
-        entry = json.dumps({"kind": kind, "config": config}, indent=2)
+        known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
+        names = known if kind == "generator" else {}
+        entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
         (folder / CONFIG).write_text(entry + "\n", encoding="utf-8")
         # safetensors writes for the owner alone, whatever the umask says.
         (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)

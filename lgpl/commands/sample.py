@@ -140,7 +140,7 @@ def sample(
     return torch.cat(images)
 
 
-def _advance(bar: tqdm, images: int, _: int) -> None:
+def _advance(bar: tqdm, images: int, *_: object) -> None:
     bar.update(images)
 
 

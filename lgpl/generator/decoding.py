@@ -145,7 +145,7 @@ def generate(
     sampling: Sampling = Sampling(),
     seeds: list[int] | None = None,
     prompt: Tensor | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Codes of new images.
 
@@ -155,7 +155,8 @@ def generate(
         sampling: guidance, temperature and truncation.
         seeds: one for each image; 0, 1, 2, ... by default.
         prompt: codes [B, n] that the images begin with.
-        progress: called after every code with the number of codes drawn so far.
+        progress: called after every code with the number of codes drawn so far, and all codes
+            [B, N], of which the others are still to come; what it raises ends the sampling.
 
     Returns:
         Codes [B, rows, columns], int64.
@@ -188,7 +189,7 @@ def generate(
             logits = guide(logits, scales[index])
         codes[:, index] = pick(logits, sampling, uniform[:, index])
         if progress is not None:
-            progress(index + 1)
+            progress(index + 1, codes)
         if index + 1 < count:
             seen, position = seen + 1, position[-1:] + 1
             new = _double(codes[:, index], guided)

@@ -285,19 +285,34 @@ class GeneratorModule(SelfDescribing):
             "A generator does not encode; use the tokenizer's config, or `lgpl sample`."
         )
 
-    @torch.no_grad()
     def sample(
         self,
         condition: Tensor,
         lengths: Tensor | None,
         sampling: Sampling,
         seeds: list[int],
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see `generate` for the arguments.
 
         Of a sharded model all ranks must ask together, each for its own images.
         """
+        return self.decode(self.sample_codes(condition, lengths, sampling, seeds, progress))
+
+    @torch.no_grad()
+    def sample_codes(
+        self,
+        condition: Tensor,
+        lengths: Tensor | None,
+        sampling: Sampling,
+        seeds: list[int],
+        progress: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Codes [B, rows, columns] of `sample`."""
         with gathered(self.model), torch.compiler.set_stance("force_eager"):
-            codes = generate(self.model, condition, lengths, sampling, seeds, progress=progress)
+            return generate(self.model, condition, lengths, sampling, seeds, progress=progress)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] of codes [B, rows, columns]."""
         return self.tokenizer.autoencoder.decode(codes).float().clamp(-1, 1)

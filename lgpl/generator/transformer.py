@@ -206,12 +206,22 @@ class Transformer(nn.Module):
 
     def mask(self, lengths: Tensor, total: int) -> Tensor:
         """[B, 1, total, total], true where a query may see a key: causal, and padding is seen by
-        itself only (so that no row is empty)."""
+        itself only (so that no row is empty). Of an empty caption one position stays, as in
+        training."""
         position = torch.arange(total, device=lengths.device)
-        real = position >= self.prefix_length - lengths[:, None]  # [B, total]
+        real = position >= self.prefix_length - lengths.clamp(min=1)[:, None]  # [B, total]
         causal = position[:, None] >= position
         itself = position[:, None] == position
         return (causal & real[:, None] | itself).unsqueeze(1)
+
+    def toward(self, x: Tensor, position: Tensor) -> Tensor:
+        """Embeddings [B, T, dim] of positions [T], told which code each predicts in raster
+        order."""
+        if self.target is None:
+            return x
+        code = position + 1 - self.prefix_length
+        target = self.target[code.clamp(0, self.code_count - 1)]
+        return x + target * (code >= 0).unsqueeze(-1)
 
     def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: list[LayerCache]) -> Tensor:
         """Logits [B, codebook_size] after the last of some new positions, for sampling.
@@ -222,10 +232,7 @@ class Transformer(nn.Module):
             mask: [B or 1, 1, T, n], added to the scores of the first n positions.
             cache: one for each layer; the new keys and values are written into it.
         """
-        if self.target is not None:
-            code = position + 1 - self.prefix_length
-            x = x + self.target[code.clamp(min=0)] * (code >= 0).unsqueeze(-1)
-        rope = self.rope[position]
+        x, rope = self.toward(x, position), self.rope[position]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, rope, mask, layer_cache, position)
         return self.output(self.norm(x[:, -1]))

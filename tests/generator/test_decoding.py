@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling, generate
@@ -20,6 +21,14 @@ def test_cache_equals_the_full_forward() -> None:
     model = small()
     codes = generate(model, LABELS, sampling=Sampling(temperature=0.0)).flatten(1)
     assert torch.equal(model(codes, LABELS).argmax(-1), codes)
+
+
+def test_every_caption_length_samples_what_was_trained() -> None:
+    """From the empty one on; what stands in the padding does not matter."""
+    model = small(num_classes=None, text_features=6, text_length=5)
+    features, lengths = torch.randn(6, 5, 6), torch.arange(6)
+    codes = generate(model, features, lengths, Sampling(temperature=0.0)).flatten(1)
+    assert torch.equal(model(codes, features, lengths).argmax(-1), codes)
 
 
 def test_guidance_mixes_both_branches() -> None:
@@ -51,9 +60,12 @@ def test_prompt_codes_are_kept() -> None:
 
 def test_progress_and_mode() -> None:
     model = small().train()
-    seen: list[int] = []
-    generate(model, LABELS, progress=seen.append)
-    assert seen == list(range(1, 13)) and model.training
+    seen: list[tuple[int, Tensor]] = []
+    codes = generate(
+        model, LABELS, progress=lambda n, codes: seen.append((n, codes[:, :n].clone()))
+    )
+    assert [n for n, _ in seen] == list(range(1, 13)) and model.training
+    assert all(torch.equal(drawn, codes.flatten(1)[:, :n]) for n, drawn in seen)
 
 
 def test_draws_follow_the_distribution() -> None:

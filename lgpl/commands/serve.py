@@ -1,0 +1,67 @@
+"""`lgpl serve`: pictures over HTTP, by the OpenAI images API."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lgpl.commands.sample import load_generator, usable_device
+from lgpl.errors import UserError
+from lgpl.generator import Sampling
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        prog="lgpl serve",
+        description="Serve a generator over HTTP: the OpenAI images API. SIGTERM finishes what was "
+        "asked for and ends.",
+    )
+    p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
+    p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
+    p.add_argument("--name", help="the model's name in the API; the checkpoint's by default")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all")
+    p.add_argument("--port", type=int, default=8000, help="0 takes any free one")
+    p.add_argument("--token", help="bearer token to ask for; LGPL_TOKEN in the environment too")
+    p.add_argument("--guidance", type=float, default=1.0, help="if a request says none; 1 is off")
+    p.add_argument(
+        "--temperature", type=float, default=1.0, help="likewise; 0 takes the likeliest code"
+    )
+    p.add_argument("--top-k", type=int, default=0, help="likewise; 0 draws among all codes")
+    p.add_argument("--top-p", type=float, default=1.0, help="likewise")
+    p.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
+    p.add_argument("--queue", type=int, default=64, help="pictures that may wait; then 429")
+    p.add_argument("--max-images", type=int, default=10, help="pictures of one request")
+    p.add_argument("--timeout", type=float, default=600.0, help="seconds of one request")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return p
+
+
+def main(args: list[str]) -> None:
+    options = parser().parse_args(args)
+    sampling = Sampling(options.guidance, None, options.temperature, options.top_k, options.top_p)
+    for name in ("batch_size", "queue", "max_images", "timeout"):
+        if not options[name] > 0:
+            raise UserError(f"--{name.replace('_', '-')}: {options[name]} is not above 0.")
+    if not 0 <= options.port < 65536:
+        raise UserError(f"--port: {options.port} is not between 0 and 65535.")
+    try:
+        import uvicorn
+
+        from lgpl.serving.api import Limits, Metrics, create_app
+        from lgpl.serving.engine import SamplerEngine
+    except ImportError as error:
+        raise UserError(f"Serving needs {error.name}: pip install 'lgpl[serve]'.") from error
+    device = usable_device(options.device)
+    module = load_generator(options.checkpoint, options.tokenizer, device)
+    metrics = Metrics()
+    engine = SamplerEngine(module, options.batch_size, options.queue, metrics.batch.observe)
+    limits = Limits(
+        images=min(options.max_images, options.queue),
+        seconds=options.timeout,
+        token=options.token or os.environ.get("LGPL_TOKEN"),
+    )
+    name = options.name or Path(options.checkpoint).stem
+    app = create_app(engine, name, sampling, limits, metrics)
+    uvicorn.run(app, host=options.host, port=options.port, log_level="info")

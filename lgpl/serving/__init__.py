@@ -1,0 +1,1 @@
+"""Pictures for many: a plugin for vLLM, and an HTTP server."""

@@ -1,0 +1,84 @@
+"""Classifier-free guidance where vLLM lets logits be changed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from math import isfinite
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+from lgpl.errors import UserError
+from lgpl.generator import Sampling
+from lgpl.generator.decoding import guide
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+FIELDS = tuple(field.name for field in fields(Sampling) if field.name.startswith("guidance"))
+
+
+def requested(params: SamplingParams) -> Sampling:
+    """How a request is guided.
+
+    Raises:
+        UserError: one of the fields is not what it should be.
+    """
+    given = {n: v for n, v in (params.extra_args or {}).items() if n in FIELDS and v is not None}
+    for name, value in given.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name != "guidance_schedule" and not (number and isfinite(value)):
+            raise UserError(f"{name}: {value!r} is no number.")
+    return Sampling(**given)
+
+
+class Guidance(LogitsProcessor):
+    """Mixes the logits of both branches, [conditional | null], by each request's own scale."""
+
+    @classmethod
+    def validate_params(cls, params: SamplingParams) -> None:
+        try:
+            requested(params)
+        except UserError as error:
+            raise ValueError(str(error)) from error  # which vLLM's own server answers with 400
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self.codes = vllm_config.model_config.hf_config.transformer["codebook_size"]
+        grid = vllm_config.model_config.hf_config.transformer["grid"]
+        self.count = grid[0] * grid[1]
+        # row of a guided request -> its scale for each code, and its codes, which vLLM adds to
+        self.rows: dict[int, tuple[list[float], list[int]]] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if batch_update is None:
+            return
+        for row in batch_update.removed:
+            self.rows.pop(row, None)
+        for row, params, _, codes in batch_update.added:
+            self.rows.pop(row, None)
+            sampling = requested(params)
+            if sampling.guidance != 1.0:
+                self.rows[row] = sampling.scales(self.count), codes
+        for source, target, direction in batch_update.moved:
+            moved, met = self.rows.pop(source, None), self.rows.pop(target, None)
+            if moved is not None:
+                self.rows[target] = moved
+            if met is not None and direction == MoveDirectionality.SWAP:
+                self.rows[source] = met
+
+    def apply(self, logits: Tensor) -> Tensor:
+        conditional, null = logits[:, : self.codes], logits[:, self.codes : 2 * self.codes]
+        if rows := [row for row in self.rows if row < len(logits)]:
+            guided = [self.rows[row] for row in rows]
+            scales = [scales[min(len(drawn), self.count - 1)] for scales, drawn in guided]
+            scale = torch.tensor(scales, dtype=logits.dtype, device=logits.device)[:, None]
+            conditional[rows] = guide(torch.cat((conditional[rows], null[rows])), scale)
+        logits[:, self.codes :] = float("-inf")
+        return logits

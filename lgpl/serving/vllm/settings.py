@@ -1,0 +1,80 @@
+"""What vLLM has to know of the model before it is built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PretrainedConfig
+
+from lgpl.checkpoints.files import MODEL_TYPE
+from lgpl.errors import UserError
+from lgpl.generator import Transformer
+from lgpl.generator.condition import ClassCondition
+from lgpl.serving.vllm.config import transformer_arguments
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+
+# Of vLLM's attention kernels for CPUs; those for GPUs have them all, too.
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+
+
+def padded_head(size: int) -> int:
+    """The smallest head size of vLLM's kernels that holds one of this size."""
+    fitting = [padded for padded in HEAD_SIZES if padded >= size]
+    if not fitting:
+        raise UserError(f"size: a head of {size} is wider than vLLM's {HEAD_SIZES[-1]}.")
+    return fitting[0]
+
+
+class LlamaGenConfig(PretrainedConfig):
+    """`config.json` of an exported generator in vLLM's terms: both branches side by side."""
+
+    model_type = MODEL_TYPE
+
+    def __init__(self, config: dict[str, Any] | None = None, **rest: Any) -> None:
+        if config is not None:
+            self.transformer = transformer_arguments(config)
+            with torch.device("meta"):
+                model = Transformer(**self.transformer)
+            tokens = model.codebook_size
+            if isinstance(model.condition, ClassCondition):
+                tokens += model.condition.num_classes
+            self.vocab_size = max(2 * model.codebook_size, tokens)
+            self.hidden_size = 2 * model.dim
+            self.num_hidden_layers = len(model.layers)
+            self.num_attention_heads = self.num_key_value_heads = 2 * model.heads
+            self.head_dim = padded_head(model.dim // model.heads)
+            self.max_position_embeddings = model.prefix_length + model.code_count
+            # Positions come from the model (M-RoPE); only the first of the three channels is read.
+            self.rope_parameters = {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [1, 0, 0],
+            }
+        super().__init__(**rest)
+        self.config = config
+
+
+class Settings:
+    """Completes vLLM's settings, so that the folder is all that has to be given."""
+
+    GUIDANCE = "lgpl.serving.vllm.guidance:Guidance"
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        parallel = vllm_config.parallel_config
+        if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+            raise UserError(
+                "tensor_parallel_size and pipeline_parallel_size must be 1: a generator runs "
+                "whole on one device; run one engine per device."
+            )
+        model = vllm_config.model_config
+        model.skip_tokenizer_init = True  # there is no text to split
+        model.enable_prompt_embeds = model.hf_config.transformer["text_features"] is not None
+        model.logits_processors = [Settings.GUIDANCE, *(model.logits_processors or [])]
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: ModelConfig) -> None:
+        """Nothing here: what is needed first is in `LlamaGenConfig`."""

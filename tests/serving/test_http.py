@@ -1,0 +1,341 @@
+"""`lgpl serve` as a process of its own, asked by real clients over loopback."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from lgpl.cli import main
+from lgpl.commands.sample import load_generator
+from lgpl.data.transforms import to_image
+from lgpl.generator import GeneratorModule, Sampling
+from tests.conftest import ROOT, Chain
+from tests.serving.generators import export_generator, export_tokenizer
+from tests.test_readme import README, blocks
+
+TOKEN = "a secret"
+LONG = {"size": [4, 4, 128], "grid": [24, 24]}  # takes a second or more
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[str]
+    checkpoint: Path
+    said: list[str]
+
+    @functools.cached_property
+    def module(self) -> GeneratorModule:
+        return load_generator(str(self.checkpoint), None, "cpu")
+
+    def offline(self, label: int, seed: int, sampling: Sampling = Sampling()) -> bytes:
+        """The PNG of the sampler alone, with neither neighbours nor server."""
+        image = self.module.sample(torch.tensor([label]), None, sampling, [seed])[0]
+        buffer = io.BytesIO()
+        to_image(image).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        options = {"api_key": TOKEN, "max_retries": 0, **options}
+        return openai.OpenAI(base_url=f"{self.url}/v1", **options)
+
+    def post(self, body: Any, **options: Any) -> httpx.Response:
+        given = {"headers": {"Authorization": f"Bearer {TOKEN}"}, "timeout": 60, **options}
+        return httpx.post(f"{self.url}/v1/images/generations", json=body, **given)
+
+    def metric(self, name: str) -> float:
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def export(folder: Path, **changes: Any) -> Path:
+    export_tokenizer(folder / "tokenizer")
+    export_generator(folder / "generator", num_classes=10, **changes)
+    return folder / "generator"
+
+
+@contextlib.contextmanager
+def serve(checkpoint: Path, *options: str) -> Iterator[Server]:
+    command = [sys.executable, "-m", "lgpl.cli", "serve", "--port", "0", *options]
+    process = subprocess.Popen(
+        [*command, "--checkpoint", str(checkpoint)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LGPL_TOKEN": TOKEN},
+    )
+    assert process.stderr is not None
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                break
+        else:
+            pytest.fail("".join(said))
+        # Read on, or the pipe fills up and the server waits.
+        threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
+        yield Server(found[1], process, checkpoint, said)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(export(tmp_path_factory.mktemp("fast")), "--batch-size", "4") as running:
+        yield running
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Server]:
+    few = ("--batch-size", "1", "--queue", "2", "--max-images", "2")
+    with serve(export(tmp_path, **LONG), *few) as running:
+        yield running
+
+
+def test_pictures_of_the_openai_client(server: Server, tmp_path: Path) -> None:
+    """Bit for bit what `lgpl sample` writes."""
+    answer = server.client().images.generate(
+        prompt="7",
+        n=3,
+        size="auto",
+        response_format="b64_json",
+        extra_body={"seed": 5, "guidance": 2.0, "top_k": 20},
+    )
+    assert answer.data and len(answer.data) == 3 and answer.usage
+    for i, picture in enumerate(answer.data):
+        out = tmp_path / f"{i}.png"
+        main(
+            ["sample", "--checkpoint", str(server.checkpoint), "--label", "7", "--seed", str(5 + i),
+             "--guidance", "2", "--top-k", "20", "--out", str(out)]
+        )  # fmt: skip
+        assert base64.b64decode(picture.b64_json or "") == out.read_bytes()
+    (model,) = server.client().models.list().data
+    assert model.id == "generator"
+
+
+def test_the_readmes_client(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = [block for block in blocks(README, "python") if "import openai" in block]
+    monkeypatch.chdir(tmp_path)
+    code = code.replace("http://127.0.0.1:8000", server.url)
+    exec(code.replace("none unless --token asks for it", TOKEN), {})
+    assert Path("seven.png").read_bytes() == server.offline(7, 7, Sampling(guidance=2.0))
+
+
+def test_many_users_at_once(server: Server) -> None:
+    """No answer is lost or mixed up, and pictures of different users are drawn together."""
+    before = [server.metric(f"lgpl_batch_pictures_{part}") for part in ("sum", "count")]
+
+    def ask(i: int) -> bytes:
+        body = {"prompt": str(i % 10), "seed": i, "guidance": 1.0 + i % 2}
+        return base64.b64decode(server.post(body).raise_for_status().json()["data"][0]["b64_json"])
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(ask, range(24)))
+    for i, png in enumerate(answers):
+        assert png == server.offline(i % 10, i, Sampling(guidance=1.0 + i % 2))
+    pictures, batches = (
+        server.metric(f"lgpl_batch_pictures_{part}") - was
+        for part, was in zip(("sum", "count"), before, strict=True)
+    )
+    assert pictures == 24 and batches < 24
+
+
+def test_random_seed_is_told(server: Server) -> None:
+    first, second = (server.post({"prompt": "1"}).json()["data"][0] for _ in range(2))
+    assert first["seed"] != second["seed"]
+    assert base64.b64decode(first["b64_json"]) == server.offline(1, first["seed"])
+
+
+def test_stream_fills_in(server: Server) -> None:
+    stream = server.client().images.generate(
+        prompt="3", stream=True, partial_images=2, extra_body={"seed": 9}
+    )
+    *partial, last = list(stream)
+    assert [event.type for event in partial] == ["image_generation.partial_image"] * 2
+    assert [event.partial_image_index for event in partial] == [0, 1]  # type: ignore[union-attr]
+    assert last.type == "image_generation.completed"
+    assert base64.b64decode(last.b64_json) == server.offline(3, 9)
+    rows = []
+    for event in partial:
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))))
+        rows.append(int((pixels != 128).any(axis=(1, 2)).sum()))
+    assert rows == [8, 16]  # of 24, the rest is grey
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "10"}, "prompt"),
+        ({"prompt": "a dog"}, "prompt"),
+        ({"prompt": "1" * 5000}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": "1", "size": "1024x1024"}, "size"),
+        ({"prompt": "1", "n": 11}, "n"),
+        ({"prompt": "1", "n": 0}, "n"),
+        ({"prompt": "1", "n": 2, "stream": True}, "n"),
+        ({"prompt": "1", "guidance": "much"}, "guidance"),
+        ({"prompt": "1", "guidance": -1}, "guidance"),
+        ({"prompt": "1", "temperature": -1}, "temperature"),
+        ({"prompt": "1", "top_p": 0}, "top_p"),
+        ({"prompt": "1", "seed": 2**63}, "seed"),
+        ({"prompt": "1", "model": "dall-e-3"}, "model"),
+        ({"prompt": "1", "response_format": "url"}, "response_format"),
+        ({"prompt": "1", "partial_images": 2}, "partial_images"),
+        ({"prompt": "1", "colour": "red"}, "colour"),
+    ],
+)
+def test_bad_field_is_named(server: Server, body: dict[str, Any], param: str) -> None:
+    answer = server.post(body)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == param
+    assert set(error) == {"message", "type", "param", "code"}
+    assert param in error["message"] and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 400),
+        (b"no json", 400),
+        (b'{"prompt": "1", "guidance": NaN}', 400),
+        (rb'{"prompt": "\ud800"}', 400),
+        (rb'{"prompt": "1", "\ud800": 1}', 400),
+        (b"[" * 60000, 400),
+        (b"\xff\xfe", 400),
+        (b'{"prompt": "' + b"x" * 2**17 + b'"}', 413),
+    ],
+)
+def test_bad_bodies_are_refused(server: Server, content: bytes, status: int) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    answer = server.post(None, content=content, headers=headers)
+    assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+def test_token(server: Server) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
+        answer = server.post({"prompt": "1"}, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+    with pytest.raises(openai.AuthenticationError):
+        server.client(api_key="wrong").models.list()
+    assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
+
+
+def test_fuzzed_by_its_own_schema(server: Server, tmp_path: Path) -> None:
+    """Whatever it is sent, it makes no mistake of its own and keeps to its schema."""
+    checks = "not_a_server_error,content_type_conformance,response_schema_conformance"
+    run = subprocess.run(
+        [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json",
+         "--checks", checks, "--max-examples", "20", "--phases", "examples,coverage,fuzzing",
+         "--seed", "1", "-H", f"Authorization: Bearer {TOKEN}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+
+
+@pytest.mark.slow
+def test_text(chain: Chain, tmp_path: Path) -> None:
+    out = tmp_path / "pizza.png"
+    with serve(Path(chain.stage2)) as server:
+        answer = server.post({"prompt": "Pizza ", "seed": 3, "guidance": 2}).raise_for_status()
+        for prompt in (" ", "word " * 100):
+            error = server.post({"prompt": prompt}).json()["error"]
+            assert error["param"] == "prompt" and "The prompt" in error["message"]
+    main(
+        ["sample", "--checkpoint", chain.stage2, "--prompt", "Pizza ", "--seed", "3",
+         "--guidance", "2", "--out", str(out)]
+    )  # fmt: skip
+    assert base64.b64decode(answer.json()["data"][0]["b64_json"]) == out.read_bytes()
+    assert answer.json()["usage"]["output_tokens"] == 64
+
+
+@pytest.mark.slow
+def test_full_queue_timeout_and_leaving(slow: Server) -> None:
+    body = {"prompt": "1", "seed": 1}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: slow.post(body), range(8)))
+    full = [answer for answer in answers if answer.status_code == 429]
+    assert full and len(full) < 8 and all(a.status_code in (200, 429) for a in answers)
+    assert full[0].json()["error"]["code"] == "queue_full" and full[0].headers["Retry-After"]
+    done = slow.metric("lgpl_pictures_total")
+    with pytest.raises(httpx.ReadTimeout):
+        slow.post({**body, "n": 2}, timeout=0.3)  # and hangs up
+    wait_until(lambda: slow.metric('lgpl_requests_total{status="499"}') == 1)
+    assert slow.post(body).status_code == 200
+    assert slow.metric("lgpl_pictures_total") == done + 1
+    with slow.client().images.generate(prompt="1", stream=True, partial_images=3) as stream:
+        assert next(iter(stream)).type == "image_generation.partial_image"
+    assert slow.post(body).status_code == 200
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_what_runs(slow: Server) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(slow.post, {"prompt": "2", "seed": i}) for i in range(2)]
+        wait_until(lambda: slow.metric("lgpl_batch_pictures_count") == 1)
+        slow.process.send_signal(signal.SIGTERM)
+        pngs = [base64.b64decode(a.result().json()["data"][0]["b64_json"]) for a in asked]
+    assert pngs == [slow.offline(2, i) for i in range(2)]
+    slow.process.wait(30)
+    assert not any("Traceback" in line for line in slow.said)
+
+
+@pytest.mark.slow
+def test_timeout(tmp_path: Path) -> None:
+    with serve(export(tmp_path, **LONG), "--timeout", "0.2") as server:
+        answer = server.post({"prompt": "1"})
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
+        streamed = server.post({"prompt": "1", "stream": True}).text
+        assert streamed.startswith("event: error") and '"code": "timeout"' in streamed
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--batch-size", "0"], "--batch-size: 0 is not above 0"),
+        (["--port", "70000"], "--port: 70000 is not between"),
+        (["--top-p", "2"], "top_p: 2.0 is not"),
+        (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    tmp_path: Path, fails: Callable[..., str], options: list[str], says: str
+) -> None:
+    export_generator(tmp_path / "generator", num_classes=10)
+    assert says in fails("serve", "--checkpoint", str(tmp_path / "generator"), *options)
+
+
+def wait_until(done: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
