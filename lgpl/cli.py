@@ -188,12 +188,22 @@ def main(args: list[str] | None = None) -> None:
         else:
             sys.argv[1:] = args  # LightningCLI warns where both are given
             CommandLine()
-    except UserError as error:
-        print(f"lgpl: error: {sentence(error)}", file=sys.stderr)
+    except Exception as error:
+        mistake = behind(error)
+        if mistake is None:
+            raise
+        print(f"lgpl: error: {sentence(mistake)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("lgpl: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def behind(error: BaseException | None) -> UserError | None:
+    """The mistake that led to an error: jsonargparse wraps what constructors raise."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 def sentence(error: UserError) -> str:

@@ -251,3 +251,22 @@ def test_forgotten_checkpoint(fails: Fails, command: str) -> None:
     """Figures and codes of random weights would look like real ones."""
     said = fails(command, "-c", "configs/tokenizer/emoji.yaml")
     assert said.startswith("--ckpt_path is not set")
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "said"),
+    [
+        ("fsq", ("levels", "[8, 2]"), "levels: [8, 2] must hold a number of at least 3 for each"),
+        ("bsq", ("bits", "36"), "bits: 36 is outside 1 to 24."),
+    ],
+)
+def test_a_class_refuses_its_arguments(
+    fails: Fails, config: str, option: tuple[str, str], said: str
+) -> None:
+    name, value = option
+    quantizer = "--model.init_args.autoencoder.init_args.quantizer.init_args"
+    message = fails(
+        *("fit", "-c", "configs/tokenizer/emoji.yaml", *("--trainer.logger", "false")),
+        *("-c", f"configs/tokenizer/quantizer/{config}.yaml", f"{quantizer}.{name}", value),
+    )
+    assert message.startswith(said)
