@@ -28,7 +28,7 @@ def arms(steps: int) -> dict[str, tuple[int, list[str]]]:
     order = [f"{MODEL}.order.start", str(steps // 2), f"{MODEL}.order.end", str(3 * steps // 4)]
     return {
         "recipe": (0, []),
-        "prefix_rope: zero": (0, [f"{MODEL}.transformer.init_args.prefix_rope", "zero"]),
+        "prefix_rope zero": (0, [f"{MODEL}.transformer.init_args.prefix_rope", "zero"]),
         "QK-norm": (0, ["-c", f"{VARIANT}/qk_norm.yaml"]),
         "random order, annealed": (0, ["-c", f"{VARIANT}/rar.yaml", *order]),
         "recipe, seed 1": (1, []),
