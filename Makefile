@@ -75,6 +75,7 @@ $(SERVING_STAMP): pyproject.toml constraints.txt requirements-serving.txt
 benchmark: $(STAMP)  ## the benchmarks, against peers that are installed for them; let nothing else run
 	$(PIP_INSTALL) --no-deps -r requirements-benchmark.txt
 	$(BIN)/python -m tests.benchmarks.data
+	$(BIN)/python -m tests.benchmarks.train_step
 
 lint: $(STAMP)  ## ruff, the format and mypy
 	$(BIN)/python -m ruff check .

@@ -1,0 +1,107 @@
+"""What goes over the wire: OpenAI's requests, answers and errors, and lgpl's own fields."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from fastapi import Response
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
+
+ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class APIError(Exception):
+    """Ends a request with OpenAI's form of an error."""
+
+    def __init__(self, status: int, message: str, param: str | None, code: str) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        of_client = "invalid_request_error" if self.status < 500 else "server_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": ERROR_TYPES.get(self.status, of_client),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> Response:
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
+        # ASCII: a name of a field may hold what UTF-8 does not.
+        content = json.dumps(self.body)
+        return Response(content, self.status, headers.get(self.status), "application/json")
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: ErrorDetail
+
+
+class ImagesRequest(BaseModel):
+    """OpenAI's fields, and behind them lgpl's own."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: StrictStr = Field(min_length=1, description="What to show; of a class model the class.")
+    model: StrictStr | None = None
+    n: StrictInt = Field(1, ge=1, description="Number of pictures.")
+    size: StrictStr | None = Field(None, description="`auto`, or the model's own, as 256x256.")
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png"] | None = None
+    quality: Literal["auto"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    user: StrictStr | None = None
+    stream: StrictBool | None = Field(None, description="Answer with server-sent events.")
+    partial_images: StrictInt | None = Field(
+        None, ge=0, le=3, description="Pictures shown before the whole one, of a stream."
+    )
+    seed: StrictInt | None = Field(
+        None, ge=0, lt=2**63, description="Picture i is drawn from seed + i; random by default."
+    )
+    guidance: float | None = Field(None, ge=0, le=100, strict=True)
+    temperature: float | None = Field(None, ge=0, le=100, strict=True)
+    top_k: StrictInt | None = Field(None, ge=0, le=2**31)
+    top_p: float | None = Field(None, gt=0, le=1, strict=True)
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_text(cls, prompt: str) -> str:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("holds half of a surrogate pair, which is no text") from error
+        return prompt
+
+
+class Image(BaseModel):
+    b64_json: str
+    seed: int
+
+
+class Usage(BaseModel):
+    """In positions of the generator's sequence."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class Images(BaseModel):
+    created: int
+    data: list[Image]
+    size: str
+    output_format: Literal["png"] = "png"
+    usage: Usage
