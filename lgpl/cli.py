@@ -35,6 +35,7 @@ from lgpl.commands import (
 )
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
+from lgpl.rehearsal import rehearse
 
 DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
 EPILOG = """plain commands, each with its own --help:
@@ -153,7 +154,7 @@ class Plan(CommandLine):
         precision = str(trainer.precision or "32-true")
         accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
         batch_size = data.train_batch(gpus, accumulate)
-        step = plan.rehearse(self.model, batch_size, data.image_size, precision, sharded)
+        step = rehearse(self.model, batch_size, data.image_size, precision, sharded)
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
         lines = plan.per_device(step, gpus, sharded, averaged)
         return plan.report(step, lines, gpus, self.config_init.memory, accumulate)

@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lgpl.checkpoints import SelfDescribing, build_module
-from lgpl.commands.plan import rehearse
 from lgpl.data import ShardDataModule
+from lgpl.generator.blocks import Block
 from lgpl.generator.module import GeneratorModule
-from lgpl.generator.transformer import Block
+from lgpl.rehearsal import rehearse
 
 GIB = 2**30
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lgpl.callbacks.monitoring import layer_of
 from lgpl.checkpoints import build_module, read_checkpoint
 from lgpl.cli import main
-from lgpl.commands.plan import rehearse
+from lgpl.rehearsal import rehearse
 from tests.callbacks.test_evaluation import (
     RECONSTRUCTION,
     generator,

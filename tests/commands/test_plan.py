@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lgpl.checkpoints import SelfDescribing
 from lgpl.cli import main
-from lgpl.commands.plan import LiveBytes, Step, forward_backward, per_device, rehearse
+from lgpl.commands.plan import per_device
 from lgpl.generator import GeneratorModule, Transformer
+from lgpl.rehearsal import LiveBytes, Step, forward_backward, rehearse
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
 
 LAYERS, HEADS, DIM, HIDDEN, CODES, GRID, BATCH = 12, 4, 64, 256, 96, (8, 8), 4

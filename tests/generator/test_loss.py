@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lgpl.commands.plan import LiveBytes
 from lgpl.generator.loss import ROWS, cross_entropy
+from lgpl.rehearsal import LiveBytes
 
 
 def plain(logits: Tensor, codes: Tensor) -> Tensor:

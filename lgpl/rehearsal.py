@@ -1,0 +1,238 @@
+"""What a training step needs, found out without memory.
+
+Nothing is estimated by formula where the code itself can be asked: one step is taken on fake
+tensors, which have shapes and no memory, by the module's own forward, backward and optimizer. So
+the figures follow whatever the config says, activation checkpointing or another quantizer included.
+Only what a sharded strategy gathers, and DDP's buckets, are added by rule.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from lgpl.checkpoints import SelfDescribing
+from lgpl.generator import GeneratorModule
+from lgpl.generator.condition import TextCondition
+from lgpl.generator.decoding import new_cache
+from lgpl.tokenizer import TokenizerModule
+
+SAMPLES = 16  # images of the KV cache's line, guided: `lgpl sample` draws so many together
+HALF = {"bf16": torch.bfloat16, "16": torch.float16}
+
+
+def attention_flops(q: list[int], k: list[int], *_: Any, **__: Any) -> int:
+    """Two products of [T, D] and [D, S] for shapes [B, H, T, D] and [B, H, S, D]."""
+    return 4 * math.prod(q) * k[2]
+
+
+def attention_backward_flops(_: list[int], q: list[int], k: list[int], *__: Any, **___: Any) -> int:
+    """The scores again, and four products for the gradients."""
+    return 10 * math.prod(q) * k[2]
+
+
+# The CPU's kernels, on which the rehearsal runs; torch counts the GPU's only.
+ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step of one device that holds the whole model; sizes in bytes.
+
+    Attributes:
+        weights: number of trainable parameters.
+        parameters, gradients, optimizer: all of them.
+        activations: what stands beside them at the highest point of forward and backward.
+        cache: keys and values of `SAMPLES` guided images; 0 for a tokenizer.
+        gathered: what FSDP has put together beside its shards at the highest point; 0 without it.
+        tokens: codes of the device's batch.
+        flops: floating-point operations of forward and backward, attention counted in full.
+    """
+
+    weights: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    cache: int
+    gathered: int
+    tokens: int
+    flops: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make while they live.
+
+    Args:
+        module: what is there before; its parameters, buffers and gradients do not count.
+
+    Attributes:
+        peak: the most there ever were at a time.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self._sizes: dict[int, int] = {}
+        for tensor in (*module.parameters(), *module.buffers()):
+            self._known.add(tensor.untyped_storage())
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._leave_out_gradient)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        self._sizes[storage._cdata] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, storage._cdata)
+
+    def _remove(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+    def _leave_out_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._remove(parameter.grad.untyped_storage()._cdata)
+
+
+def rehearse(
+    module: SelfDescribing, batch_size: int, image_size: int, precision: str, sharded: bool = False
+) -> Step:
+    """Take one training step without memory.
+
+    Args:
+        module: a tokenizer on the meta device, or a generator that is not built yet.
+        batch_size: samples of one device.
+        image_size: pixels on a side of a tokenizer's images.
+        precision: the Trainer's: 32-true, bf16-mixed, bf16-true, ...
+        sharded: by FSDP, whose mixed precision casts the weights when it gathers them.
+    """
+    half = HALF.get(precision.split("-")[0])
+    mixed = half is not None and precision.endswith("mixed")
+    with torch.device("meta"):
+        module.configure_model()
+    if half is not None and not mixed:
+        module.to(half)
+    cast = sharded and mixed
+    computing = copy.deepcopy(module).to(half) if cast else module
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module.to_empty(device="cpu")
+        parameters = _bytes(module.parameters())
+        gathered = _gathered(module, 0.5 if cast else 1.0) if sharded else 0
+        gradients, optimizer = _update(module)
+        if computing is not module:
+            computing.to_empty(device="cpu")
+        module = computing.train()
+        live = LiveBytes(module)
+        flops = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
+        for counter in (live, flops):  # one by one: torch's keeps tensors alive by its hooks
+            with counter, torch.autocast("cpu", half, enabled=mixed):
+                forward_backward(module, batch_size, image_size)
+        if isinstance(module, GeneratorModule):
+            tokens = batch_size * module.model.code_count
+            layers = new_cache(module.model, 2 * SAMPLES, half or torch.float32)
+            cache = _bytes(tensor for layer in layers for tensor in (layer.keys, layer.values))
+        else:
+            assert isinstance(module, TokenizerModule)
+            tokens = batch_size * (image_size // module.autoencoder.downsampling) ** 2
+            cache = 0
+    weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return Step(
+        *(weights, parameters, gradients, optimizer, live.peak, cache, gathered, tokens),
+        flops.get_total_flops(),
+    )
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))
+
+
+def _gathered(module: SelfDescribing, cast: float) -> int:
+    """Bytes that FSDP puts together.
+
+    What is in no block stays gathered, beside it the block at work and the next; then the gradient
+    of one of them, and as it goes into the reduction.
+
+    Args:
+        module: the whole.
+        cast: size of a gathered weight, in sizes of a kept one.
+    """
+    layers: Iterable[nn.Module] = module.model.layers if isinstance(module, GeneratorModule) else ()
+    blocks = [_bytes(block.parameters()) for block in layers]
+    root, block = _bytes(module.parameters()) - sum(blocks), max(blocks, default=0)
+    return int((root + 2 * block) * cast + max(root, block) * (1 + cast))
+
+
+def _update(module: SelfDescribing) -> tuple[int, int]:
+    """Bytes of all gradients, and of the optimizers' state after an update."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    configured: Any = module.configure_optimizers()
+    optimizers = [configured["optimizer"]] if isinstance(configured, dict) else configured
+    for p in trainable:
+        p.grad = torch.zeros_like(p)
+    gradients = _bytes(p.grad for p in trainable)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    return gradients, _bytes(value for state in states for value in state.values())
+
+
+def forward_backward(module: SelfDescribing, batch_size: int, image_size: int) -> None:
+    """The work of a training step on a batch of zeros; see `rehearse` for the arguments."""
+    if isinstance(module, GeneratorModule):
+        _generator_step(module, batch_size)
+    else:
+        assert isinstance(module, TokenizerModule)
+        _tokenizer_step(module, torch.zeros(batch_size, 3, image_size, image_size))
+
+
+def _generator_step(module: GeneratorModule, batch_size: int) -> None:
+    model = module.model
+    batch = {"codes": torch.zeros(batch_size, *model.grid, dtype=torch.int64)}
+    if isinstance(model.condition, TextCondition):
+        length, features = model.condition.length, model.condition.fc1.in_features
+        batch["text"] = torch.zeros(batch_size, length, features)
+        batch["text_lengths"] = torch.full((batch_size,), length)
+    else:
+        batch["class"] = torch.zeros(batch_size, dtype=torch.int64)
+    module.loss(batch).mean().backward()
+
+
+def _tokenizer_step(module: TokenizerModule, image: Tensor) -> None:
+    """With the discriminator, whose start is the highest point of the run."""
+    autoencoder, objective = module.autoencoder, module.loss
+    reconstructed, quantized = autoencoder(image)
+    loss, _ = objective.reconstruction(reconstructed, image, quantized.loss)
+    if objective.discriminator is not None:
+        objective.discriminator.requires_grad_(False)
+        last_layer = autoencoder.decoder.last_layer
+        loss = loss + objective.adversarial_term(reconstructed, loss, last_layer)[0]
+    loss.backward()
+    if objective.discriminator is not None:
+        objective.discriminator.requires_grad_(True)
+        objective.discriminator_loss(reconstructed, image)[0].backward()
