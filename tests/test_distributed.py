@@ -60,6 +60,7 @@ def test_tokenizer_with_gan(tmp_path: Path) -> None:
     assert {"loss.lecam.real", "loss.discriminator.layers.0.weight"} <= {*ranks[0]["names"]}
 
 
+@pytest.mark.slow
 def test_generator(chain: Chain, tmp_path: Path) -> None:
     ranks = run(
         tmp_path, "fit", "-c", "configs/generator/emoji_stage2.yaml", *TINY, *TINY_GENERATOR,

@@ -124,6 +124,7 @@ def test_two_ranks_train_like_one(chain: Chain, tmp_path: Path) -> None:
     assert len(events.Images("val/samples")) == 2  # once an epoch, by both ranks together
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_as_one(chain: Chain, tmp_path: Path) -> None:
     one, moved = (Run(chain, "text", tmp_path / name, 20) for name in ("one", "moved"))
     one.train(1, sharded=False)

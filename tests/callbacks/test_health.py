@@ -63,7 +63,7 @@ def poison(*batches: int) -> dict[str, Any]:
 STATE = {"class_path": f"{__name__}.State"}
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+@pytest.mark.parametrize("kind", [pytest.param("tokenizer", marks=pytest.mark.slow), "generator"])
 def test_a_step_with_nan_changes_nothing_and_is_counted(
     kind: str, chain: Chain, tmp_path: Path
 ) -> None:

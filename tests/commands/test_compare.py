@@ -13,6 +13,7 @@ from lgpl.commands.compare import flatten, read_curves, short_names
 from tests.callbacks.test_evaluation import short, stacked, tokenizer
 
 
+@pytest.mark.slow
 def test_two_runs_with_different_loggers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
 ) -> None:
