@@ -72,6 +72,7 @@ def test_generator(chain: Chain, tmp_path: Path) -> None:
     check(ranks)
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_the_number_of_ranks(chain: Chain, tmp_path: Path) -> None:
     figures = []
     for name, options in (("one", ["--trainer.precision", "32-true"]), ("two", TWO_RANKS)):
@@ -90,6 +91,7 @@ def test_figures_do_not_depend_on_the_number_of_ranks(chain: Chain, tmp_path: Pa
     assert figures[0] == pytest.approx(figures[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_encoding_is_shared_by_the_ranks(chain: Chain, tmp_path: Path) -> None:
     codes = tmp_path / "codes"
     subprocess.run(

@@ -106,6 +106,7 @@ def test_thirty_kills_in_an_epoch(chain: Chain, tmp_path: Path, workers: int) ->
     check(chain, tmp_path, workers, samples=1759, kills=30)
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_as_one(chain: Chain, tmp_path: Path) -> None:
     """Stopped on two ranks, resumed on one with the same global batch."""
     two = ("--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_true")

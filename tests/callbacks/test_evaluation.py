@@ -74,6 +74,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "figures.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_training_the_tokenizer_does_not_notice(chain: Chain, tmp_path: Path) -> None:
     for name, callbacks in (("with", [RECONSTRUCTION]), ("without", [])):
         main(["fit", *tokenizer(*stacked(tmp_path, name, *callbacks)), *short()])

@@ -75,6 +75,7 @@ def test_sample(chain: Chain, exported: Chain, tmp_path: Path) -> None:
     assert pictures[0] == pictures[1]
 
 
+@pytest.mark.slow
 def test_predict(chain: Chain, exported: Chain, tmp_path: Path) -> None:
     encode(exported.tokenizer, tmp_path, 64)
     for shard in expand(f"{chain.codes}/val-*.tar"):

@@ -216,6 +216,7 @@ def test_building_an_extractor_draws_no_random_numbers() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
     found = []
     for world in (1, 2):
