@@ -196,7 +196,7 @@ def record() -> None:
     """Run a command of lgpl and write down loss and norm of every step of this rank."""
     from lightning.pytorch.callbacks import Callback
 
-    from lgpl import cli
+    from tests.recorder import run_with
 
     class Recorder(Callback):
         def on_train_batch_end(
@@ -213,15 +213,7 @@ def record() -> None:
                 Path(os.environ["RECORD"]).with_name("validated").write_text(str(figure))
 
     torch.set_num_threads(1)
-    make = cli.CommandLine.instantiate_trainer
-
-    def with_recorder(self: cli.CommandLine, **kwargs: Any) -> Any:
-        trainer = make(self, **kwargs)
-        trainer.callbacks.insert(0, Recorder())
-        return trainer
-
-    cli.CommandLine.instantiate_trainer = with_recorder  # type: ignore[method-assign]
-    cli.main()
+    run_with(Recorder())
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def record() -> None:
     """Run a command of lgpl and write down the keys of every step as it is done."""
     from lightning.pytorch.callbacks import Callback
 
-    from lgpl import cli
+    from tests.recorder import run_with
 
     class Recorder(Callback):
         def on_train_batch_end(
@@ -140,15 +140,7 @@ def record() -> None:
                 file.write(line)
             time.sleep(0.02)
 
-    make = cli.CommandLine.instantiate_trainer
-
-    def with_recorder(self: cli.CommandLine, **kwargs: Any) -> Any:
-        trainer = make(self, **kwargs)
-        trainer.callbacks.insert(0, Recorder())
-        return trainer
-
-    cli.CommandLine.instantiate_trainer = with_recorder  # type: ignore[method-assign]
-    cli.main()
+    run_with(Recorder())
 
 
 if __name__ == "__main__":
