@@ -24,6 +24,7 @@ BASES = {
 }
 EVALUATED = {
     "cifar10.yaml": "configs/generator/cifar10.yaml",
+    "emoji.yaml": "configs/generator/emoji_stage2.yaml",
     "reconstruction.yaml": "configs/tokenizer/cifar10.yaml",
 }
 ENCODED_BY = {
