@@ -61,7 +61,10 @@ def open_images(source: str, image_size: int | None = None) -> Images:
     if Path(source).is_dir():
         return FolderImages(source, image_size)
     if image_size is None:
-        raise UserError(f"{source} names shards, whose pictures need a size: give --image-size.")
+        raise UserError(
+            f"{source} names shards, whose pictures need a size: give --image-size, or with "
+            "--samples of generated images --resize."
+        )
     return ShardImages(source, image_size)
 
 
