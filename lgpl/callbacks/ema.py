@@ -19,6 +19,9 @@ CURRENT = "current_model_state"  # Lightning's name for the raw weights beside a
 class EMA(Callback):
     """Keeps w' <- decay w' + (1 - decay) w after every optimizer step; the first w' is w.
 
+    The decay of step t is (1 + t) / (10 + t) until that passes `decay`, so that the average of a
+    short run is not mostly its first weights.
+
     Validation runs on the average, and the checkpoint's `state_dict` is the average, so that
     `validate`, `predict`, `sample` and a second stage take it by themselves; the raw weights stand
     in `current_model_state` for resuming. What is not trained (buffers, frozen weights) is not
@@ -26,7 +29,7 @@ class EMA(Callback):
     for the same copies the module, which a sharded one does not take.
 
     Args:
-        decay: of the average; the paper uses 0.9999.
+        decay: of the average, at the most; the paper uses 0.9999.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
@@ -53,8 +56,9 @@ class EMA(Callback):
         if not self._average:
             self._average = {name: weight.clone() for name, weight in weights.items()}
             return
+        decay = min(self.decay, (1 + self._step) / (10 + self._step))
         averages = [_local(average) for average in self._average.values()]
-        torch._foreach_lerp_(averages, [_local(weights[n]) for n in self._average], 1 - self.decay)
+        torch._foreach_lerp_(averages, [_local(weights[n]) for n in self._average], 1 - decay)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(pl_module)
