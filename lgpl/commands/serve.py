@@ -49,8 +49,10 @@ def main(args: list[str]) -> None:
     try:
         import uvicorn
 
-        from lgpl.serving.api import Limits, Metrics, create_app
+        from lgpl.serving.api import create_app
         from lgpl.serving.engine import SamplerEngine
+        from lgpl.serving.limits import Limits
+        from lgpl.serving.metrics import Metrics
     except ImportError as error:
         raise UserError(f"Serving needs {error.name}: pip install 'lgpl[serve]'.") from error
     device = usable_device(options.device)
