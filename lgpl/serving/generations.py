@@ -118,11 +118,7 @@ class Generations:
     def _check(self, body: ImagesRequest) -> None:
         model, limits, size = self.model, self.limits, self.size
         wrong: list[tuple[bool, str, str]] = [
-            (
-                body.model not in (None, self.model),
-                "model",
-                f"is not {self.model}, which is served",
-            ),
+            (body.model not in (None, model), "model", f"is not {model}, which is served here"),
             (body.n > limits.images, "n", f"is above {limits.images}"),
             (bool(body.stream) and body.n > 1, "n", "must be 1 for a stream"),
             (body.size not in (None, "auto", size), "size", f"is not {size}, the model's"),
@@ -158,10 +154,8 @@ class Generations:
 
     async def _whole(self, request: Request, drawing: Drawing) -> Images:
         """All pictures, unless the client leaves before."""
-        work, gone = (
-            asyncio.ensure_future(self._collect(drawing)),
-            asyncio.ensure_future(_gone(request)),
-        )
+        work = asyncio.ensure_future(self._collect(drawing))
+        gone = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
