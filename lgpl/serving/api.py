@@ -79,8 +79,10 @@ def _watched(engine: Engine, metrics: Metrics) -> APIRouter:
     """What a load balancer and Prometheus ask."""
     router = APIRouter()
 
-    @router.get("/health")
+    @router.get("/health", responses={503: {"model": Error}})
     async def health() -> dict[str, Any]:
+        if not engine.alive:
+            raise APIError(503, "No pictures are drawn any more.", None, "engine_ended")
         return {"status": "ok", "waiting": engine.waiting}
 
     @router.get("/metrics", response_class=Response)
@@ -97,7 +99,8 @@ def _bearer(token: str | None) -> Any:
         if token is None:
             return
         given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        # Headers are read as Latin-1; what was sent for a token are its bytes.
+        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {token}".encode()):
             raise APIError(401, "The bearer token is missing or wrong.", None, "invalid_api_key")
 
     return authorized

@@ -32,7 +32,7 @@ class Error(BaseModel):
 
 # Of a request for pictures, for the API's own description.
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Error} for status in (400, 401, 413, 429, 500, 504)
+    status: {"model": Error} for status in (400, 401, 413, 429, 500, 503, 504)
 }
 
 

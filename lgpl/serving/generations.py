@@ -8,18 +8,22 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
-from lgpl.serving.engine import Engine, Full, Picture, Prompt
+from lgpl.serving.engine import Ended, Engine, Full, Picture, Prompt
 from lgpl.serving.errors import APIError
 from lgpl.serving.limits import Limits
 from lgpl.serving.metrics import Metrics
 from lgpl.serving.schema import Image, Images, ImagesRequest, Usage
+
+SAMPLING = {field.name for field in fields(Sampling)}
 
 
 class Drawing:
@@ -46,40 +50,51 @@ class Drawing:
         return show
 
     async def events(self, seconds: float) -> AsyncIterator[tuple[int, bytes, bool]]:
-        """Place in the request, PNG, and whether it is whole; nothing is drawn after its end.
+        """Place in the request, PNG, and whether it is whole.
 
         Raises:
             APIError: the engine failed, or it takes more than `seconds`.
         """
         deadline, left = time.monotonic() + seconds, len(self.pictures)
-        try:
-            while left:
-                wait = max(0.0, deadline - time.monotonic())
-                try:
-                    i, png, whole = await asyncio.wait_for(self._events.get(), wait)
-                except asyncio.TimeoutError:
-                    raise APIError(
-                        504, f"Not done after {seconds:g} seconds.", None, "timeout"
-                    ) from None
-                if isinstance(png, Exception):
-                    raise APIError(
-                        500, "The picture could not be drawn.", None, "engine_error"
-                    ) from png
-                left -= whole
-                yield i, png, whole
-        finally:
-            self.cancel()
+        while left:
+            wait = max(0.0, deadline - time.monotonic())
+            try:
+                i, png, whole = await asyncio.wait_for(self._events.get(), wait)
+            except asyncio.TimeoutError:
+                raise APIError(
+                    504, f"Not done after {seconds:g} seconds.", None, "timeout"
+                ) from None
+            if isinstance(png, Exception):
+                raise APIError(
+                    500, "The picture could not be drawn.", None, "engine_error"
+                ) from png
+            left -= whole
+            yield i, png, whole
 
     def cancel(self) -> None:
+        """Nobody waits any more; of what is whole nothing changes."""
         for picture in self.pictures:
             picture.cancelled.set()
 
     def usage(self, codes: int) -> Usage:
         """Positions of the prompts, and of pictures of so many codes."""
-        lengths = (p.prompt.length for p in self.pictures)
-        read = sum(1 if length is None else int(length) for length in lengths)
+        read = sum(picture.prompt.positions for picture in self.pictures)
         written = codes * len(self.pictures)
         return Usage(input_tokens=read, output_tokens=written, total_tokens=read + written)
+
+
+class DrawingResponse(StreamingResponse):
+    """A stream of one drawing, which ends with it, even before it has begun."""
+
+    def __init__(self, drawing: Drawing, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self.drawing = drawing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.drawing.cancel()
 
 
 class Generations:
@@ -107,10 +122,10 @@ class Generations:
             self._check(body)
             drawing = await self._submit(body)
             if body.stream:
-                return StreamingResponse(self._stream(drawing), media_type="text/event-stream")
+                return DrawingResponse(drawing, self._stream(drawing))
             images = await self._whole(request, drawing)
         except APIError as error:
-            self._count(error.status)
+            self._count(error.status, begun)
             raise
         self._count(200, begun)
         return images
@@ -139,7 +154,7 @@ class Generations:
             prompt = await asyncio.to_thread(self.engine.prepare, body.prompt)
         except UserError as error:
             raise APIError(400, str(error), "prompt", "invalid_value") from error
-        given = body.model_dump(include={"guidance", "temperature", "top_k", "top_p"})
+        given = body.model_dump(include=SAMPLING)
         chosen = {name: value for name, value in given.items() if value is not None}
         sampling = Sampling(**{**vars(self.defaults), **chosen})
         first = secrets.randbits(32) if body.seed is None else body.seed
@@ -150,6 +165,8 @@ class Generations:
             raise APIError(
                 429, "Too many pictures are waiting; try again later.", None, "queue_full"
             ) from None
+        except Ended:
+            raise APIError(503, "No pictures are drawn any more.", None, "engine_ended") from None
         return drawing
 
     async def _whole(self, request: Request, drawing: Drawing) -> Images:
@@ -167,6 +184,7 @@ class Generations:
         finally:
             work.cancel()
             gone.cancel()
+            drawing.cancel()
         usage = drawing.usage(self.engine.codes)
         return Images(created=int(time.time()), data=data, size=self.size, usage=usage)
 
@@ -183,6 +201,7 @@ class Generations:
     async def _stream(self, drawing: Drawing) -> AsyncIterator[str]:
         """Server-sent events of one picture."""
         begun, index = time.monotonic(), 0
+        status = 499  # unless it comes to an end
         try:
             async for _, png, whole in self._drawn(drawing):
                 if whole:
@@ -193,10 +212,12 @@ class Generations:
                 kind = f"image_generation.{'completed' if whole else 'partial_image'}"
                 event = self._event(png, drawing.pictures[0].seed)
                 yield _sent(kind, {"type": kind, **event, **more})
-            self._count(200, begun)
+            status = 200
         except APIError as error:
-            self._count(error.status)
+            status = error.status
             yield _sent("error", error.body)
+        finally:
+            self._count(status, begun)
 
     def _event(self, png: bytes, seed: int) -> dict[str, Any]:
         return {
@@ -209,9 +230,9 @@ class Generations:
             "seed": seed,
         }
 
-    def _count(self, status: int, begun: float | None = None) -> None:
+    def _count(self, status: int, begun: float) -> None:
         self.metrics.requests.labels(str(status)).inc()
-        if begun is not None:
+        if status == 200:
             self.metrics.seconds.observe(time.monotonic() - begun)
 
 

@@ -29,6 +29,18 @@ class ImagesRequest(BaseModel):
         None, ge=0, lt=2**63, description="Picture i is drawn from seed + i; random by default."
     )
     guidance: float | None = Field(None, ge=0, le=100, strict=True)
+    guidance_schedule: Literal["constant", "linear", "cosine", "power-cosine"] | None = Field(
+        None, description="How the scale rises from 1 at the first code to `guidance` at the last."
+    )
+    guidance_power: float | None = Field(
+        None, gt=0, le=100, strict=True, description="Of power-cosine: above 1 keeps it low longer."
+    )
+    guidance_start: StrictInt | None = Field(
+        None, ge=0, le=2**31, description="Codes before guidance sets in."
+    )
+    guidance_steps: StrictInt | None = Field(
+        None, ge=0, le=2**31, description="Codes after which guidance ends."
+    )
     temperature: float | None = Field(None, ge=0, le=100, strict=True)
     top_k: StrictInt | None = Field(None, ge=0, le=2**31)
     top_p: float | None = Field(None, gt=0, le=1, strict=True)
