@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -10,6 +11,7 @@ from jsonargparse import ArgumentParser
 from lgpl.commands.sample import load_generator, usable_device
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
+from lgpl.generator.decoding import RISES
 
 
 def parser() -> ArgumentParser:
@@ -25,6 +27,10 @@ def parser() -> ArgumentParser:
     p.add_argument("--port", type=int, default=8000, help="0 takes any free one")
     p.add_argument("--token", help="bearer token to ask for; LGPL_TOKEN in the environment too")
     p.add_argument("--guidance", type=float, default=1.0, help="if a request says none; 1 is off")
+    p.add_argument("--guidance-schedule", default="constant", choices=list(RISES), help="likewise")
+    p.add_argument("--guidance-power", type=float, default=2.0, help="likewise; of power-cosine")
+    p.add_argument("--guidance-start", type=int, default=0, help="likewise; codes before guidance")
+    p.add_argument("--guidance-steps", type=int, help="likewise; codes after which guidance ends")
     p.add_argument(
         "--temperature", type=float, default=1.0, help="likewise; 0 takes the likeliest code"
     )
@@ -40,7 +46,9 @@ def parser() -> ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = Sampling(options.guidance, None, options.temperature, options.top_k, options.top_p)
+    sampling = Sampling(**{field.name: options[field.name] for field in fields(Sampling)})
+    if sampling.guidance_steps is not None and sampling.guidance_steps < 0:
+        raise UserError(f"--guidance-steps: {sampling.guidance_steps} is not at least 0.")
     for name in ("batch_size", "queue", "max_images", "timeout"):
         if not options[name] > 0:
             raise UserError(f"--{name.replace('_', '-')}: {options[name]} is not above 0.")
@@ -49,8 +57,10 @@ def main(args: list[str]) -> None:
     try:
         import uvicorn
 
-        from lgpl.serving.api import Limits, Metrics, create_app
-        from lgpl.serving.engine import SamplerEngine
+        from lgpl.serving.api import create_app
+        from lgpl.serving.limits import Limits
+        from lgpl.serving.metrics import Metrics
+        from lgpl.serving.sampler import SamplerEngine
     except ImportError as error:
         raise UserError(f"Serving needs {error.name}: pip install 'lgpl[serve]'.") from error
     device = usable_device(options.device)

@@ -1,53 +1,10 @@
-"""What goes over the wire: OpenAI's requests, answers and errors, and lgpl's own fields."""
+"""What goes over the wire: OpenAI's requests and answers, and lgpl's own fields."""
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal
+from typing import Literal
 
-from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
-
-ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
-
-
-class APIError(Exception):
-    """Ends a request with OpenAI's form of an error."""
-
-    def __init__(self, status: int, message: str, param: str | None, code: str) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-
-    @property
-    def body(self) -> dict[str, Any]:
-        of_client = "invalid_request_error" if self.status < 500 else "server_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": ERROR_TYPES.get(self.status, of_client),
-                "param": self.param,
-                "code": self.code,
-            }
-        }
-
-    def response(self) -> Response:
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
-        # ASCII: a name of a field may hold what UTF-8 does not.
-        content = json.dumps(self.body)
-        return Response(content, self.status, headers.get(self.status), "application/json")
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Error(BaseModel):
-    """OpenAI's form of an error."""
-
-    error: ErrorDetail
 
 
 class ImagesRequest(BaseModel):
@@ -72,6 +29,18 @@ class ImagesRequest(BaseModel):
         None, ge=0, lt=2**63, description="Picture i is drawn from seed + i; random by default."
     )
     guidance: float | None = Field(None, ge=0, le=100, strict=True)
+    guidance_schedule: Literal["constant", "linear", "cosine", "power-cosine"] | None = Field(
+        None, description="How the scale rises from 1 at the first code to `guidance` at the last."
+    )
+    guidance_power: float | None = Field(
+        None, gt=0, le=100, strict=True, description="Of power-cosine: above 1 keeps it low longer."
+    )
+    guidance_start: StrictInt | None = Field(
+        None, ge=0, le=2**31, description="Codes before guidance sets in."
+    )
+    guidance_steps: StrictInt | None = Field(
+        None, ge=0, le=2**31, description="Codes after which guidance ends."
+    )
     temperature: float | None = Field(None, ge=0, le=100, strict=True)
     top_k: StrictInt | None = Field(None, ge=0, le=2**31)
     top_p: float | None = Field(None, gt=0, le=1, strict=True)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,36 @@ def test_random_seed_is_told(server: Server) -> None:
     assert base64.b64decode(first["b64_json"]) == server.offline(1, first["seed"])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance_schedule": "power-cosine", "guidance_power": 1.5},
+        {"guidance_schedule": "linear", "guidance_start": 5},
+        {"guidance_steps": 9},
+    ],
+)
+def test_schedules_of_guidance(server: Server, changes: dict[str, Any]) -> None:
+    answer = server.post({"prompt": "4", "seed": 2, "guidance": 4, **changes}).raise_for_status()
+    png = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    assert png == server.offline(4, 2, Sampling(guidance=4, **changes))
+    assert png != server.offline(4, 2, Sampling(guidance=4))
+
+
+def test_defaults_of_the_command_line(tmp_path: Path) -> None:
+    """What a request does not say is as the server was told; what it says counts."""
+    options = ["--guidance", "4", "--guidance-schedule", "power-cosine", "--guidance-power", "1.5"]
+    options += ["--guidance-start", "3", "--guidance-steps", "20", "--top-k", "30"]
+    told = Sampling(4.0, 20, 1.0, 30, 1.0, "power-cosine", 1.5, 3)
+    with serve(export(tmp_path), *options) as server:
+        for body, sampling in (
+            ({}, told),
+            ({"guidance_schedule": "constant"}, replace(told, guidance_schedule="constant")),
+        ):
+            answer = server.post({"prompt": "4", "seed": 2, **body}).raise_for_status()
+            png = base64.b64decode(answer.json()["data"][0]["b64_json"])
+            assert png == server.offline(4, 2, sampling)
+
+
 def test_stream_fills_in(server: Server) -> None:
     stream = server.client().images.generate(
         prompt="3", stream=True, partial_images=2, extra_body={"seed": 9}
@@ -201,6 +231,10 @@ def test_stream_fills_in(server: Server) -> None:
         ({"prompt": "1", "n": 2, "stream": True}, "n"),
         ({"prompt": "1", "guidance": "much"}, "guidance"),
         ({"prompt": "1", "guidance": -1}, "guidance"),
+        ({"prompt": "1", "guidance_schedule": "steep"}, "guidance_schedule"),
+        ({"prompt": "1", "guidance_power": 0}, "guidance_power"),
+        ({"prompt": "1", "guidance_start": 1.5}, "guidance_start"),
+        ({"prompt": "1", "guidance_steps": -1}, "guidance_steps"),
         ({"prompt": "1", "temperature": -1}, "temperature"),
         ({"prompt": "1", "top_p": 0}, "top_p"),
         ({"prompt": "1", "seed": 2**63}, "seed"),
@@ -324,6 +358,8 @@ def test_timeout(tmp_path: Path) -> None:
         (["--batch-size", "0"], "--batch-size: 0 is not above 0"),
         (["--port", "70000"], "--port: 70000 is not between"),
         (["--top-p", "2"], "top_p: 2.0 is not"),
+        (["--guidance-power", "0"], "guidance_power: 0.0 is not above 0"),
+        (["--guidance-steps", "-1"], "--guidance-steps: -1 is not at least 0"),
         (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
     ],
 )

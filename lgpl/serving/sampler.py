@@ -1,0 +1,114 @@
+"""lgpl's own sampler as an engine: pictures of different requests are drawn together.
+
+A picture depends on its seed and not on its neighbours, so it is the one that `lgpl sample` makes.
+Batches are static: what waits when one is done, up to the batch size, is the next.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lgpl.generator import GeneratorModule
+from lgpl.generator.condition import ClassCondition
+from lgpl.serving.engine import Picture, PictureQueue, Prompt, class_of
+from lgpl.serving.painter import Painter
+
+
+class _Abandoned(Exception):
+    """Nobody waits for any picture of the batch any more."""
+
+
+class SamplerEngine:
+    """Draws with lgpl's own sampler, in a thread of its own.
+
+    Args:
+        module: a generator with its tokenizer, ready to sample.
+        batch_size: pictures drawn together.
+        capacity: pictures that may wait.
+        on_batch: called with the number of pictures of every batch.
+    """
+
+    def __init__(
+        self,
+        module: GeneratorModule,
+        batch_size: int = 16,
+        capacity: int = 64,
+        on_batch: Callable[[int], None] = lambda pictures: None,
+    ) -> None:
+        self.module, self.batch_size, self.on_batch = module, batch_size, on_batch
+        self.codes = module.model.code_count
+        self._painter = Painter(module)
+        self.height, self.width = self._painter.height, self._painter.width
+        self._encoding = threading.Lock()
+        if not isinstance(module.model.condition, ClassCondition):
+            self.prepare("a picture")  # loads the text encoder, or tells what is missing
+        self._queue = PictureQueue(capacity)
+        self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def prepare(self, prompt: str) -> Prompt:
+        condition = self.module.model.condition
+        if isinstance(condition, ClassCondition):
+            label = class_of(prompt, condition.num_classes)
+            return Prompt(torch.tensor(label, device=self.module.device), 1)
+        with self._encoding:  # alone, so that no neighbour's length changes a rounding
+            features, lengths = self.module.encode_text([prompt], refuse_long=True)
+        return Prompt(features[0], int(lengths[0]))
+
+    def submit(self, pictures: Sequence[Picture]) -> None:
+        self._queue.put(pictures)
+
+    def close(self) -> None:
+        self._queue.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._queue.take(self.batch_size, alike=True):
+            self.on_batch(len(batch))
+            try:
+                self._draw(batch)
+            except _Abandoned:
+                continue
+            except Exception as error:  # one batch fails, the server goes on
+                for picture in batch:
+                    picture.show(error, True)
+
+    def _draw(self, batch: list[Picture]) -> None:
+        rows, columns = self.module.model.grid
+        shown = [self._painter.rows_shown(picture.partial) for picture in batch]
+
+        def progress(count: int, codes: Tensor) -> None:
+            if all(picture.cancelled.is_set() for picture in batch):
+                raise _Abandoned
+            row, column = divmod(count, columns)
+            if column == 0 and row < rows:
+                for picture, rows_shown, drawn in zip(batch, shown, codes, strict=True):
+                    if row in rows_shown and not picture.cancelled.is_set():
+                        picture.show(self._painter.png(drawn[:count].view(row, columns)), False)
+
+        lengths = None
+        if not isinstance(self.module.model.condition, ClassCondition):
+            positions = [picture.prompt.positions for picture in batch]
+            lengths = torch.tensor(positions, device=self.module.device)
+        codes = self.module.sample_codes(
+            torch.stack([picture.prompt.content for picture in batch]),
+            lengths,
+            batch[0].sampling,
+            [picture.seed for picture in batch],
+            progress,
+        )
+        for picture, drawn in zip(batch, codes, strict=True):
+            if not picture.cancelled.is_set():
+                picture.show(self._painter.png(drawn), True)
