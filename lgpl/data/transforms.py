@@ -36,8 +36,8 @@ def open_image(data: bytes) -> Image.Image:
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The middle `size` x `size` of the picture whose short side was scaled to `size`.
 
-    As ADM's reference batches (arXiv 2105.05233) and LlamaGen's own were made: both sides are halved
-    by averaging while the short one is twice as long as wanted, and what is left is bicubic.
+    As ADM's reference batches (arXiv 2105.05233) and LlamaGen's own were made: both sides are
+    halved by averaging while the short one is twice as long as wanted, what is left is bicubic.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
