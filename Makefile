@@ -14,6 +14,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --progress-bar off
 STAMP := $(VENV)/.lgpl-installed
 # Stands while an install is under way: one that is found by the next install was cut short.
 MARKER := $(VENV)/.lgpl-installing
+# torch-fidelity's and clean-fid's, with torchvision.
+PEERS_VENV ?= .venv-peers
+PEERS_STAMP := $(PEERS_VENV)/.lgpl-installed
 # vLLM's.
 SERVING_VENV ?= .venv-serving
 SERVING_STAMP := $(SERVING_VENV)/.lgpl-installed
@@ -21,7 +24,7 @@ SERVING_PIP := $(SERVING_VENV)/bin/python -m pip --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow test-gpu test-serving benchmark lint format clean
+.PHONY: help install quickstart test test-slow test-gpu test-peers test-serving benchmark lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +60,18 @@ test-slow: $(STAMP)  ## the tests that take long or fetch packages
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+test-peers: $(PEERS_STAMP)  ## figures against torch-fidelity and clean-fid, in an environment of its own
+	$(PEERS_VENV)/bin/python -m pytest -rs tests/metrics/test_peers.py
+
+$(PEERS_STAMP): pyproject.toml constraints.txt requirements-peers.txt requirements-offline.txt
+	@rm -rf '$(PEERS_VENV)'
+	$(PYTHON) -m venv '$(PEERS_VENV)'
+	@echo 'Installing into $(PEERS_VENV); this takes some minutes.'
+	grep -vE '^(torch|triton|setuptools|cuda-.*|nvidia-.*)==' constraints.txt > '$(PEERS_VENV)/constraints.txt'
+	$(PEERS_VENV)/bin/python -m pip --quiet install -c '$(PEERS_VENV)/constraints.txt' -r requirements-peers.txt -e '.[text,offline]' pytest scipy scikit-learn prdc
+	$(PEERS_VENV)/bin/python -m pip --quiet install --no-deps -c constraints.txt -r requirements-offline.txt
+	@: > '$@'
 
 test-serving: $(SERVING_STAMP)  ## the tests in vLLM's real engine, in an environment of its own
 	VLLM_CPU_KVCACHE_SPACE=1 $(SERVING_VENV)/bin/python -m pytest -m serving tests/serving

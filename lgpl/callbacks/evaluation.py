@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
 from lgpl.data import ShardDataModule
+from lgpl.data.transforms import CENTER_CROP
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
@@ -134,7 +135,7 @@ class ReconstructionEvaluation(Evaluation):
         extractor, made = self.extractor(module.device), fake.compute()
         patterns = trainer.datamodule.patterns[stage]  # type: ignore[attr-defined]
         found = figures(self._real[stage], made, extractor)
-        source = {"source": patterns, "images": made.count}
+        source = {"source": patterns, "images": made.count, "crop": CENTER_CROP}
         size = trainer.datamodule.image_size  # type: ignore[attr-defined]
         self.tell(
             trainer, module,

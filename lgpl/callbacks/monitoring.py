@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -17,7 +17,7 @@ from lgpl.tokenizer.module import TokenizerModule
 
 
 class CodebookHistogram(Callback):
-    """How often the codes occur in validation, as a histogram in TensorBoard.
+    """How often the codes occur in validation, as a histogram in TensorBoard or W&B.
 
     A code of average frequency lies at 1, one that never occurs at 0; of the first rank's images.
     """
@@ -26,11 +26,17 @@ class CodebookHistogram(Callback):
         assert isinstance(pl_module, TokenizerModule)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        counts = pl_module.val_usage.counts.double()
+        counts, step = pl_module.val_usage.counts.double(), trainer.global_step
+        if not counts.sum():
+            return
+        relative = (counts * len(counts) / counts.sum()).cpu()
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and counts.sum():
-                relative = counts * len(counts) / counts.sum()
-                logger.experiment.add_histogram("val/codes", relative, trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_histogram("val/codes", relative, step)
+            elif isinstance(logger, WandbLogger):
+                from wandb import Histogram
+
+                logger.log_metrics({"val/codes": Histogram(relative.tolist())}, step)  # type: ignore[dict-item]
 
 
 class GradientNorms(Callback):

@@ -1,4 +1,4 @@
-"""Pictures in TensorBoard: reconstructions beside originals, samples with their captions."""
+"""Pictures in the loggers: reconstructions beside originals, samples with their captions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lgpl.data.transforms import to_uint8
@@ -18,10 +18,13 @@ from lgpl.tokenizer.module import TokenizerModule
 
 
 def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | None) -> None:
+    """To TensorBoard and W&B; other loggers take no pictures."""
+    step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            picture = to_uint8(grid(images, captions))
-            logger.experiment.add_image(name, picture, trainer.global_step)
+            logger.experiment.add_image(name, to_uint8(grid(images, captions)), step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [grid(images, captions)], step)
 
 
 class ReconstructionPictures(Callback):

@@ -122,7 +122,7 @@ def reconstruction(options: Namespace, device: torch.device) -> dict[str, Any]:
     begin = time.perf_counter()
     extractor = load_extractor(options.extractor).to(device)
     originals = open_images(options.data, options.image_size)
-    source = {"source": options.data, "images": originals.count}
+    source = {"source": options.data, "images": originals.count, "crop": originals.crop}
     if options.samples is not None:
         others = open_images(options.samples, options.image_size)
         size, batch = options.resize, options.batch_size

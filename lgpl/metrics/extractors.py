@@ -6,6 +6,8 @@ A figure carries its extractor's name, `FID[effnet-lite0]`; the plain name is In
 from __future__ import annotations
 
 import importlib
+import pickle
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -139,7 +141,8 @@ class Inception(Extractor):
     evaluator (arXiv 2105.05233).
 
     Raises:
-        UserError: torch-fidelity is not installed, or its weights are neither here nor fetched.
+        UserError: torch-fidelity is not installed, or its weights are neither here nor fetched, or
+            damaged.
     """
 
     name = INCEPTION
@@ -148,20 +151,29 @@ class Inception(Extractor):
     def __init__(self) -> None:
         super().__init__()
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            from torch_fidelity.feature_extractor_inceptionv3 import (
+                URL_INCEPTION_V3,
+                FeatureExtractorInceptionV3,
+            )
         except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is broken
             raise UserError(
                 "FID's Inception needs torch-fidelity: pip install 'lgpl[fid]', or take "
                 "another extractor, such as effnet-lite0."
             ) from error
         wanted = ["2048", "logits_unbiased"]
+        path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
         try:
             self.net = FeatureExtractorInceptionV3("inception-v3-compat", wanted)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             raise UserError(
-                f"The weights of FID's Inception cannot be fetched ({error}); put "
-                f"weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases into "
-                f"{torch.hub.get_dir()}/checkpoints."
+                f"The weights of FID's Inception cannot be fetched ({error}) and are not at "
+                f"{path}; fetch them with: curl -L --create-dirs -o {path} {URL_INCEPTION_V3}"
+            ) from error
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            said = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{path} does not hold the weights of FID's Inception ({said}); remove it, and it "
+                f"is fetched again from {URL_INCEPTION_V3}."
             ) from error
         self.eval().requires_grad_(False)
         self._taken: list[Tensor] = []

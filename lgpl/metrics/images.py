@@ -21,10 +21,11 @@ from lgpl.data import ShardDataModule
 from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
 from lgpl.data.store import is_url
-from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
+from lgpl.data.transforms import CENTER_CROP, center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
 
 MEMBER = "arr_0.npy"
+NO_CROP = "none: as they are"
 
 
 class Images(Protocol):
@@ -33,11 +34,13 @@ class Images(Protocol):
     Attributes:
         count: how many there are.
         identity: plain values that change when the images do.
+        crop: how they were made of the pictures on disk.
         size: side in pixels, where it is known beforehand.
     """
 
     count: int
     identity: dict[str, Any]
+    crop: str
 
     @property
     def size(self) -> int | None: ...
@@ -78,7 +81,7 @@ class ShardImages:
         counts, _ = counted(named(pattern, "images", store), "images", store)
         self.count, self.size = sum(counts.values()), image_size
         shards = {path: [number, *_stamp(path)] for path, number in counts.items()}
-        self.identity = {"shards": shards, "crop": f"centre {image_size} px, Lanczos"}
+        self.identity, self.crop = {"shards": shards}, CENTER_CROP
 
     def batches(self, size: int) -> Iterator[Tensor]:
         self.data.eval_batch_size = size
@@ -99,8 +102,7 @@ class FolderImages:
             raise UserError(f"{folder}: no pictures in this folder.")
         self.count, self.size = len(self.paths), image_size
         files = [[str(path.relative_to(folder)), *_stamp(path)] for path in self.paths]
-        crop = f"centre {image_size} px, Lanczos" if image_size else "none"
-        self.identity = {"files": files, "crop": crop}
+        self.identity, self.crop = {"files": files}, CENTER_CROP if image_size else NO_CROP
 
     def batches(self, size: int) -> Iterator[Tensor]:
         for first in range(0, self.count, size):
@@ -139,7 +141,7 @@ class NpzImages:
             )
         self.count, self.shape = shape[0], shape[1:]
         self.size = shape[1]
-        self.identity = {"npz": path, "stamp": _stamp(path)}
+        self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
 
     def batches(self, size: int) -> Iterator[Tensor]:
         with self._open() as file:

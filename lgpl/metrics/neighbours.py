@@ -23,7 +23,7 @@ class FeatureBank(Metric):
     numbers: list[Tensor]
     full_state_update = False
 
-    def __init__(self, dim: int, keep: int = 10_000, **kwargs: Any) -> None:
+    def __init__(self, dim: int, keep: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.dim, self.keep = dim, keep
         self.add_state("features", [], "cat")

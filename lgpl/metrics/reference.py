@@ -24,6 +24,7 @@ from lgpl.metrics.summary import ImageSet, Summary
 
 CACHE = "runs/references"
 ADM_COUNT = 10_000  # images behind a reference batch that does not say its number
+NEIGHBOURS = 10_000  # images of a reference whose features are kept, as many as ADM's batches hold
 
 
 def reference(
@@ -79,6 +80,7 @@ def _of_images(
         "images": images.count,
         "identity": images.identity,
         "image_size": image_size,
+        "crop": images.crop,
         "extractor": extractor.name,
         "preprocessing": extractor.preprocessing,
         "lgpl": lgpl.__version__,
@@ -91,7 +93,9 @@ def _of_images(
         dist.all_gather_object(there, kept.exists())
     if all(there):
         return read_summary(str(kept), extractor, image_size)
-    made = summarise(images, extractor, batch_size, f"reference {Path(source).name}")
+    made = summarise(
+        images, extractor, batch_size, f"reference {Path(source).name}", neighbours=NEIGHBOURS
+    )
     provenance["images"] = made.count
     if rank == 0:
         write_summary(kept, made, provenance)
@@ -99,21 +103,34 @@ def _of_images(
 
 
 def summarise(
-    images: Images, extractor: Extractor, batch_size: int, doing: str, size: int | None = None
+    images: Images,
+    extractor: Extractor,
+    batch_size: int,
+    doing: str,
+    size: int | None = None,
+    neighbours: int | None = None,
 ) -> Summary:
-    """One pass over images on disk, with a progress bar; `size` resizes them first.
+    """One pass over images on disk, with a progress bar.
 
     Several ranks take the batches in turn and must ask together.
+
+    Args:
+        doing: what the bar says.
+        size: to resize them to first, pixels.
+        neighbours: keep the features of so many, drawn from all over the set: a data set may be
+            sorted by class. None keeps those of the first in their order.
     """
-    made = ImageSet(extractor, images.count)
+    made = ImageSet(extractor, images.count, **({} if neighbours is None else {"keep": neighbours}))
+    numbers = torch.arange(images.count)
+    if neighbours is not None:
+        numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
     device = made.pooled.device
     rank, world = _place()
     seen = 0
     with tqdm(total=images.count, unit="image", desc=doing, leave=False, disable=rank > 0) as bar:
         for turn, batch in enumerate(images.batches(batch_size)):
             if turn % world == rank:
-                number = torch.arange(seen, seen + len(batch))
-                made.update(resize(batch.to(device), size), number)
+                made.update(resize(batch.to(device), size), numbers[seen : seen + len(batch)])
             seen += len(batch)
             bar.update(len(batch))
     return made.compute()

@@ -59,7 +59,8 @@ class ImageSet(nn.Module):
     Args:
         extractor: whose features.
         total: number of images that will come, over all ranks.
-        keep: of so many images the features themselves are kept, for the figures of neighbours.
+        keep: of so many images the features themselves are kept, for the figures of neighbours;
+            ADM's evaluator takes those of all its 50 000 samples.
         numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
 
     Raises:
@@ -67,7 +68,7 @@ class ImageSet(nn.Module):
     """
 
     def __init__(
-        self, extractor: Extractor, total: int, keep: int = 10_000, numbers: int | None = None
+        self, extractor: Extractor, total: int, keep: int = 50_000, numbers: int | None = None
     ) -> None:
         super().__init__()
         self.extractor = extractor

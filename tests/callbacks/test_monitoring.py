@@ -1,12 +1,16 @@
-"""What a run logs beside its losses, in TensorBoard and in a CSV."""
+"""What a run logs beside its losses, in TensorBoard, in a CSV and in W&B."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lgpl.callbacks.monitoring import layer_of
@@ -77,6 +81,44 @@ def test_generator_in_a_csv(chain: Chain, tmp_path: Path) -> None:
     each = rehearse(module, 1, 64, "32-true").flops / 1e12
     assert flops == pytest.approx([each * rate for rate in images], rel=1e-3)
     assert "Transformer" in (tmp_path / "csv/hparams.yaml").read_text()
+
+
+@pytest.fixture
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The real thing, offline; it writes nowhere but below the test's folder."""
+    found = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    for kind in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{kind}", str(tmp_path))
+    yield found
+    found.teardown()
+
+
+def test_tokenizer_in_wandb(wandb: Any, tmp_path: Path) -> None:
+    """Scalars, a histogram, pictures as images, and the config; CSV beside it takes what it can."""
+    loggers = [
+        {"class_path": "lightning.pytorch.loggers.WandbLogger",
+         "init_args": {"project": "lgpl", "save_dir": str(tmp_path), "offline": True}},
+        {"class_path": "lightning.pytorch.loggers.CSVLogger",
+         "init_args": {"save_dir": str(tmp_path), "name": "csv", "version": ""}},
+    ]  # fmt: skip
+    pictures = {"class_path": "lgpl.callbacks.ReconstructionPictures", "init_args": {"count": 4}}
+    config = tmp_path / "loggers.yaml"
+    callbacks = [*ALL, pictures]
+    config.write_text(yaml.safe_dump({"trainer": {"logger": loggers, "callbacks": callbacks}}))
+    main(["fit", *tokenizer("-c", str(config)), *short("--trainer.val_check_interval", "6")])
+    wandb.finish()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (picture,) = (run / "files/media/images/val").glob("reconstructions_*.png")
+    with Image.open(picture) as image:
+        assert image.width >= 2 * 64 and len(image.getcolors(2**20)) > 100
+    said = b"".join(path.read_bytes() for path in run.glob("run-*.wandb"))
+    names = ("train/loss", "val/FID[Pixels]", "train/images_per_second", "val/codes", "VQModel")
+    assert all(name.encode() in said for name in names) and b'"histogram"' in said
+    rows = (tmp_path / "csv/metrics.csv").read_text()
+    assert "val/FID[Pixels]" in rows and "val/codes" not in rows
+    assert "VQModel" in (tmp_path / "csv/hparams.yaml").read_text()
 
 
 @pytest.mark.parametrize(

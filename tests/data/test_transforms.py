@@ -250,14 +250,23 @@ def refused(data: bytes, cause: str) -> None:
 SIZES = [(160, 120), (121, 163), (100, 37), (96, 96), (40, 30)]
 
 
-@pytest.mark.parametrize("width, height", SIZES)
-def test_centre_crop_is_scaling_the_short_side_then_cropping(width: int, height: int) -> None:
+@pytest.mark.parametrize("width, height", [*SIZES, (250, 331), (517, 262)])
+def test_centre_crop_has_the_pixels_of_adms(width: int, height: int) -> None:
+    """Halvings by averages, each rounded, then bicubic, then the middle: to the bit."""
     image, size = photograph(width, height), 64
-    scaled = tuple(max(size, round(side * size / min(image.size))) for side in image.size)
-    whole = image.resize(scaled, Image.Resampling.LANCZOS)
-    left, top = ((side - size) // 2 for side in scaled)
-    expected = whole.crop((left, top, left + size, top + size))
-    assert difference(center_crop(image, size), expected).max() <= 2  # rounding, twice
+    left = image
+    while min(left.size) >= 128:
+        left = left.resize((left.width // 2, left.height // 2), Image.Resampling.BOX)
+    scaled = tuple(round(side * size / min(left.size)) for side in left.size)
+    pixels = np.asarray(left.resize(scaled, Image.Resampling.BICUBIC))
+    y, x = ((side - size) // 2 for side in pixels.shape[:2])
+    assert difference(center_crop(image, size), pixels[y : y + size, x : x + size]).max() == 0
+
+
+def test_centre_crop_of_a_multiple_is_a_mean_of_squares() -> None:
+    image = photograph(512, 512)
+    fields = np.asarray(image, float).reshape(64, 8, 64, 8, 3).mean((1, 3))
+    assert difference(center_crop(image, 64), fields).max() <= 3  # six roundings of at most a half
 
 
 @pytest.mark.parametrize("width, height", SIZES)

@@ -90,6 +90,7 @@ def test_a_reference_is_computed_once_and_kept_with_its_provenance(tmp_path: Pat
     (kept,) = Path(cache).glob("*.npz")
     assert provenance["images"] == made.count == 70 and provenance["extractor"] == "Pixels"
     assert [number for number, *_ in provenance["identity"]["shards"].values()] == [40, 30]
+    assert provenance["crop"] == "centre, ADM's: halved by boxes, then bicubic"
     again, _ = reference(pattern, extractor(), 16, cache, 32)
     assert figures(made, again, extractor())["FID[Pixels]"] < 1e-9
     assert [kept] == [*Path(cache).glob("*.npz")]
@@ -126,6 +127,18 @@ def test_references_of_something_else_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}]), sigma=np.eye(3), provenance="{}")
     with pytest.raises(UserError, match="cannot be read as an npz of plain arrays"):
         reference(str(tmp_path / "pickled.npz"), extractor(), 16)
+
+
+def test_neighbours_of_a_reference_come_from_all_over_it(tmp_path: Path) -> None:
+    """A data set may be sorted by class: its first pictures are not a sample of it."""
+    shades = torch.arange(200, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    images = open_images(npz(tmp_path / "sorted.npz", shades))
+    found = [summarise(images, extractor(), 32, "a", neighbours=60).features for _ in range(2)]
+    assert found[0] is not None and found[1] is not None and torch.equal(found[0], found[1])
+    kept = found[0][:, 0].sort().values.add(1).mul(127.5)
+    assert len(kept.unique()) == 60 and kept[15] < 80 and kept[45] > 120
+    first = summarise(images, extractor(), 32, "a").features
+    assert first is not None and torch.equal(first[:, 0], first[:, 0].sort().values)
 
 
 def test_adm_reference_batches_are_read_as_they_are(tmp_path: Path) -> None:
