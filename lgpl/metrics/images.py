@@ -264,8 +264,11 @@ def write_npz(path: Path, images: Iterator[Tensor], total: int, size: int) -> No
 
 
 def resize(image: Tensor, size: int | None) -> Tensor:
-    """uint8 [B, 3, H, W] at another size, bicubic with antialiasing; as it is for None."""
+    """uint8 [B, 3, H, W] at another size; as it is for None.
+
+    Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its figures.
+    """
     if size is None or image.shape[-2:] == (size, size):
         return image
-    scaled = F.interpolate(normalize(image), (size, size), mode="bicubic", antialias=True)
+    scaled = F.interpolate(normalize(image), (size, size), mode="bicubic")
     return scaled.add(1.0).mul(127.5).round().clamp(0, 255).byte()

@@ -30,7 +30,8 @@ class CodebookUsage(Metric):
 
     def update(self, codes: Tensor) -> None:
         """Count codes of any shape."""
-        counts = torch.bincount(codes.flatten(), minlength=self.codebook_size)
+        codes = codes.flatten().long()  # and no bincount, which waits for the device
+        counts = torch.zeros_like(self.counts).scatter_add_(0, codes, torch.ones_like(codes))
         self.counts = self.counts + counts
         if self.window is None:
             return

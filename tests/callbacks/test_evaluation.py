@@ -85,14 +85,17 @@ def test_training_the_tokenizer_does_not_notice(chain: Chain, tmp_path: Path) ->
 
 
 def test_training_the_generator_does_not_notice(chain: Chain, tmp_path: Path) -> None:
+    """With text, every kind of dropout, bf16 and an average to evaluate, to the bit."""
     dropout = [
         part
         for name in ("dropout", "token_dropout", "condition_dropout")
         for part in (f"--model.init_args.transformer.init_args.{name}", "0.3")
     ]
-    callbacks = [generation(tmp_path / "cache", every=4, images=49)]
-    for name, chosen in (("with", callbacks), ("without", [])):
-        main(["fit", *generator(chain, *stacked(tmp_path, name, *chosen)), *short(*dropout)])
+    options = *dropout, "--trainer.precision", "bf16-mixed"
+    ema = {"class_path": "lgpl.callbacks.EMA", "init_args": {"decay": 0.5}}
+    callbacks = [ema, generation(tmp_path / "cache", every=4, images=49)]
+    for name, chosen in (("with", callbacks), ("without", [ema])):
+        main(["fit", *generator(chain, *stacked(tmp_path, name, *chosen)), *short(*options)])
     evaluated, plain = (scalars(tmp_path / name / "stage2") for name in ("with", "without"))
     assert len(plain["train/loss"]) == 6 and evaluated["train/loss"] == plain["train/loss"]
     (first, second) = lines(tmp_path / "with/stage2")  # not in the validation between
