@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -207,9 +208,12 @@ def _start(folder: str | Path, settings: dict[str, Any]) -> Any:
     # is sent to both, leaves that process the time to finish what it has.
     settings.setdefault("shutdown_timeout", 600)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # SIGTERM while it starts takes vLLM's process along.
+    default = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         return LLMEngine.from_engine_args(EngineArgs(model=str(folder), **settings))
     except (TypeError, ValueError, RuntimeError, AssertionError, UserError) as error:
         raise UserError(f"vLLM does not start: {' '.join(str(error).split())}") from error
     finally:
+        signal.signal(signal.SIGTERM, default)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
