@@ -100,7 +100,7 @@ def serve(checkpoint: Path, *options: str) -> Iterator[Server]:
         process.wait(60)
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline

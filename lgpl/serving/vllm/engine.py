@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -77,6 +78,7 @@ class VLLMEngine:
         self._painting = ThreadPoolExecutor(1, "lgpl-painter")  # one: in the order of the steps
         self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch, name="lgpl-watch", daemon=True).start()
 
     @property
     def waiting(self) -> int:
@@ -119,6 +121,12 @@ class VLLMEngine:
             lost = [running.picture for running in self._running.values()]
             for picture in [*lost, *self._queue.take(self._queue.capacity, wait=False)]:
                 picture.show(error, True)
+
+    def _watch(self) -> None:
+        """Wake the thread that waits for vLLM's process where that was killed: vLLM does not."""
+        core = self._vllm.engine_core
+        multiprocessing.connection.wait(core.resources.engine_manager.sentinels())
+        core.outputs_queue.put(RuntimeError("vLLM's process has ended."))
 
     def _admit(self) -> bool:
         """Give free seats to what waits; False where there is nothing left to do."""
@@ -202,6 +210,7 @@ def _start(folder: str | Path, settings: dict[str, Any]) -> Any:
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # `Guidance` is for the first
     # A fork of this process would inherit threads that the tokenizer has started.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # its process, which `_watch` watches
     from vllm import EngineArgs, LLMEngine
 
     # Ctrl+C is for the server alone, which ends vLLM's process when all is drawn; SIGTERM, where it
