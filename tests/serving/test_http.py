@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from lgpl.cli import main
 from lgpl.generator import Sampling
@@ -207,6 +209,22 @@ def test_token(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
 
 
+def test_metrics_are_prometheus(server: Server) -> None:
+    server.post({"prompt": "1", "n": 2}).raise_for_status()
+    answer = httpx.get(f"{server.url}/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = {f.name: f for f in text_string_to_metric_families(answer.text)}
+    assert {name: family.type for name, family in families.items()} == {
+        "lgpl_requests": "counter",
+        "lgpl_pictures": "counter",
+        "lgpl_request_seconds": "histogram",
+        "lgpl_batch_pictures": "histogram",
+        "lgpl_waiting_pictures": "gauge",
+    }
+    answered = {s.labels["status"]: s.value for s in families["lgpl_requests"].samples if s.labels}
+    assert answered["200"] >= 1 and families["lgpl_pictures"].samples[0].value >= 2
+
+
 def test_fuzzed_by_its_own_schema(server: Server, tmp_path: Path) -> None:
     """Whatever it is sent, it makes no mistake of its own and keeps to its schema."""
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance"
@@ -287,6 +305,7 @@ def test_timeout(tmp_path: Path) -> None:
         (["--guidance-power", "0"], "guidance_power: 0.0 is not above 0"),
         (["--guidance-steps", "-1"], "--guidance-steps: -1 is not at least 0"),
         (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
+        (["--vllm.dtype", "float32"], "--vllm: these are settings of --engine vllm"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -294,3 +313,17 @@ def test_mistakes_on_the_command_line(
 ) -> None:
     export_generator(tmp_path / "generator", num_classes=10)
     assert says in fails("serve", "--checkpoint", str(tmp_path / "generator"), *options)
+
+
+def test_what_a_checkpoint_lacks_is_told(tmp_path: Path, fails: Callable[..., str]) -> None:
+    folder = str(export(tmp_path, num_classes=None, text_features=24, text_length=10))
+    assert fails("serve", "--checkpoint", folder) == (
+        "model.text_encoder is not set; captions and prompts need it."
+    )
+    config = tmp_path / "generator/config.json"
+    entry = json.loads(config.read_text())
+    entry["config"]["init_args"]["tokenizer"] = None
+    config.write_text(json.dumps(entry))
+    assert "names no tokenizer; give its checkpoint with --tokenizer" in fails(
+        "serve", "--checkpoint", folder
+    )

@@ -30,7 +30,7 @@ from tests.serving.servers import LONG, TOKEN, Server, export, serve, wait_until
 pytestmark = pytest.mark.slow
 
 CONNECTIONS, REQUESTS = 64, 2000
-MEMORY = 48  # MiB that may be added between 500 and 2 000 requests: what an allocator keeps
+MEMORY = 32  # MiB that may be added between 500 and 2 000 requests: what an allocator keeps
 
 
 @pytest.fixture(scope="module")

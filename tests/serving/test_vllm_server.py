@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shlex
 import signal
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from lgpl.generator import Sampling, generate
 from tests.conftest import ROOT
@@ -199,6 +201,16 @@ def test_mistakes_on_the_command_line(
 ) -> None:
     said = fails("serve", *VLLM, "--checkpoint", str(export(tmp_path)), *options)
     assert re.search(says, said)
+
+
+def test_a_training_checkpoint_is_to_be_exported(tmp_path: Path, fails: Callable[..., str]) -> None:
+    folder = export(tmp_path)
+    entry = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    state = {f"transformer.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"lgpl": entry, "state_dict": state}, tmp_path / "last.ckpt")
+    said = fails("serve", *VLLM, "--checkpoint", str(tmp_path / "last.ckpt"))
+    assert said.endswith(f"`lgpl export {tmp_path / 'last.ckpt'} --out FOLDER` does it.")
 
 
 def test_the_readmes_command(tmp_path: Path) -> None:
