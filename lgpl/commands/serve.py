@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from lgpl.commands.sample import load_generator, usable_device
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
 from lgpl.generator.decoding import RISES
+
+if TYPE_CHECKING:
+    from lgpl.serving.engine import Engine
 
 
 def parser() -> ArgumentParser:
@@ -40,6 +47,18 @@ def parser() -> ArgumentParser:
     p.add_argument("--queue", type=int, default=64, help="pictures that may wait; then 429")
     p.add_argument("--max-images", type=int, default=10, help="pictures of one request")
     p.add_argument("--timeout", type=float, default=600.0, help="seconds of one request")
+    p.add_argument(
+        "--engine",
+        default="lgpl",
+        choices=["lgpl", "vllm"],
+        help="what draws: lgpl's own sampler, or vLLM, which takes an exported generator",
+    )
+    p.add_argument(
+        "--vllm",
+        type=dict[str, Any],
+        default={},
+        help="settings of vLLM's engine, such as --vllm.dtype float32",
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return p
 
@@ -60,13 +79,10 @@ def main(args: list[str]) -> None:
         from lgpl.serving.api import create_app
         from lgpl.serving.limits import Limits
         from lgpl.serving.metrics import Metrics
-        from lgpl.serving.sampler import SamplerEngine
     except ImportError as error:
         raise UserError(f"Serving needs {error.name}: pip install 'lgpl[serve]'.") from error
-    device = usable_device(options.device)
-    module = load_generator(options.checkpoint, options.tokenizer, device)
     metrics = Metrics()
-    engine = SamplerEngine(module, options.batch_size, options.queue, metrics.batch.observe)
+    engine = _engine(options, metrics.batch.observe)
     limits = Limits(
         images=min(options.max_images, options.queue),
         seconds=options.timeout,
@@ -74,4 +90,28 @@ def main(args: list[str]) -> None:
     )
     name = options.name or Path(options.checkpoint).stem
     app = create_app(engine, name, sampling, limits, metrics)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="info")
+    # A client that does not read its answer keeps the server from ending no longer than that.
+    end = math.ceil(options.timeout)
+    uvicorn.run(
+        app,
+        host=options.host,
+        port=options.port,
+        log_level="info",
+        timeout_graceful_shutdown=end,
+    )
+
+
+def _engine(options: Namespace, on_batch: Callable[[int], None]) -> Engine:
+    device = usable_device(options.device)
+    seats = (options.batch_size, options.queue, on_batch)
+    if options.engine == "lgpl":
+        if options.vllm:
+            raise UserError("--vllm: these are settings of --engine vllm.")
+        from lgpl.serving.sampler import SamplerEngine
+
+        return SamplerEngine(load_generator(options.checkpoint, options.tokenizer, device), *seats)
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("--engine: vllm is not installed; pip install vllm.")
+    from lgpl.serving.vllm.engine import VLLMEngine
+
+    return VLLMEngine(options.checkpoint, options.tokenizer, device, *seats, options.vllm)

@@ -14,6 +14,10 @@ from lgpl.tokenizer import VectorQuantizer, VQModel
 FEATURES, TEXT_LENGTH = 24, 10
 
 
+# Those of the text encoder minilm.
+MINILM = {"text_features": 384, "text_length": 24}
+
+
 def export_generator(folder: Path, **changes: Any) -> Transformer:
     """Write a generator as `lgpl export` does, and give its model."""
     arguments: dict[str, Any] = {"size": [2, 4, 64], "codebook_size": 48, "grid": [6, 5]}
@@ -24,9 +28,14 @@ def export_generator(folder: Path, **changes: Any) -> Transformer:
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.3)  # far from each other, so that no rounding decides
     built = {"class_path": "lgpl.generator.Transformer", "init_args": arguments}
+    encoder = {"class_path": "lgpl.text.TextEncoder", "init_args": {"max_length": 24}}
     config = {
         "class_path": "lgpl.generator.GeneratorModule",
-        "init_args": {"transformer": built, "tokenizer": str(folder.parent / "tokenizer")},
+        "init_args": {
+            "transformer": built,
+            "tokenizer": str(folder.parent / "tokenizer"),
+            "text_encoder": encoder if arguments.get("text_features") == 384 else None,
+        },
     }
     write_checkpoint(folder, "generator", config, model.state_dict())
     return model

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import functools
 import io
-import os
-import re
+import json
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,82 +18,15 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import torch
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from lgpl.cli import main
-from lgpl.commands.sample import load_generator
-from lgpl.data.transforms import to_image
-from lgpl.generator import GeneratorModule, Sampling
-from tests.conftest import ROOT, Chain
-from tests.serving.generators import export_generator, export_tokenizer
+from lgpl.generator import Sampling
+from tests.conftest import Chain
+from tests.serving.generators import export_generator
+from tests.serving.servers import LONG, TOKEN, Server, export, serve, wait_until
 from tests.test_readme import README, blocks
-
-TOKEN = "a secret"
-LONG = {"size": [4, 4, 128], "grid": [24, 24]}  # takes a second or more
-
-
-@dataclass
-class Server:
-    url: str
-    process: subprocess.Popen[str]
-    checkpoint: Path
-    said: list[str]
-
-    @functools.cached_property
-    def module(self) -> GeneratorModule:
-        return load_generator(str(self.checkpoint), None, "cpu")
-
-    def offline(self, label: int, seed: int, sampling: Sampling = Sampling()) -> bytes:
-        """The PNG of the sampler alone, with neither neighbours nor server."""
-        image = self.module.sample(torch.tensor([label]), None, sampling, [seed])[0]
-        buffer = io.BytesIO()
-        to_image(image).save(buffer, "PNG")
-        return buffer.getvalue()
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        options = {"api_key": TOKEN, "max_retries": 0, **options}
-        return openai.OpenAI(base_url=f"{self.url}/v1", **options)
-
-    def post(self, body: Any, **options: Any) -> httpx.Response:
-        given = {"headers": {"Authorization": f"Bearer {TOKEN}"}, "timeout": 60, **options}
-        return httpx.post(f"{self.url}/v1/images/generations", json=body, **given)
-
-    def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-
-def export(folder: Path, **changes: Any) -> Path:
-    export_tokenizer(folder / "tokenizer")
-    export_generator(folder / "generator", num_classes=10, **changes)
-    return folder / "generator"
-
-
-@contextlib.contextmanager
-def serve(checkpoint: Path, *options: str) -> Iterator[Server]:
-    command = [sys.executable, "-m", "lgpl.cli", "serve", "--port", "0", *options]
-    process = subprocess.Popen(
-        [*command, "--checkpoint", str(checkpoint)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LGPL_TOKEN": TOKEN},
-    )
-    assert process.stderr is not None
-    said: list[str] = []
-    try:
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                break
-        else:
-            pytest.fail("".join(said))
-        # Read on, or the pipe fills up and the server waits.
-        threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
-        yield Server(found[1], process, checkpoint, said)
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +209,22 @@ def test_token(server: Server) -> None:
     assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
 
 
+def test_metrics_are_prometheus(server: Server) -> None:
+    server.post({"prompt": "1", "n": 2}).raise_for_status()
+    answer = httpx.get(f"{server.url}/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = {f.name: f for f in text_string_to_metric_families(answer.text)}
+    assert {name: family.type for name, family in families.items()} == {
+        "lgpl_requests": "counter",
+        "lgpl_pictures": "counter",
+        "lgpl_request_seconds": "histogram",
+        "lgpl_batch_pictures": "histogram",
+        "lgpl_waiting_pictures": "gauge",
+    }
+    answered = {s.labels["status"]: s.value for s in families["lgpl_requests"].samples if s.labels}
+    assert answered["200"] >= 1 and families["lgpl_pictures"].samples[0].value >= 2
+
+
 def test_fuzzed_by_its_own_schema(server: Server, tmp_path: Path) -> None:
     """Whatever it is sent, it makes no mistake of its own and keeps to its schema."""
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance"
@@ -361,6 +305,7 @@ def test_timeout(tmp_path: Path) -> None:
         (["--guidance-power", "0"], "guidance_power: 0.0 is not above 0"),
         (["--guidance-steps", "-1"], "--guidance-steps: -1 is not at least 0"),
         (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
+        (["--vllm.dtype", "float32"], "--vllm: these are settings of --engine vllm"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -370,8 +315,15 @@ def test_mistakes_on_the_command_line(
     assert says in fails("serve", "--checkpoint", str(tmp_path / "generator"), *options)
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_what_a_checkpoint_lacks_is_told(tmp_path: Path, fails: Callable[..., str]) -> None:
+    folder = str(export(tmp_path, num_classes=None, text_features=24, text_length=10))
+    assert fails("serve", "--checkpoint", folder) == (
+        "model.text_encoder is not set; captions and prompts need it."
+    )
+    config = tmp_path / "generator/config.json"
+    entry = json.loads(config.read_text())
+    entry["config"]["init_args"]["tokenizer"] = None
+    config.write_text(json.dumps(entry))
+    assert "names no tokenizer; give its checkpoint with --tokenizer" in fails(
+        "serve", "--checkpoint", folder
+    )

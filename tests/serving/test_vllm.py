@@ -21,7 +21,12 @@ pytestmark = pytest.mark.serving
 
 GREEDY = Sampling(temperature=0.0)
 GUIDED = Sampling(guidance=2.5, temperature=0.0)
-SCHEDULED = Sampling(4.0, 25, 0.0, guidance_schedule="power-cosine", guidance_start=3)
+SCHEDULED = [
+    Sampling(4.0, 25, 0.0, guidance_schedule="power-cosine", guidance_start=3),
+    Sampling(4.0, None, 0.0, guidance_schedule="linear"),
+    Sampling(4.0, None, 0.0, guidance_schedule="cosine"),
+    Sampling(4.0, 20, 0.0, guidance_start=10),
+]
 CLASSES = {"num_classes": 10}
 TEXT = {"text_features": FEATURES, "text_length": TEXT_LENGTH}
 
@@ -69,7 +74,7 @@ def captions(lengths: list[int]) -> list[Tensor]:
     return [torch.randn(n, FEATURES, generator=generator) for n in lengths]
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, GUIDED, SCHEDULED])
+@pytest.mark.parametrize("sampling", [GREEDY, GUIDED, *SCHEDULED])
 def test_classes(of_classes: tuple[Any, Client, Transformer], sampling: Sampling) -> None:
     """More requests than the engine runs at once; every code is the sampler's."""
     llm, client, model = of_classes
@@ -82,9 +87,9 @@ def test_classes(of_classes: tuple[Any, Client, Transformer], sampling: Sampling
 def test_each_request_has_its_own_scale(of_classes: tuple[Any, Client, Transformer]) -> None:
     llm, client, model = of_classes
     scales = [1.0, 1.5, 4.0, 0.0, 7.5, 2.0, 1.0, 3.0]
-    samplings = [Sampling(scale, temperature=0.0) for scale in scales]
+    samplings = [*(Sampling(scale, temperature=0.0) for scale in scales), *SCHEDULED]
     params = [param for s in samplings for param in client.params(s, [0])]
-    drawn = draw(llm, client, client.class_prompts([3] * len(scales)), params)
+    drawn = draw(llm, client, client.class_prompts([3] * len(samplings)), params)
     wanted = [generate(model, torch.tensor([3]), sampling=s) for s in samplings]
     assert torch.equal(drawn, torch.cat(wanted))
     assert not torch.equal(drawn[0], drawn[2])
@@ -98,7 +103,7 @@ def test_draws_are_codes_and_repeat(of_classes: tuple[Any, Client, Transformer])
     assert len({tuple(codes.flatten().tolist()) for codes in first}) == 6
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, GUIDED])
+@pytest.mark.parametrize("sampling", [GREEDY, GUIDED, SCHEDULED[0]])
 def test_captions_of_every_length(
     of_text: tuple[Any, Client, Transformer], sampling: Sampling
 ) -> None:
@@ -108,6 +113,22 @@ def test_captions_of_every_length(
     assert torch.equal(draw(llm, client, client.text_prompts(features), sampling), wanted)
     interrupted = [m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions"]
     assert sum(interrupted) > 0
+
+
+def test_captions_of_the_papers_length(tmp_path: Path) -> None:
+    """From 1 to 120 positions, and no more; neighbours of one length are not mistaken for each
+    other where their cache is kept, and long ones come in pieces."""
+    model = export_generator(tmp_path, **{**TEXT, "text_length": 120})
+    client = Client(tmp_path)
+    features = captions([1, 2, 63, 64, 65, 119, 120, 120, 120, 1])
+    wanted = generate(model, *left_pad(features, 120), GUIDED)
+    settings = {"max_num_batched_tokens": 48, "num_gpu_blocks_override": 24, "block_size": 32}
+    with engine(tmp_path, **settings) as llm:
+        prompts = client.text_prompts(features)
+        assert torch.equal(draw(llm, client, prompts, GUIDED), wanted)
+        assert torch.equal(draw(llm, client, prompts, GUIDED), wanted)  # from the cache
+    with pytest.raises(UserError, match="has 121 positions; the limit is 120"):
+        client.text_prompts(captions([121]))
 
 
 def test_bad_requests_leave_the_engine_running(of_text: tuple[Any, Client, Transformer]) -> None:

@@ -1,0 +1,228 @@
+"""vLLM behind the HTTP server: requests of all kinds of guidance in one continuous batch."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lgpl.checkpoints import is_exported, read_checkpoint
+from lgpl.checkpoints.module import build_module
+from lgpl.errors import UserError
+from lgpl.generator import GeneratorModule
+from lgpl.generator.condition import ClassCondition
+from lgpl.serving.engine import Picture, PictureQueue, Prompt, class_of
+from lgpl.serving.painter import Painter
+from lgpl.serving.vllm.client import Client
+
+
+@dataclass
+class _Running:
+    """A picture in vLLM, and the rows after which it is still to be shown."""
+
+    picture: Picture
+    rows: list[int]
+
+
+class VLLMEngine:
+    """Draws with vLLM, which computes in a process of its own; a picture begins as soon as one of
+    the seats is free. Threads of this process feed it and paint.
+
+    Args:
+        folder: the exported generator.
+        tokenizer: checkpoint of its tokenizer; the one that the folder names by default.
+        device: of the tokenizer and the text encoder; vLLM chooses its own.
+        batch_size: seats: pictures drawn together.
+        capacity: pictures that may wait for a seat.
+        on_batch: called with the number of pictures of every step.
+        settings: arguments of `vllm.EngineArgs`.
+
+    Raises:
+        UserError: the folder, its tokenizer or its text encoder cannot be used, or vLLM refuses
+            the settings.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tokenizer: str | None = None,
+        device: str = "cpu",
+        batch_size: int = 16,
+        capacity: int = 64,
+        on_batch: Callable[[int], None] = lambda pictures: None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.module = load_outline(folder, tokenizer, device)
+        self.client = Client(folder)
+        self.batch_size, self.on_batch = batch_size, on_batch
+        self.codes = self.module.model.code_count
+        self._painter = Painter(self.module)
+        self.height, self.width = self._painter.height, self._painter.width
+        self._encoding = threading.Lock()
+        if not isinstance(self.client.condition, ClassCondition):
+            self.prepare("a picture")  # loads the text encoder, or tells what is missing
+        self._queue = PictureQueue(capacity)
+        self._running: dict[str, _Running] = {}
+        self._names = map(str, itertools.count())
+        self._vllm = _start(folder, {"max_num_seqs": batch_size, **(settings or {})})
+        self._painting = ThreadPoolExecutor(1, "lgpl-painter")  # one: in the order of the steps
+        self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
+        self._thread.start()
+        threading.Thread(target=self._watch, name="lgpl-watch", daemon=True).start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def prepare(self, prompt: str) -> Prompt:
+        condition = self.client.condition
+        if isinstance(condition, ClassCondition):
+            (content,) = self.client.class_prompts([class_of(prompt, condition.num_classes)])
+            return Prompt(content, 1)
+        with self._encoding:
+            padded, lengths = self.module.encode_text([prompt], refuse_long=True)
+        length = int(lengths[0])
+        (content,) = self.client.text_prompts([padded[0, -length:].cpu()])
+        return Prompt(content, length)
+
+    def submit(self, pictures: Sequence[Picture]) -> None:
+        self._queue.put(pictures)
+
+    def close(self) -> None:
+        self._queue.close()
+        self._thread.join()
+        self._painting.shutdown()
+        self._vllm.engine_core.shutdown()
+
+    def _run(self) -> None:
+        try:
+            while self._admit():
+                self._abort_cancelled()
+                if self._running:
+                    self.on_batch(len(self._running))
+                    for output in self._vllm.step():
+                        self._look_at(output)
+        except Exception as error:  # vLLM has ended: so does this engine, and nobody waits for it
+            self._queue.close()
+            lost = [running.picture for running in self._running.values()]
+            for picture in [*lost, *self._queue.take(self._queue.capacity, wait=False)]:
+                picture.show(error, True)
+
+    def _watch(self) -> None:
+        """Wake the thread that waits for vLLM's process where that was killed: vLLM does not."""
+        core = self._vllm.engine_core
+        multiprocessing.connection.wait(core.resources.engine_manager.sentinels())
+        core.outputs_queue.put(RuntimeError("vLLM's process has ended."))
+
+    def _admit(self) -> bool:
+        """Give free seats to what waits; False where there is nothing left to do."""
+        free = self.batch_size - len(self._running)
+        pictures = self._queue.take(free, wait=not self._running)
+        for picture in pictures:
+            name = next(self._names)
+            try:
+                (params,) = self.client.params(picture.sampling, [picture.seed])
+                params.output_kind = _output_kind(picture)
+                self._vllm.add_request(name, picture.prompt.content, params)
+            except ValueError as error:  # of this request alone
+                picture.show(error, True)
+                continue
+            rows = self._painter.rows_shown(picture.partial)
+            self._running[name] = _Running(picture, rows)
+        return bool(pictures or self._running)
+
+    def _abort_cancelled(self) -> None:
+        left = [n for n, running in self._running.items() if running.picture.cancelled.is_set()]
+        if left:
+            self._vllm.abort_request(left)
+            for name in left:
+                del self._running[name]
+
+    def _look_at(self, output: Any) -> None:
+        """Have a request's codes so far painted, where that is due."""
+        running, drawn = self._running[output.request_id], output.outputs[0].token_ids
+        columns = self._painter.grid[1]
+        if output.finished:
+            del self._running[output.request_id]
+            if len(drawn) == self.codes:
+                self._painting.submit(self._paint, running.picture, list(drawn), True)
+            else:  # as it does when it is told to end
+                running.picture.show(RuntimeError("vLLM has given the picture up."), True)
+            return
+        while running.rows and len(drawn) >= running.rows[0] * columns:
+            codes = list(drawn[: running.rows.pop(0) * columns])
+            self._painting.submit(self._paint, running.picture, codes, False)
+
+    def _paint(self, picture: Picture, drawn: list[int], whole: bool) -> None:
+        if picture.cancelled.is_set():
+            return
+        try:
+            codes = torch.tensor(drawn, device=self.module.device)
+            picture.show(self._painter.png(codes.view(-1, self._painter.grid[1])), whole)
+        except Exception as error:  # one picture fails, the engine goes on
+            picture.show(error, True)
+
+
+def load_outline(folder: str | Path, tokenizer: str | None, device: str) -> GeneratorModule:
+    """An exported generator without its weights, but with its tokenizer and text encoder.
+
+    Raises:
+        UserError: the folder is none that `lgpl export` has written, or its tokenizer is missing.
+    """
+    if not is_exported(folder):
+        read_checkpoint(folder, "generator")  # tells what else is wrong
+        raise UserError(f"{folder} is not exported; `lgpl export {folder} --out FOLDER` does it.")
+    module = build_module(read_checkpoint(folder, "generator").described())
+    assert isinstance(module, GeneratorModule)
+    if tokenizer is not None:
+        module.use_tokenizer(tokenizer)
+    elif module.tokenizer_path is None:
+        raise UserError(f"{folder} names no tokenizer; give its checkpoint with --tokenizer.")
+    module.to(device)
+    with torch.device("meta"):
+        module.configure_model()
+    module.check_tokenizer()
+    return module
+
+
+def _output_kind(picture: Picture) -> Any:
+    from vllm.sampling_params import RequestOutputKind
+
+    return RequestOutputKind.CUMULATIVE if picture.partial else RequestOutputKind.FINAL_ONLY
+
+
+def _start(folder: str | Path, settings: dict[str, Any]) -> Any:
+    """vLLM's engine."""
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # `Guidance` is for the first
+    # A fork of this process would inherit threads that the tokenizer has started.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # its process, which `_watch` watches
+    from vllm import EngineArgs, LLMEngine
+
+    # Ctrl+C is for the server alone, which ends vLLM's process when all is drawn; SIGTERM, where it
+    # is sent to both, leaves that process the time to finish what it has.
+    settings.setdefault("shutdown_timeout", 600)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # SIGTERM while it starts takes vLLM's process along.
+    default = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        return LLMEngine.from_engine_args(EngineArgs(model=str(folder), **settings))
+    except (TypeError, ValueError, RuntimeError, AssertionError, UserError) as error:
+        raise UserError(f"vLLM does not start: {' '.join(str(error).split())}") from error
+    finally:
+        signal.signal(signal.SIGTERM, default)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -1,0 +1,107 @@
+"""Real servers for tests, and what they must answer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+from lgpl.commands.sample import load_generator
+from lgpl.data.transforms import to_image
+from lgpl.generator import GeneratorModule, Sampling
+from tests.conftest import ROOT
+from tests.serving.generators import export_generator, export_tokenizer
+
+TOKEN = "a secret"
+LONG = {"size": [4, 4, 128], "grid": [24, 24]}  # takes a second or more
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[str]
+    checkpoint: Path
+    said: list[str]
+
+    @functools.cached_property
+    def module(self) -> GeneratorModule:
+        return load_generator(str(self.checkpoint), None, "cpu")
+
+    def offline(self, prompt: int | str, seed: int, sampling: Sampling = Sampling()) -> bytes:
+        """The PNG of the sampler alone, with neither neighbours nor server."""
+        if isinstance(prompt, int):
+            asked: tuple[Any, Any] = torch.tensor([prompt]), None
+        else:
+            asked = self.module.encode_text([prompt])
+        image = self.module.sample(*asked, sampling, [seed])[0]
+        buffer = io.BytesIO()
+        to_image(image).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        options = {"api_key": TOKEN, "max_retries": 0, **options}
+        return openai.OpenAI(base_url=f"{self.url}/v1", **options)
+
+    def post(self, body: Any, **options: Any) -> httpx.Response:
+        given = {"headers": {"Authorization": f"Bearer {TOKEN}"}, "timeout": 60, **options}
+        return httpx.post(f"{self.url}/v1/images/generations", json=body, **given)
+
+    def metric(self, name: str) -> float:
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def export(folder: Path, **changes: Any) -> Path:
+    """A class model, unless the changes say otherwise, beside its tokenizer."""
+    export_tokenizer(folder / "tokenizer")
+    export_generator(folder / "generator", **{"num_classes": 10, **changes})
+    return folder / "generator"
+
+
+@contextlib.contextmanager
+def serve(checkpoint: Path, *options: str) -> Iterator[Server]:
+    """`lgpl serve` as a process of its own."""
+    command = [sys.executable, "-m", "lgpl.cli", "serve", "--port", "0", *options]
+    process = subprocess.Popen(
+        [*command, "--checkpoint", str(checkpoint)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LGPL_TOKEN": TOKEN},
+    )
+    assert process.stderr is not None
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                break
+        else:
+            pytest.fail("".join(said))
+        # Read on, or the pipe fills up and the server waits.
+        threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
+        yield Server(found[1], process, checkpoint, said)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_until(done: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
