@@ -40,9 +40,10 @@ class FeatureGaussian(Metric):
     def update(self, features: Tensor) -> None:
         """Add features [B, D]."""
         features = features.double()
-        self.total = self.total + features.sum(0)
-        self.products = torch.addmm(self.products, features.T, features)
-        self.count = self.count + len(features)
+        # In place: a new matrix each time would leave the heap in pieces, which grows.
+        self.total += features.sum(0)
+        self.products.addmm_(features.T, features)
+        self.count += len(features)
 
     def compute(self) -> Gaussian:
         mean = self.total / self.count
