@@ -28,13 +28,17 @@ def export_generator(folder: Path, **changes: Any) -> Transformer:
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.3)  # far from each other, so that no rounding decides
     built = {"class_path": "lgpl.generator.Transformer", "init_args": arguments}
-    encoder = {"class_path": "lgpl.text.TextEncoder", "init_args": {"max_length": 24}}
+    encoder = {
+        "class_path": "lgpl.text.TextEncoder",
+        "init_args": {"max_length": MINILM["text_length"]},
+    }
+    reads_minilm = arguments.get("text_features") == MINILM["text_features"]
     config = {
         "class_path": "lgpl.generator.GeneratorModule",
         "init_args": {
             "transformer": built,
             "tokenizer": str(folder.parent / "tokenizer"),
-            "text_encoder": encoder if arguments.get("text_features") == 384 else None,
+            "text_encoder": encoder if reads_minilm else None,
         },
     }
     write_checkpoint(folder, "generator", config, model.state_dict())

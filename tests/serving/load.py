@@ -87,7 +87,7 @@ async def load(
 
     async def connection() -> None:
         async with openai.AsyncOpenAI(
-            base_url=f"{server.url}/v1", api_key=TOKEN, max_retries=0, timeout=120
+            base_url=f"{server.url}/v1", api_key=TOKEN, max_retries=0, timeout=600
         ) as client:
             for i in numbers:
                 started = time.monotonic()

@@ -62,7 +62,7 @@ class Server:
         return httpx.post(f"{self.url}/v1/images/generations", json=body, **given)
 
     def metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 

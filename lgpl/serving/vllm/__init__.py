@@ -5,6 +5,8 @@
     outputs = llm.generate(client.class_prompts([207]), client.params(Sampling(guidance=2.0), [0]))
     codes = client.codes(outputs)
 
+`lgpl serve --engine vllm` puts the HTTP API before it, see `lgpl.serving.vllm.engine`.
+
 Installing lgpl beside vLLM is enough: the entry point `vllm.general_plugins` names `register`. This
 module imports vLLM only when it is asked for something of it.
 
