@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lgpl.checkpoints import load_module
+from lgpl.commands.many import claim, settings, write_many
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
@@ -26,14 +28,19 @@ def parser() -> ArgumentParser:
     p.add_argument("--prompts", help="a text file, one prompt a line")
     p.add_argument("--label", nargs="+", type=int, default=[], help="classes, for a class model")
     p.add_argument("--count", type=int, default=1, help="pictures of each prompt or class")
+    p.add_argument("--balanced", type=int, help="pictures over all classes in turn")
     p.add_argument("--guidance", type=float, default=1.0, help="scale of guidance; 1 is off")
+    p.add_argument("--guidance-schedule", default="constant", help="how the scale rises")
+    p.add_argument("--guidance-power", type=float, default=2.0, help="of power-cosine")
+    p.add_argument("--guidance-start", type=int, default=0, help="codes before guidance sets in")
+    p.add_argument("--guidance-steps", type=int, help="codes that are guided; all by default")
     p.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely code")
     p.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0 all")
     p.add_argument("--top-p", type=float, default=1.0, help="draw among codes of this probability")
     p.add_argument("--seed", type=int, default=0, help="picture i is drawn from seed + i")
     p.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    p.add_argument("--out", required=True, help="picture to write: one, or a grid with prompts")
+    p.add_argument("--out", required=True, help="picture to write, a grid of several, or FOLDER/")
     p.add_argument("--columns", type=int, default=8, help="pictures in a row of the grid")
     p.add_argument("--tile", type=int, help="pixels of a picture in the grid; its own by default")
     return p
@@ -41,13 +48,27 @@ def parser() -> ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = Sampling(options.guidance, None, options.temperature, options.top_k, options.top_p)
-    for name in ("count", "batch_size", "columns", "tile"):
+    sampling = Sampling(
+        options.guidance,
+        options.guidance_steps,
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.guidance_schedule,
+        options.guidance_power,
+        options.guidance_start,
+    )
+    for name in ("count", "balanced", "batch_size", "columns", "tile"):
         value = options[name]
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: {value} is below 1.")
     out = Path(options.out)
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+    many = options.out.endswith("/") or out.is_dir()
+    if options.balanced and (not many or options.label):
+        raise UserError(
+            "--balanced: takes the classes in turn into --out FOLDER/, without --label."
+        )
+    if not many and Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise UserError(f"--out: {out} has no ending of a picture, such as .png.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +78,24 @@ def main(args: list[str]) -> None:
     device = usable_device(options.device)
 
     module = load_generator(options.checkpoint, options.tokenizer, device)
-    captions, condition, lengths = conditions(module, prompts, options.label, options.count)
+    labels = options.label
+    if options.balanced:
+        if not isinstance(module.model.condition, ClassCondition):
+            raise UserError("--balanced: the checkpoint is text-conditional and has no classes.")
+        labels = [i % module.model.condition.num_classes for i in range(options.balanced)]
+    captions, condition, lengths = conditions(
+        module, prompts, labels, 1 if options.balanced else options.count
+    )
     seeds = [options.seed + i for i in range(len(condition))]
+    if many:
+        claim(
+            out, settings(options.checkpoint, options.tokenizer, captions, sampling, options.seed)
+        )
+        drawn = write_many(
+            module, condition, lengths, sampling, options.seed, options.batch_size, out
+        )
+        print(f"{out}: {drawn} pictures drawn of {len(seeds)}, {sampling}")
+        return
     images = sample(module, condition, lengths, sampling, seeds, options.batch_size)
     if len(images) == 1:
         to_image(images[0]).save(out)
@@ -70,7 +107,8 @@ def main(args: list[str]) -> None:
 def usable_device(name: str) -> str:
     """`auto` is the GPU where there is one; any other name is tried at once."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        local = os.environ.get("LOCAL_RANK", "0")
+        return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
