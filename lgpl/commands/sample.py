@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lgpl.checkpoints import load_module
 from lgpl.commands.many import claim, settings, write_many
+from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
@@ -29,35 +30,19 @@ def parser() -> ArgumentParser:
     p.add_argument("--label", nargs="+", type=int, default=[], help="classes, for a class model")
     p.add_argument("--count", type=int, default=1, help="pictures of each prompt or class")
     p.add_argument("--balanced", type=int, help="pictures over all classes in turn")
-    p.add_argument("--guidance", type=float, default=1.0, help="scale of guidance; 1 is off")
-    p.add_argument("--guidance-schedule", default="constant", help="how the scale rises")
-    p.add_argument("--guidance-power", type=float, default=2.0, help="of power-cosine")
-    p.add_argument("--guidance-start", type=int, default=0, help="codes before guidance sets in")
-    p.add_argument("--guidance-steps", type=int, help="codes that are guided; all by default")
-    p.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely code")
-    p.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest codes; 0 all")
-    p.add_argument("--top-p", type=float, default=1.0, help="draw among codes of this probability")
     p.add_argument("--seed", type=int, default=0, help="picture i is drawn from seed + i")
     p.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     p.add_argument("--out", required=True, help="picture to write, a grid of several, or FOLDER/")
     p.add_argument("--columns", type=int, default=8, help="pictures in a row of the grid")
     p.add_argument("--tile", type=int, help="pixels of a picture in the grid; its own by default")
+    add_sampling(p)
     return p
 
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = Sampling(
-        options.guidance,
-        options.guidance_steps,
-        options.temperature,
-        options.top_k,
-        options.top_p,
-        options.guidance_schedule,
-        options.guidance_power,
-        options.guidance_start,
-    )
+    sampling = sampling_of(options)
     for name in ("count", "balanced", "batch_size", "columns", "tile"):
         value = options[name]
         if value is not None and value < 1:

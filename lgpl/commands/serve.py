@@ -6,16 +6,14 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lgpl.commands.sample import load_generator, usable_device
+from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.errors import UserError
-from lgpl.generator import Sampling
-from lgpl.generator.decoding import RISES
 
 if TYPE_CHECKING:
     from lgpl.serving.engine import Engine
@@ -33,16 +31,6 @@ def parser() -> ArgumentParser:
     p.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all")
     p.add_argument("--port", type=int, default=8000, help="0 takes any free one")
     p.add_argument("--token", help="bearer token to ask for; LGPL_TOKEN in the environment too")
-    p.add_argument("--guidance", type=float, default=1.0, help="if a request says none; 1 is off")
-    p.add_argument("--guidance-schedule", default="constant", choices=list(RISES), help="likewise")
-    p.add_argument("--guidance-power", type=float, default=2.0, help="likewise; of power-cosine")
-    p.add_argument("--guidance-start", type=int, default=0, help="likewise; codes before guidance")
-    p.add_argument("--guidance-steps", type=int, help="likewise; codes after which guidance ends")
-    p.add_argument(
-        "--temperature", type=float, default=1.0, help="likewise; 0 takes the likeliest code"
-    )
-    p.add_argument("--top-k", type=int, default=0, help="likewise; 0 draws among all codes")
-    p.add_argument("--top-p", type=float, default=1.0, help="likewise")
     p.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
     p.add_argument("--queue", type=int, default=64, help="pictures that may wait; then 429")
     p.add_argument("--max-images", type=int, default=10, help="pictures of one request")
@@ -60,14 +48,13 @@ def parser() -> ArgumentParser:
         help="settings of vLLM's engine, such as --vllm.dtype float32",
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add_sampling(p, "how codes are drawn where a request does not say it")
     return p
 
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = Sampling(**{field.name: options[field.name] for field in fields(Sampling)})
-    if sampling.guidance_steps is not None and sampling.guidance_steps < 0:
-        raise UserError(f"--guidance-steps: {sampling.guidance_steps} is not at least 0.")
+    sampling = sampling_of(options)
     for name in ("batch_size", "queue", "max_images", "timeout"):
         if not options[name] > 0:
             raise UserError(f"--{name.replace('_', '-')}: {options[name]} is not above 0.")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from lgpl.cli import main
+from tests.conftest import ROOT
 from tests.serving.generators import export_generator, export_tokenizer
 
 
@@ -41,6 +47,22 @@ def test_ranks_and_a_stop_change_no_picture(
     (tmp_path / "two" / "000003.png").unlink()
     assert draw(generator, tmp_path / "two") == whole
     assert kept.stat().st_mtime_ns == before
+
+
+def test_a_killed_run_goes_on_with_what_is_missing(generator: Path, tmp_path: Path) -> None:
+    whole, out = draw(generator, tmp_path / "whole"), tmp_path / "killed"
+    command = [sys.executable, "-m", "lgpl.cli", "sample", "--checkpoint", str(generator)]
+    command += ["--balanced", "7", "--batch-size", "1", "--out", f"{out}/"]
+    running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while running.poll() is None and not list(out.glob("*.png")):
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert 0 < len(kept) < 7
+    assert draw(generator, out) == whole
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert not list(out.glob("*.part"))
 
 
 def test_another_setting_is_refused(
