@@ -24,12 +24,14 @@ from lgpl.callbacks import EMA, SkippedSamples
 from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
 from lgpl.commands import (
     compare,
+    complete,
     data,
     evaluate,
     export,
     import_released,
     plan,
     quickstart,
+    reconstruct,
     sample,
     serve,
 )
@@ -41,6 +43,8 @@ DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
 EPILOG = """plain commands, each with its own --help:
   data        pack | index | show | check: shards made, counted, looked into
   sample      pictures from a generator's checkpoint
+  complete    the lower part of a picture, drawn anew from its first rows
+  reconstruct pictures through a tokenizer, beside their originals
   evaluate    generation | reconstruction: FID and the like, by a named protocol
   compare     configs, figures and curves of several runs
   serve       pictures over HTTP, by the OpenAI images API
@@ -170,6 +174,8 @@ def plan_main(args: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "data": data.main,
     "sample": sample.main,
+    "complete": complete.main,
+    "reconstruct": reconstruct.main,
     "evaluate": evaluate.main,
     "compare": compare.main,
     "serve": serve.main,

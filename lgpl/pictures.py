@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lgpl.data.transforms import to_image
+from lgpl.errors import UserError
 
 MARGIN = 6
 LINES = 3  # of a caption, at the most
 FONT_SIZE = 11
+
+
+def picture_path(path: str) -> Path:
+    """Where a picture is to be written; its folder is made.
+
+    Raises:
+        UserError: it has no ending of a picture, or the folder cannot be made.
+    """
+    out = Path(path)
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"{out} has no ending of a picture, such as .png.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}).") from error
+    return out
 
 
 def grid(

@@ -15,11 +15,13 @@ from torch.distributed.run import get_args_parser
 from lgpl.cli import CommandLine, main
 from lgpl.commands import (
     compare,
+    complete,
     data,
     evaluate,
     export,
     import_released,
     quickstart,
+    reconstruct,
     sample,
     serve,
 )
@@ -63,6 +65,10 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         assert data.parser().parse_args(options).subcommand
     elif name == "sample":
         assert sample.parser().parse_args(options).checkpoint
+    elif name == "complete":
+        assert complete.parser().parse_args(options).checkpoint
+    elif name == "reconstruct":
+        assert reconstruct.parser().parse_args(options).checkpoint
     elif name == "evaluate":
         assert evaluate.parser().parse_args(options).subcommand
     elif name == "compare":
@@ -86,7 +92,7 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
 
 def test_many_nodes_are_started_as_the_config_says() -> None:
     """Both launchers start the processes that `devices` and `num_nodes` count."""
-    srun, torchrun = sorted(LAUNCHED)
+    srun, torchrun = sorted(line for line in LAUNCHED if "configs/trainer" in line[1])
     script = next(block for block in blocks(README, "bash") if "#SBATCH" in block)
     batch = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)", script, re.MULTILINE))
     options = get_args_parser().parse_args([*shlex.split(torchrun[0])[1:], "-m", "lgpl.cli"])

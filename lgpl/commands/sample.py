@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser
-from PIL import Image
 from tqdm import tqdm
 
 from lgpl.checkpoints import load_module
@@ -18,7 +17,7 @@ from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
-from lgpl.pictures import grid
+from lgpl.pictures import grid, picture_path
 
 
 def parser() -> ArgumentParser:
@@ -47,18 +46,12 @@ def main(args: list[str]) -> None:
         value = options[name]
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: {value} is below 1.")
-    out = Path(options.out)
-    many = options.out.endswith("/") or out.is_dir()
+    many = options.out.endswith("/") or Path(options.out).is_dir()
     if options.balanced and (not many or options.label):
         raise UserError(
             "--balanced: takes the classes in turn into --out FOLDER/, without --label."
         )
-    if not many and Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"--out: {out} has no ending of a picture, such as .png.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error}).") from error
+    out = Path(options.out) if many else picture_path(options.out)
     prompts = list(options.prompt) + (_lines(options.prompts) if options.prompts else [])
     device = usable_device(options.device)
 
@@ -143,10 +136,17 @@ def sample(
     sampling: Sampling,
     seeds: list[int],
     batch_size: int,
+    prompt: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Images [N, 3, H, W] on the CPU, drawn `batch_size` at a time with a progress bar."""
+    """Images [N, 3, H, W] on the CPU, drawn `batch_size` at a time with a progress bar.
+
+    Args:
+        prompt: codes [n] that all images begin with.
+    """
     images = []
     count = module.model.code_count
+    if prompt is not None:
+        count -= len(prompt)
     with tqdm(total=len(seeds) * count, unit="token", desc="sampling", leave=False) as bar:
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
@@ -158,6 +158,7 @@ def sample(
                     sampling,
                     seeds[part],
                     progress=functools.partial(_advance, bar, n),
+                    prompt=None if prompt is None else prompt.expand(n, -1),
                 ).cpu()
             )
     return torch.cat(images)

@@ -292,12 +292,14 @@ class GeneratorModule(SelfDescribing):
         sampling: Sampling,
         seeds: list[int],
         progress: Callable[[int, Tensor], None] | None = None,
+        prompt: Tensor | None = None,
     ) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see `generate` for the arguments.
 
         Of a sharded model all ranks must ask together, each for its own images.
         """
-        return self.decode(self.sample_codes(condition, lengths, sampling, seeds, progress))
+        codes = self.sample_codes(condition, lengths, sampling, seeds, progress, prompt)
+        return self.decode(codes)
 
     @torch.no_grad()
     def sample_codes(
@@ -307,10 +309,11 @@ class GeneratorModule(SelfDescribing):
         sampling: Sampling,
         seeds: list[int],
         progress: Callable[[int, Tensor], None] | None = None,
+        prompt: Tensor | None = None,
     ) -> Tensor:
         """Codes [B, rows, columns] of `sample`."""
         with gathered(self.model), torch.compiler.set_stance("force_eager"):
-            return generate(self.model, condition, lengths, sampling, seeds, progress=progress)
+            return generate(self.model, condition, lengths, sampling, seeds, prompt, progress)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""`lgpl complete`: the lower part of a picture, drawn anew from its first rows."""
+
+from __future__ import annotations
+
+import torch
+from jsonargparse import ArgumentParser
+
+from lgpl.commands.reconstruct import opened
+from lgpl.commands.sample import conditions, load_generator, sample, usable_device
+from lgpl.commands.sampling import add_sampling, sampling_of
+from lgpl.data.transforms import center_crop, normalize, to_uint8
+from lgpl.errors import UserError
+from lgpl.pictures import grid, picture_path
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        prog="lgpl complete",
+        description="Pictures that begin as a given one does: its first rows of codes are kept, "
+        "the rest is drawn. The given one stands at the left.",
+    )
+    p.add_argument("picture", help="JPEG, PNG, WebP or GIF; its centre crop is taken")
+    p.add_argument("out", help="picture to write")
+    p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
+    p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
+    p.add_argument("--rows", type=int, help="of codes that are kept; half of them by default")
+    p.add_argument("--prompt", help="what it shows")
+    p.add_argument("--label", type=int, help="its class, for a class model")
+    p.add_argument("--count", type=int, default=4, help="ways to complete it")
+    p.add_argument("--seed", type=int, default=0, help="way i is drawn from seed + i")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add_sampling(p)
+    return p
+
+
+def main(args: list[str]) -> None:
+    options = parser().parse_args(args)
+    sampling = sampling_of(options)
+    if options.count < 1:
+        raise UserError(f"--count: {options.count} is below 1.")
+    out = picture_path(options.out)
+    picture = opened(options.picture)
+    module = load_generator(options.checkpoint, options.tokenizer, usable_device(options.device))
+    rows, columns = module.model.grid
+    kept = rows // 2 if options.rows is None else options.rows
+    if not 0 < kept < rows:
+        raise UserError(f"--rows: {kept} is not between 1 and {rows - 1}.")
+    if rows != columns:
+        raise UserError(f"The checkpoint draws {rows}x{columns} codes; a square is completed.")
+    _, condition, lengths = conditions(
+        module,
+        [] if options.prompt is None else [options.prompt],
+        [] if options.label is None else [options.label],
+        options.count,
+    )
+    side = rows * module.tokenizer.autoencoder.downsampling
+    image = normalize(to_uint8(center_crop(picture, side))[None])
+    with torch.inference_mode():
+        codes = module.tokenizer.autoencoder.encode(image.to(module.device))
+    seeds = [options.seed + i for i in range(options.count)]
+    begun = codes.flatten()[: kept * columns]
+    images = sample(module, condition, lengths, sampling, seeds, options.count, begun)
+    captions = ["given", *(f"seed {seed}" for seed in seeds)]
+    grid(torch.cat((image, images)), captions).save(out)
+    print(f"{out}: {kept} of {rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")

@@ -1,0 +1,111 @@
+"""`lgpl reconstruct`: pictures through a tokenizer, beside their originals."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from PIL import Image
+
+from lgpl.checkpoints import load_module
+from lgpl.commands.sample import usable_device
+from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
+from lgpl.errors import UserError
+from lgpl.generator.module import PERCEPTUAL
+from lgpl.metrics import Similarity
+from lgpl.pictures import grid, picture_path
+from lgpl.tokenizer import TokenizerModule
+
+LARGEST = 1024  # pixels of a side; attention's memory grows with the fourth power of it
+
+
+def parser() -> ArgumentParser:
+    p = ArgumentParser(
+        prog="lgpl reconstruct",
+        description="Pictures through a tokenizer and back: originals at the left, reconstructions "
+        "at the right, with PSNR, SSIM and LPIPS.",
+    )
+    p.add_argument("pictures", nargs="+", help="JPEG, PNG, WebP or GIF")
+    p.add_argument("out", help="picture to write")
+    p.add_argument("--checkpoint", required=True, help="checkpoint of a tokenizer")
+    p.add_argument(
+        "--image-size", type=int, help="side of a centre crop; the whole picture by default"
+    )
+    p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return p
+
+
+def main(args: list[str]) -> None:
+    options = parser().parse_args(args)
+    out = picture_path(options.out)
+    device = usable_device(options.device)
+    module = load_module(options.checkpoint, "tokenizer", without=(PERCEPTUAL,)).to(device)
+    assert isinstance(module, TokenizerModule)
+    multiple = module.autoencoder.downsampling
+    originals = [cropped(path, options.image_size, multiple) for path in options.pictures]
+    sizes = sorted({picture.size for picture in originals})
+    if len(sizes) > 1:
+        said = ", ".join(f"{width}x{height}" for width, height in sizes)
+        raise UserError(f"The pictures are of different sizes ({said}); give --image-size.")
+    pairs = similarity(options.lpips).to(device)
+    shown, found = [], []
+    for picture in originals:
+        image = normalize(to_uint8(picture)[None]).to(device)
+        with torch.inference_mode():
+            rebuilt = module(image).float().clamp(-1, 1)
+        pairs.update(image, rebuilt)
+        found.append(pairs.compute())
+        pairs.reset()
+        shown += [image.cpu(), rebuilt.cpu()]
+    for path, figures in zip(options.pictures, found, strict=True):
+        print(f"{path}: {told(figures)}")
+    if len(found) > 1:
+        means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+        print(f"mean of {len(found)}: {told(means)}")
+    grid(torch.cat(shown), columns=2).save(out)
+    print(f"{out}: originals at the left")
+
+
+def cropped(path: str, size: int | None, multiple: int) -> Image.Image:
+    """The picture of a file, its middle cut out to whole codes."""
+    picture = opened(path)
+    if size is not None:
+        if not 0 < size <= LARGEST or size % multiple:
+            raise UserError(
+                f"--image-size: {size} is not a multiple of {multiple}, the pixels of a code, up "
+                f"to {LARGEST}."
+            )
+        return center_crop(picture, size)
+    width, height = (side - side % multiple for side in picture.size)
+    if min(width, height) == 0 or max(width, height) > LARGEST:
+        raise UserError(
+            f"{path} is of {picture.width}x{picture.height} pixels, and a side should have "
+            f"{multiple} to {LARGEST}; give --image-size."
+        )
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def opened(path: str) -> Image.Image:
+    """The RGB picture of a file."""
+    try:
+        return open_image(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error}).") from error
+
+
+def similarity(lpips: str) -> Similarity:
+    """Without LPIPS where its weights cannot be had: the picture is what was asked for."""
+    if lpips != "none":
+        try:
+            return Similarity(lpips)
+        except UserError as error:
+            print(f"lgpl: no LPIPS: {error}", file=sys.stderr)
+    return Similarity(None)
+
+
+def told(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
