@@ -18,6 +18,7 @@ from lgpl.serving.errors import RESPONSES, APIError, Error, add_handlers
 from lgpl.serving.generations import Generations
 from lgpl.serving.limits import LimitBody, Limits
 from lgpl.serving.metrics import Metrics
+from lgpl.serving.page import page
 from lgpl.serving.schema import Images, ImagesRequest
 
 
@@ -50,6 +51,7 @@ def create_app(
     add_handlers(app, metrics)
     app.include_router(_v1(Generations(engine, model, defaults, limits, metrics)))
     app.include_router(_watched(engine, metrics))
+    app.include_router(page(engine, model, defaults, limits))
     return app
 
 

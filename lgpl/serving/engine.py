@@ -59,6 +59,8 @@ class Engine(Protocol):
     width: int
     height: int
     codes: int  # of a picture
+    rows: int  # of codes
+    classes: int | None  # of a class model; None where prompts are texts
 
     @property
     def waiting(self) -> int:

@@ -43,8 +43,11 @@ class SamplerEngine:
         self.codes = module.model.code_count
         self._painter = Painter(module)
         self.height, self.width = self._painter.height, self._painter.width
+        self.rows, _ = module.model.grid
+        condition = module.model.condition
+        self.classes = condition.num_classes if isinstance(condition, ClassCondition) else None
         self._encoding = threading.Lock()
-        if not isinstance(module.model.condition, ClassCondition):
+        if self.classes is None:
             self.prepare("a picture")  # loads the text encoder, or tells what is missing
         self._queue = PictureQueue(capacity)
         self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
@@ -59,9 +62,8 @@ class SamplerEngine:
         return self._thread.is_alive()
 
     def prepare(self, prompt: str) -> Prompt:
-        condition = self.module.model.condition
-        if isinstance(condition, ClassCondition):
-            label = class_of(prompt, condition.num_classes)
+        if self.classes is not None:
+            label = class_of(prompt, self.classes)
             return Prompt(torch.tensor(label, device=self.module.device), 1)
         with self._encoding:  # alone, so that no neighbour's length changes a rounding
             features, lengths = self.module.encode_text([prompt], refuse_long=True)
@@ -99,7 +101,7 @@ class SamplerEngine:
                         picture.show(self._painter.png(drawn[:count].view(row, columns)), False)
 
         lengths = None
-        if not isinstance(self.module.model.condition, ClassCondition):
+        if self.classes is None:
             positions = [picture.prompt.positions for picture in batch]
             lengths = torch.tensor(positions, device=self.module.device)
         codes = self.module.sample_codes(

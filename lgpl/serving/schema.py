@@ -23,7 +23,10 @@ class ImagesRequest(BaseModel):
     user: StrictStr | None = None
     stream: StrictBool | None = Field(None, description="Answer with server-sent events.")
     partial_images: StrictInt | None = Field(
-        None, ge=0, le=3, description="Pictures shown before the whole one, of a stream."
+        None,
+        ge=0,
+        le=64,
+        description="Pictures shown before the whole one, of a stream: one a row of codes at most.",
     )
     seed: StrictInt | None = Field(
         None, ge=0, lt=2**63, description="Picture i is drawn from seed + i; random by default."

@@ -68,8 +68,11 @@ class VLLMEngine:
         self.codes = self.module.model.code_count
         self._painter = Painter(self.module)
         self.height, self.width = self._painter.height, self._painter.width
+        self.rows, _ = self.module.model.grid
+        condition = self.client.condition
+        self.classes = condition.num_classes if isinstance(condition, ClassCondition) else None
         self._encoding = threading.Lock()
-        if not isinstance(self.client.condition, ClassCondition):
+        if self.classes is None:
             self.prepare("a picture")  # loads the text encoder, or tells what is missing
         self._queue = PictureQueue(capacity)
         self._running: dict[str, _Running] = {}
@@ -89,9 +92,8 @@ class VLLMEngine:
         return self._thread.is_alive()
 
     def prepare(self, prompt: str) -> Prompt:
-        condition = self.client.condition
-        if isinstance(condition, ClassCondition):
-            (content,) = self.client.class_prompts([class_of(prompt, condition.num_classes)])
+        if self.classes is not None:
+            (content,) = self.client.class_prompts([class_of(prompt, self.classes)])
             return Prompt(content, 1)
         with self._encoding:
             padded, lengths = self.module.encode_text([prompt], refuse_long=True)

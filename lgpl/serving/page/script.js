@@ -1,0 +1,282 @@
+// The page over the server's own API: one stream for each picture, so that all grow at once.
+
+const NUMBERS = ["guidance", "temperature", "top_k", "top_p"]; // fields that go out as they are
+const HISTORY = "lgpl.history";
+const KEPT = 24; // entries of the history
+const THUMBNAIL = 96; // pixels
+const SMALL = 128; // pixels up to which a picture is shown as the squares it has
+
+const [form, drawButton, cancelButton, pictures, status] = [
+  "form", "draw", "cancel", "pictures", "status",
+].map((id) => document.getElementById(id));
+const fields = form.elements;
+
+let model; // what the server says of itself
+let running = null; // AbortController of what is being drawn; null where nothing is
+
+class Refusal extends Error {
+  constructor(message, field = null, status = 0) {
+    super(message);
+    this.field = field;
+    this.status = status;
+  }
+}
+
+async function start() {
+  const answer = await fetch("page/model");
+  if (!answer.ok) throw new Refusal("The server does not say which model it has.");
+  model = await answer.json();
+  document.title = `lgpl: ${model.name}`;
+  document.getElementById("model").textContent =
+    `${model.name} · ${model.width} × ${model.height} pixels`;
+  pictures.style.setProperty("--shape", `${model.width} / ${model.height}`);
+  fields.n.max = model.images;
+  fields.n.value = Math.min(fields.n.value, model.images);
+  fields.prompt.maxLength = model.prompt;
+  if (model.classes !== null) {
+    document.getElementById("asks").textContent = `Class, 0 to ${model.classes - 1}`;
+    fields.prompt.inputMode = "numeric";
+  }
+  for (const name of NUMBERS) fields[name].value = model.defaults[name];
+  fields.token.value = sessionStorage.getItem("lgpl.token") ?? "";
+  showHistory();
+}
+
+// What is asked for, or a Refusal that names the field.
+function read() {
+  const asked = { prompt: fields.prompt.value.trim() };
+  if (!asked.prompt) throw new Refusal("Say what to show.", "prompt");
+  for (const name of [...NUMBERS, "n", "seed"]) {
+    const input = fields[name];
+    if (input.validity.badInput) throw new Refusal(`${name} is not a number.`, name);
+    if (input.value !== "") asked[name] = Number(input.value);
+  }
+  asked.n ??= 1;
+  if (!Number.isInteger(asked.n) || asked.n < 1 || asked.n > model.images) {
+    throw new Refusal(`n is a whole number from 1 to ${model.images}.`, "n");
+  }
+  asked.seed ??= randomSeed();
+  if (!Number.isSafeInteger(asked.seed + asked.n) || asked.seed < 0) {
+    const most = Number.MAX_SAFE_INTEGER - asked.n;
+    throw new Refusal(`seed is a whole number from 0 to ${most}.`, "seed");
+  }
+  return asked;
+}
+
+function randomSeed() {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
+async function draw() {
+  complain(null);
+  let asked;
+  try {
+    asked = read();
+  } catch (refusal) {
+    return complain(refusal);
+  }
+  busy(new AbortController());
+  pictures.replaceChildren();
+  const frames = Array.from({ length: asked.n }, (_, i) => new Frame(asked, asked.seed + i));
+  const whole = () => frames.filter((frame) => frame.whole);
+  const count = () => { status.textContent = `${whole().length} of ${asked.n} drawn`; };
+  count();
+  await Promise.all(frames.map(async (frame) => {
+    try {
+      await frame.draw(running.signal);
+      count();
+    } catch (error) { // the others go on
+      frame.element.remove();
+      if (!running.signal.aborted) complain(error);
+    }
+  }));
+  if (whole().length) remember(asked, whole()[0].image);
+  busy(null);
+}
+
+// One button is there at a time, and the focus stays with it.
+function busy(controller) {
+  running = controller;
+  const [here, gone] = running ? [cancelButton, drawButton] : [drawButton, cancelButton];
+  const focused = document.activeElement === gone;
+  here.hidden = false;
+  gone.hidden = true;
+  if (focused) here.focus();
+  pictures.setAttribute("aria-busy", running !== null);
+}
+
+function complain(refusal) {
+  const place = document.getElementById("error");
+  place.hidden = refusal === null;
+  place.textContent = refusal?.message ?? "";
+  form.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
+  const unauthorized = refusal?.status === 401;
+  if (unauthorized) document.getElementById("token").hidden = false;
+  const input = fields[unauthorized ? "token" : refusal?.field];
+  if (!input) return;
+  input.closest("details")?.setAttribute("open", "");
+  input.setAttribute("aria-invalid", "true");
+  input.focus();
+}
+
+// One picture on the page, from its first rows to its download.
+class Frame {
+  constructor(asked, seed) {
+    this.asked = asked;
+    this.seed = seed;
+    this.whole = false;
+    this.element = document.createElement("figure");
+    this.blank = document.createElement("div");
+    this.blank.className = "blank";
+    this.progress = document.createElement("progress");
+    this.progress.max = model.partial + 1;
+    this.progress.value = 0;
+    this.progress.setAttribute("aria-label", `Picture of seed ${seed}`);
+    this.element.append(this.blank, this.progress);
+    pictures.append(this.element);
+  }
+
+  async draw(signal) {
+    const { n, ...body } = this.asked;
+    Object.assign(body, { seed: this.seed, stream: true, partial_images: model.partial });
+    const answer = await post(body, signal);
+    for await (const event of events(answer.body)) {
+      if (event.error) throw new Refusal(event.error.message, event.error.param);
+      await this.show(event.b64_json);
+      if (event.type === "image_generation.completed") return this.finish();
+      this.progress.value = event.partial_image_index + 1;
+    }
+    throw new Refusal("The server broke off before the picture was whole.");
+  }
+
+  async show(base64) {
+    const image = new Image();
+    image.src = `data:image/png;base64,${base64}`;
+    image.alt = `${this.asked.prompt}, seed ${this.seed}`;
+    image.classList.toggle("small", model.width <= SMALL);
+    await image.decode();
+    (this.image ?? this.blank).replaceWith(image);
+    this.image = image;
+  }
+
+  finish() {
+    this.whole = true;
+    const caption = document.createElement("figcaption");
+    const link = document.createElement("a");
+    const name = this.asked.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60);
+    link.href = this.image.src;
+    link.download = `${name}-${this.seed}.png`;
+    link.textContent = "Download";
+    link.setAttribute("aria-label", `Download the picture of seed ${this.seed}`);
+    caption.append(`seed ${this.seed}`, link);
+    this.progress.replaceWith(caption);
+  }
+}
+
+async function post(body, signal) {
+  const headers = { "Content-Type": "application/json" };
+  if (fields.token.value) { // a header holds bytes: those of UTF-8
+    const bytes = new TextEncoder().encode(fields.token.value);
+    headers.Authorization = `Bearer ${String.fromCharCode(...bytes)}`;
+  }
+  sessionStorage.setItem("lgpl.token", fields.token.value);
+  let answer;
+  try {
+    answer = await fetch("v1/images/generations", {
+      method: "POST", headers, body: JSON.stringify(body), signal,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal("The server cannot be reached.");
+  }
+  if (answer.ok) return answer;
+  const { error } = await answer.json().catch(() => ({})); // a proxy may answer in its own way
+  const said = error?.message ?? `The server answers ${answer.status}.`;
+  throw new Refusal(said, error?.param, answer.status);
+}
+
+// The data of server-sent events, parsed.
+async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read().catch(() => ({ done: true })); // it broke off
+    if (done) return;
+    text += value;
+    const whole = text.split("\n\n");
+    text = whole.pop();
+    for (const event of whole) {
+      const data = event.split("\n").find((line) => line.startsWith("data: "));
+      if (data) yield JSON.parse(data.slice("data: ".length));
+    }
+  }
+}
+
+function readHistory() {
+  try {
+    return JSON.parse(localStorage.getItem(HISTORY)) ?? [];
+  } catch {
+    return [];
+  }
+}
+
+function remember(asked, image) {
+  const canvas = document.createElement("canvas");
+  const scale = THUMBNAIL / Math.max(model.width, model.height);
+  [canvas.width, canvas.height] = [model.width * scale, model.height * scale];
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  let entries = [{ asked, thumbnail: canvas.toDataURL() }, ...readHistory()].slice(0, KEPT);
+  while (entries.length) {
+    try {
+      localStorage.setItem(HISTORY, JSON.stringify(entries));
+      break;
+    } catch {
+      entries = entries.slice(0, -1); // the browser's room is full
+    }
+  }
+  showHistory();
+}
+
+function showHistory() {
+  const entries = readHistory();
+  document.getElementById("before").hidden = entries.length === 0;
+  document.getElementById("history").replaceChildren(
+    ...entries.map(({ asked, thumbnail }) => {
+      const item = document.createElement("li");
+      const button = document.createElement("button");
+      const image = new Image();
+      image.src = thumbnail;
+      image.alt = "";
+      const text = document.createElement("span");
+      const title = document.createElement("strong");
+      title.textContent = asked.prompt;
+      const detail = document.createElement("small");
+      detail.textContent = `guidance ${asked.guidance}, seed ${asked.seed}, ${asked.n} ×`;
+      text.append(title, detail);
+      button.type = "button";
+      button.append(image, text);
+      button.addEventListener("click", () => restore(asked));
+      item.append(button);
+      return item;
+    }),
+  );
+}
+
+function restore(asked) {
+  for (const name of ["prompt", "n", "seed", ...NUMBERS]) fields[name].value = asked[name] ?? "";
+  fields.prompt.focus();
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (model && !running) draw();
+});
+cancelButton.addEventListener("click", () => running.abort());
+document.getElementById("dice").addEventListener("click", () => {
+  fields.seed.value = randomSeed();
+});
+document.getElementById("forget").addEventListener("click", () => {
+  localStorage.removeItem(HISTORY);
+  showHistory();
+});
+start().catch(complain);

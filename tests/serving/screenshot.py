@@ -1,0 +1,43 @@
+"""The README's picture of the page: `python -m tests.serving.screenshot --help`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from tests.serving.browser import DESK, PHONE, chromium, fill, opened
+from tests.serving.servers import TOKEN, serve
+
+LOOKS = {
+    "light": {**DESK, "color_scheme": "light"},
+    "dark": {**DESK, "color_scheme": "dark"},
+    "phone": {**PHONE, "color_scheme": "light"},
+}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--checkpoint", type=Path, required=True, help="of a generator")
+    p.add_argument("--name", default="emoji", help="the model's, on the page")
+    p.add_argument("--prompts", nargs="+", default=["pizza", "smiling face", "red heart"])
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--guidance", default="3")
+    p.add_argument("--temperature", default="1")
+    p.add_argument("--looks", nargs="+", choices=LOOKS, default=["light", "dark"])
+    p.add_argument("--out", type=Path, required=True, help="folder for page-LOOK.png")
+    options = p.parse_args()
+    drawing = {name: getattr(options, name) for name in ("seed", "guidance", "temperature")}
+    with serve(options.checkpoint, "--name", options.name) as server, chromium() as browser:
+        for look in options.looks:
+            with opened(browser, server.url, TOKEN, **LOOKS[look]) as page:
+                for i, prompt in enumerate(options.prompts):
+                    fill(page, prompt=prompt, **drawing)
+                    page.locator("[name=prompt]").press("Enter")
+                    expect(page.locator("#history li")).to_have_count(i + 1, timeout=120_000)
+                page.screenshot(path=options.out / f"page-{look}.png", full_page=look == "phone")
+
+
+if __name__ == "__main__":
+    main()
