@@ -29,6 +29,7 @@ from lgpl.metrics.protocols import (
     GFID,
     NO_IMAGE,
     RFID,
+    commit,
     dealt,
     draw,
     read_prompts,
@@ -48,6 +49,7 @@ class Evaluation(Callback):
         self.extractor_name, self.every, self.resize = extractor, every, resize
         self._extractor: Extractor | None = None
         self._last: int | None = None  # optimizer steps before the last evaluation
+        commit()
 
     def state_dict(self) -> dict[str, Any]:
         return {"last": self._last}

@@ -25,7 +25,7 @@ from lgpl.generator.module import PERCEPTUAL
 from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, figures, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import SampleFile, open_images, resize
-from lgpl.metrics.protocols import GFID, RFID, dealt, draw, read_prompts, report, write_json
+from lgpl.metrics.protocols import GFID, RFID, commit, dealt, draw, read_prompts, report, write_json
 from lgpl.metrics.reference import CACHE, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
@@ -101,6 +101,7 @@ def main(args: list[str]) -> None:
     if out.suffix != ".json":
         raise UserError(f"--out: {out} should end in .json.")
     device = torch.device(usable_device(options.device))
+    commit()
     found: list[dict[str, Any]] = []
     if chosen.subcommand == "reconstruction":
         made = iter([reconstruction(options, device)])

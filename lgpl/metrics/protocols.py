@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -137,8 +138,12 @@ def report(
     }
 
 
+@functools.cache
 def commit() -> str | None:
-    """Of lgpl's own repository; None where it is installed without one."""
+    """Of lgpl's own repository; None where it is installed without one.
+
+    Long work asks when it begins: the repository may move on, the code that runs does not.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         said = subprocess.run(
