@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra dev")
 expect = playwright.expect
+expect.set_options(timeout=60_000)  # a busy machine draws slowly
 expect.set_options(timeout=120_000)  # a busy machine takes its time
 
 needs_chromium = pytest.mark.skipif(
