@@ -44,11 +44,16 @@ class Server:
 
     def offline(self, prompt: int | str, seed: int, sampling: Sampling = Sampling()) -> bytes:
         """The PNG of the sampler alone, with neither neighbours nor server."""
-        if isinstance(prompt, int):
-            asked: tuple[Any, Any] = torch.tensor([prompt]), None
-        else:
-            asked = self.module.encode_text([prompt])
-        image = self.module.sample(*asked, sampling, [seed])[0]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the server's: sums are rounded by how they are shared out
+        try:
+            if isinstance(prompt, int):
+                asked: tuple[Any, Any] = torch.tensor([prompt]), None
+            else:
+                asked = self.module.encode_text([prompt])
+            image = self.module.sample(*asked, sampling, [seed])[0]
+        finally:
+            torch.set_num_threads(threads)
         buffer = io.BytesIO()
         to_image(image).save(buffer, "PNG")
         return buffer.getvalue()
