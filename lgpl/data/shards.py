@@ -93,7 +93,7 @@ class Shard:
         self._table: Table | None = None
         self._file: BinaryIO | None = None
         try:
-            self._file, self._damage = _unpacked(store.local(path))
+            self._file, self._damage = _unpacked(store.open(path))
             self._table = Table(self._file.fileno())
         except OSError as error:
             self._damage = f"cannot be read ({error.strerror or error})"
@@ -194,12 +194,11 @@ class OpenShards:
         return shard
 
 
-def _unpacked(path: str) -> tuple[BinaryIO, str | None]:
+def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
     """An open file of the tar itself, in memory's place on disk where it was compressed.
 
     Also says why a compressed file ended early.
     """
-    file = open(path, "rb")  # noqa: SIM115 (stays open with the shard)
     head = os.pread(file.fileno(), 8, 0)
     opener = next((opener for magic, opener in COMPRESSED if head.startswith(magic)), None)
     if opener is None:

@@ -82,25 +82,28 @@ class Store:
                 "or set data.store.allow_pipe."
             )
 
-    def local(self, path: str) -> str:
-        """A local file with the content of a path or URL.
+    def open(self, path: str) -> BinaryIO:
+        """A path, or a local copy of a URL, opened to read: deleting the copy does no harm then.
 
         Raises:
+            OSError: the path cannot be opened.
             Unreachable: a URL could not be fetched, or the cache cannot take it.
         """
         if not is_url(path):
-            return path
+            return open(path, "rb")
         self.check(path)
         place = self._place(path)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{place}.lock"):
-                if not place.exists():
-                    self._fetch(path, place)
-                os.utime(place)  # used now
+                while True:  # another process may make room just before it is opened
+                    if not place.exists():
+                        self._fetch(path, place)
+                    with suppress(FileNotFoundError):
+                        os.utime(place)  # used now
+                        return open(place, "rb")
         except OSError as error:
             raise error if isinstance(error, Unreachable) else Unreachable(str(error)) from error
-        return str(place)
 
     def prefetch(self, path: str) -> None:
         """Begin to fetch a URL in the background."""
@@ -135,7 +138,7 @@ class Store:
 
     def _quietly(self, path: str) -> None:
         with suppress(OSError):  # told when the shard's turn has come
-            self.local(path)
+            self.open(path).close()
             self._ahead.discard(path)
 
     def _folder(self) -> Path:
@@ -161,15 +164,20 @@ class Store:
         self._delete(kept[:-1], sum(size for _, size, _ in kept) - self.cache_gb * 1e9)
 
     def _copy(self, url: str, partial: Path) -> None:
-        try:
-            with open(partial, "wb") as file:
-                for piece in self._pieces(url):
-                    file.write(piece)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self._delete(self._kept(), 2 * partial.stat().st_size + 1)
-            raise OSError("the cache's disk is full") from error  # the next try may have room
+        """Copy to a file; a full disk fails only when there is no shard left to delete."""
+        while True:
+            try:
+                with open(partial, "wb") as file:
+                    for piece in self._pieces(url):
+                        file.write(piece)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                written = partial.stat().st_size
+                partial.unlink()  # what does not fit leaves the room to others
+                if not self._delete(self._kept(), 2 * written + 1):
+                    raise OSError("the cache's disk is full") from error
 
     def _kept(self) -> list[tuple[float, int, Path]]:
         """Time of the last use, bytes and path of all shards in the cache, the oldest first."""

@@ -118,7 +118,7 @@ def test_a_shard_is_fetched_once_for_all_readers(tmp_path: Path, serve: Any, sto
     path = write_shards(tmp_path / "data", [10])[0]
     server = serve(tmp_path / "data")
     threads = [
-        threading.Thread(target=store.local, args=(f"{server.url}/0000.tar",)) for _ in range(8)
+        threading.Thread(target=store.open, args=(f"{server.url}/0000.tar",)) for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -139,7 +139,7 @@ def test_what_is_not_there_is_skipped_and_counted(tmp_path: Path, serve: Any, st
     assert set(loader.skipped) == {"sample of a damaged or vanished shard"}
     assert server.requests["/0002.tar"] <= 2  # a 404 is an answer: no further tries
     with pytest.raises(Unreachable, match="not fetched after 2 tries"):
-        Store(cache=store.cache, timeout=0.2, retries=1).local("http://127.0.0.1:9/a.tar")
+        Store(cache=store.cache, timeout=0.2, retries=1).open("http://127.0.0.1:9/a.tar")
 
 
 def test_counts_of_remote_shards(tmp_path: Path, serve: Any, store: Store) -> None:
@@ -161,7 +161,7 @@ def test_the_longest_unused_make_room(tmp_path: Path, serve: Any) -> None:
     server = serve(tmp_path / "data")
     store = Store(cache=str(tmp_path / "cache"), cache_gb=2.5 * size / 1e9)
     for number in (0, 1, 0, 2):
-        store.local(f"{server.url}/{number:04d}.tar")
+        store.open(f"{server.url}/{number:04d}.tar")
         time.sleep(0.02)
     assert {p.name.split("-")[1] for p in cached(store)} == {"0000.tar", "0002.tar"}
 
@@ -183,7 +183,7 @@ def test_killed_while_it_fetches(tmp_path: Path, serve: Any, store: Store) -> No
     server = serve(tmp_path / "data", failing=1.0)
     server.dice.choice = lambda _: "stall"  # type: ignore[method-assign]
     url = f"{server.url}/0000.tar"
-    code = f"from lgpl.data.store import Store; Store(cache={store.cache!r}).local({url!r})"
+    code = f"from lgpl.data.store import Store; Store(cache={store.cache!r}).open({url!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
     while not list(Path(str(store.cache)).glob("*.partial")):
         time.sleep(0.01)
@@ -191,7 +191,7 @@ def test_killed_while_it_fetches(tmp_path: Path, serve: Any, store: Store) -> No
     process.wait()
     assert not cached(store)
     server.failing = 0.0
-    assert Path(store.local(url)).read_bytes() == (tmp_path / "data/0000.tar").read_bytes()
+    assert store.open(url).read() == (tmp_path / "data/0000.tar").read_bytes()
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_a_full_disk(tmp_path: Path, serve: Any, small_disk: Path) -> None:
     server = serve(tmp_path / "data")
     index = tmp_path / "index.json"
     write_index(index, {f"{server.url}/{i:04d}.tar": 8 for i in range(9)})
-    store = Store(cache=str(small_disk), retries=1)
+    store = Store(cache=str(small_disk), retries=2)
     loader = train(module(train=str(index), epoch_samples=72, store=store))
     assert sorted(take(loader, 18)) == [f"{i:05d}" for i in range(72)]
     damage = count_samples(f"{server.url}/0009.tar", store)[1]

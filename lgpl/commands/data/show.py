@@ -62,7 +62,7 @@ def run(options: Namespace) -> None:
             tiles += tile(raw)
 
     held = sum(map(len, shards))
-    size = sum(os.path.getsize(store.local(shard.path)) for shard in shards if len(shard))
+    size = sum(_size(store, shard.path) for shard in shards if len(shard))
     of = f"{len(shards)} of {len(paths)}, spread evenly" if len(paths) > OPENED else len(paths)
     print(f"{'shards':<{WIDTH}}{of}: {size / 1e6:.1f} MB")
     rest = "all looked at" if len(places) == held else f"{len(places)} looked at, spread evenly"
@@ -71,6 +71,11 @@ def run(options: Namespace) -> None:
         print(f"{name:<{WIDTH}}{text}".rstrip())
     if out:
         sheet(out, tiles)
+
+
+def _size(store: Store, path: str) -> int:
+    with store.open(path) as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def _spread(items: Sequence, number: int) -> list:
