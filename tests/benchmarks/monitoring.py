@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from lgpl.callbacks import GradientNorms, NaNGuard, SkippedSamples, Throughput, TokenizerHealth
 from lgpl.generator import GeneratorModule, Transformer
@@ -116,9 +117,9 @@ def main(args: list[str] | None = None) -> None:
         module, batch = MODULES[kind](options.batch)
         batch["key"] = [f"{i:05d}" for i in range(options.batch)]
         times: dict[str, list[float]] = {arm: [] for arm in ARMS}
-        for _ in range(options.rounds):
-            for arm in ARMS:
-                times[arm].append(turn(module, batch, kind, arm, options.steps))
+        turns = [arm for _ in range(options.rounds) for arm in ARMS]
+        for arm in tqdm(turns, unit="turn", leave=False):
+            times[arm].append(turn(module, batch, kind, arm, options.steps))
         base = statistics.median(times["nothing"])
         for arm, of in times.items():
             t = statistics.median(of)
