@@ -274,13 +274,18 @@ def _varied(reports: list[dict[str, Any]]) -> list[str]:
 
 
 def _plot(path: Path, reports: list[dict[str, Any]]) -> None:
-    """Every figure over what was varied first, a curve for each setting of the rest."""
-    along, *others = _varied(reports) or [SWEPT[0]]
+    """Every figure over what was varied first, a curve for each setting of the rest; the first
+    figure's title tells its optimum."""
+    along, *others = varied = _varied(reports) or [SWEPT[0]]
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in reports:
         name = ", ".join(f"{other} {one[other]:g}" for other in others) or along
         for figure, value in one["figures"].items():
             panels.setdefault(figure, {}).setdefault(name, []).append((one[along], value))
+    main = next(iter(panels))
+    best = min(reports, key=lambda report: report["figures"][main])
+    optimum = ", ".join(f"{key} {best[key]:g}" for key in varied)
+    panels = {f"{main}: {best['figures'][main]:.4g} at {optimum}": panels.pop(main), **panels}
     plot(path, panels, along)
 
 
