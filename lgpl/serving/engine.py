@@ -1,16 +1,21 @@
-"""What the server asks of whatever draws, and the queue that its pictures wait in."""
+"""What every engine has in common, and the queue that its pictures wait in."""
 
 from __future__ import annotations
 
 import itertools
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
+
+from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.generator import Sampling
+from lgpl.generator import GeneratorModule, Sampling
+from lgpl.generator.condition import ClassCondition
+from lgpl.serving.painter import Painter
 
 
 class Full(Exception):
@@ -51,33 +56,6 @@ class Picture:
     partial: int
     show: Callable[[bytes | Exception, bool], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
-
-
-class Engine(Protocol):
-    """What the server needs of whatever draws."""
-
-    width: int
-    height: int
-    codes: int  # of a picture
-    rows: int  # of codes
-    classes: int | None  # of a class model; None where prompts are texts
-
-    @property
-    def waiting(self) -> int:
-        """Pictures in the queue."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it draws; False once it is closed or has failed for good."""
-
-    def prepare(self, prompt: str) -> Prompt:
-        """What a prompt says; a UserError where it says nothing that can be drawn."""
-
-    def submit(self, pictures: Sequence[Picture]) -> None:
-        """Put pictures into the queue, all or none; `Full` or `Ended` where that cannot be."""
-
-    def close(self) -> None:
-        """Finish what was submitted and end."""
 
 
 class PictureQueue:
@@ -137,6 +115,83 @@ class PictureQueue:
 
     def _forget_cancelled(self) -> None:
         self._pictures = deque(p for p in self._pictures if not p.cancelled.is_set())
+
+
+class Engine(ABC):
+    """Whatever draws for the server, in a thread of its own, what waits in a queue.
+
+    Args:
+        module: a generator with its tokenizer, ready to decode; its text encoder is loaded here.
+        batch_size: pictures drawn together.
+        capacity: pictures that may wait.
+        on_batch: called with the number of pictures of every batch.
+
+    Raises:
+        UserError: the text encoder cannot be used.
+    """
+
+    def __init__(
+        self,
+        module: GeneratorModule,
+        batch_size: int,
+        capacity: int,
+        on_batch: Callable[[int], None],
+    ) -> None:
+        self.module, self.batch_size, self.on_batch = module, batch_size, on_batch
+        self.codes, (self.rows, _) = module.model.code_count, module.model.grid
+        self._painter = Painter(module)
+        self.height, self.width = self._painter.height, self._painter.width
+        condition = module.model.condition  # prompts of a class model are classes, or else texts
+        self.classes = condition.num_classes if isinstance(condition, ClassCondition) else None
+        self._encoding = threading.Lock()
+        if self.classes is None:
+            self._encode("a picture")  # loads the text encoder, or tells what is missing
+        self._queue = PictureQueue(capacity)
+        self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        """Pictures in the queue."""
+        return len(self._queue)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it draws; False once it is closed or has failed for good."""
+        return self._thread.is_alive()
+
+    def prepare(self, prompt: str) -> Prompt:
+        """What a prompt says; a UserError where it says nothing that can be drawn."""
+        if self.classes is not None:
+            return Prompt(self._of_class(class_of(prompt, self.classes)), 1)
+        features, length = self._encode(prompt)
+        return Prompt(self._of_text(features, length), length)
+
+    def submit(self, pictures: Sequence[Picture]) -> None:
+        """Put pictures into the queue, all or none; `Full` or `Ended` where that cannot be."""
+        self._queue.put(pictures)
+
+    def close(self) -> None:
+        """Finish what was submitted and end."""
+        self._queue.close()
+        self._thread.join()
+
+    def _encode(self, prompt: str) -> tuple[Tensor, int]:
+        """Features [L, F] of a text, padded at the left, and how many positions are its own."""
+        with self._encoding:  # alone, so that no neighbour's length changes a rounding
+            features, lengths = self.module.encode_text([prompt], refuse_long=True)
+        return features[0], int(lengths[0])
+
+    @abstractmethod
+    def _of_class(self, label: int) -> Any:
+        """The content of a prompt."""
+
+    @abstractmethod
+    def _of_text(self, features: Tensor, length: int) -> Any:
+        """The content of a prompt of what `_encode` gives."""
+
+    @abstractmethod
+    def _run(self) -> None:
+        """Draw until the queue is closed and empty; the thread, which the subclass starts."""
 
 
 def class_of(prompt: str, classes: int) -> int:

@@ -6,23 +6,20 @@ Batches are static: what waits when one is done, up to the batch size, is the ne
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lgpl.generator import GeneratorModule
-from lgpl.generator.condition import ClassCondition
-from lgpl.serving.engine import Picture, PictureQueue, Prompt, class_of
-from lgpl.serving.painter import Painter
+from lgpl.serving.engine import Engine, Picture
 
 
 class _Abandoned(Exception):
     """Nobody waits for any picture of the batch any more."""
 
 
-class SamplerEngine:
+class SamplerEngine(Engine):
     """Draws with lgpl's own sampler, in a thread of its own.
 
     Args:
@@ -39,42 +36,14 @@ class SamplerEngine:
         capacity: int = 64,
         on_batch: Callable[[int], None] = lambda pictures: None,
     ) -> None:
-        self.module, self.batch_size, self.on_batch = module, batch_size, on_batch
-        self.codes = module.model.code_count
-        self._painter = Painter(module)
-        self.height, self.width = self._painter.height, self._painter.width
-        self.rows, _ = module.model.grid
-        condition = module.model.condition
-        self.classes = condition.num_classes if isinstance(condition, ClassCondition) else None
-        self._encoding = threading.Lock()
-        if self.classes is None:
-            self.prepare("a picture")  # loads the text encoder, or tells what is missing
-        self._queue = PictureQueue(capacity)
-        self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
+        super().__init__(module, batch_size, capacity, on_batch)
         self._thread.start()
 
-    @property
-    def waiting(self) -> int:
-        return len(self._queue)
+    def _of_class(self, label: int) -> Tensor:
+        return torch.tensor(label, device=self.module.device)
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def prepare(self, prompt: str) -> Prompt:
-        if self.classes is not None:
-            label = class_of(prompt, self.classes)
-            return Prompt(torch.tensor(label, device=self.module.device), 1)
-        with self._encoding:  # alone, so that no neighbour's length changes a rounding
-            features, lengths = self.module.encode_text([prompt], refuse_long=True)
-        return Prompt(features[0], int(lengths[0]))
-
-    def submit(self, pictures: Sequence[Picture]) -> None:
-        self._queue.put(pictures)
-
-    def close(self) -> None:
-        self._queue.close()
-        self._thread.join()
+    def _of_text(self, features: Tensor, length: int) -> Tensor:
+        return features
 
     def _run(self) -> None:
         while batch := self._queue.take(self.batch_size, alike=True):

@@ -8,21 +8,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lgpl.checkpoints import is_exported, read_checkpoint
 from lgpl.checkpoints.module import build_module
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
-from lgpl.generator.condition import ClassCondition
-from lgpl.serving.engine import Picture, PictureQueue, Prompt, class_of
-from lgpl.serving.painter import Painter
+from lgpl.serving.engine import Engine, Picture
 from lgpl.serving.vllm.client import Client
 
 
@@ -34,7 +33,7 @@ class _Running:
     rows: list[int]
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Draws with vLLM, which computes in a process of its own; a picture begins as soon as one of
     the seats is free. Threads of this process feed it and paint.
 
@@ -62,53 +61,25 @@ class VLLMEngine:
         on_batch: Callable[[int], None] = lambda pictures: None,
         settings: dict[str, Any] | None = None,
     ) -> None:
-        self.module = load_outline(folder, tokenizer, device)
+        super().__init__(load_outline(folder, tokenizer, device), batch_size, capacity, on_batch)
         self.client = Client(folder)
-        self.batch_size, self.on_batch = batch_size, on_batch
-        self.codes = self.module.model.code_count
-        self._painter = Painter(self.module)
-        self.height, self.width = self._painter.height, self._painter.width
-        self.rows, _ = self.module.model.grid
-        condition = self.client.condition
-        self.classes = condition.num_classes if isinstance(condition, ClassCondition) else None
-        self._encoding = threading.Lock()
-        if self.classes is None:
-            self.prepare("a picture")  # loads the text encoder, or tells what is missing
-        self._queue = PictureQueue(capacity)
         self._running: dict[str, _Running] = {}
         self._names = map(str, itertools.count())
         self._vllm = _start(folder, {"max_num_seqs": batch_size, **(settings or {})})
         self._painting = ThreadPoolExecutor(1, "lgpl-painter")  # one: in the order of the steps
-        self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
         self._thread.start()
         threading.Thread(target=self._watch, name="lgpl-watch", daemon=True).start()
 
-    @property
-    def waiting(self) -> int:
-        return len(self._queue)
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def prepare(self, prompt: str) -> Prompt:
-        if self.classes is not None:
-            (content,) = self.client.class_prompts([class_of(prompt, self.classes)])
-            return Prompt(content, 1)
-        with self._encoding:
-            padded, lengths = self.module.encode_text([prompt], refuse_long=True)
-        length = int(lengths[0])
-        (content,) = self.client.text_prompts([padded[0, -length:].cpu()])
-        return Prompt(content, length)
-
-    def submit(self, pictures: Sequence[Picture]) -> None:
-        self._queue.put(pictures)
-
     def close(self) -> None:
-        self._queue.close()
-        self._thread.join()
+        super().close()
         self._painting.shutdown()
         self._vllm.engine_core.shutdown()
+
+    def _of_class(self, label: int) -> dict[str, Any]:
+        return self.client.class_prompts([label])[0]
+
+    def _of_text(self, features: Tensor, length: int) -> dict[str, Any]:
+        return self.client.text_prompts([features[-length:].cpu()])[0]
 
     def _run(self) -> None:
         try:
