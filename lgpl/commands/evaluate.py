@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from tqdm import tqdm
 
 from lgpl.checkpoints import load_module
 from lgpl.commands.sample import load_generator, usable_device
@@ -25,8 +24,19 @@ from lgpl.generator.module import PERCEPTUAL
 from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, figures, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import SampleFile, open_images, resize
-from lgpl.metrics.protocols import GFID, RFID, commit, dealt, draw, read_prompts, report, write_json
-from lgpl.metrics.reference import CACHE, reference, summarise
+from lgpl.metrics.protocols import (
+    GFID,
+    NO_IMAGE,
+    RFID,
+    commit,
+    dealt,
+    draw,
+    read_prompts,
+    report,
+    write_json,
+)
+from lgpl.metrics.ranks import gathered, joined, place
+from lgpl.metrics.reference import CACHE, batches, progress, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
 from lgpl.tokenizer.usage import CodebookUsage
@@ -102,14 +112,15 @@ def main(args: list[str]) -> None:
         raise UserError(f"--out: {out} should end in .json.")
     device = torch.device(usable_device(options.device))
     commit()
-    found: list[dict[str, Any]] = []
-    if chosen.subcommand == "reconstruction":
-        made = iter([reconstruction(options, device)])
-    else:
-        made = generation(options, device)
-    for one in made:  # each setting of a sweep is kept as soon as it is whole
-        found.append(one)
-        write_json(out, found if len(found) > 1 else one)
+    with joined(device) as mine:
+        found, first = [], place().index == 0
+        run = reconstruction if chosen.subcommand == "reconstruction" else generation
+        for one in run(options, mine):  # each setting of a sweep is kept as soon as it is whole
+            found.append(one)
+            if first:
+                write_json(out, found if len(found) > 1 else one)
+    if not first:
+        return
     print(table(found))
     if len(found) > 1:
         picture = out.with_suffix(".png")
@@ -118,46 +129,52 @@ def main(args: list[str]) -> None:
     print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
 
 
-def reconstruction(options: Namespace, device: torch.device) -> dict[str, Any]:
-    """The report of `rfid`."""
+def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The report of `rfid`.
+
+    Where a model for 384 px is compared at 256, its reconstructions are resized, and the originals
+    cropped at 256 as they would be for any other model.
+    """
     begin = time.perf_counter()
     extractor = load_extractor(options.extractor).to(device)
     originals = open_images(options.data, options.image_size)
     source = {"source": options.data, "images": originals.count, "crop": originals.crop}
+    size, real = options.resize, None
+    if size not in (None, originals.size) or options.samples is not None:
+        side = options.image_size and (size or options.image_size)
+        compared = open_images(options.data, side)
+        real = summarise(compared, extractor, options.batch_size, "originals", size)
     if options.samples is not None:
+        assert real is not None
         others = open_images(options.samples, options.image_size)
-        size, batch = options.resize, options.batch_size
-        real = summarise(originals, extractor, batch, "originals", size)
-        fake = summarise(others, extractor, batch, "reconstructions", size)
-        return report(
+        fake = summarise(others, extractor, options.batch_size, "reconstructions", size)
+        yield report(
             figures(real, fake, extractor), RFID, extractor, fake.count, source,
-            samples=options.samples, seconds=round(time.perf_counter() - begin),
+            samples=options.samples, image_size=others.size, resize=size,
+            seconds=round(time.perf_counter() - begin),
         )  # fmt: skip
+        return
     module = load_module(options.checkpoint, "tokenizer", without=(PERCEPTUAL,)).to(device)
     assert isinstance(module, TokenizerModule)
     real_set, fake_set = (ImageSet(extractor, originals.count) for _ in range(2))
     pairs = Similarity(None if options.lpips == "none" else options.lpips).to(device)
     usage = CodebookUsage(module.autoencoder.quantizer.codebook_size).to(device)
-    seen = 0
-    with _told("originals", originals.count) as bar:
-        for batch in originals.batches(options.batch_size):
-            batch = batch.to(device)
-            with torch.inference_mode(), _precision(options.precision, device):
-                rebuilt, quantized = module.autoencoder(normalize(batch))
-            usage.update(quantized.codes)
-            number = torch.arange(seen, seen + len(batch))
-            batch, made = (resize(part, options.resize) for part in (batch, to_bytes(rebuilt)))
+    for batch, number in batches(originals, options.batch_size, "reconstructions"):
+        batch = batch.to(device)
+        with torch.inference_mode(), _precision(options.precision, device):
+            rebuilt, quantized = module.autoencoder(normalize(batch))
+        usage.update(quantized.codes)
+        batch, made = (resize(part, size) for part in (batch, to_bytes(rebuilt)))
+        if real is None:
             real_set.update(batch, number)
-            fake_set.update(made, number)
-            pairs.update(normalize(batch), normalize(made))
-            seen += len(batch)
-            bar.update(len(batch))
-    real, fake = real_set.compute(), fake_set.compute()
+        fake_set.update(made, number)
+        pairs.update(normalize(batch), normalize(made))
+    real, fake = real or real_set.compute(), fake_set.compute()
     found = figures(real, fake, extractor) | pairs.compute()
     found |= {f"codebook {name}": value.item() for name, value in usage.compute().items()}
-    return report(
+    yield report(
         found, RFID, extractor, fake.count, source,
-        checkpoint=options.checkpoint, image_size=originals.size, resize=options.resize,
+        checkpoint=options.checkpoint, image_size=originals.size, resize=size,
         lpips=options.lpips, precision=options.precision,
         seconds=round(time.perf_counter() - begin),
     )  # fmt: skip
@@ -223,28 +240,32 @@ def _drawn(
     total, size = options.images, options.batch_size
     if file is not None and file.path.exists():
         return summarise(open_images(str(file.path)), extractor, size, str(file.path))
-    device = module.device
+    device, rank = module.device, place()
     made, seen = ImageSet(extractor, total), 0
-    with _told("sampling", total) as bar:
+    done = 0 if file is None else file.done  # before any rank adds to it
+    with progress("sampling", total) as bar:
         try:
-            for numbers in dealt(total, size):
-                first, last = numbers[0], numbers[-1] + 1
-                if file is not None and file.done >= last:
-                    images = file.read(first, last).to(device)
-                else:
+            for numbers in dealt(total, size, rank.index, rank.count):
+                first, last, new = numbers[0], numbers[-1] + 1, None
+                if file is not None and first != NO_IMAGE and last <= done:
+                    made.update(file.read(first, last).to(device), torch.tensor(numbers))
+                elif first != NO_IMAGE:
                     with torch.inference_mode(), _precision(options.precision, device):
-                        images = draw(module, numbers, prompts, sampling, options.seed, side)
-                    if file is not None:
-                        file.write(first, images)
-                made.update(images, torch.tensor(numbers))
-                seen = last
-                bar.update(len(numbers))
+                        new = draw(module, numbers, prompts, sampling, options.seed, side)
+                    made.update(new, torch.tensor(numbers))
+                if file is not None:
+                    for part in gathered(None if new is None else (first, new.cpu())):
+                        if part is not None:  # in the order of their numbers
+                            file.write(*part)
+                seen = min(seen + size * rank.count, total)
+                bar.update(seen - bar.n)
         except KeyboardInterrupt:
             kept = f"the same command goes on with {file.path}" if file else "none are kept (--npz)"
             bar.close()
-            print(f"lgpl: {seen} of {total} images were drawn: no figure is given; {kept}.")
+            if rank.index == 0:
+                print(f"lgpl: {seen} of {total} images were drawn: no figure is given; {kept}.")
             raise
-    if file is not None:
+    if file is not None and rank.index == 0:
         file.finish()
     return made.compute()
 
@@ -308,7 +329,3 @@ def _precision(name: str, device: torch.device) -> contextlib.AbstractContextMan
     if name == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def _told(doing: str, total: int) -> tqdm:
-    return tqdm(total=total, unit="image", desc=doing, leave=False)

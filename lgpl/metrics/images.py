@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,10 +23,14 @@ from lgpl.data import ShardDataModule
 from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
 from lgpl.data.store import is_url
+from lgpl.data.streams import Place
 from lgpl.data.transforms import CENTER_CROP, center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
+from lgpl.metrics.ranks import place
 
 MEMBER = "arr_0.npy"
+# What reading an npz raises where it is cut short or damaged.
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 NO_CROP = "none: as they are"
 
 
@@ -45,8 +51,8 @@ class Images(Protocol):
     @property
     def size(self) -> int | None: ...
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8 [B, 3, H, W]."""
+    def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
+        """uint8 [B, 3, H, W]; several ranks take them in turn."""
 
 
 def open_images(source: str, image_size: int | None = None) -> Images:
@@ -83,9 +89,12 @@ class ShardImages:
         shards = {path: [number, *_stamp(path)] for path, number in counts.items()}
         self.identity, self.crop = {"shards": shards}, CENTER_CROP
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
         self.data.eval_batch_size = size
-        for batch in self.data.test_dataloader():
+        loader = self.data.test_dataloader()
+        mine = list(loader.requests())[rank.index :: rank.count]
+        loader.requests = lambda: mine
+        for batch in loader:
             yield batch["image"][batch["valid"]]
 
 
@@ -104,8 +113,8 @@ class FolderImages:
         files = [[str(path.relative_to(folder)), *_stamp(path)] for path in self.paths]
         self.identity, self.crop = {"files": files}, CENTER_CROP if image_size else NO_CROP
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        for first in range(0, self.count, size):
+    def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
+        for first in range(rank.index * size, self.count, rank.count * size):
             yield torch.stack([self._read(path) for path in self.paths[first : first + size]])
 
     def _read(self, path: Path) -> Tensor:
@@ -143,13 +152,18 @@ class NpzImages:
         self.size = shape[1]
         self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
 
-    def batches(self, size: int) -> Iterator[Tensor]:
+    def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
         with self._open() as file:
             self._header(file)
-            each = int(np.prod(self.shape))
-            for first in range(0, self.count, size):
+            each, start = int(np.prod(self.shape)), file.tell()
+            for first in range(rank.index * size, self.count, rank.count * size):
                 wanted = min(size, self.count - first)
-                data = file.read(wanted * each)
+                try:
+                    if rank.count > 1:
+                        file.seek(start + first * each)
+                    data = file.read(wanted * each)
+                except DAMAGED as error:
+                    raise UserError(f"{self.path} is damaged ({error}).") from error
                 if len(data) < wanted * each:
                     raise UserError(
                         f"{self.path} ends after {first + len(data) // each} of its {self.count} "
@@ -161,7 +175,7 @@ class NpzImages:
     def _open(self) -> Any:
         try:
             return zipfile.ZipFile(self.path).open(MEMBER)
-        except (OSError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"{self.path} cannot be read as an npz ({error}).") from error
         except KeyError as error:
             raise UserError(
@@ -177,7 +191,7 @@ class NpzImages:
                 else np.lib.format.read_array_header_2_0
             )
             shape, fortran, dtype = read(file)
-        except ValueError as error:
+        except DAMAGED as error:
             raise UserError(f"{self.path}: arr_0 cannot be read ({error}).") from error
         if fortran:
             raise UserError(f"{self.path}: arr_0 is in Fortran's order; save it in C's.")
@@ -189,8 +203,10 @@ class SampleFile:
 
     Until then they stand in `NAME.npz.partial`, with what they are in `NAME.npz.json`.
 
+    Several ranks read it, and the first writes it.
+
     Args:
-        path: of the npz.
+        path: of the npz, in a folder that all ranks see.
         settings: plain values of which the images depend; those of others are thrown away.
         total: how many there will be.
         size: side of the images, pixels.
@@ -201,16 +217,25 @@ class SampleFile:
         self.partial, described = Path(f"{path}.partial"), Path(f"{path}.json")
         settings = {**settings, "images": total, "image_size": size}
         text = json.dumps(settings, indent=2, sort_keys=True)
+        rank = place()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            same = described.exists() and described.read_text() == text
-            if not same:
-                path.unlink(missing_ok=True)
-                self.partial.unlink(missing_ok=True)
-                described.write_text(text)
-            self.partial.touch()
+            if rank.index == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                same = described.exists() and described.read_text() == text
+                if not same:
+                    path.unlink(missing_ok=True)
+                    self.partial.unlink(missing_ok=True)
+                    described.write_text(text)
+                self.partial.touch()
         except OSError as error:
             raise UserError(f"--npz: {path} cannot be written ({error}).") from error
+        if rank.count > 1:
+            dist.barrier()
+        if not described.exists():
+            raise UserError(
+                f"--npz: rank {rank.index} does not see {path}, which the first rank writes; name "
+                "a folder that all machines share."
+            )
 
     @property
     def done(self) -> int:

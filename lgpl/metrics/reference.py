@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import lgpl
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.gaussian import Gaussian
-from lgpl.metrics.images import Images, NpzImages, open_images, resize
+from lgpl.metrics.images import DAMAGED, Images, NpzImages, open_images, resize
+from lgpl.metrics.ranks import place
 from lgpl.metrics.summary import ImageSet, Summary
 
 CACHE = "runs/references"
@@ -87,9 +89,9 @@ def _of_images(
     }
     key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
     kept = Path(cache) / f"{extractor.name.replace('/', '-')}-{image_size}-{key}.npz"
-    rank, world = _place()
-    there = [kept.exists()] * world
-    if world > 1:  # machines may not share the folder
+    rank = place()
+    there = [kept.exists()] * rank.count
+    if rank.count > 1:  # machines may not share the folder
         dist.all_gather_object(there, kept.exists())
     if all(there):
         return read_summary(str(kept), extractor, image_size)
@@ -97,7 +99,7 @@ def _of_images(
         images, extractor, batch_size, f"reference {Path(source).name}", neighbours=NEIGHBOURS
     )
     provenance["images"] = made.count
-    if rank == 0:
+    if rank.index == 0:
         write_summary(kept, made, provenance)
     return made, provenance
 
@@ -125,22 +127,28 @@ def summarise(
     if neighbours is not None:
         numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
     device = made.pooled.device
-    rank, world = _place()
-    seen = 0
-    with tqdm(total=images.count, unit="image", desc=doing, leave=False, disable=rank > 0) as bar:
-        for turn, batch in enumerate(images.batches(batch_size)):
-            if turn % world == rank:
-                made.update(resize(batch.to(device), size), numbers[seen : seen + len(batch)])
-            seen += len(batch)
-            bar.update(len(batch))
+    for batch, places in batches(images, batch_size, doing):
+        made.update(resize(batch.to(device), size), numbers[places])
     return made.compute()
 
 
-def _place() -> tuple[int, int]:
-    """This rank, and the number of ranks."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
+def batches(images: Images, batch_size: int, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's batches, uint8 [B, 3, H, W], and the images' places in the set [B].
+
+    The batches are the same for any number of ranks, because rounding depends on a batch's size.
+    """
+    rank = place()
+    with progress(doing, images.count) as bar:
+        for turn, batch in enumerate(images.batches(batch_size, rank)):
+            first = (turn * rank.count + rank.index) * batch_size
+            if len(batch):
+                yield batch, torch.arange(first, first + len(batch))
+            bar.update(min(len(batch) * rank.count, images.count - bar.n))
+
+
+def progress(doing: str, images: int) -> tqdm:
+    """A bar, the first rank's for all."""
+    return tqdm(total=images, unit="image", desc=doing, leave=False, disable=place().index > 0)
 
 
 def write_summary(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:
@@ -216,7 +224,7 @@ def _members(path: str) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} cannot be read as an npz ({error}).") from error
 
 
@@ -225,5 +233,5 @@ def _load(path: str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if name != "arr_0"}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} cannot be read as an npz of plain arrays ({error}).") from error

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from lgpl.checkpoints import load_module
 from lgpl.cli import main
+from lgpl.data.transforms import normalize
 from lgpl.metrics import protocols
+from lgpl.metrics.extractors import to_bytes
+from lgpl.metrics.images import open_images, resize, write_npz
 from tests.conftest import ROOT, Chain
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL
 
@@ -67,15 +73,17 @@ def test_generation(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_sweep_is_a_table_and_a_plot(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = ("--guidance", "1", "3", "--temperature", "0.5", "1")
+    sweep = ("--guidance", "1", "3", "--top-k", "4", "0", "--temperature", "0.5", "1")
     reports = evaluate(tmp_path / "sweep.json", "generation", *drawing(chain, *sweep))
-    found = [(one["guidance"], one["temperature"]) for one in reports]
-    assert found == [(1, 0.5), (1, 1), (3, 0.5), (3, 1)]
-    assert len({one["figures"]["FID[Pixels]"] for one in reports}) == 4
+    found = [(one["guidance"], one["top_k"], one["temperature"]) for one in reports]
+    assert found == list(itertools.product((1, 3), (4, 0), (0.5, 1)))
+    assert len({one["figures"]["FID[Pixels]"] for one in reports}) == 8
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:3] == ["guidance", "temperature", "FID[Pixels]"]
-    best = min(range(4), key=lambda i: reports[i]["figures"]["FID[Pixels]"])
-    assert [line.endswith("<- best") for line in lines[1:5]] == [i == best for i in range(4)]
+    assert lines[0].split()[:4] == ["guidance", "top_k", "temperature", "FID[Pixels]"]
+    rows = [tuple(map(float, line.split()[:3])) for line in lines[1:9]]
+    assert rows == found
+    best = min(range(8), key=lambda i: reports[i]["figures"]["FID[Pixels]"])
+    assert [line.endswith("<- best") for line in lines[1:9]] == [i == best for i in range(8)]
     assert Image.open(tmp_path / "sweep.png").width > 500
 
 
@@ -145,6 +153,75 @@ def test_reconstruction(chain: Chain, tmp_path: Path) -> None:
     half = evaluate(tmp_path / "half.json", "reconstruction", *options, "--resize", "32",
                     "--lpips", "none")  # fmt: skip
     assert "LPIPS" not in half["figures"] and half["figures"]["PSNR"] != found["PSNR"]
+
+
+def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
+    chain: Chain, tmp_path: Path
+) -> None:
+    """What LlamaGen does of its 384 px: only what the model made is resized."""
+    crops = open_images(EMOJI_VAL, 64)
+    write_npz(tmp_path / "originals.npz", crops.batches(1), crops.count, 64)
+    module = load_module(chain.tokenizer, "tokenizer")
+    rebuilt = []
+    for batch in open_images(EMOJI_VAL, 96).batches(32):
+        with torch.inference_mode():
+            made, _ = module.autoencoder(normalize(batch))
+        rebuilt.append(resize(to_bytes(made), 64))
+    write_npz(tmp_path / "rebuilt.npz", iter(rebuilt), crops.count, 64)
+    by_hand = evaluate(
+        tmp_path / "a.json", "reconstruction", "--data", str(tmp_path / "originals.npz"),
+        "--samples", str(tmp_path / "rebuilt.npz"),
+    )["figures"]  # fmt: skip
+    shards = ("--data", EMOJI_VAL, "--image-size", "96", "--resize", "64", "--lpips", "none")
+    one = evaluate(tmp_path / "b.json", "reconstruction", "--checkpoint", chain.tokenizer, *shards)
+    assert one["image_size"] == 96 and one["resize"] == 64 and "PSNR" in one["figures"]
+    assert {name: one["figures"][name] for name in by_hand} == pytest.approx(by_hand, rel=1e-5)
+
+
+def alone_and_on_two_ranks(folder: Path, *options: str) -> Iterator[tuple[Path, str]]:
+    """The folder and the output of `lgpl evaluate` on one rank, and by torchrun on two."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for name, start in (("one", (sys.executable,)), ("two", (sys.executable, *torchrun))):
+        out = folder / name
+        run = subprocess.run(
+            [*start, "-m", "lgpl.cli", "evaluate", *options, "--extractor", PIXELS,
+             "--device", "cpu", "--out", f"{out}/figures.json"]
+            + (["--npz", f"{out}/s.npz"] if options[0] == "generation" else []),
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr[-3000:]
+        yield out, run.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_generate_the_same_images_and_figures(chain: Chain, tmp_path: Path) -> None:
+    """Seven batches, the last of them short: one rank has one more than the other."""
+    options = (
+        *("--reference", EMOJI_TRAIN, "--cache", str(tmp_path / "cache"), "--batch-size", "9"),
+        *drawing(chain, "--top-k", "8", "0"),
+    )
+    (one, alone), (two, together) = alone_and_on_two_ranks(tmp_path, "generation", *options)
+    a, b = (json.loads((folder / "figures.json").read_text()) for folder in (one, two))
+    for first, second in zip(a, b, strict=True):
+        assert first["N"] == second["N"] == 60
+        assert second["figures"] == pytest.approx(first["figures"], rel=1e-5)
+    names = sorted(path.name for path in two.iterdir())
+    assert names == sorted(path.name for path in one.iterdir()) and "figures.png" in names
+    for path in one.glob("*.npz"):
+        assert path.read_bytes() == (two / path.name).read_bytes()
+    assert together.count("<- best") == alone.count("<- best") == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_reconstruct_with_the_same_figures(chain: Chain, tmp_path: Path) -> None:
+    options = (
+        *("--checkpoint", chain.tokenizer, "--data", EMOJI_VAL, "--image-size", "64"),
+        *("--resize", "32", "--lpips", "none", "--batch-size", "20"),
+    )
+    runs = list(alone_and_on_two_ranks(tmp_path, "reconstruction", *options))
+    one, two = (json.loads((out / "figures.json").read_text()) for out, _ in runs)
+    assert one["N"] == two["N"] == 93 and two["figures"] == pytest.approx(one["figures"], rel=1e-5)
 
 
 def test_mistakes_are_told(chain: Chain, tmp_path: Path, fails: Callable[..., str]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lgpl.data.streams import Place
 from lgpl.errors import UserError
 from lgpl.metrics import Inception, figures
 from lgpl.metrics.extractors import Extractor, ModuleFeatures
@@ -80,6 +82,52 @@ def test_an_npz_of_another_layout_is_refused(
     with pytest.raises(UserError, match="no pictures in this folder"):
         (tmp_path / "empty").mkdir()
         open_images(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_told_by_its_name(tmp_path: Path, save: Any) -> None:
+    path = tmp_path / "a.npz"
+    save(path, arr_0=pixels(60).permute(0, 2, 3, 1).numpy())
+    whole = path.read_bytes()
+    for damaged in (
+        whole[: len(whole) // 2],  # an interrupted copy
+        whole[:2000] + bytes(3000) + whole[5000:],  # of the right length
+        whole[:40] + bytes(100) + whole[140:],  # in the header of arr_0
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError) as told:
+            list(open_images(str(path)).batches(8))
+        assert str(path) in str(told.value) and "\n" not in str(told.value)
+    inception = extractor()
+    inception.name = "inception"  # whose statistics come without images
+    save(path, mu=np.zeros(48), sigma=np.random.default_rng(0).random((48, 48)))
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    for damaged in (whole[:half], whole[:half] + bytes(60) + whole[half + 60 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError) as told:
+            reference(str(path), inception, 16)
+        assert str(path) in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "folder", "shards"])
+def test_ranks_take_the_batches_in_turn(tmp_path: Path, suffix: str) -> None:
+    path = npz(tmp_path / "a.npz", pixels(23))
+    if suffix == "folder":
+        path = str(tmp_path / "pictures")
+        (tmp_path / "pictures").mkdir()
+        for i, image in enumerate(pixels(23)):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"{path}/{i:02d}.png")
+    elif suffix == "shards":
+        write_shards(tmp_path / "shards", [9, 14])
+        path = str(tmp_path / "shards/*.tar")
+    images = open_images(path, 16)
+    alone = [*images.batches(4)]
+    assert [len(batch) for batch in alone] == [4, 4, 4, 4, 4, 3]
+    for rank in range(4):
+        mine = [*images.batches(4, Place(rank, 4))]
+        wanted = alone[rank::4]
+        assert len(mine) == len(wanted) and all(map(torch.equal, mine, wanted))
 
 
 def test_a_reference_is_computed_once_and_kept_with_its_provenance(tmp_path: Path) -> None:
