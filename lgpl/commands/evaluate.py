@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from lgpl.checkpoints import load_module
+from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sample import load_generator, usable_device
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
@@ -33,6 +34,7 @@ from lgpl.metrics.protocols import (
     draw,
     read_prompts,
     report,
+    require_writable,
     write_json,
 )
 from lgpl.metrics.ranks import gathered, joined, place
@@ -114,6 +116,8 @@ def main(args: list[str]) -> None:
     commit()
     with joined(device) as mine:
         found, first = [], place().index == 0
+        if first:
+            require_writable(out)  # before the hours that it may take
         run = reconstruction if chosen.subcommand == "reconstruction" else generation
         for one in run(options, mine):  # each setting of a sweep is kept as soon as it is whole
             found.append(one)
@@ -189,6 +193,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     if options.samples is not None:
         begin = time.perf_counter()
         images = open_images(options.samples, options.resize)
+        ImageSet(extractor, images.count, name=options.samples)  # too few are told before the rest
         side = options.resize or images.size or next(iter(images.batches(1))).shape[-1]
         real, source = reference(held[0], extractor, side, *held[2:])
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
@@ -206,7 +211,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         raise UserError(f"The checkpoint is {kind}{'' if prompts else '--prompts'}.")
     own = module.model.grid[0] * module.tokenizer.autoencoder.downsampling
     side = options.resize or own
-    ImageSet(extractor, options.images)  # too few are told before anything is computed
+    ImageSet(extractor, options.images, name="--images")  # too few are told before the rest
     real, source = reference(held[0], extractor, side, *held[2:])
     settings = list(itertools.product(*(options[name] for name in SWEPT)))
     for guidance, top_k, top_p, temperature in settings:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sample import load_generator, usable_device
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.errors import UserError

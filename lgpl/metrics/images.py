@@ -38,12 +38,14 @@ class Images(Protocol):
     """A set of images.
 
     Attributes:
+        source: where they are from.
         count: how many there are.
         identity: plain values that change when the images do.
         crop: how they were made of the pictures on disk.
         size: side in pixels, where it is known beforehand.
     """
 
+    source: str
     count: int
     identity: dict[str, Any]
     crop: str
@@ -81,7 +83,7 @@ class ShardImages:
     """The centre crops of shards, in their order."""
 
     def __init__(self, pattern: str, image_size: int) -> None:
-        self.data = ShardDataModule(test=pattern, image_size=image_size)
+        self.source, self.data = pattern, ShardDataModule(test=pattern, image_size=image_size)
         self.data.setup("test")
         store = self.data.store
         counts, _ = counted(named(pattern, "images", store), "images", store)
@@ -109,7 +111,7 @@ class FolderImages:
         )
         if not self.paths:
             raise UserError(f"{folder}: no pictures in this folder.")
-        self.count, self.size = len(self.paths), image_size
+        self.source, self.count, self.size = folder, len(self.paths), image_size
         files = [[str(path.relative_to(folder)), *_stamp(path)] for path in self.paths]
         self.identity, self.crop = {"files": files}, CENTER_CROP if image_size else NO_CROP
 
@@ -141,7 +143,7 @@ class NpzImages:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.source = self.path = path
         with self._open() as file:
             shape, _, dtype = self._header(file)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:

@@ -154,6 +154,17 @@ def commit() -> str | None:
     return said.stdout.strip() or None
 
 
+def require_writable(path: Path) -> None:
+    """Raises a UserError where `write_json` would."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}).") from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """A file that is whole or not there."""
     partial = path.with_name(path.name + ".partial")

@@ -122,7 +122,8 @@ def summarise(
         neighbours: keep the features of so many, drawn from all over the set: a data set may be
             sorted by class. None keeps those of the first in their order.
     """
-    made = ImageSet(extractor, images.count, **({} if neighbours is None else {"keep": neighbours}))
+    keep = {} if neighbours is None else {"keep": neighbours}
+    made = ImageSet(extractor, images.count, name=images.source, **keep)
     numbers = torch.arange(images.count)
     if neighbours is not None:
         numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))

@@ -62,20 +62,26 @@ class ImageSet(nn.Module):
         keep: of so many images the features themselves are kept, for the figures of neighbours;
             ADM's evaluator takes those of all its 50 000 samples.
         numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
+        name: of the set, for messages.
 
     Raises:
         UserError: they are too few for the covariance.
     """
 
     def __init__(
-        self, extractor: Extractor, total: int, keep: int = 50_000, numbers: int | None = None
+        self,
+        extractor: Extractor,
+        total: int,
+        keep: int = 50_000,
+        numbers: int | None = None,
+        name: str = "the set",
     ) -> None:
         super().__init__()
         self.extractor = extractor
         blank = torch.zeros(1, 3, 64, 64, device=extractor.device)
         pooled, spatial, logits = extractor.features(blank)
-        name = extractor.figure("FID")
-        require_enough(total, pooled.shape[1], name, "the set")
+        figure = extractor.figure("FID")
+        require_enough(total, pooled.shape[1], figure, name)
         self.pooled = FeatureGaussian(pooled.shape[1])
         numbers = numbers or total
         self.bank = FeatureBank(pooled.shape[1], keep * numbers // total)
@@ -85,7 +91,7 @@ class ImageSet(nn.Module):
         elif spatial is not None:
             log.warning(
                 "No s%s: %d images are too few for the covariance of %d spatial features.",
-                *(name, total, spatial.shape[1]),
+                *(figure, total, spatial.shape[1]),
             )
         if logits is not None:
             self.score = StreamedInceptionScore(logits.shape[1], numbers)
