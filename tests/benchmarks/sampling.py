@@ -1,10 +1,10 @@
 """Time and memory of sampling against transformers' Llama and vLLM of the same dimensions.
 
-    python -m tests.benchmarks.sampling [--size B] [--batches 1 8] [--sizes 1 2 4 8 16] [--rounds 3]
-        [--vllm-python .venv-serving/bin/python]
+    python -m tests.benchmarks.sampling [--size B] [--rows 16] [--batches 1 8]
+        [--sizes 1 2 4 8 16] [--rounds 3] [--vllm-python .venv-serving/bin/python]
 
-Random weights, 256 codes of 16384, guidance 2, all codes kept. Arms take turns; a time is the
-median over the rounds. transformers draws two sequences for each image, and a logits processor
+Random weights, `rows` of 16 codes of 16384, guidance 2, all codes kept. Arms take turns; a time is
+the median over the rounds. transformers draws two sequences for each image, and a logits processor
 mixes them; its prefix is one token, as lgpl's class is. vLLM runs in its own environment, after the
 others, where it is. Memory is the highest point of a process of its own, with the weights. The
 machine should do nothing else.
@@ -30,26 +30,27 @@ import torch
 from torch import Tensor
 
 from lgpl.generator import Sampling, Transformer, generate
+from lgpl.generator.blocks import FeedForward
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import VectorQuantizer, VQModel
 from tests.serving.generators import export_generator
 
-CODES, CODEBOOK, SCALE = 256, 16384, 2.0
+COLUMNS, CODEBOOK, SCALE = 16, 16384, 2.0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 Draw = Callable[[int], object]
 
 
-def transformer(size: str) -> Transformer:
+def transformer(options: argparse.Namespace) -> Transformer:
     """Weights that tell codes apart: a fresh head is zero."""
     torch.manual_seed(0)
-    model = Transformer(size, num_classes=1000)
+    model = Transformer(options.size, grid=(options.rows, COLUMNS), num_classes=1000)
     torch.nn.init.normal_(model.output.weight, 0.0, 0.02)
     return model.eval()
 
 
-def lgpl(size: str, dtype: torch.dtype) -> Draw:
-    model = transformer(size).to(DEVICE, dtype)
+def lgpl(options: argparse.Namespace, dtype: torch.dtype) -> Draw:
+    model = transformer(options).to(DEVICE, dtype)
 
     def draw(batch: int) -> Tensor:
         return generate(model, torch.arange(batch, device=DEVICE), sampling=Sampling(SCALE))
@@ -57,12 +58,12 @@ def lgpl(size: str, dtype: torch.dtype) -> Draw:
     return draw
 
 
-def llama(cache: str, size: str, dtype: torch.dtype) -> Draw:
+def llama(cache: str, options: argparse.Namespace, dtype: torch.dtype) -> Draw:
     """transformers' own `generate` with a cache of that kind."""
     from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-    layers, heads, dim = SIZES[size]
-    hidden = Transformer(size, num_classes=1).layers[0].feed_forward.w1.out_features
+    layers, heads, dim = SIZES[options.size]
+    hidden, count = FeedForward(dim, 0.0).w1.out_features, options.rows * COLUMNS
     config = LlamaConfig(
         vocab_size=CODEBOOK,
         hidden_size=dim,
@@ -82,9 +83,9 @@ def llama(cache: str, size: str, dtype: torch.dtype) -> Draw:
 
     def draw(batch: int) -> Tensor:
         return model.generate(
-            torch.arange(2 * batch, device=DEVICE)[:, None],
-            max_new_tokens=CODES,
-            min_new_tokens=CODES,
+            torch.arange(1, 2 * batch + 1, device=DEVICE)[:, None],  # 0 would be padding
+            max_new_tokens=count,
+            min_new_tokens=count,
             do_sample=True,
             top_k=0,
             cache_implementation=cache,
@@ -94,11 +95,11 @@ def llama(cache: str, size: str, dtype: torch.dtype) -> Draw:
     return draw
 
 
-def arms(size: str) -> dict[str, Callable[[torch.dtype], Draw]]:
+def arms(options: argparse.Namespace) -> dict[str, Callable[[torch.dtype], Draw]]:
     return {
-        "lgpl": partial(lgpl, size),
-        "transformers, dynamic cache": partial(llama, "dynamic", size),
-        "transformers, static cache": partial(llama, "static", size),
+        "lgpl": partial(lgpl, options),
+        "transformers, dynamic cache": partial(llama, "dynamic", options),
+        "transformers, static cache": partial(llama, "static", options),
     }
 
 
@@ -112,9 +113,9 @@ def seconds(draw: Draw, batch: int) -> float:
     return time.perf_counter() - start
 
 
-def memory(arm: str, size: str, dtype: torch.dtype, batch: int) -> float:
+def memory(arm: str, options: argparse.Namespace, dtype: torch.dtype, batch: int) -> float:
     """GiB at the highest point of this process, or of the device."""
-    arms(size)[arm](dtype)(batch)
+    arms(options)[arm](dtype)(batch)
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -123,7 +124,7 @@ def memory(arm: str, size: str, dtype: torch.dtype, batch: int) -> float:
 def compare(options: argparse.Namespace, name: str) -> None:
     """Arms in turn at each batch size; then what lgpl alone tells."""
     dtype = DTYPES[name]
-    draws = {arm: build(dtype) for arm, build in arms(options.size).items()}
+    draws = {arm: build(dtype) for arm, build in arms(options).items()}
     for draw in draws.values():
         draw(1)
     for batch in options.batches:
@@ -135,7 +136,7 @@ def compare(options: argparse.Namespace, name: str) -> None:
         for arm, values in times.items():
             t = statistics.median(values)
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                peak = pool.apply(memory, (arm, options.size, dtype, batch))
+                peak = pool.apply(memory, (arm, options, dtype, batch))
             print(
                 f"{name:8} batch {batch:2} {arm:28} {t:7.2f} s {batch / t:7.3f} images/s "
                 f"{t / mine:6.2f}x lgpl's time {peak:6.2f} GiB",
@@ -148,12 +149,12 @@ def compare(options: argparse.Namespace, name: str) -> None:
 
 def parts(options: argparse.Namespace, name: str) -> None:
     """Time to the first row of codes, and the share of the detokenizer."""
-    model, batch = transformer(options.size).to(DEVICE, DTYPES[name]), max(options.batches)
+    model, batch = transformer(options).to(DEVICE, DTYPES[name]), max(options.batches)
     stamps: list[float] = []
     labels, start = torch.arange(batch, device=DEVICE), time.perf_counter()
 
     def note(count: int, codes: Tensor) -> None:
-        if count % 16 == 0:
+        if count % COLUMNS == 0:
             codes[:, count - 1].tolist()  # waits for the device
             stamps.append(time.perf_counter() - start)
 
@@ -193,7 +194,11 @@ if __name__ == "__main__":
 def vllm(options: argparse.Namespace, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         export_generator(
-            Path(folder), size=options.size, codebook_size=CODEBOOK, grid=[16, 16], num_classes=1000
+            Path(folder),
+            size=options.size,
+            codebook_size=CODEBOOK,
+            grid=[options.rows, COLUMNS],
+            num_classes=1000,
         )
         script = Path(folder, "draw.py")
         script.write_text(VLLM)
@@ -216,6 +221,7 @@ def vllm(options: argparse.Namespace, name: str) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser()
     p.add_argument("--size", default="B", choices=list(SIZES))
+    p.add_argument("--rows", type=int, default=16)
     p.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     p.add_argument("--sizes", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     p.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.generator import Sampling, generate
+from lgpl.generator import Sampling, Transformer, generate
 from lgpl.generator.blocks import Linear
 from lgpl.generator.decoding import pick
 from tests.generator.test_transformer import small
@@ -46,6 +46,21 @@ def test_image_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(together, torch.cat(alone))
     assert torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[5, 6, 7]))
     assert not torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[8, 9, 10]))
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.001])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_float32_image_does_not_depend_on_the_batch_size(spread: float, temperature: float) -> None:
+    """At B's width, where kernels for one row and for many are others; of a head that is sure of
+    its codes, and of one whose codes are nearly alike."""
+    torch.manual_seed(0)
+    model = Transformer((2, 12, 768), grid=(2, 4), num_classes=20).eval()
+    torch.nn.init.normal_(model.output.weight, 0.0, spread)
+    labels, sampling = torch.arange(16), Sampling(guidance=2.0, temperature=temperature)
+    alone = torch.cat([generate(model, labels[i : i + 1], None, sampling, [i]) for i in range(16)])
+    for batch in (3, 5, 8, 16):
+        together = generate(model, labels[:batch], None, sampling, list(range(batch)))
+        assert torch.equal(together, alone[:batch])
 
 
 def test_prompt_codes_are_kept() -> None:
