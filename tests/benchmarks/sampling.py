@@ -150,7 +150,7 @@ class Arm:
 
     def __init__(self, name: str, options: argparse.Namespace, env: dict[str, str]) -> None:
         self.name = name
-        self.said: IO[str] = tempfile.TemporaryFile("w+")
+        self.said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
         python = options.vllm_python if name == "vLLM" else sys.executable
         settings = json.dumps({**vars(options), "arm": name})
         self.process = subprocess.Popen(
@@ -274,11 +274,12 @@ def main() -> None:
     row("---", "--:", "---", *["--:"] * 4)
     more = len({*options.more_batches} - {*options.batches})
     drawn = (len(options.batches) * len(names) + more) * (options.rounds + 2)
-    with tqdm(total=len(options.dtypes) * drawn, unit="batch", desc="sampling") as bar:
-        for options.dtype in options.dtypes:
-            compare(options, names, bar)
-    for options.dtype in options.dtypes:
-        parts(options)
+    each = [argparse.Namespace(**vars(options), dtype=dtype) for dtype in options.dtypes]
+    with tqdm(total=len(each) * drawn, unit="batch", desc="sampling") as bar:
+        for settings in each:
+            compare(settings, names, bar)
+    for settings in each:
+        parts(settings)
 
 
 if __name__ == "__main__":
