@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{rema
 
 
 def settings(
-    options: Namespace, subjects: list[str] | list[int], sampling: Sampling
+    options: Namespace, subjects: Sequence[str | int], sampling: Sampling
 ) -> dict[str, Any]:
     """All that the pictures depend on.
 
@@ -81,7 +82,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
 
 def write_many(
     module: GeneratorModule,
-    subjects: list[str] | list[int],
+    subjects: Sequence[str | int],
     sampling: Sampling,
     seed: int,
     batch_size: int,
@@ -140,9 +141,7 @@ def write_many(
     return len(missing)
 
 
-def _encode(
-    module: GeneratorModule, subjects: list[str] | list[int]
-) -> tuple[Tensor, Tensor | None]:
+def _encode(module: GeneratorModule, subjects: Sequence[str | int]) -> tuple[Tensor, Tensor | None]:
     """Condition and lengths; each caption by itself, so that no neighbour changes a rounding."""
     if isinstance(module.model.condition, ClassCondition):
         return torch.tensor(subjects, device=module.device), None

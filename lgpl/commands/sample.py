@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -124,7 +125,7 @@ def conditions(
 
 def subjects(
     module: GeneratorModule, prompts: list[str], labels: list[int], count: int
-) -> list[str] | list[int]:
+) -> Sequence[str | int]:
     """The prompt or label of each picture, `count` of each."""
     if isinstance(module.model.condition, ClassCondition):
         classes = module.model.condition.num_classes
