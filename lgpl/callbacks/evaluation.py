@@ -137,8 +137,9 @@ class ReconstructionEvaluation(Evaluation):
         extractor, made = self.extractor(module.device), fake.compute()
         patterns = trainer.datamodule.patterns[stage]  # type: ignore[attr-defined]
         found = figures(self._real[stage], made, extractor)
-        source = {"source": patterns, "images": made.count, "crop": CENTER_CROP}
         size = trainer.datamodule.image_size  # type: ignore[attr-defined]
+        crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
+        source = {"source": patterns, "images": made.count, "crop": crop}
         self.tell(
             trainer, module,
             report(found, RFID, extractor, made.count, source, image_size=size, resize=self.resize),

@@ -118,7 +118,10 @@ def test_an_interrupted_evaluation_gives_no_figure_and_goes_on(
 
 
 @pytest.mark.slow
-def test_a_signal_in_the_middle_of_an_evaluation(chain: Chain, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_in_the_middle_of_an_evaluation(
+    chain: Chain, tmp_path: Path, kind: signal.Signals
+) -> None:
     npz, out = tmp_path / "s.npz", tmp_path / "figures.json"
     command = [
         *(sys.executable, "-m", "lgpl.cli", "evaluate", "generation", "--extractor", PIXELS),
@@ -132,9 +135,10 @@ def test_a_signal_in_the_middle_of_an_evaluation(chain: Chain, tmp_path: Path) -
     partial = Path(f"{npz}.partial")
     while process.poll() is None and not (partial.exists() and partial.stat().st_size):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     said = process.communicate(timeout=60)[0].decode()
-    assert process.returncode == 130 and "of 60 images were drawn: no figure is given" in said
+    told = "of 60 images were drawn: no figure is given" in said
+    assert (process.returncode, told) in ((130, True), (-signal.SIGKILL, False))
     assert not out.exists() and not npz.exists()
     kept = partial.stat().st_size // (64 * 64 * 3)
     assert 0 < kept < 60
@@ -196,20 +200,28 @@ def alone_and_on_two_ranks(folder: Path, *options: str) -> Iterator[tuple[Path, 
 
 @pytest.mark.slow
 def test_two_ranks_generate_the_same_images_and_figures(chain: Chain, tmp_path: Path) -> None:
-    """Seven batches, the last of them short: one rank has one more than the other."""
+    """Seven batches, the last of them short: one rank has one more than the other. They go on with
+    what one rank had drawn of the second setting, of which an image is marked."""
     options = (
         *("--reference", EMOJI_TRAIN, "--cache", str(tmp_path / "cache"), "--batch-size", "9"),
         *drawing(chain, "--top-k", "8", "0"),
     )
-    (one, alone), (two, together) = alone_and_on_two_ranks(tmp_path, "generation", *options)
-    a, b = (json.loads((folder / "figures.json").read_text()) for folder in (one, two))
-    for first, second in zip(a, b, strict=True):
-        assert first["N"] == second["N"] == 60
-        assert second["figures"] == pytest.approx(first["figures"], rel=1e-5)
-    names = sorted(path.name for path in two.iterdir())
-    assert names == sorted(path.name for path in one.iterdir()) and "figures.png" in names
-    for path in one.glob("*.npz"):
-        assert path.read_bytes() == (two / path.name).read_bytes()
+    runs = alone_and_on_two_ranks(tmp_path, "generation", *options)
+    one, alone = next(runs)
+    drawn, resumed = (f"s-1.0-{top_k}-1.0-1.0.npz" for top_k in (8, 0))
+    wanted = {name: np.load(one / name)["arr_0"] for name in (drawn, resumed)}
+    wanted[resumed][3] = 255 - wanted[resumed][3]
+    (tmp_path / "two").mkdir()
+    (tmp_path / f"two/{resumed}.json").write_bytes((one / f"{resumed}.json").read_bytes())
+    (tmp_path / f"two/{resumed}.partial").write_bytes(wanted[resumed][:22].tobytes())
+
+    ((two, together),) = runs
+    for name, images in wanted.items():
+        assert np.array_equal(np.load(two / name)["arr_0"], images)
+    first, second = (json.loads((out / "figures.json").read_text())[0] for out in (one, two))
+    assert first["N"] == second["N"] == 60
+    assert second["figures"] == pytest.approx(first["figures"], rel=1e-5)
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
     assert together.count("<- best") == alone.count("<- best") == 1
 
 
@@ -239,6 +251,14 @@ def test_mistakes_are_told(chain: Chain, tmp_path: Path, fails: Callable[..., st
     said = fails("evaluate", "reconstruction", *out, "--checkpoint", chain.tokenizer,
                  "--data", EMOJI_VAL)  # fmt: skip
     assert "give --image-size" in said
+    said = fails(*common, *drawing(chain), "--guidance", "1", "much")
+    assert said == "--guidance: element 2: Expected a float. Got value: much"
+    few = tmp_path / "few.npz"
+    np.savez(few, arr_0=np.zeros((20, 64, 64, 3), np.uint8))
+    said = fails(*common, "--samples", str(few))
+    assert f"needs at least 49 images, for the covariance of 48 features; {few} has 20." in said
+    said = fails(*common, "--samples", str(few), "--out", str(few / "a.json"))
+    assert f"{few}/a.json cannot be written" in said
     inception = ("--extractor", "inception")
     said = fails(*common, *drawing(chain), *inception)
     assert "FID's Inception needs torch-fidelity: pip install 'lgpl[fid]'" in said

@@ -305,6 +305,7 @@ def test_timeout(tmp_path: Path) -> None:
         (["--top-p", "2"], "top_p: 2.0 is not"),
         (["--guidance-power", "0"], "guidance_power: 0.0 is not above 0"),
         (["--guidance-steps", "-1"], "--guidance-steps: -1 is not at least 0"),
+        (["--guidance", "much"], "--guidance: Expected a float. Got value: much"),
         (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
         (["--vllm.dtype", "float32"], "--vllm: these are settings of --engine vllm"),
     ],
