@@ -92,6 +92,7 @@ benchmark: $(STAMP)  ## the benchmarks, against peers that are installed for the
 	$(PIP_INSTALL) --no-deps -r requirements-benchmark.txt
 	$(BIN)/python -m tests.benchmarks.data
 	$(BIN)/python -m tests.benchmarks.train_step
+	$(BIN)/python -m tests.benchmarks.sampling --vllm-python '$(SERVING_VENV)/bin/python'
 
 lint: $(STAMP)  ## ruff, the format and mypy
 	$(BIN)/python -m ruff check .

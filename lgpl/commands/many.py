@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
+from torch import Tensor
 from tqdm import tqdm
 
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
-from lgpl.generator import GeneratorModule, Sampling
+from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling
+from lgpl.generator.condition import ClassCondition
 
 MANIFEST = "sampling.json"
 PENDING = 2  # batches that wait for the detokenizer before the generator does
+COMPILED = 8  # batches from which on compiling the decoder pays on a GPU
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 def settings(
-    checkpoint: str, tokenizer: str | None, captions: list[str], sampling: Sampling, seed: int
+    options: Namespace, subjects: Sequence[str | int], sampling: Sampling
 ) -> dict[str, Any]:
-    """All that the pictures depend on."""
+    """All that the pictures depend on.
+
+    Args:
+        options: of `lgpl sample`.
+        subjects: the prompt or label of each picture.
+    """
     return {
-        "checkpoint": checkpoint,
-        "modified": os.stat(checkpoint).st_mtime,
-        "tokenizer": tokenizer,
-        "images": len(captions),
-        "conditions": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
-        "seed": seed,
+        "checkpoint": options.checkpoint,
+        "modified": _modified(Path(options.checkpoint)),
+        "tokenizer": options.tokenizer,
+        "images": len(subjects),
+        "conditions": hashlib.sha256("\n".join(map(str, subjects)).encode()).hexdigest(),
+        "seed": options.seed,
+        "dtype": options.dtype,
         **asdict(sampling),
     }
+
+
+def _modified(checkpoint: Path) -> float:
+    """When the newest of its files was written; a folder does not change with its files."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return max(path.stat().st_mtime for path in files or [checkpoint])
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> None:
@@ -63,8 +82,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
 
 def write_many(
     module: GeneratorModule,
-    condition: torch.Tensor,
-    lengths: torch.Tensor | None,
+    subjects: Sequence[str | int],
     sampling: Sampling,
     seed: int,
     batch_size: int,
@@ -73,34 +91,71 @@ def write_many(
     """Draw what this rank's share of the folder lacks; gives the number of pictures drawn.
 
     Picture i has seed + i, whatever the number of ranks. A thread decodes and writes one batch
-    while the next is drawn.
+    while the next is drawn. A batch that does not fit into the device's memory is halved, and so
+    are all after it.
     """
     rank, world = (int(os.environ.get(key, d)) for key, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    share = range(rank, len(condition), world)
+    share = range(rank, len(subjects), world)
     missing = [i for i in share if not _path(folder, i).exists()]
+    prompts = [prompt for i in missing if isinstance(prompt := subjects[i], str)]
+    if prompts and module.text_encoder is not None:  # mistakes are told before hours of work
+        module.text_encoder.cleaned(prompts, refuse_long=True)
     bar = tqdm(total=len(share), initial=len(share) - len(missing), unit="image",
-               desc="sampling", disable=rank > 0)  # fmt: skip
+               desc="sampling", disable=rank > 0, bar_format=BAR)  # fmt: skip
+    compiles = module.device.type == "cuda" and len(missing) >= COMPILED * batch_size
+    decoder = CompiledDecoder() if compiles else None
     waiting: list[Future[None]] = []
     with bar, ThreadPoolExecutor(1) as writer:
-        for start in range(0, len(missing), batch_size):
-            numbers = missing[start : start + batch_size]
-            codes = module.sample_codes(
-                condition[numbers],
-                None if lengths is None else lengths[numbers],
-                sampling,
-                [seed + i for i in numbers],
-            )
-            waiting.append(writer.submit(_write, module, codes, folder, numbers))
+        start = 0
+        while start < len(missing):
+            numbers, before = missing[start : start + batch_size], bar.n
+
+            def advance(count: int, codes: Tensor, before: float = before) -> None:
+                bar.update(before + len(codes) * count / codes.shape[1] - bar.n)
+
+            try:
+                codes = module.sample_codes(
+                    *_encode(module, [subjects[i] for i in numbers]),
+                    sampling,
+                    [seed + i for i in numbers],
+                    advance,
+                    decoder=decoder if len(numbers) == batch_size else None,
+                )
+            except torch.OutOfMemoryError as error:
+                bar.n = before
+                batch_size = len(numbers) // 2
+                if not batch_size:
+                    raise UserError(
+                        f"--batch-size: not even one picture fits into the memory of "
+                        f"{module.device}; free some, or take --dtype bf16."
+                    ) from error
+                decoder = CompiledDecoder() if compiles else None
+                tqdm.write(f"The device's memory is full: {batch_size} pictures at a time from now")
+                continue
+            start += len(numbers)
+            waiting.append(writer.submit(_write, module, codes.cpu(), folder, numbers))
             if len(waiting) > PENDING:
                 waiting.pop(0).result()
-            bar.update(len(numbers))
         for last in waiting:
             last.result()
     return len(missing)
 
 
-def _write(module: GeneratorModule, codes: torch.Tensor, folder: Path, numbers: list[int]) -> None:
-    for i, image in zip(numbers, module.decode(codes).cpu(), strict=True):
+def _encode(module: GeneratorModule, subjects: Sequence[str | int]) -> tuple[Tensor, Tensor | None]:
+    """Condition and lengths; each caption by itself, so that no neighbour changes a rounding."""
+    if isinstance(module.model.condition, ClassCondition):
+        return torch.tensor(subjects, device=module.device), None
+    alone = [module.encode_text([str(caption)]) for caption in subjects]
+    features, lengths = zip(*alone, strict=True)
+    return torch.cat(features), torch.cat(lengths)
+
+
+def _write(module: GeneratorModule, codes: Tensor, folder: Path, numbers: list[int]) -> None:
+    """On a GPU in a stream of its own, beside the next batch's."""
+    gpu = module.device.type == "cuda"
+    with torch.cuda.stream(torch.cuda.Stream(module.device)) if gpu else contextlib.nullcontext():
+        images = _decode(module, codes.to(module.device))
+    for i, image in zip(numbers, images, strict=True):
         path = _path(folder, i)
         part = path.with_suffix(".part")
         try:
@@ -108,6 +163,16 @@ def _write(module: GeneratorModule, codes: torch.Tensor, folder: Path, numbers: 
             os.replace(part, path)
         except OSError as error:
             raise UserError(f"--out: {path} cannot be written ({error}).") from error
+
+
+def _decode(module: GeneratorModule, codes: Tensor) -> Tensor:
+    """Images on the CPU; in halves where the device's memory does not hold them at once."""
+    try:
+        return module.decode(codes).cpu()
+    except torch.OutOfMemoryError:
+        if len(codes) == 1:
+            raise
+    return torch.cat([_decode(module, half) for half in codes.chunk(2)])
 
 
 def _path(folder: Path, number: int) -> Path:

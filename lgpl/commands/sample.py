@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
 from lgpl.pictures import grid, picture_path
 
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="lgpl sample", description="Make pictures from prompts or classes.")
@@ -32,6 +35,10 @@ def parser() -> ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="picture i is drawn from seed + i")
     p.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    p.add_argument(
+        "--dtype", default="float32", choices=list(DTYPES),
+        help="of the generator's weights and its cache; the tokenizer decodes in float32",
+    )  # fmt: skip
     p.add_argument("--out", required=True, help="picture to write, a grid of several, or FOLDER/")
     p.add_argument("--columns", type=int, default=8, help="pictures in a row of the grid")
     p.add_argument("--tile", type=int, help="pixels of a picture in the grid; its own by default")
@@ -56,24 +63,21 @@ def main(args: list[str]) -> None:
     device = usable_device(options.device)
 
     module = load_generator(options.checkpoint, options.tokenizer, device)
+    module.model.to(DTYPES[options.dtype])
     labels = options.label
     if options.balanced:
         if not isinstance(module.model.condition, ClassCondition):
             raise UserError("--balanced: the checkpoint is text-conditional and has no classes.")
         labels = [i % module.model.condition.num_classes for i in range(options.balanced)]
-    captions, condition, lengths = conditions(
-        module, prompts, labels, 1 if options.balanced else options.count
-    )
-    seeds = [options.seed + i for i in range(len(condition))]
+    count = 1 if options.balanced else options.count
     if many:
-        claim(
-            out, settings(options.checkpoint, options.tokenizer, captions, sampling, options.seed)
-        )
-        drawn = write_many(
-            module, condition, lengths, sampling, options.seed, options.batch_size, out
-        )
-        print(f"{out}: {drawn} pictures drawn of {len(seeds)}, {sampling}")
+        wanted = subjects(module, prompts, labels, count)
+        claim(out, settings(options, wanted, sampling))
+        drawn = write_many(module, wanted, sampling, options.seed, options.batch_size, out)
+        print(f"{out}: {drawn} pictures drawn of {len(wanted)}, {sampling}")
         return
+    captions, condition, lengths = conditions(module, prompts, labels, count)
+    seeds = [options.seed + i for i in range(len(condition))]
     images = sample(module, condition, lengths, sampling, seeds, options.batch_size)
     if len(images) == 1:
         to_image(images[0]).save(out)
@@ -112,6 +116,17 @@ def conditions(
     module: GeneratorModule, prompts: list[str], labels: list[int], count: int
 ) -> tuple[list[str], torch.Tensor, torch.Tensor | None]:
     """Captions, condition and lengths of `count` pictures for each prompt or label."""
+    wanted = subjects(module, prompts, labels, count)
+    captions = list(map(str, wanted))
+    if isinstance(module.model.condition, ClassCondition):
+        return captions, torch.tensor(wanted, device=module.device), None
+    return captions, *module.encode_text(captions, refuse_long=True)
+
+
+def subjects(
+    module: GeneratorModule, prompts: list[str], labels: list[int], count: int
+) -> Sequence[str | int]:
+    """The prompt or label of each picture, `count` of each."""
     if isinstance(module.model.condition, ClassCondition):
         classes = module.model.condition.num_classes
         if prompts or not labels:
@@ -119,14 +134,12 @@ def conditions(
         for label in labels:
             if not 0 <= label < classes:
                 raise UserError(f"--label: {label} is no class; the model has 0 to {classes - 1}.")
-        labels = [label for label in labels for _ in range(count)]
-        return list(map(str, labels)), torch.tensor(labels, device=module.device), None
+        return [label for label in labels for _ in range(count)]
     if labels or not prompts:
         raise UserError(
             "The checkpoint is text-conditional: give --prompt or --prompts, not --label."
         )
-    prompts = [prompt for prompt in prompts for _ in range(count)]
-    return prompts, *module.encode_text(prompts, refuse_long=True)
+    return [prompt for prompt in prompts for _ in range(count)]
 
 
 def sample(

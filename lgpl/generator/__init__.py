@@ -1,8 +1,15 @@
 """The autoregressive generator: conditions to codes."""
 
-from lgpl.generator.decoding import Sampling, generate
+from lgpl.generator.decoding import CompiledDecoder, Sampling, generate
 from lgpl.generator.module import GeneratorModule
 from lgpl.generator.order import RandomOrder
 from lgpl.generator.transformer import Transformer
 
-__all__ = ["GeneratorModule", "RandomOrder", "Sampling", "Transformer", "generate"]
+__all__ = [
+    "CompiledDecoder",
+    "GeneratorModule",
+    "RandomOrder",
+    "Sampling",
+    "Transformer",
+    "generate",
+]

@@ -16,7 +16,7 @@ from lgpl.data import ShardDataModule
 from lgpl.data.decode import left_pad
 from lgpl.errors import UserError
 from lgpl.generator.condition import TextCondition
-from lgpl.generator.decoding import Sampling, generate
+from lgpl.generator.decoding import CompiledDecoder, Sampling, generate
 from lgpl.generator.loss import cross_entropy
 from lgpl.generator.order import RandomOrder
 from lgpl.generator.sharding import gathered, shard
@@ -310,10 +310,13 @@ class GeneratorModule(SelfDescribing):
         seeds: list[int],
         progress: Callable[[int, Tensor], None] | None = None,
         prompt: Tensor | None = None,
+        decoder: CompiledDecoder | None = None,
     ) -> Tensor:
         """Codes [B, rows, columns] of `sample`."""
         with gathered(self.model), torch.compiler.set_stance("force_eager"):
-            return generate(self.model, condition, lengths, sampling, seeds, prompt, progress)
+            return generate(
+                self.model, condition, lengths, sampling, seeds, prompt, progress, decoder
+            )
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -45,6 +45,20 @@ class TextEncoder:
             UserError: a caption is empty, or too long where that is refused.
         """
         tokenizer, model = self._load()
+        texts = self.cleaned(captions, refuse_long)
+        inputs = tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        ).to(device)
+        with torch.inference_mode():
+            hidden = model.to(device)(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            ).last_hidden_state.float()
+        real = inputs["attention_mask"].bool()
+        return [features[mask] for features, mask in zip(hidden, real, strict=True)]
+
+    def cleaned(self, captions: list[str], refuse_long: bool = False) -> list[str]:
+        """What `encode` reads of captions; raises as it does."""
+        tokenizer, _ = self._load()
         texts = [clean(caption) for caption in captions]
         for caption, text in zip(captions, texts, strict=True):
             if not text:
@@ -56,15 +70,7 @@ class TextEncoder:
                     f"The prompt {text[:40] + '…'!r} has {tokens} tokens; "
                     f"the limit is {self.max_length}."
                 )
-        inputs = tokenizer(
-            texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-        ).to(device)
-        with torch.inference_mode():
-            hidden = model.to(device)(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).last_hidden_state.float()
-        real = inputs["attention_mask"].bool()
-        return [features[mask] for features, mask in zip(hidden, real, strict=True)]
+        return texts
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:

@@ -30,7 +30,9 @@ from lgpl.optimizers import adamw
 
 CODES, TEXT, FEATURES = 256, 120, 2048
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Step = Callable[[], None]
+# Of a process whose memory is taken: what is given back is counted as given back.
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+Step = Callable[[], object]
 
 
 def trainer(model: nn.Module, loss: Callable[[], Tensor]) -> Step:
@@ -101,14 +103,19 @@ ARMS: dict[str, Callable[[argparse.Namespace], Step]] = {
 
 def memory(name: str, options: argparse.Namespace) -> float:
     """GiB that an arm needs."""
+    return peak(lambda: ARMS[name](options), 3)
+
+
+def peak(build: Callable[[], Step], steps: int) -> float:
+    """GiB at the highest point of this process, or of the device, less what stood before."""
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = ARMS[name](options)
-    for _ in range(3):
+    step = build()
+    for _ in range(steps):
         step()
     if DEVICE.type == "cuda":
         return (torch.cuda.max_memory_allocated() - before) / 2**30
@@ -135,8 +142,7 @@ def main() -> None:
     p.add_argument("--compile", action="store_true")
     p.add_argument("--arms", nargs="+", default=list(ARMS))
     options = p.parse_args()
-    # Memory that is given back is counted as given back.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    os.environ |= GIVES_BACK
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = {name: pool.apply(memory, (name, options)) for name in options.arms}
     steps = {name: ARMS[name](options) for name in options.arms}

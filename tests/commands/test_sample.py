@@ -8,12 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from lgpl.cli import main
+from lgpl.generator import GeneratorModule, Transformer
+from lgpl.text import TextEncoder
 from tests.conftest import ROOT
-from tests.serving.generators import export_generator, export_tokenizer
+from tests.serving.generators import MINILM, export_generator, export_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +77,118 @@ def test_another_setting_is_refused(
     with pytest.raises(SystemExit):
         draw(generator, tmp_path / "a", "--seed", "5")
     assert "another seed (0, not 5)" in capsys.readouterr().err
+
+
+def test_another_model_in_the_same_folder_is_refused(
+    generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(generator, tmp_path / "a")
+    weights = generator / "model.safetensors"
+    before = weights.stat()
+    folder = generator.stat()
+    try:
+        os.utime(weights, (before.st_atime, before.st_mtime + 100))
+        assert generator.stat().st_mtime == folder.st_mtime
+        with pytest.raises(SystemExit):
+            draw(generator, tmp_path / "a")
+        assert "another modified" in capsys.readouterr().err
+    finally:
+        os.utime(weights, (before.st_atime, before.st_mtime))
+
+
+def test_bf16_is_drawn_in_bf16(
+    generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, step = [], Transformer.step
+
+    def note(model: Transformer, x: Tensor, position: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        steps.append({x.dtype, mask.dtype, cache[0].keys.dtype})
+        return step(model, x, position, mask, cache)
+
+    monkeypatch.setattr(Transformer, "step", note)
+    found = draw(generator, tmp_path / "a", "--dtype", "bf16")
+    assert len(found) == 7 and all(types == {torch.bfloat16} for types in steps)
+    with pytest.raises(SystemExit):
+        draw(generator, tmp_path / "a")
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_a_full_memory_halves_the_batch(
+    room: int, generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawing and decoding; no picture is lost or another."""
+    whole = draw(generator, tmp_path / "whole")
+    sample_codes, decode, drawn = GeneratorModule.sample_codes, GeneratorModule.decode, []
+
+    def some_codes(module: GeneratorModule, condition: Tensor, *rest: Any, **more: Any) -> Tensor:
+        if len(condition) > 2 * room:
+            raise torch.OutOfMemoryError("no room")
+        drawn.append(len(condition))
+        return sample_codes(module, condition, *rest, **more)
+
+    def some_images(module: GeneratorModule, codes: Tensor) -> Tensor:
+        if len(codes) > room:
+            raise torch.OutOfMemoryError("no room")
+        return decode(module, codes)
+
+    monkeypatch.setattr(GeneratorModule, "sample_codes", some_codes)
+    monkeypatch.setattr(GeneratorModule, "decode", some_images)
+    assert draw(generator, tmp_path / "halved") == whole
+    assert drawn == ([1] * 7 if room == 1 else [3, 3, 1])
+
+
+def test_no_room_for_one_picture_is_told(
+    generator: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def none(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(GeneratorModule, "sample_codes", none)
+    with pytest.raises(SystemExit):
+        draw(generator, tmp_path / "a")
+    assert "--batch-size: not even one picture fits" in capsys.readouterr().err
+
+
+def test_a_rank_encodes_its_own_prompts(
+    generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only what its folder lacks; a mistake in any of them is told before the first picture."""
+    text = generator.parent / "text"
+    export_generator(text, num_classes=None, **MINILM)
+    prompts = [f"a picture of {what}" for what in ("a cat", "two dogs", "the red car", "it")]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    encoded: list[str] = []
+    encode = TextEncoder.encode
+
+    def note(encoder: TextEncoder, captions: list[str], *rest: Any, **more: Any) -> Any:
+        encoded.extend(captions)
+        return encode(encoder, captions, *rest, **more)
+
+    monkeypatch.setattr(TextEncoder, "encode", note)
+
+    def run(out: str) -> dict[str, bytes]:
+        main(["sample", "--checkpoint", str(text), "--prompts", str(tmp_path / "prompts.txt"),
+              "--out", f"{tmp_path / out}/"])  # fmt: skip
+        return {path.name: path.read_bytes() for path in (tmp_path / out).glob("*.png")}
+
+    whole = run("one")
+    assert encoded == prompts
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        encoded.clear()
+        ranked = run("two")
+        assert encoded == prompts[rank::2]
+    assert ranked == whole
+    encoded.clear()
+    (tmp_path / "two" / "000003.png").unlink()
+    assert run("two") == whole and encoded == prompts[3:]
+    (tmp_path / "prompts.txt").write_text("\n".join([*prompts, "", "word " * 40]))
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(SystemExit):
+        run("three")
+    assert not list((tmp_path / "three").glob("*.png"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.generator import Sampling, generate
+from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling, Transformer, generate
 from lgpl.generator.blocks import Linear
 from lgpl.generator.decoding import pick
 from tests.generator.test_transformer import small
@@ -46,6 +46,88 @@ def test_image_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(together, torch.cat(alone))
     assert torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[5, 6, 7]))
     assert not torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[8, 9, 10]))
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.001])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_float32_image_does_not_depend_on_the_batch_size(spread: float, temperature: float) -> None:
+    """At B's width, where kernels for one row and for many are others; of a head that is sure of
+    its codes, and of one whose codes are nearly alike."""
+    torch.manual_seed(0)
+    model = Transformer((2, 12, 768), grid=(2, 2), num_classes=20).eval()
+    torch.nn.init.normal_(model.output.weight, 0.0, spread)
+    labels, sampling = torch.arange(16), Sampling(guidance=2.0, temperature=temperature)
+    alone = torch.cat([generate(model, labels[i : i + 1], None, sampling, [i]) for i in range(16)])
+    for batch in (3, 5, 8, 16):
+        together = generate(model, labels[:batch], None, sampling, list(range(batch)))
+        assert torch.equal(together, alone[:batch])
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_compiled_decoding_is_the_eager_one(text: bool) -> None:
+    """Compiled once for all steps, scales, settings and batches; what the last batch left in the
+    cache shows in none."""
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    decoder, condition, lengths = CompiledDecoder(backend=keep), LABELS, None
+    model = small()
+    if text:
+        model = small(num_classes=None, text_features=6, text_length=5)
+        condition, lengths = torch.randn(3, 5, 6), torch.tensor([0, 2, 5])
+    kept = None
+    for seeds, sampling in (
+        ([0, 1, 2], Sampling(guidance=3.0, temperature=0.0)),
+        ([3, 4, 5], Sampling(guidance=2.0, top_k=8, guidance_schedule="linear")),
+        ([6, 7, 8], Sampling(guidance=5.0, top_p=0.9)),
+    ):
+        eager = generate(model, condition, lengths, sampling, seeds)
+        compiled = generate(model, condition, lengths, sampling, seeds, decoder=decoder)
+        assert torch.equal(compiled, eager)
+        cache = decoder.cache(model, 6, torch.float32)
+        assert kept is None or cache is kept
+        kept = cache
+    assert len(graphs) == 1
+
+
+def test_compiled_decoding_of_a_module() -> None:
+    """Where blocks are compiled for training, too, whose compiled code the prefill leaves out."""
+    module = GeneratorModule(small, compile=True)
+    sampling, seeds = Sampling(guidance=2.0), [0, 1, 2]
+    eager = module.sample_codes(LABELS, None, sampling, seeds)
+    decoder = CompiledDecoder(backend="aot_eager")
+    assert torch.equal(module.sample_codes(LABELS, None, sampling, seeds, decoder=decoder), eager)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        pytest.param("cpu", torch.float32, marks=pytest.mark.slow),
+        pytest.param("cpu", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("cuda", torch.float32, marks=pytest.mark.gpu),
+        pytest.param("cuda", torch.bfloat16, marks=pytest.mark.gpu),
+    ],
+)
+def test_compiled_kernels_draw_what_eager_ones_draw(device: str, dtype: torch.dtype) -> None:
+    """By the settings of `lgpl sample`, on a GPU as CUDA graphs: every code is the likeliest for
+    the eager model, up to rounding."""
+    torch.manual_seed(0)
+    model = Transformer((4, 4, 128), grid=(8, 8), num_classes=5).eval().to(device, dtype)
+    torch.nn.init.normal_(model.output.weight, 0.0, 3.0)
+    decoder, labels = CompiledDecoder(), LABELS.to(device)
+    for guidance in (1.5, 2.0, 4.0):
+        sampling = Sampling(guidance, temperature=0.0)
+        codes = generate(model, labels, sampling=sampling, decoder=decoder).flatten(1)
+        if dtype == torch.float32:
+            assert torch.equal(codes, generate(model, labels, sampling=sampling).flatten(1))
+        with torch.no_grad():
+            c, u = (model(codes, x).float() for x in (labels, model.condition.null(labels)))
+        logits = u + guidance * (c - u)
+        lacking = logits.amax(-1) - logits.gather(-1, codes[..., None]).squeeze(-1)
+        assert (lacking <= (1e-3 if dtype == torch.float32 else 0.1) * logits.std(-1)).all()
 
 
 def test_prompt_codes_are_kept() -> None:

@@ -1,0 +1,330 @@
+"""Time and memory of sampling against transformers' Llama and vLLM of the same dimensions.
+
+    python -m tests.benchmarks.sampling [--size B] [--rows 16] [--batches 1 8]
+        [--more-batches 2 4 16] [--dtypes bf16 float32] [--rounds 3]
+        [--vllm-python .venv-serving/bin/python]
+
+Random weights, `rows` of 16 codes of 16384, guidance 2, all codes kept. Every arm is a process of
+its own, asked for one batch at a time: arms take turns, and a time is the median over the rounds.
+transformers draws two sequences for each image, and a logits processor mixes them; its prefix is
+one token, as lgpl's class is. vLLM runs in its own environment, where it is. Memory is taken in one
+more process for each arm and batch: the highest point less what stood before the model was built;
+vLLM's holds the room for keys and values that it takes in advance (1 GiB on a CPU). The machine
+should do nothing else.
+
+On a GPU lgpl has a compiled arm, too, and the last line is of XL at 384 px, 8 images in bf16: its
+time by compiled code and without, and what share of the bandwidth of a copy it reads weights, keys
+and values with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lgpl.generator import CompiledDecoder, Sampling, Transformer, generate
+from lgpl.generator.blocks import FeedForward
+from lgpl.generator.transformer import SIZES
+from tests.benchmarks.train_step import DEVICE, GIVES_BACK, peak, seconds
+
+COLUMNS, CODEBOOK, CLASSES = 16, 16384, 1000
+SAMPLING = Sampling(guidance=2.0)
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
+HEAD = ("dtype", "batch", "arm", "s", "images/s", "lgpl's time", "GiB")
+Draw = Callable[[int], object]
+
+
+def transformer(options: argparse.Namespace) -> Transformer:
+    """Weights that tell codes apart: a fresh head is zero."""
+    torch.manual_seed(0)
+    model = Transformer(options.size, grid=(options.rows, COLUMNS), num_classes=CLASSES)
+    torch.nn.init.normal_(model.output.weight, 0.0, 0.02)
+    return model.to(DEVICE, DTYPES[options.dtype]).eval()
+
+
+def lgpl(options: argparse.Namespace) -> Draw:
+    model = transformer(options)
+    return lambda batch: generate(model, torch.arange(batch, device=DEVICE), sampling=SAMPLING)
+
+
+def compiled(options: argparse.Namespace) -> Draw:
+    model, decoder = transformer(options), CompiledDecoder()
+    return lambda batch: generate(
+        model, torch.arange(batch, device=DEVICE), sampling=SAMPLING, decoder=decoder
+    )
+
+
+def llama(cache: str, options: argparse.Namespace) -> Draw:
+    """transformers' own `generate` with a cache of that kind."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+    layers, heads, dim = SIZES[options.size]
+    hidden = FeedForward(dim, 0.0).w1.out_features
+    config = LlamaConfig(
+        vocab_size=CODEBOOK,
+        hidden_size=dim,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).to(DEVICE, DTYPES[options.dtype]).eval()
+    codes = options.rows * COLUMNS
+
+    class Guidance(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            c, u = scores.chunk(2)
+            return (u + SAMPLING.guidance * (c - u)).repeat(2, 1)
+
+    return lambda batch: model.generate(
+        torch.arange(2 * batch, device=DEVICE)[:, None],
+        max_new_tokens=codes,
+        min_new_tokens=codes,
+        do_sample=True,
+        top_k=0,
+        cache_implementation=cache,
+        logits_processor=LogitsProcessorList([Guidance()]),
+    )
+
+
+def vllm(options: argparse.Namespace) -> Draw:
+    """vLLM on an exported generator, in this process."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from vllm import LLM
+
+    from lgpl.serving.vllm.client import Client
+    from tests.serving.generators import export_generator
+
+    with tempfile.TemporaryDirectory() as folder:
+        grid = [options.rows, COLUMNS]
+        export_generator(
+            Path(folder), size=options.size, codebook_size=CODEBOOK, grid=grid, num_classes=CLASSES
+        )
+        # The others are on the same device.
+        share = {"gpu_memory_utilization": 0.3} if DEVICE.type == "cuda" else {}
+        dtype = str(DTYPES[options.dtype]).removeprefix("torch.")
+        llm = LLM(model=folder, dtype=dtype, max_num_seqs=max(options.batches), **share)
+        client = Client(folder)
+
+    def draw(batch: int) -> None:
+        images = list(range(batch))
+        params = client.params(SAMPLING, seeds=images)
+        drawn = llm.generate(client.class_prompts(images), params, use_tqdm=False)
+        assert client.codes(drawn).shape == (batch, *client.grid)
+
+    return draw
+
+
+ARMS: dict[str, Callable[[argparse.Namespace], Draw]] = {
+    "lgpl": lgpl,
+    "transformers, dynamic cache": partial(llama, "dynamic"),
+    "transformers, static cache": partial(llama, "static"),
+    "vLLM": vllm,
+}
+if DEVICE.type == "cuda":
+    ARMS["lgpl, compiled"] = compiled
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Be one arm: `seconds 8` is answered by the time of 8 images, `peak 8` by their memory."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    draw: Draw | None = None
+    for line in sys.stdin:
+        what, batch = line.split()
+        if what == "peak":
+            value = peak(lambda n=int(batch): partial(ARMS[options.arm](options), n), 1)
+        else:
+            draw = draw or ARMS[options.arm](options)
+            value = seconds(partial(draw, int(batch)), 1)
+        print(value, file=answers, flush=True)
+
+
+class Arm:
+    """A process that `serve`s one arm."""
+
+    def __init__(self, name: str, options: argparse.Namespace, env: dict[str, str]) -> None:
+        self.name = name
+        self.said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        python = options.vllm_python if name == "vLLM" else sys.executable
+        settings = json.dumps({**vars(options), "arm": name})
+        self.process = subprocess.Popen(
+            [python, "-m", "tests.benchmarks.sampling", "--serve", settings],
+            env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": os.getcwd(), **env},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Arm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        if self.process.poll() is None:
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.said.close()
+
+    def ask(self, what: str, batch: int) -> float:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            print(what, batch, file=self.process.stdin, flush=True)
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return float(answer)
+        code = self.process.wait()
+        self.said.seek(0)
+        last = ([line.strip() for line in self.said if line.strip()] or ["it said nothing"])[-1]
+        sys.exit(f"{self.name} ended with {code} at a batch of {batch}: {last}")
+
+
+def compare(options: argparse.Namespace, names: list[str], bar: tqdm) -> None:
+    """All arms at each batch size, and lgpl alone at some more."""
+    sizes = sorted({*options.batches, *options.more_batches})
+    times: dict[tuple[int, str], list[float]] = {}
+    peaks: dict[tuple[int, str], float] = {}
+    with ExitStack() as stack:
+        arms = {name: stack.enter_context(Arm(name, options, {})) for name in names}
+        for batch in sizes:
+            asked = {n: arm for n, arm in arms.items() if n == "lgpl" or batch in options.batches}
+            for arm in asked.values():
+                bar.set_postfix_str(f"{options.dtype}, batch {batch}, {arm.name}, warming up")
+                arm.ask("seconds", batch)
+                bar.update()
+            for _ in range(options.rounds):
+                for name, arm in asked.items():
+                    bar.set_postfix_str(f"{options.dtype}, batch {batch}, {name}")
+                    times.setdefault((batch, name), []).append(arm.ask("seconds", batch))
+                    bar.update()
+    for batch, name in times:
+        bar.set_postfix_str(f"{options.dtype}, batch {batch}, {name}, memory")
+        with Arm(name, options, GIVES_BACK) as arm:
+            peaks[batch, name] = arm.ask("peak", batch)
+        bar.update()
+    for (batch, name), values in times.items():
+        t = statistics.median(values)
+        ratio = t / statistics.median(times[batch, "lgpl"])
+        row(options.dtype, batch, name, f"{t:.2f}", f"{batch / t:.3f}", f"{ratio:.2f}x",
+            f"{peaks[batch, name]:.2f}")  # fmt: skip
+
+
+def row(*cells: object) -> None:
+    dtype, batch, arm, *rest = map(str, cells)
+    values = " | ".join(f"{cell:>11}" for cell in rest)
+    tqdm.write(f"| {dtype:7} | {batch:>5} | {arm:27} | {values} |")
+
+
+def parts(options: argparse.Namespace) -> None:
+    """Time to the first row of codes, and the share of the detokenizer."""
+    from lgpl.tokenizer import VectorQuantizer, VQModel
+
+    model, batch = transformer(options), max(options.batches)
+    tokenizer = VQModel(VectorQuantizer()).to(DEVICE).eval()
+    labels, marks = torch.arange(batch, device=DEVICE), []
+    start = 0.0
+
+    def note(count: int, codes: Tensor) -> None:
+        if count in (COLUMNS, model.code_count):
+            codes[:, count - 1].tolist()  # waits for the device
+            marks.append(time.perf_counter() - start)
+
+    decoding = []
+    for _ in range(options.rounds):
+        start = time.perf_counter()
+        codes = generate(model, labels, sampling=SAMPLING, progress=note)
+        with torch.no_grad():
+            decoding.append(seconds(lambda codes=codes: tokenizer.decode(codes), 1))
+    several = 2 if model.code_count > COLUMNS else 1  # marks of one batch
+    first, whole = (
+        statistics.median(marks[::several]),
+        statistics.median(marks[several - 1 :: several]),
+    )
+    pixels = statistics.median(decoding)
+    tqdm.write(
+        f"{options.dtype}, batch {batch}: first row after {first:.2f} s of {whole:.2f} s; "
+        f"detokenizer (float32) {pixels:.2f} s, {pixels / (whole + pixels):.0%} of both together"
+    )
+
+
+def bandwidth(rounds: int, size: str = "XL", side: int = 24, batch: int = 8) -> None:
+    """Compiled decoding on a GPU against eager, and against what the memory gives."""
+    if DEVICE.type != "cuda":
+        tqdm.write(f"{size}, {side * side} codes, compiled: skipped, there is no GPU")
+        return
+    model = Transformer(size, grid=(side, side), num_classes=CLASSES)
+    model.to(DEVICE, torch.bfloat16).eval()
+    labels, decoder = torch.arange(batch, device=DEVICE), CompiledDecoder()
+    ways = [
+        lambda: generate(model, labels, sampling=SAMPLING),
+        lambda: generate(model, labels, sampling=SAMPLING, decoder=decoder),
+    ]
+    times = [[seconds(way, 1) for way in ways] for _ in range(rounds + 1)][1:]
+    eager, fast = (statistics.median(values) for values in zip(*times, strict=True))
+    source = torch.empty(2**32, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    seconds(lambda: target.copy_(source), 1)
+    rate = 2 * source.numel() / seconds(lambda: target.copy_(source), 10)
+    # A step reads every weight but the table of codes, and the whole cache.
+    read = [p for layer in model.layers for p in layer.parameters()] + [model.output.weight]
+    cache = decoder.cache(model, 2 * batch, torch.bfloat16)
+    read += [x for layer in cache for x in (layer.keys, layer.values)]
+    moved = sum(x.numel() * x.element_size() for x in read)
+    tqdm.write(
+        f"{size}, {side * side} codes, bf16, batch {batch}: {eager:.2f} s eager, {fast:.2f} s "
+        f"compiled ({eager / fast:.2f}x), {moved * model.code_count / fast / rate:.0%} of a copy's "
+        f"{rate / 1e12:.2f} TB/s"
+    )
+
+
+def main() -> None:
+    p = argparse.ArgumentParser()
+    p.add_argument("--size", default="B", choices=list(SIZES))
+    p.add_argument("--rows", type=int, default=16)
+    p.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    p.add_argument("--more-batches", type=int, nargs="*", default=[2, 4, 16], help="lgpl alone")
+    p.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--vllm-python", default=".venv-serving/bin/python")
+    p.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
+    options = p.parse_args()
+    if options.serve:
+        return serve(argparse.Namespace(**options.serve))
+    names = list(ARMS)
+    if not Path(options.vllm_python).exists():
+        names.remove("vLLM")
+        print(f"vLLM: skipped, there is no {options.vllm_python} (`make test-serving` makes it)")
+    row(*HEAD)
+    row("---", "--:", "---", *["--:"] * 4)
+    more = len({*options.more_batches} - {*options.batches})
+    drawn = (len(options.batches) * len(names) + more) * (options.rounds + 2)
+    each = [argparse.Namespace(**vars(options), dtype=dtype) for dtype in options.dtypes]
+    with tqdm(total=len(each) * drawn, unit="batch", desc="sampling") as bar:
+        for settings in each:
+            compare(settings, names, bar)
+    for settings in each:
+        parts(settings)
+    bandwidth(options.rounds)
+
+
+if __name__ == "__main__":
+    main()
