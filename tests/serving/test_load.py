@@ -31,6 +31,7 @@ pytestmark = pytest.mark.slow
 
 CONNECTIONS, REQUESTS = 64, 2000
 MEMORY = 32  # MiB that may be added between 500 and 2 000 requests: what an allocator keeps
+IMPATIENT = httpx.Timeout(60, read=0.1)  # asks, and leaves before a picture can be drawn
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ async def _leave(server: Server) -> int:
 
     async def one(i: int) -> int:
         body = {"prompt": "1", "seed": i, "stream": i % 2 == 0}
-        async with httpx.AsyncClient(headers=headers, timeout=0.5) as client:
+        async with httpx.AsyncClient(headers=headers, timeout=IMPATIENT) as client:
             try:
                 await client.post(f"{server.url}/v1/images/generations", json=body)
             except httpx.TimeoutException:
