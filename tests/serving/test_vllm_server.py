@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shlex
 import signal
@@ -227,7 +228,8 @@ def test_the_readmes_snippet(tmp_path: Path) -> None:
     model = export_generator(tmp_path / "exported/c2i_b", num_classes=10)
     script = tmp_path / "script.py"
     script.write_text(f"{code}    import torch\n    torch.save(codes, 'codes.pt')\n")
-    env = {"PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1"}
+    # All of the environment: without a PATH the compiler does not find its own parts.
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1"}
     run = subprocess.run(
         [sys.executable, script.name], cwd=tmp_path, env=env, capture_output=True, text=True
     )
