@@ -45,6 +45,7 @@ def settings(
         "conditions": hashlib.sha256("\n".join(map(str, subjects)).encode()).hexdigest(),
         "seed": options.seed,
         "dtype": options.dtype,
+        "int8": options.int8,
         **asdict(sampling),
     }
 

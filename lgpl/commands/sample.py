@@ -18,6 +18,7 @@ from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
+from lgpl.generator.quantization import int8_weights
 from lgpl.pictures import grid, picture_path
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -39,6 +40,9 @@ def parser() -> ArgumentParser:
         "--dtype", default="float32", choices=list(DTYPES),
         help="of the generator's weights and its cache; the tokenizer decodes in float32",
     )  # fmt: skip
+    p.add_argument(
+        "--int8", action="store_true", help="keep the generator's weights in 8 bits (torchao)"
+    )
     p.add_argument("--out", required=True, help="picture to write, a grid of several, or FOLDER/")
     p.add_argument("--columns", type=int, default=8, help="pictures in a row of the grid")
     p.add_argument("--tile", type=int, help="pixels of a picture in the grid; its own by default")
@@ -64,6 +68,8 @@ def main(args: list[str]) -> None:
 
     module = load_generator(options.checkpoint, options.tokenizer, device)
     module.model.to(DTYPES[options.dtype])
+    if options.int8:
+        int8_weights(module.model)
     labels = options.label
     if options.balanced:
         if not isinstance(module.model.condition, ClassCondition):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lgpl.cli import main
 from lgpl.generator import GeneratorModule, Transformer
+from lgpl.generator.quantization import int8_weights
 from lgpl.text import TextEncoder
 from tests.conftest import ROOT
 from tests.serving.generators import MINILM, export_generator, export_tokenizer
@@ -192,3 +194,22 @@ def test_a_rank_encodes_its_own_prompts(
     with pytest.raises(SystemExit):
         run("three")
     assert not list((tmp_path / "three").glob("*.png"))
+
+
+def test_int8_needs_torchao_or_draws_nearly_the_same(
+    generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("torchao") is None:
+        with pytest.raises(SystemExit):
+            draw(generator, tmp_path / "a", "--int8")
+        assert "pip install 'lgpl[int8]'" in capsys.readouterr().err
+        return
+    rounded = Transformer((2, 4, 64), codebook_size=48, grid=(6, 5), num_classes=3).eval()
+    torch.nn.init.normal_(rounded.output.weight)
+    codes, labels = torch.randint(48, (8, 30)), torch.arange(8) % 3
+    with torch.no_grad():
+        before = rounded(codes, labels)
+        int8_weights(rounded)
+        after = rounded(codes, labels)
+    assert 0 < (after - before).norm() < 0.05 * before.norm()
+    assert len(draw(generator, tmp_path / "a", "--int8")) == 7
