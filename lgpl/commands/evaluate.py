@@ -67,7 +67,10 @@ def _common(description: str, protocol: str, of: str) -> ArgumentParser:
     p.add_argument("--resize", type=int, help="pixels at which images are compared; 256 of 384")
     p.add_argument("--cache", default=CACHE, help="folder of reference statistics")
     p.add_argument("--batch-size", type=int, default=32, help="images at a time")
-    p.add_argument("--precision", choices=["32", "bf16"], default="32", help="of the model")
+    p.add_argument(
+        "--precision", choices=["32", "bf16"], default="32",
+        help="of a tokenizer's products, or of a generator's weights",
+    )  # fmt: skip
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     p.add_argument("--out", required=True, help="JSON to write")
     return p
@@ -204,7 +207,8 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         )  # fmt: skip
         yield found
         return
-    module = load_generator(options.checkpoint, options.tokenizer, str(device))
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    module = load_generator(options.checkpoint, options.tokenizer, str(device), dtype)
     prompts = read_prompts(options.prompts) if options.prompts else []
     if isinstance(module.model.condition, ClassCondition) == bool(prompts):
         kind = "class-conditional: leave --prompts out" if prompts else "text-conditional: give "
@@ -255,7 +259,7 @@ def _drawn(
                 if file is not None and first != NO_IMAGE and last <= done:
                     made.update(file.read(first, last).to(device), torch.tensor(numbers))
                 elif first != NO_IMAGE:
-                    with torch.inference_mode(), _precision(options.precision, device):
+                    with torch.inference_mode():
                         new = draw(module, numbers, prompts, sampling, options.seed, side)
                     made.update(new, torch.tensor(numbers))
                 if file is not None:

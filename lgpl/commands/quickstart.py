@@ -120,7 +120,7 @@ def measure(out: Path) -> dict[str, Any]:
     metrics["held_out_psnr"] = _validate(tokenizer, data)["val/psnr"]
     codes = out / f"codes{IMAGE_SIZE}"
     data = ShardDataModule(val=f"{codes}/val-*.tar", fields=("codes", "text"))
-    metrics["held_out_loss"] = _validate(generator, data)["val/loss"]
+    metrics["held_out_loss"] = _validate(load_module(checkpoint, "generator"), data)["val/loss"]
 
     images, captions = _training_pictures()
     usage = CodebookUsage(generator.model.codebook_size)

@@ -18,6 +18,7 @@ from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
+from lgpl.generator.packing import pack_weights
 from lgpl.generator.quantization import int8_weights
 from lgpl.pictures import grid, picture_path
 
@@ -66,10 +67,9 @@ def main(args: list[str]) -> None:
     prompts = list(options.prompt) + (_lines(options.prompts) if options.prompts else [])
     device = usable_device(options.device)
 
-    module = load_generator(options.checkpoint, options.tokenizer, device)
-    module.model.to(DTYPES[options.dtype])
-    if options.int8:
-        int8_weights(module.model)
+    module = load_generator(
+        options.checkpoint, options.tokenizer, device, DTYPES[options.dtype], options.int8
+    )
     labels = options.label
     if options.balanced:
         if not isinstance(module.model.condition, ClassCondition):
@@ -105,8 +105,19 @@ def usable_device(name: str) -> str:
     return name
 
 
-def load_generator(path: str, tokenizer: str | None, device: str) -> GeneratorModule:
-    """The generator of a checkpoint with its tokenizer, ready to sample."""
+def load_generator(
+    path: str,
+    tokenizer: str | None,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    int8: bool = False,
+) -> GeneratorModule:
+    """The generator of a checkpoint with its tokenizer, ready to sample and for nothing else.
+
+    Args:
+        dtype: of the generator's weights.
+        int8: keep them in 8 bits.
+    """
     module = load_module(path, "generator")
     assert isinstance(module, GeneratorModule)
     if tokenizer is not None:
@@ -115,6 +126,10 @@ def load_generator(path: str, tokenizer: str | None, device: str) -> GeneratorMo
         raise UserError(f"{path} names no tokenizer; give its checkpoint with --tokenizer.")
     module.to(device)
     module.check_tokenizer()
+    module.model.to(dtype)
+    if int8:
+        int8_weights(module.model)
+    pack_weights(module.model)
     return module
 
 

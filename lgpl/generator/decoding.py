@@ -279,7 +279,7 @@ def _computing(model: Transformer, device: str) -> torch.dtype:
     """What the products are taken in."""
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
-    return model.output.weight.dtype
+    return model.tok_embeddings.weight.dtype
 
 
 def _double(x: Tensor, guided: bool) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Linear
 from lgpl.generator.transformer import Transformer
 
 
@@ -23,6 +22,6 @@ def int8_weights(model: Transformer) -> None:
         raise UserError("--int8 needs torchao: pip install 'lgpl[int8]'.") from error
 
     def chosen(module: nn.Module, name: str) -> bool:
-        return isinstance(module, Linear)
+        return isinstance(module, nn.Linear) and name.startswith(("layers.", "output"))
 
     quantize_(model, Int8WeightOnlyConfig(), filter_fn=chosen)

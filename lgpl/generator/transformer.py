@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Block, LayerCache, Linear, RMSNorm
+from lgpl.generator.blocks import Block, LayerCache, RMSNorm
 from lgpl.generator.condition import ClassCondition, TextCondition
 from lgpl.generator.rotary import rotary_table
 
@@ -117,7 +117,7 @@ class Transformer(nn.Module):
         )
         self.target = nn.Parameter(torch.zeros(self.code_count, dim)) if target_positions else None
         self.norm = RMSNorm(dim)
-        self.output = Linear(dim, codebook_size)
+        self.output = nn.Linear(dim, codebook_size, bias=False)
         table = rotary_table(self.prefix_length, grid, dim // heads, prefix_rope)
         self.register_buffer("rope", table, persistent=False)
         self.rope: Tensor

@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from lgpl.generator import CompiledDecoder, Sampling, Transformer, generate
 from lgpl.generator.blocks import FeedForward
+from lgpl.generator.packing import pack_weights
 from lgpl.generator.transformer import SIZES
 from tests.benchmarks.train_step import DEVICE, GIVES_BACK, peak, seconds
 
@@ -59,6 +60,7 @@ def transformer(options: argparse.Namespace) -> Transformer:
 
 def lgpl(options: argparse.Namespace) -> Draw:
     model = transformer(options)
+    pack_weights(model)
     return lambda batch: generate(model, torch.arange(batch, device=DEVICE), sampling=SAMPLING)
 
 
@@ -239,6 +241,7 @@ def parts(options: argparse.Namespace) -> None:
     from lgpl.tokenizer import VectorQuantizer, VQModel
 
     model, batch = transformer(options), max(options.batches)
+    pack_weights(model)
     tokenizer = VQModel(VectorQuantizer()).to(DEVICE).eval()
     labels, marks = torch.arange(batch, device=DEVICE), []
     start = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from lgpl.cli import main
@@ -135,7 +137,11 @@ def test_a_full_memory_halves_the_batch(
 
     monkeypatch.setattr(GeneratorModule, "sample_codes", some_codes)
     monkeypatch.setattr(GeneratorModule, "decode", some_images)
-    assert draw(generator, tmp_path / "halved") == whole
+    halved = draw(generator, tmp_path / "halved")
+    assert halved.keys() == whole.keys()
+    for name in whole:  # some CPUs round the convolutions of one picture differently
+        one, other = (Image.open(io.BytesIO(pictures[name])) for pictures in (halved, whole))
+        assert max(most for _, most in ImageChops.difference(one, other).getextrema()) <= 1
     assert drawn == ([1] * 7 if room == 1 else [3, 3, 1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from lgpl.errors import UserError
 from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling, Transformer, generate
-from lgpl.generator.blocks import Linear
 from lgpl.generator.decoding import pick
+from lgpl.generator.packing import pack_weights
 from tests.generator.test_transformer import small
 
 LABELS = torch.tensor([1, 3, 4])
@@ -203,10 +204,21 @@ def test_schedule_is_followed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 2, 8, 32, 33])
-def test_few_rows_give_what_many_give(dtype: torch.dtype, rows: int) -> None:
-    layer, x = Linear(24, 40).to(dtype), torch.randn(rows, 1, 24, dtype=dtype)
+@pytest.mark.parametrize("text", [False, True])
+def test_packed_weights_draw_what_plain_ones_draw(dtype: torch.dtype, text: bool) -> None:
+    model, condition, lengths = small(), LABELS, None
+    if text:
+        model = small(num_classes=None, text_features=6, text_length=5)
+        condition, lengths = torch.randn(3, 5, 6), torch.tensor([0, 2, 5])
+    model.to(dtype)
+    packed, codes = copy.deepcopy(model), torch.randint(16, (3, model.code_count))
+    pack_weights(packed)
+    assert not any(isinstance(module, torch.nn.Linear) for module in packed.layers.modules())
     with torch.no_grad():
-        few = layer(x)
-    assert few.shape == (rows, 1, 40) and few.is_contiguous()
-    torch.testing.assert_close(few, layer(x))
+        torch.testing.assert_close(
+            packed(codes, condition, lengths), model(codes, condition, lengths)
+        )
+    sampling = Sampling(guidance=2.0, temperature=0.0)
+    drawn = generate(packed, condition, lengths, sampling)
+    if dtype == torch.float32:
+        assert torch.equal(drawn, generate(model, condition, lengths, sampling))
