@@ -168,9 +168,11 @@ class Arm:
         self.said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
         python = options.vllm_python if name == "vLLM" else sys.executable
         settings = json.dumps({**vars(options), "arm": name})
+        # Nothing else runs, so threads may wait as they do by default.
+        inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
         self.process = subprocess.Popen(
             [python, "-m", "tests.benchmarks.sampling", "--serve", settings],
-            env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONPATH": os.getcwd(), **env},
+            env={**inherited, "PYTHONPATH": os.getcwd(), **env},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True,
         )  # fmt: skip
 
