@@ -8,9 +8,9 @@ Random weights, `rows` of 16 codes of 16384, guidance 2, all codes kept. Every a
 its own, asked for one batch at a time: arms take turns, and a time is the median over the rounds.
 transformers draws two sequences for each image, and a logits processor mixes them; its prefix is
 one token, as lgpl's class is. vLLM runs in its own environment, where it is. Memory is taken in one
-more process for each arm and batch: the highest point less what stood before the model was built;
-vLLM's holds the room for keys and values that it takes in advance (1 GiB on a CPU). The machine
-should do nothing else.
+more process for each arm and batch: the highest point of one draw, weights included, less what
+stood before the model was built; vLLM's holds the room for keys and values that it takes in advance
+(1 GiB on a CPU). The machine should do nothing else.
 
 On a GPU lgpl has a compiled arm, too, and the last line is of XL at 384 px, 8 images in bf16: its
 time by compiled code and without, and what share of the bandwidth of a copy it reads weights, keys
@@ -41,7 +41,7 @@ from lgpl.generator import CompiledDecoder, Sampling, Transformer, generate
 from lgpl.generator.blocks import FeedForward
 from lgpl.generator.packing import pack_weights
 from lgpl.generator.transformer import SIZES
-from tests.benchmarks.train_step import DEVICE, GIVES_BACK, peak, seconds
+from tests.benchmarks.train_step import DEVICE, GIVES_BACK, seconds
 
 COLUMNS, CODEBOOK, CLASSES = 16, 16384, 1000
 SAMPLING = Sampling(guidance=2.0)
@@ -145,6 +145,25 @@ if DEVICE.type == "cuda":
     ARMS["lgpl, compiled"] = compiled
 
 
+def resident(field: str) -> float:
+    """GiB of this process: `VmRSS` now, `VmHWM` at the highest point."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{field}:")[1].split()[0]) / 2**20
+
+
+def peak(build: Callable[[argparse.Namespace], Draw], options: argparse.Namespace, n: int) -> float:
+    """GiB at the highest point of drawing n images; what building the model took is left out."""
+    before = resident("VmRSS")
+    draw = build(options)
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        draw(n)
+        return torch.cuda.max_memory_allocated() / 2**30
+    Path("/proc/self/clear_refs").write_text("5")  # the highest point is the present one
+    draw(n)
+    return resident("VmHWM") - before
+
+
 def serve(options: argparse.Namespace) -> None:
     """Be one arm: `seconds 8` is answered by the time of 8 images, `peak 8` by their memory."""
     answers = os.fdopen(os.dup(1), "w")
@@ -153,7 +172,7 @@ def serve(options: argparse.Namespace) -> None:
     for line in sys.stdin:
         what, batch = line.split()
         if what == "peak":
-            value = peak(lambda n=int(batch): partial(ARMS[options.arm](options), n), 1)
+            value = peak(ARMS[options.arm], options, int(batch))
         else:
             draw = draw or ARMS[options.arm](options)
             value = seconds(partial(draw, int(batch)), 1)
