@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 
@@ -23,13 +24,30 @@ def picture_path(path: str) -> Path:
         UserError: it has no ending of a picture, or the folder cannot be made.
     """
     out = Path(path)
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"{out} has no ending of a picture, such as .png.")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a picture in it, such as {out / 'out.png'}.")
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
+    except (KeyError, OSError, ValueError) as error:
+        raise UserError(f"{out} has no ending of a picture in colours, such as .png.") from error
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}).") from error
     return out
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture.
+
+    Raises:
+        UserError: it cannot be written, or is larger than its format can hold.
+    """
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written ({error}).") from error
 
 
 def grid(

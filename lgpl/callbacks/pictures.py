@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lgpl.data.transforms import to_uint8
-from lgpl.generator.decoding import Sampling
 from lgpl.generator.module import GeneratorModule
+from lgpl.generator.sampling import Sampling
 from lgpl.pictures import grid
 from lgpl.tokenizer.module import TokenizerModule
 

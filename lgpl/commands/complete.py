@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jsonargparse import ArgumentParser
 
+from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.reconstruct import opened
 from lgpl.commands.sample import conditions, load_generator, sample, usable_device
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError
-from lgpl.pictures import grid, picture_path
+from lgpl.pictures import grid, picture_path, save
 
 
 def parser() -> ArgumentParser:
@@ -61,5 +61,5 @@ def main(args: list[str]) -> None:
     begun = codes.flatten()[: kept * columns]
     images = sample(module, condition, lengths, sampling, seeds, options.count, begun)
     captions = ["given", *(f"seed {seed}" for seed in seeds)]
-    grid(torch.cat((image, images)), captions).save(out)
+    save(grid(torch.cat((image, images)), captions), out)
     print(f"{out}: {kept} of {rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")

@@ -66,7 +66,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            held = json.loads(path.read_text(encoding="utf-8"))
+            held = dict(json.loads(path.read_text(encoding="utf-8")))
             other = [name for name in wanted if held.get(name) != wanted[name]]
             if other:
                 raise UserError(
@@ -74,10 +74,17 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
                     f"({held.get(other[0])}, not {wanted[other[0]]}); give another folder."
                 )
             return
-        part = folder / f".{MANIFEST}.{os.getpid()}"
+        if any(folder.glob("[0-9]*.png")):
+            raise UserError(
+                f"--out: {folder} holds pictures, but no {MANIFEST} that says how they were drawn; "
+                "give another folder."
+            )
+        part = folder / f".{MANIFEST}.{os.environ.get('RANK', '0')}.{os.getpid()}"
         part.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
         os.replace(part, path)
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--out: {folder} cannot be used ({error}).") from error
 
 
@@ -116,7 +123,7 @@ def write_many(
 
             try:
                 codes = module.sample_codes(
-                    *_encode(module, [subjects[i] for i in numbers]),
+                    *encode(module, [subjects[i] for i in numbers]),
                     sampling,
                     [seed + i for i in numbers],
                     advance,
@@ -142,11 +149,11 @@ def write_many(
     return len(missing)
 
 
-def _encode(module: GeneratorModule, subjects: Sequence[str | int]) -> tuple[Tensor, Tensor | None]:
+def encode(module: GeneratorModule, subjects: Sequence[str | int]) -> tuple[Tensor, Tensor | None]:
     """Condition and lengths; each caption by itself, so that no neighbour changes a rounding."""
     if isinstance(module.model.condition, ClassCondition):
         return torch.tensor(subjects, device=module.device), None
-    alone = [module.encode_text([str(caption)]) for caption in subjects]
+    alone = [module.encode_text([str(caption)], refuse_long=True) for caption in subjects]
     features, lengths = zip(*alone, strict=True)
     return torch.cat(features), torch.cat(lengths)
 

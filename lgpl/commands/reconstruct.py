@@ -6,19 +6,21 @@ import sys
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from PIL import Image
 
 from lgpl.checkpoints import load_module
+from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sample import usable_device
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.generator.module import PERCEPTUAL
 from lgpl.metrics import Similarity
-from lgpl.pictures import grid, picture_path
+from lgpl.pictures import grid, picture_path, save
 from lgpl.tokenizer import TokenizerModule
 
 LARGEST = 1024  # pixels of a side; attention's memory grows with the fourth power of it
+SMALLEST = 8  # SSIM's window
+FOR_LPIPS = 32  # what its nets halve several times
 
 
 def parser() -> ArgumentParser:
@@ -50,6 +52,9 @@ def main(args: list[str]) -> None:
     if len(sizes) > 1:
         said = ", ".join(f"{width}x{height}" for width, height in sizes)
         raise UserError(f"The pictures are of different sizes ({said}); give --image-size.")
+    if min(sizes[0]) < FOR_LPIPS and options.lpips != "none":
+        options.lpips = "none"
+        print(f"lgpl: no LPIPS: it needs sides of {FOR_LPIPS} pixels or more.", file=sys.stderr)
     pairs = similarity(options.lpips).to(device)
     shown, found = [], []
     for picture in originals:
@@ -65,7 +70,7 @@ def main(args: list[str]) -> None:
     if len(found) > 1:
         means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
         print(f"mean of {len(found)}: {told(means)}")
-    grid(torch.cat(shown), columns=2).save(out)
+    save(grid(torch.cat(shown), columns=2), out)
     print(f"{out}: originals at the left")
 
 
@@ -73,17 +78,18 @@ def cropped(path: str, size: int | None, multiple: int) -> Image.Image:
     """The picture of a file, its middle cut out to whole codes."""
     picture = opened(path)
     if size is not None:
-        if not 0 < size <= LARGEST or size % multiple:
+        if not SMALLEST <= size <= LARGEST or size % multiple:
             raise UserError(
-                f"--image-size: {size} is not a multiple of {multiple}, the pixels of a code, up "
-                f"to {LARGEST}."
+                f"--image-size: {size} is not a multiple of {multiple}, the pixels of a code, "
+                f"from {SMALLEST} to {LARGEST}."
             )
         return center_crop(picture, size)
     width, height = (side - side % multiple for side in picture.size)
-    if min(width, height) == 0 or max(width, height) > LARGEST:
+    smallest = max(multiple, SMALLEST)
+    if min(width, height) < smallest or max(width, height) > LARGEST:
         raise UserError(
             f"{path} is of {picture.width}x{picture.height} pixels, and a side should have "
-            f"{multiple} to {LARGEST}; give --image-size."
+            f"{smallest} to {LARGEST}; give --image-size."
         )
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

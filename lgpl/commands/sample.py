@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from lgpl.checkpoints import load_module
-from lgpl.commands.many import claim, settings, write_many
+from lgpl.commands.many import claim, encode, settings, write_many
+from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
@@ -20,7 +20,7 @@ from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
 from lgpl.generator.packing import pack_weights
 from lgpl.generator.quantization import int8_weights
-from lgpl.pictures import grid, picture_path
+from lgpl.pictures import grid, picture_path, save
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -86,9 +86,9 @@ def main(args: list[str]) -> None:
     seeds = [options.seed + i for i in range(len(condition))]
     images = sample(module, condition, lengths, sampling, seeds, options.batch_size)
     if len(images) == 1:
-        to_image(images[0]).save(out)
+        save(to_image(images[0]), out)
     else:
-        grid(images, captions, options.columns, options.tile).save(out)
+        save(grid(images, captions, options.columns, options.tile), out)
     print(f"{out}: {len(images)} pictures, seeds {seeds[0]} to {seeds[-1]}, {sampling}")
 
 
@@ -138,10 +138,7 @@ def conditions(
 ) -> tuple[list[str], torch.Tensor, torch.Tensor | None]:
     """Captions, condition and lengths of `count` pictures for each prompt or label."""
     wanted = subjects(module, prompts, labels, count)
-    captions = list(map(str, wanted))
-    if isinstance(module.model.condition, ClassCondition):
-        return captions, torch.tensor(wanted, device=module.device), None
-    return captions, *module.encode_text(captions, refuse_long=True)
+    return list(map(str, wanted)), *encode(module, wanted)
 
 
 def subjects(

@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
-from lgpl.generator.decoding import RISES
+from lgpl.generator.sampling import RISES
 
 
 def add_sampling(parser: ArgumentParser, title: str = "how codes are drawn") -> None:
@@ -29,6 +29,8 @@ def add_sampling(parser: ArgumentParser, title: str = "how codes are drawn") -> 
 
 def sampling_of(options: Namespace) -> Sampling:
     """Raises a UserError that names the option."""
+    if not 0 <= (seed := options.get("seed", 0)) < 2**63:
+        raise UserError(f"--seed: {seed} is not from 0 to 2**63 - 1.")
     steps = options.guidance_steps
     if steps is not None and steps < 0:
         raise UserError(f"--guidance-steps: {steps} is not at least 0.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from lgpl.commands.parser import ArgumentParser
-from lgpl.commands.sample import load_generator, usable_device
+from lgpl.commands.sample import DTYPES, load_generator, usable_device
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.errors import UserError
 
@@ -49,6 +49,11 @@ def parser() -> ArgumentParser:
         help="settings of vLLM's engine, such as --vllm.dtype float32",
     )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    p.add_argument(
+        "--dtype", choices=list(DTYPES),
+        help="of the weights and cache of lgpl's sampler, float32 by default; vLLM's is "
+        "--vllm.dtype",
+    )  # fmt: skip
     add_sampling(p, "how codes are drawn where a request does not say it")
     return p
 
@@ -57,7 +62,7 @@ def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     sampling = sampling_of(options)
     for name in ("batch_size", "queue", "max_images", "timeout"):
-        if not options[name] > 0:
+        if not 0 < options[name] < math.inf:
             raise UserError(f"--{name.replace('_', '-')}: {options[name]} is not above 0.")
     if not 0 <= options.port < 65536:
         raise UserError(f"--port: {options.port} is not between 0 and 65535.")
@@ -69,12 +74,17 @@ def main(args: list[str]) -> None:
         from lgpl.serving.metrics import Metrics
     except ImportError as error:
         raise UserError(f"Serving needs {error.name}: pip install 'lgpl[serve]'.") from error
+    token = os.environ.get("LGPL_TOKEN") if options.token is None else options.token
+    if token == "":
+        raise UserError(
+            "--token: it is empty, and so would guard nothing; leave it and LGPL_TOKEN out."
+        )
     metrics = Metrics()
     engine = _engine(options, metrics.batch.observe)
     limits = Limits(
         images=min(options.max_images, options.queue),
         seconds=options.timeout,
-        token=options.token or os.environ.get("LGPL_TOKEN"),
+        token=token,
     )
     name = options.name or Path(options.checkpoint).stem
     app = create_app(engine, name, sampling, limits, metrics)
@@ -97,7 +107,11 @@ def _engine(options: Namespace, on_batch: Callable[[int], None]) -> Engine:
             raise UserError("--vllm: these are settings of --engine vllm.")
         from lgpl.serving.sampler import SamplerEngine
 
-        return SamplerEngine(load_generator(options.checkpoint, options.tokenizer, device), *seats)
+        dtype = DTYPES[options.dtype or "float32"]
+        module = load_generator(options.checkpoint, options.tokenizer, device, dtype)
+        return SamplerEngine(module, *seats)
+    if options.dtype:
+        raise UserError("--dtype: give --vllm.dtype with --engine vllm.")
     if importlib.util.find_spec("vllm") is None:
         raise UserError("--engine: vllm is not installed; pip install vllm.")
     from lgpl.serving.vllm.engine import VLLMEngine

@@ -11,85 +11,15 @@ in bf16 is to be expected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lgpl.errors import UserError
 from lgpl.generator.blocks import LayerCache
+from lgpl.generator.sampling import Guidance, Sampling, alike, pick
 from lgpl.generator.transformer import Transformer
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How codes are drawn.
-
-    Attributes:
-        guidance: scale s of classifier-free guidance, logits = u + s (c - u); 1 turns it off.
-        guidance_steps: number of codes that are guided; the rest follow the condition alone.
-            None guides all.
-        temperature: divides the logits; 0 takes the most likely code.
-        top_k: keep the k most likely codes; 0 keeps all.
-        top_p: keep the smallest set of codes with this probability; 1 keeps all.
-        guidance_schedule: how the scale rises from 1 at the first code to s at the last: not at all
-            (`constant`), `linear`, `cosine` (arXiv 2404.13040), or `power-cosine`, a cosine of the
-            place to the power of `guidance_power` (arXiv 2303.14389, appendix).
-        guidance_power: above 1 keeps the scale low for longer.
-        guidance_start: number of codes before guidance sets in.
-    """
-
-    guidance: float = 1.0
-    guidance_steps: int | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance_schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
-    guidance_power: float = 2.0
-    guidance_start: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, right, is_right in (
-            ("guidance", self.guidance, "at least 0", self.guidance >= 0),
-            ("temperature", self.temperature, "at least 0", self.temperature >= 0),
-            ("top_k", self.top_k, "at least 0", self.top_k >= 0),
-            ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
-            ("guidance_power", self.guidance_power, "above 0", self.guidance_power > 0),
-            ("guidance_start", self.guidance_start, "at least 0", self.guidance_start >= 0),
-            (
-                *("guidance_schedule", self.guidance_schedule, f"one of {', '.join(RISES)}"),
-                self.guidance_schedule in RISES,
-            ),
-        ):
-            if not is_right:
-                raise UserError(f"{name}: {value} is not {right}.")
-
-    def scales(self, count: int) -> list[float]:
-        """The scale of guidance for each of `count` codes."""
-        power = self.guidance_power if self.guidance_schedule == "power-cosine" else 1.0
-        rise = RISES[self.guidance_schedule]
-        stop = count if self.guidance_steps is None else self.guidance_steps
-        return [
-            1.0 + (self.guidance - 1.0) * rise((index / max(1, count - 1)) ** power)
-            if self.guidance_start <= index < stop
-            else 1.0
-            for index in range(count)
-        ]
-
-
-def _half_cosine(place: float) -> float:
-    return (1 - math.cos(math.pi * place)) / 2
-
-
-# What share of the scale's rise is reached at a place from 0, the first code, to 1, the last.
-RISES: dict[str, Callable[[float], float]] = {
-    "constant": lambda place: 1.0,
-    "linear": lambda place: place,
-    "cosine": _half_cosine,
-    "power-cosine": _half_cosine,
-}
 
 
 def new_cache(
@@ -108,45 +38,11 @@ def new_cache(
     ]
 
 
-def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
-    """Guided logits [B, K] of [2B, K], conditional rows first."""
-    conditional, unconditional = logits.chunk(2)
-    return unconditional + scale * (conditional - unconditional)
-
-
-def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """One code per row.
-
-    Args:
-        logits: [B, K].
-        uniform: one number in [0, 1) per row [B]; the code is drawn by inverting the distribution.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float() / sampling.temperature
-    k = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else logits.shape[-1]
-    if k == logits.shape[-1] and sampling.top_p == 1:  # nothing is left out, nothing to sort
-        return _invert(logits.softmax(-1), uniform)
-    kept, codes = logits.topk(k, dim=-1)  # descending
-    p = kept.softmax(-1)
-    if sampling.top_p < 1:
-        before = p.cumsum(-1) - p
-        p = p.masked_fill(before >= sampling.top_p, 0.0)
-    return codes.gather(-1, _invert(p, uniform)[:, None]).squeeze(-1)
-
-
-def _invert(p: Tensor, uniform: Tensor) -> Tensor:
-    """Index in each row of p [B, k] at which the cumulative sum passes that share of the whole."""
-    cumulative = p.cumsum(-1)
-    place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
-    return place.clamp(max=p.shape[-1] - 1)
-
-
 def generate(
     model: Transformer,
     condition: Tensor,
     lengths: Tensor | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
     seeds: list[int] | None = None,
     prompt: Tensor | None = None,
     progress: Callable[[int, Tensor], None] | None = None,
@@ -157,7 +53,7 @@ def generate(
     Args:
         condition: class labels [B], or text features [B, text_length, F], left-padded.
         lengths: number of real text positions [B]; None where nothing is padded.
-        sampling: guidance, temperature and truncation.
+        sampling: guidance, temperature and truncation, of all images or of each.
         seeds: one for each image; 0, 1, 2, ... by default.
         prompt: codes [B, n] that the images begin with.
         progress: called after every code with the number of codes drawn so far, and all codes
@@ -167,11 +63,12 @@ def generate(
     Returns:
         Codes [B, rows, columns], int64.
     """
+    each = [sampling] * len(condition) if isinstance(sampling, Sampling) else sampling
     was_training = model.training
     model.eval()
     # Inference mode is worth a tenth of the time on a CPU; compiled code has no use for it.
     with torch.no_grad() if decoder else torch.inference_mode():
-        codes = _generate(model, condition, lengths, sampling, seeds, prompt, progress, decoder)
+        codes = _generate(model, condition, lengths, each, seeds, prompt, progress, decoder)
     model.train(was_training)
     return codes.clone().view(len(condition), *model.grid)  # a tensor for any use again
 
@@ -180,7 +77,7 @@ def _generate(
     model: Transformer,
     condition: Tensor,
     lengths: Tensor | None,
-    sampling: Sampling,
+    sampling: Sequence[Sampling],
     seeds: list[int] | None,
     prompt: Tensor | None,
     progress: Callable[[int, Tensor], None] | None,
@@ -191,7 +88,9 @@ def _generate(
     uniform = _uniform(seeds if seeds is not None else list(range(batch)), count).to(
         condition.device
     )
-    guided, scales = sampling.guidance != 1.0, sampling.scales(count)
+    guidance = Guidance(sampling, count, condition.device)
+    guided = guidance.guided
+    groups = alike(sampling)
 
     rows = torch.cat((condition, model.condition.null(condition))) if guided else condition
     row_lengths = torch.cat((lengths, lengths)) if guided and lengths is not None else lengths
@@ -211,9 +110,12 @@ def _generate(
     logits = prefill(model, x, row_lengths, mask[:, :, :seen, :seen], cache)
     position = torch.arange(seen, device=rows.device)
     for index in range(known, count):
-        if guided:
-            logits = guide(logits, scales[index])
-        codes[:, index] = pick(logits, sampling, uniform[:, index])
+        logits = guidance(logits, index)
+        if len(groups) == 1:
+            codes[:, index] = pick(logits, sampling[0], uniform[:, index])
+        else:
+            for one, images in groups:
+                codes[images, index] = pick(logits[images], one, uniform[images, index])
         if progress is not None:
             progress(index + 1, codes)
         if index + 1 < count:

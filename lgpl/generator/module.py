@@ -3,7 +3,7 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from lgpl.data import ShardDataModule
 from lgpl.data.decode import left_pad
 from lgpl.errors import UserError
 from lgpl.generator.condition import TextCondition
-from lgpl.generator.decoding import CompiledDecoder, Sampling, generate
+from lgpl.generator.decoding import CompiledDecoder, generate
 from lgpl.generator.loss import cross_entropy
 from lgpl.generator.order import RandomOrder
+from lgpl.generator.sampling import Sampling
 from lgpl.generator.sharding import gathered, shard
 from lgpl.generator.transformer import Transformer
 from lgpl.optimizers import MuonAdamW, Schedule, adamw
@@ -306,7 +307,7 @@ class GeneratorModule(SelfDescribing):
         self,
         condition: Tensor,
         lengths: Tensor | None,
-        sampling: Sampling,
+        sampling: Sampling | Sequence[Sampling],
         seeds: list[int],
         progress: Callable[[int, Tensor], None] | None = None,
         prompt: Tensor | None = None,
@@ -320,5 +321,10 @@ class GeneratorModule(SelfDescribing):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] of codes [B, rows, columns]."""
-        return self.tokenizer.autoencoder.decode(codes).float().clamp(-1, 1)
+        """Images [B, 3, H, W] in [-1, 1] of codes [B, rows, columns].
+
+        On a CPU one by one, which takes no longer: its convolutions round otherwise in a batch.
+        """
+        parts = codes.split(1) if codes.is_cpu else (codes,)
+        images = torch.cat([self.tokenizer.autoencoder.decode(part) for part in parts])
+        return images.float().clamp(-1, 1)

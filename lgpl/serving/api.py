@@ -100,9 +100,10 @@ def _bearer(token: str | None) -> Any:
     async def authorized(request: Request) -> None:
         if token is None:
             return
-        given = request.headers.get("authorization", "")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # Headers are read as Latin-1; what was sent for a token are its bytes.
-        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {token}".encode()):
+        is_right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+        if scheme.lower() != "bearer" or not is_right:
             raise APIError(401, "The bearer token is missing or wrong.", None, "invalid_api_key")
 
     return authorized

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,27 +85,31 @@ class PictureQueue:
             self._pictures.extend(pictures)
             self._changed.notify()
 
-    def take(self, most: int, alike: bool = False, wait: bool = True) -> list[Picture]:
+    def has_room(self, pictures: int) -> bool:
+        """Whether so many more could be put."""
+        with self._changed:
+            self._forget_cancelled()
+            return len(self._pictures) + pictures <= self.capacity
+
+    def take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[Picture]:
         """The oldest pictures; none where the queue is empty and closed.
 
         Args:
             most: pictures at the most.
-            alike: only those that are sampled as the oldest is.
             wait: for a picture where there is none.
+            gather: seconds to wait for others beside it.
         """
         with self._changed:
             self._forget_cancelled()
             while wait and not self._pictures and not self._closed:
                 self._changed.wait()
                 self._forget_cancelled()
-            fitting = (
-                picture
-                for picture in self._pictures
-                if not alike or picture.sampling == self._pictures[0].sampling
-            )
-            taken = list(itertools.islice(fitting, most))
-            self._pictures = deque(p for p in self._pictures if p not in taken)
-        return taken
+            if gather and self._pictures:
+                self._changed.wait_for(
+                    lambda: self._closed or len(self._pictures) >= most, timeout=gather
+                )
+                self._forget_cancelled()
+            return [self._pictures.popleft() for _ in range(min(most, len(self._pictures)))]
 
     def close(self) -> None:
         """Take no more; what waits can still be taken."""
@@ -118,7 +122,8 @@ class PictureQueue:
 
 
 class Engine(ABC):
-    """Whatever draws for the server, in a thread of its own, what waits in a queue.
+    """Whatever draws for the server, in a thread of its own, what waits in a queue; one more thread
+    paints what is drawn.
 
     Args:
         module: a generator with its tokenizer, ready to decode; its text encoder is loaded here.
@@ -147,6 +152,7 @@ class Engine(ABC):
         if self.classes is None:
             self._encode("a picture")  # loads the text encoder, or tells what is missing
         self._queue = PictureQueue(capacity)
+        self._painting = ThreadPoolExecutor(1, "lgpl-painter")  # one: in the order of the steps
         self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
 
     @property
@@ -166,6 +172,10 @@ class Engine(ABC):
         features, length = self._encode(prompt)
         return Prompt(self._of_text(features, length), length)
 
+    def has_room(self, pictures: int) -> bool:
+        """Whether so many more could be submitted."""
+        return self._queue.has_room(pictures)
+
     def submit(self, pictures: Sequence[Picture]) -> None:
         """Put pictures into the queue, all or none; `Full` or `Ended` where that cannot be."""
         self._queue.put(pictures)
@@ -174,6 +184,19 @@ class Engine(ABC):
         """Finish what was submitted and end."""
         self._queue.close()
         self._thread.join()
+        self._painting.shutdown()
+
+    def paint(self, picture: Picture, codes: Tensor, whole: bool) -> None:
+        """Have codes [rows, columns] of a picture shown, by the thread that paints."""
+        self._painting.submit(self._paint, picture, codes, whole)
+
+    def _paint(self, picture: Picture, codes: Tensor, whole: bool) -> None:
+        if picture.cancelled.is_set():
+            return
+        try:
+            picture.show(self._painter.png(codes), whole)
+        except Exception as error:  # one picture fails, the engine goes on
+            picture.show(error, True)
 
     def _encode(self, prompt: str) -> tuple[Tensor, int]:
         """Features [L, F] of a text, padded at the left, and how many positions are its own."""

@@ -150,6 +150,8 @@ class Generations:
 
     async def _submit(self, body: ImagesRequest) -> Drawing:
         """Put a request into the engine's queue."""
+        if not self.engine.has_room(body.n):  # before the work of reading the prompt
+            raise _full()
         try:
             prompt = await asyncio.to_thread(self.engine.prepare, body.prompt)
         except UserError as error:
@@ -162,9 +164,7 @@ class Generations:
         try:
             self.engine.submit(drawing.pictures)
         except Full:
-            raise APIError(
-                429, "Too many pictures are waiting; try again later.", None, "queue_full"
-            ) from None
+            raise _full() from None
         except Ended:
             raise APIError(503, "No pictures are drawn any more.", None, "engine_ended") from None
         return drawing
@@ -234,6 +234,10 @@ class Generations:
         self.metrics.requests.labels(str(status)).inc()
         if status == 200:
             self.metrics.seconds.observe(time.monotonic() - begun)
+
+
+def _full() -> APIError:
+    return APIError(429, "Too many pictures are waiting; try again later.", None, "queue_full")
 
 
 def _base64(png: bytes) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_BODY = 2**16  # bytes
+BODY_SECONDS = 30.0  # between its parts
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,21 @@ class Limits:
 
 
 class LimitBody:
-    """Refuses a body before it is read whole."""
+    """Refuses a body before it is read whole: one too large, or one that does not come."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        read = 0
+        read, is_whole = 0, False
 
         async def limited() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, is_whole
+            try:
+                message = await asyncio.wait_for(receive(), None if is_whole else BODY_SECONDS)
+            except asyncio.TimeoutError:
+                raise HTTPException(408, f"No body came for {BODY_SECONDS:g} seconds.") from None
+            is_whole = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > LARGEST_BODY:
                 raise HTTPException(413, f"The body is above {LARGEST_BODY} bytes.")

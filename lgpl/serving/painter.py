@@ -33,5 +33,8 @@ class Painter:
         return buffer.getvalue()
 
     def rows_shown(self, partial: int) -> list[int]:
-        """After how many rows a picture is shown that is shown so often before it is whole."""
-        return [round(self.grid[0] * (i + 1) / (partial + 1)) for i in range(partial)]
+        """After how many rows a picture is shown that is shown so often before it is whole; after
+        each at the most."""
+        rows = self.grid[0]
+        shown = {round(rows * (i + 1) / (partial + 1)) for i in range(partial)}
+        return sorted(shown & {*range(1, rows)})

@@ -1,7 +1,8 @@
 """lgpl's own sampler as an engine: pictures of different requests are drawn together.
 
 A picture depends on its seed and not on its neighbours, so it is the one that `lgpl sample` makes.
-Batches are static: what waits when one is done, up to the batch size, is the next.
+Batches are static: what waits when one is done, up to the batch size, is the next; it is painted
+while the one after is drawn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from lgpl.generator import GeneratorModule
 from lgpl.serving.engine import Engine, Picture
+
+GATHER = 0.01  # seconds in which pictures that are asked for together come together
 
 
 class _Abandoned(Exception):
@@ -46,7 +49,7 @@ class SamplerEngine(Engine):
         return features
 
     def _run(self) -> None:
-        while batch := self._queue.take(self.batch_size, alike=True):
+        while batch := self._queue.take(self.batch_size, gather=GATHER):
             self.on_batch(len(batch))
             try:
                 self._draw(batch)
@@ -67,7 +70,7 @@ class SamplerEngine(Engine):
             if column == 0 and row < rows:
                 for picture, rows_shown, drawn in zip(batch, shown, codes, strict=True):
                     if row in rows_shown and not picture.cancelled.is_set():
-                        picture.show(self._painter.png(drawn[:count].view(row, columns)), False)
+                        self.paint(picture, drawn[:count].clone().view(row, columns), False)
 
         lengths = None
         if self.classes is None:
@@ -76,10 +79,9 @@ class SamplerEngine(Engine):
         codes = self.module.sample_codes(
             torch.stack([picture.prompt.content for picture in batch]),
             lengths,
-            batch[0].sampling,
+            [picture.sampling for picture in batch],
             [picture.seed for picture in batch],
             progress,
         )
         for picture, drawn in zip(batch, codes, strict=True):
-            if not picture.cancelled.is_set():
-                picture.show(self._painter.png(drawn), True)
+            self.paint(picture, drawn, True)

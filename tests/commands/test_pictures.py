@@ -61,6 +61,15 @@ def test_a_photograph_stands_beside_its_reconstruction(
     assert f"in.png: PSNR {-10 * np.log10(mse):.4g}, SSIM " in said and "LPIPS" in said
 
 
+def test_a_small_picture_is_rebuilt_without_lpips(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reconstruct(models, PHOTOGRAPHS[0], tmp_path / "out.png", "--image-size", 8, lpips="alex")
+    said = capsys.readouterr()
+    assert "no LPIPS: it needs sides of 32" in said.err and "SSIM" in said.out
+    assert len(tiles(tmp_path / "out.png", 8, 8)) == 2
+
+
 def test_several_need_one_size(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +107,10 @@ def test_what_cannot_be_done_is_told(
         (reconstruct, (broken, out), "broken.jpg cannot be read as a picture"),
         (reconstruct, (tmp_path / "none.png", out), "none.png cannot be read as a picture"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of a picture"),
+        (reconstruct, (PHOTOGRAPHS[0], tmp_path), "is a folder"),
         (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "not a multiple of 4"),
+        (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 4), "from 8 to 1024"),
+        (complete, (PHOTOGRAPHS[0], out, "--label", "dog"), "--label: Expected a int"),
         (complete, (broken, out, "--label", 1), "broken.jpg cannot be read as a picture"),
         (complete, (PHOTOGRAPHS[0], out, "--label", 1, "--rows", 6), "--rows: 6 is not between"),
         (complete, (PHOTOGRAPHS[0], out), "give --label"),

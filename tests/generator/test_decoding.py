@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from lgpl.errors import UserError
 from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling, Transformer, generate
-from lgpl.generator.decoding import pick
 from lgpl.generator.packing import pack_weights
+from lgpl.generator.sampling import pick
 from tests.generator.test_transformer import small
 
 LABELS = torch.tensor([1, 3, 4])
@@ -49,15 +50,53 @@ def test_image_does_not_depend_on_its_neighbours() -> None:
     assert not torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[8, 9, 10]))
 
 
+def test_images_with_settings_of_their_own_share_a_batch() -> None:
+    """Each is to the bit what it is alone, guided or not, whatever is drawn beside it."""
+    each = [
+        Sampling(3.0, top_k=8),
+        Sampling(),
+        Sampling(5.0, temperature=0.0, guidance_schedule="linear"),
+        Sampling(2.0, top_k=8),
+        Sampling(1.5, top_p=0.7),
+    ]
+    model, labels, seeds = small(), torch.tensor([1, 3, 4, 1, 0]), [5, 6, 7, 8, 9]
+    together = generate(model, labels, sampling=each, seeds=seeds)
+    for i, sampling in enumerate(each):
+        alone = generate(model, labels[i : i + 1], sampling=sampling, seeds=[seeds[i]])
+        assert torch.equal(together[i], alone[0])
+
+
+def test_what_rows_begin_with_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six guided pictures of two prompts of one length: both, and the null condition."""
+    model = small(num_classes=None, text_features=6, text_length=5)
+    features, lengths = torch.randn(2, 5, 6), torch.tensor([3, 3])
+    six, sampling = [0, 1, 0, 0, 1, 1], Sampling(guidance=2.0)
+    alone = [generate(model, features[i : i + 1], lengths[:1], sampling, [0]) for i in (0, 1)]
+    rows: list[int] = []
+    step = model.step
+    monkeypatch.setattr(model, "step", lambda x, *rest: rows.append(len(x)) or step(x, *rest))
+    codes = generate(model, features[six], lengths[[0] * 6], sampling, [0] * 6)
+    assert rows == [3] + [12] * (model.code_count - 1)
+    assert torch.equal(codes, torch.cat([alone[i] for i in six]))
+    # The same null condition behind paddings of two lengths is two.
+    rows.clear()
+    generate(model, features, torch.tensor([3, 4]), sampling)
+    assert rows[0] == 4
+
+
 @pytest.mark.parametrize("spread", [0.3, 0.001])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_float32_image_does_not_depend_on_the_batch_size(spread: float, temperature: float) -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(2.0, temperature=0.0), Sampling(2.0), Sampling()],
+    ids=["greedy", "guided", "plain"],
+)
+def test_float32_image_does_not_depend_on_the_batch_size(spread: float, sampling: Sampling) -> None:
     """At B's width, where kernels for one row and for many are others; of a head that is sure of
     its codes, and of one whose codes are nearly alike."""
     torch.manual_seed(0)
     model = Transformer((2, 12, 768), grid=(2, 2), num_classes=20).eval()
     torch.nn.init.normal_(model.output.weight, 0.0, spread)
-    labels, sampling = torch.arange(16), Sampling(guidance=2.0, temperature=temperature)
+    labels = torch.arange(16)
     alone = torch.cat([generate(model, labels[i : i + 1], None, sampling, [i]) for i in range(16)])
     for batch in (3, 5, 8, 16):
         together = generate(model, labels[:batch], None, sampling, list(range(batch)))
@@ -74,6 +113,9 @@ def test_compiled_decoding_is_the_eager_one(text: bool) -> None:
         graphs.append(graph)
         return graph.forward
 
+    def no_gradients(*_: object) -> None:
+        assert not torch.is_grad_enabled()
+
     decoder, condition, lengths = CompiledDecoder(backend=keep), LABELS, None
     model = small()
     if text:
@@ -86,7 +128,9 @@ def test_compiled_decoding_is_the_eager_one(text: bool) -> None:
         ([6, 7, 8], Sampling(guidance=5.0, top_p=0.9)),
     ):
         eager = generate(model, condition, lengths, sampling, seeds)
-        compiled = generate(model, condition, lengths, sampling, seeds, decoder=decoder)
+        compiled = generate(
+            model, condition, lengths, sampling, seeds, progress=no_gradients, decoder=decoder
+        )
         assert torch.equal(compiled, eager)
         cache = decoder.cache(model, 6, torch.float32)
         assert kept is None or cache is kept
@@ -148,6 +192,7 @@ def test_progress_and_mode() -> None:
         model, LABELS, progress=lambda n, codes: seen.append((n, codes[:, :n].clone()))
     )
     assert [n for n, _ in seen] == list(range(1, 13)) and model.training
+    model(codes.flatten(1), LABELS).sum().backward()  # what was drawn can be trained on
     assert all(torch.equal(drawn, codes.flatten(1)[:, :n]) for n, drawn in seen)
 
 
@@ -160,6 +205,8 @@ def test_draws_follow_the_distribution() -> None:
     assert drawn[2:] == [0, 0] and drawn[0] == pytest.approx(2667, abs=1)
     drawn = pick(logits, Sampling(top_p=0.6), uniform).bincount(minlength=4).tolist()
     assert drawn[2:] == [0, 0] and drawn[1] > 0
+    coldest = pick(logits, Sampling(temperature=1e-40), uniform)  # whose logits would be infinite
+    assert (coldest == 0).all()
     cold = pick(logits, Sampling(temperature=0.5), uniform).bincount(minlength=4)
     assert cold[0] > 2700
 
@@ -168,6 +215,9 @@ def test_draws_follow_the_distribution() -> None:
     "bad",
     [
         {"guidance": -1},
+        {"guidance": math.inf},
+        {"temperature": math.nan},
+        {"guidance_power": math.inf},
         {"guidance_power": 0},
         {"guidance_start": -1},
         {"temperature": -0.1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -20,9 +21,11 @@ import openai
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.exceptions import HTTPException
 
 from lgpl.cli import main
 from lgpl.generator import Sampling
+from lgpl.serving import limits
 from tests.conftest import Chain
 from tests.serving.generators import export_generator
 from tests.serving.servers import LONG, TOKEN, Server, export, serve, wait_until
@@ -74,22 +77,23 @@ def test_the_readmes_client(
 
 
 def test_many_users_at_once(server: Server) -> None:
-    """No answer is lost or mixed up, and pictures of different users are drawn together."""
+    """No answer is lost or mixed up, and pictures of different users are drawn together, whatever
+    they ask for."""
     before = [server.metric(f"lgpl_batch_pictures_{part}") for part in ("sum", "count")]
 
     def ask(i: int) -> bytes:
-        body = {"prompt": str(i % 10), "seed": i, "guidance": 1.0 + i % 2}
+        body = {"prompt": str(i % 10), "seed": i, "guidance": 1.0 + i % 5, "top_k": i % 3}
         return base64.b64decode(server.post(body).raise_for_status().json()["data"][0]["b64_json"])
 
     with ThreadPoolExecutor(24) as pool:
         answers = list(pool.map(ask, range(24)))
     for i, png in enumerate(answers):
-        assert png == server.offline(i % 10, i, Sampling(guidance=1.0 + i % 2))
+        assert png == server.offline(i % 10, i, Sampling(guidance=1.0 + i % 5, top_k=i % 3))
     pictures, batches = (
         server.metric(f"lgpl_batch_pictures_{part}") - was
         for part, was in zip(("sum", "count"), before, strict=True)
     )
-    assert pictures == 24 and batches < 24
+    assert pictures == 24 and batches <= 12  # 6 where all come in time
 
 
 def test_random_seed_is_told(server: Server) -> None:
@@ -142,6 +146,8 @@ def test_stream_fills_in(server: Server) -> None:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(event.b64_json))))
         rows.append(int((pixels != 128).any(axis=(1, 2)).sum()))
     assert rows == [8, 16]  # of 24, the rest is grey
+    every = {"prompt": "3", "stream": True, "partial_images": 64}  # of 6 rows
+    assert server.post(every).text.count("event: image_generation.partial_image") == 5
 
 
 @pytest.mark.parametrize(
@@ -199,11 +205,32 @@ def test_bad_bodies_are_refused(server: Server, content: bytes, status: int) -> 
     assert answer.status_code == status and answer.json()["error"]["message"]
 
 
+def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nobody holds a connection, or the end of the server, for ever."""
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
+
+    async def reads(_: Any, receive: Any, __: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    async def half() -> dict[str, Any]:
+        parts.append(1)
+        if len(parts) > 1:
+            await asyncio.sleep(60)
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    parts: list[int] = []
+    with pytest.raises(HTTPException, match="408"):
+        asyncio.run(limits.LimitBody(reads)({}, half, half))
+
+
 def test_token(server: Server) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
         answer = server.post({"prompt": "1"}, headers=headers)
         assert answer.status_code == 401
         assert answer.json()["error"]["code"] == "invalid_api_key"
+    lower = {"Authorization": f"bearer {TOKEN}"}  # a scheme has no case
+    assert httpx.get(f"{server.url}/v1/models", headers=lower).status_code == 200
     with pytest.raises(openai.AuthenticationError):
         server.client(api_key="wrong").models.list()
     assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
@@ -305,6 +332,8 @@ def test_timeout(tmp_path: Path) -> None:
         (["--top-p", "2"], "top_p: 2.0 is not"),
         (["--guidance-power", "0"], "guidance_power: 0.0 is not above 0"),
         (["--guidance-steps", "-1"], "--guidance-steps: -1 is not at least 0"),
+        (["--timeout", ".inf"], "--timeout: inf is not above 0"),
+        (["--token", ""], "--token: it is empty"),
         (["--guidance", "much"], "--guidance: Expected a float. Got value: much"),
         (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
         (["--vllm.dtype", "float32"], "--vllm: these are settings of --engine vllm"),

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +65,11 @@ class VLLMEngine(Engine):
         self._running: dict[str, _Running] = {}
         self._names = map(str, itertools.count())
         self._vllm = _start(folder, {"max_num_seqs": batch_size, **(settings or {})})
-        self._painting = ThreadPoolExecutor(1, "lgpl-painter")  # one: in the order of the steps
         self._thread.start()
         threading.Thread(target=self._watch, name="lgpl-watch", daemon=True).start()
 
     def close(self) -> None:
         super().close()
-        self._painting.shutdown()
         self._vllm.engine_core.shutdown()
 
     def _of_class(self, label: int) -> dict[str, Any]:
@@ -132,22 +129,17 @@ class VLLMEngine(Engine):
         if output.finished:
             del self._running[output.request_id]
             if len(drawn) == self.codes:
-                self._painting.submit(self._paint, running.picture, list(drawn), True)
+                self._paint_codes(running.picture, list(drawn), True)
             else:  # as it does when it is told to end
                 running.picture.show(RuntimeError("vLLM has given the picture up."), True)
             return
         while running.rows and len(drawn) >= running.rows[0] * columns:
             codes = list(drawn[: running.rows.pop(0) * columns])
-            self._painting.submit(self._paint, running.picture, codes, False)
+            self._paint_codes(running.picture, codes, False)
 
-    def _paint(self, picture: Picture, drawn: list[int], whole: bool) -> None:
-        if picture.cancelled.is_set():
-            return
-        try:
-            codes = torch.tensor(drawn, device=self.module.device)
-            picture.show(self._painter.png(codes.view(-1, self._painter.grid[1])), whole)
-        except Exception as error:  # one picture fails, the engine goes on
-            picture.show(error, True)
+    def _paint_codes(self, picture: Picture, drawn: list[int], whole: bool) -> None:
+        codes = torch.tensor(drawn, device=self.module.device)
+        self.paint(picture, codes.view(-1, self._painter.grid[1]), whole)
 
 
 def load_outline(folder: str | Path, tokenizer: str | None, device: str) -> GeneratorModule:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +12,13 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
-from lgpl.generator.decoding import guide
+from lgpl.generator.sampling import guide
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
+LARGEST = 2**31  # of a number, which a tensor has to hold
 FIELDS = tuple(field.name for field in fields(Sampling) if field.name.startswith("guidance"))
 
 
@@ -30,9 +30,11 @@ def requested(params: SamplingParams) -> Sampling:
     """
     given = {n: v for n, v in (params.extra_args or {}).items() if n in FIELDS and v is not None}
     for name, value in given.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name != "guidance_schedule" and not (number and isfinite(value)):
-            raise UserError(f"{name}: {value!r} is no number.")
+        if name == "guidance_schedule":
+            if not isinstance(value, str):
+                raise UserError(f"{name}: {value!r} is no name.")
+        elif type(value) not in (int, float) or not -LARGEST < value < LARGEST:
+            raise UserError(f"{name}: {value!r} is no number, or too large.")
     return Sampling(**given)
 
 
