@@ -131,14 +131,8 @@ def write_many(
                 )
             except torch.OutOfMemoryError as error:
                 bar.n = before
-                batch_size = len(numbers) // 2
-                if not batch_size:
-                    raise UserError(
-                        f"--batch-size: not even one picture fits into the memory of "
-                        f"{module.device}; free some, or take --dtype bf16."
-                    ) from error
+                batch_size = halved(len(numbers), error)
                 decoder = CompiledDecoder() if compiles else None
-                tqdm.write(f"The device's memory is full: {batch_size} pictures at a time from now")
                 continue
             start += len(numbers)
             waiting.append(writer.submit(_write, module, codes.cpu(), folder, numbers))
@@ -147,6 +141,21 @@ def write_many(
         for last in waiting:
             last.result()
     return len(missing)
+
+
+def halved(pictures: int, error: torch.OutOfMemoryError) -> int:
+    """Half a batch that the device's memory did not hold.
+
+    Raises:
+        UserError: it was of one picture.
+    """
+    if pictures == 1:
+        raise UserError(
+            "--batch-size: not even one picture fits into the device's memory; free some, or take "
+            "--dtype bf16."
+        ) from error
+    tqdm.write(f"The device's memory is full: {pictures // 2} pictures at a time from now")
+    return pictures // 2
 
 
 def encode(module: GeneratorModule, subjects: Sequence[str | int]) -> tuple[Tensor, Tensor | None]:

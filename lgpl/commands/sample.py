@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from lgpl.checkpoints import load_module
-from lgpl.commands.many import claim, encode, settings, write_many
+from lgpl.commands.many import claim, encode, halved, settings, write_many
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import to_image
@@ -169,7 +169,8 @@ def sample(
     batch_size: int,
     prompt: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Images [N, 3, H, W] on the CPU, drawn `batch_size` at a time with a progress bar.
+    """Images [N, 3, H, W] on the CPU, drawn `batch_size` at a time with a progress bar; fewer where
+    the device's memory does not hold them.
 
     Args:
         prompt: codes [n] that all images begin with.
@@ -179,19 +180,24 @@ def sample(
     if prompt is not None:
         count -= len(prompt)
     with tqdm(total=len(seeds) * count, unit="token", desc="sampling", leave=False) as bar:
-        for start in range(0, len(seeds), batch_size):
+        start = 0
+        while start < len(seeds):
             part = slice(start, start + batch_size)
-            n = len(seeds[part])
-            images.append(
-                module.sample(
+            n, before = len(seeds[part]), bar.n
+            try:
+                drawn = module.sample(
                     condition[part],
                     None if lengths is None else lengths[part],
                     sampling,
                     seeds[part],
                     progress=functools.partial(_advance, bar, n),
                     prompt=None if prompt is None else prompt.expand(n, -1),
-                ).cpu()
-            )
+                )
+            except torch.OutOfMemoryError as error:
+                bar.n, batch_size = before, halved(n, error)
+                continue
+            images.append(drawn.cpu())
+            start += n
     return torch.cat(images)
 
 

@@ -61,9 +61,7 @@ class Drawing:
             try:
                 i, png, whole = await asyncio.wait_for(self._events.get(), wait)
             except asyncio.TimeoutError:
-                raise APIError(
-                    504, f"Not done after {seconds:g} seconds.", None, "timeout"
-                ) from None
+                raise _late(seconds) from None
             if isinstance(png, Exception):
                 raise APIError(
                     500, "The picture could not be drawn.", None, "engine_error"
@@ -153,9 +151,12 @@ class Generations:
         if not self.engine.has_room(body.n):  # before the work of reading the prompt
             raise _full()
         try:
-            prompt = await asyncio.to_thread(self.engine.prepare, body.prompt)
+            reading = asyncio.to_thread(self.engine.prepare, body.prompt)
+            prompt = await asyncio.wait_for(reading, self.limits.seconds)
         except UserError as error:
             raise APIError(400, str(error), "prompt", "invalid_value") from error
+        except asyncio.TimeoutError:
+            raise _late(self.limits.seconds) from None
         given = body.model_dump(include=SAMPLING)
         chosen = {name: value for name, value in given.items() if value is not None}
         sampling = Sampling(**{**vars(self.defaults), **chosen})
@@ -234,6 +235,10 @@ class Generations:
         self.metrics.requests.labels(str(status)).inc()
         if status == 200:
             self.metrics.seconds.observe(time.monotonic() - begun)
+
+
+def _late(seconds: float) -> APIError:
+    return APIError(504, f"Not done after {seconds:g} seconds.", None, "timeout")
 
 
 def _full() -> APIError:

@@ -51,13 +51,24 @@ class SamplerEngine(Engine):
     def _run(self) -> None:
         while batch := self._queue.take(self.batch_size, gather=GATHER):
             self.on_batch(len(batch))
-            try:
-                self._draw(batch)
-            except _Abandoned:
-                continue
-            except Exception as error:  # one batch fails, the server goes on
-                for picture in batch:
-                    picture.show(error, True)
+            self._try(batch)
+
+    def _try(self, batch: list[Picture]) -> None:
+        """Draw a batch; in halves, as all from then on, where the device's memory is too small."""
+        try:
+            self._draw(batch)
+        except _Abandoned:
+            return
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                batch[0].show(error, True)
+                return
+            self.batch_size = half = len(batch) // 2
+            self._try(batch[:half])
+            self._try(batch[half:])
+        except Exception as error:  # one batch fails, the server goes on
+            for picture in batch:
+                picture.show(error, True)
 
     def _draw(self, batch: list[Picture]) -> None:
         rows, columns = self.module.model.grid

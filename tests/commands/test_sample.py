@@ -158,6 +158,27 @@ def test_a_full_memory_halves_the_batch(
     assert [len(part) for part in drawn] == ([1] * 7 if room == 1 else [3, 3, 1])
 
 
+def test_a_grid_is_drawn_in_halves_too(
+    generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample_codes, drawn = GeneratorModule.sample_codes, []
+
+    def some_codes(module: GeneratorModule, condition: Tensor, *rest: Any, **more: Any) -> Tensor:
+        if len(condition) > 2:
+            raise torch.OutOfMemoryError("no room")
+        drawn.append(len(condition))
+        return sample_codes(module, condition, *rest, **more)
+
+    def run(out: str) -> bytes:
+        labels = ["--label", "0", "1", "2", "0", "1"]
+        main(["sample", "--checkpoint", str(generator), *labels, "--out", str(tmp_path / out)])
+        return (tmp_path / out).read_bytes()
+
+    whole = run("whole.png")
+    monkeypatch.setattr(GeneratorModule, "sample_codes", some_codes)
+    assert run("halved.png") == whole and drawn == [2, 2, 1]
+
+
 def test_no_room_for_one_picture_is_told(
     generator: Path,
     tmp_path: Path,
