@@ -52,10 +52,7 @@ def main(args: list[str]) -> None:
     if len(sizes) > 1:
         said = ", ".join(f"{width}x{height}" for width, height in sizes)
         raise UserError(f"The pictures are of different sizes ({said}); give --image-size.")
-    if min(sizes[0]) < FOR_LPIPS and options.lpips != "none":
-        options.lpips = "none"
-        print(f"lgpl: no LPIPS: it needs sides of {FOR_LPIPS} pixels or more.", file=sys.stderr)
-    pairs = similarity(options.lpips).to(device)
+    pairs = similarity(options.lpips, min(sizes[0])).to(device)
     shown, found = [], []
     for picture in originals:
         image = normalize(to_uint8(picture)[None]).to(device)
@@ -103,10 +100,13 @@ def opened(path: str) -> Image.Image:
         raise UserError(f"{path} cannot be read as a picture ({error}).") from error
 
 
-def similarity(lpips: str) -> Similarity:
-    """Without LPIPS where its weights cannot be had: the picture is what was asked for."""
+def similarity(lpips: str, side: int) -> Similarity:
+    """Without LPIPS where its weights cannot be had, or a side has too few pixels for its nets: the
+    picture is what was asked for."""
     if lpips != "none":
         try:
+            if side < FOR_LPIPS:
+                raise UserError(f"it needs sides of {FOR_LPIPS} pixels or more.")
             return Similarity(lpips)
         except UserError as error:
             print(f"lgpl: no LPIPS: {error}", file=sys.stderr)
