@@ -146,8 +146,8 @@ def prefill(
         cache: empty; what comes behind sees x in it.
     """
     begins = x.flatten(1)
-    if lengths is not None:  # other text of the same features is hidden
-        begins = torch.cat((begins, lengths[:, None].to(x.dtype)), dim=1)
+    if lengths is not None:  # other text of the same features is hidden; bf16 would round lengths
+        begins = torch.cat((begins.float(), lengths[:, None].float()), dim=1)
     kinds, kind = begins.unique(dim=0, return_inverse=True)
     row = torch.arange(len(x), device=x.device)
     first = row.new_empty(len(kinds)).scatter_(0, kind, row)  # a row of each kind
@@ -219,7 +219,7 @@ class CompiledDecoder:
     ) -> Tensor:
         """Logits [B, K], which the next call overwrites."""
         # Whatever holds for the prefill. Steps of one batch differ in nothing that the guards of
-        # compiled code look at, which for B takes 0.4 ms: more than a GPU's whole step.
+        # compiled code look at, which for B takes 0.4 ms of the host's time.
         with torch.compiler.set_stance("default", skip_guard_eval_unsafe=not self._guarded):
             torch.compiler.cudagraph_mark_step_begin()
             logits: Tensor = self._decode(model, codes, position, mask, cache)

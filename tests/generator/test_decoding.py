@@ -79,6 +79,12 @@ def test_what_rows_begin_with_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
     rows.clear()
     generate(model, features, torch.tensor([3, 4]), sampling)
     assert rows[0] == 4
+    long = small(num_classes=None, text_features=6, text_length=260).bfloat16()
+    step = long.step
+    rows.clear()
+    monkeypatch.setattr(long, "step", lambda x, *rest: rows.append(len(x)) or step(x, *rest))
+    generate(long, torch.randn(2, 260, 6), torch.tensor([256, 257]), sampling)
+    assert rows[0] == 4
 
 
 @pytest.mark.parametrize("spread", [0.3, 0.001])
