@@ -1,0 +1,113 @@
+"""Files and folders that appear under their names only when they are whole.
+
+Until then they stand beside it as `NAME.RANDOM.partial`: no two writers share one, none writes
+through a link, and one that is killed leaves what had the name before.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+ENDING = ".partial"
+
+
+class PartialFile:
+    """A file that is written under another name until it is whole.
+
+    Args:
+        path: its final name, in a folder that exists.
+
+    Attributes:
+        file: where to write.
+        partial: the name until then.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.partial = _partial(self.path)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+        flags |= getattr(os, "O_BINARY", 0)
+        self.file: BinaryIO = os.fdopen(os.open(self.partial, flags, 0o666), "wb")
+
+    def commit(self) -> None:
+        """Take the final name, in place of what had it."""
+        self.file.flush()
+        os.fsync(self.file.fileno())  # or a power cut could leave the name without the content
+        self.file.close()
+        os.replace(self.partial, self.path)
+
+    def discard(self) -> None:
+        """Leave nothing; without effect on a file that has its final name."""
+        self.file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """An open file that takes its name when the block ends well, and is gone where it does not."""
+    partial = PartialFile(path)
+    try:
+        yield partial.file
+        partial.commit()
+    finally:
+        partial.discard()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of UTF-8, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder that takes its name when the block ends well, in place of what had it."""
+    path = Path(path).resolve()
+    partial = _partial(path)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        exchange(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def exchange(new: Path, path: Path) -> None:
+    """Give `new` the name `path` and delete what had it; whenever this is cut short, a whole one
+    stands under `path` or under `path` with `-old` behind its stem."""
+    old, doomed = path.with_stem(path.stem + "-old"), path.with_name(path.name + ".old")
+    if path.exists():
+        _delete(old, doomed)
+        path.rename(old)
+    new.rename(path)
+    _delete(old, doomed)
+
+
+def remove_partials(path: Path) -> None:
+    """Delete what killed writers left of a file or folder; only where nobody else writes it now."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{ENDING}"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(6)}{ENDING}")
+
+
+def _delete(path: Path, doomed: Path) -> None:
+    """Under another name, because the newest wins, and deleting a part of a folder makes it new."""
+    shutil.rmtree(doomed, ignore_errors=True)
+    if path.is_dir():
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
