@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import (
     ArgsType,
@@ -21,7 +22,14 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl.callbacks import EMA, SkippedSamples
-from lgpl.checkpoints import SelfDescribing, is_exported, read_checkpoint
+from lgpl.checkpoints import (
+    SelfDescribing,
+    ShardedStrategy,
+    is_exported,
+    is_sharded,
+    read_checkpoint,
+    split_trust,
+)
 from lgpl.commands import (
     compare,
     complete,
@@ -36,7 +44,7 @@ from lgpl.commands import (
     serve,
 )
 from lgpl.data import ShardDataModule
-from lgpl.errors import UserError
+from lgpl.errors import UserError, behind
 from lgpl.rehearsal import rehearse
 
 DESCRIPTION = "Train, evaluate and sample autoregressive image generators."
@@ -52,6 +60,9 @@ EPILOG = """plain commands, each with its own --help:
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
   plan        memory, tokens and FLOPs of a training step, before it is queued
   quickstart  tokenizer, codes, generator and pictures on the embedded emoji, in minutes
+
+with every command that reads a checkpoint:
+  --trust PACKAGE  also build classes of this package where the checkpoint names them
 """
 
 
@@ -67,6 +78,7 @@ class CommandLine(LightningCLI):
     """LightningCLI for the two modules, the shards, and configs that stack: -c a.yaml -c b.yaml."""
 
     evaluated: str | None = None
+    trust: tuple[str, ...] = ()
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         super().__init__(
@@ -83,9 +95,16 @@ class CommandLine(LightningCLI):
             load_from_checkpoint_support=False,  # checkpoints carry lgpl's own entry instead
         )
 
+    @property
+    def of_command(self) -> Namespace:
+        """The part of the config that is the command's."""
+        return self.config.get(str(self.config.get("subcommand")), self.config)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        super().parse_arguments(parser, args)
-        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        # Apart from the config, which is saved: trust is given anew with every command.
+        self.trust, rest = split_trust(sys.argv[1:] if args is None else list(args))
+        self.config = parser.parse_args(rest)
+        config = self.of_command
         path = config.get("ckpt_path")
         if path is None and self.config.get("subcommand") in ("validate", "test", "predict"):
             raise UserError(
@@ -102,6 +121,9 @@ class CommandLine(LightningCLI):
                     "with --model.init_args.init_from."
                 )
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would take the model's class from a checkpoint's hyperparameters."""
+
     def before_instantiate_classes(self) -> None:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = dump[self.subcommand] if self.subcommand else dump
@@ -115,7 +137,7 @@ class CommandLine(LightningCLI):
         try:
             return super().instantiate_trainer(**options)
         except MisconfigurationException as error:
-            wanted = self.config.get(str(self.config.get("subcommand")), self.config).trainer
+            wanted = self.of_command.trainer
             if wanted.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
                 raise UserError(
                     f"trainer.accelerator: {wanted.accelerator}, but torch finds no GPU here; "
@@ -129,6 +151,14 @@ class CommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         self.model.config, self.model.evaluated = self.model_config, self.evaluated
+        self.model.trust = self.trust
+        path = self.of_command.get("ckpt_path")
+        if path and is_sharded(path) and not isinstance(self.trainer.strategy, ShardedStrategy):
+            raise UserError(
+                f"--ckpt_path: {path} is a sharded checkpoint, and only lgpl.checkpoints."
+                "ShardedStrategy reads one without running what it holds; add "
+                "-c configs/trainer/fsdp.yaml."
+            )
 
 
 class Plan(CommandLine):
@@ -137,6 +167,11 @@ class Plan(CommandLine):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
         parser.add_argument("--memory", type=float, default=80.0, help="GiB of one device")
+
+    @property
+    def of_command(self) -> Namespace:
+        """The part of the config that is the command's."""
+        return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
@@ -204,13 +239,6 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("lgpl: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def behind(error: BaseException | None) -> UserError | None:
-    """The mistake that led to an error: jsonargparse wraps what constructors raise."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__
-    return error
 
 
 def sentence(error: UserError) -> str:

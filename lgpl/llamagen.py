@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -19,7 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgpl.checkpoints import Checkpoint, build_module, check_weights, load_tensors
+from lgpl.checkpoints import (
+    Checkpoint,
+    build_described,
+    build_module,
+    check_weights,
+    load_tensors,
+)
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
 from lgpl.generator.rotary import rotary_table
@@ -117,14 +123,20 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     return Released(module.kind, config, weights, f"{module.kind}, {millions:.1f}M weights, {told}")
 
 
-def to_llamagen(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
     """The content of a .pt file that LlamaGen's own code loads.
+
+    Args:
+        checkpoint: the model.
+        trust: packages whose classes its config may name beside lgpl's own.
 
     Raises:
         UserError: the model has something that LlamaGen's code does not know.
     """
+    with torch.device("meta"):
+        module = build_described(checkpoint, trust=trust)
+        module.configure_model()
     config = checkpoint.described()
-    module, _ = _outline(config)
     weights = {llamagen_name(n): t for n, t in checkpoint.weights().items() if n != OURS}
     source = f"{checkpoint.path} cannot be written for LlamaGen: it"
     if isinstance(module, TokenizerModule):

@@ -16,8 +16,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lgpl.atomic import exchange
 from lgpl.checkpoints import read_checkpoint
-from lgpl.checkpoints.strategy import exchange
 from tests.conftest import ROOT, TINY, TINY_GENERATOR, Chain, logs
 
 GENERATOR = "--model.init_args.transformer.init_args"

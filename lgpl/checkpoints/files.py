@@ -12,9 +12,7 @@ With EMA the first two hold the average as their weights, so what is read here i
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,16 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
 from lgpl.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-SHARDS, SHARDED_ENTRIES = ".metadata", "meta.pt"  # torch's and Lightning's names
 # kind -> the model's place in the module, and so in the names of a Lightning checkpoint
 MODEL = {"tokenizer": "autoencoder", "generator": "transformer"}
 # What libraries that look models up by name, such as vLLM, know a generator's folder by.
@@ -88,8 +84,8 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     read: Callable[[], Any]  # the state dict of the module, or of the model alone
     if is_exported(path):
         entry, read = _read_json(path / CONFIG), partial(_read_safetensors, path / WEIGHTS)
-    elif (path / SHARDS).is_file():
-        entry, read = _entry(load_tensors(path / SHARDED_ENTRIES)), partial(_read_shards, path)
+    elif is_sharded(path):
+        entry, read = _entry(load_tensors(path / ENTRIES)), partial(read_module, path)
     elif path.is_file():
         content = load_tensors(path)
         entry, read = _entry(content), lambda: content["state_dict"]
@@ -200,7 +196,7 @@ def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}).") from error
 
 
@@ -209,59 +205,3 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is missing or damaged ({error}).") from error
-
-
-def _read_shards(folder: Path) -> dict[str, Tensor]:
-    """The module's state dict of a sharded checkpoint, whole; optimizer states stay on disk."""
-    reader = _ShardReader(folder)
-    try:
-        found = reader.read_metadata().state_dict_metadata
-        state = {
-            name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in found.items()
-            if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
-        }
-        with warnings.catch_warnings():  # one process is what is meant
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            dcp.load({"state_dict": state}, storage_reader=reader)
-    except UserError:
-        raise
-    except Exception as error:  # as many kinds as there are ways to damage a file
-        raise UserError(f"{folder} is a damaged checkpoint ({error}).") from error
-    return state
-
-
-class _ShardReader(dcp.FileSystemReader):
-    """torch's reader without its trust: torch unpickles the index with everything allowed."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / SHARDS).open("rb") as file:
-            metadata = _IndexUnpickler(file).load()
-        metadata.storage_meta = StorageMeta(load_id=self.load_id)
-        return metadata
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    """Admits what an index of shards is made of, and nothing else."""
-
-    ADMITTED = {
-        "torch.distributed.checkpoint.metadata": (
-            *("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata"),
-            *("TensorProperties", "TensorStorageMetadata", "BytesStorageMetadata"),
-            "_MEM_FORMAT_ENCODING",
-        ),
-        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-        "torch.serialization": ("_get_layout",),
-        "torch": ("Size",),
-        "pathlib": ("PosixPath", "WindowsPath"),
-        "pathlib._local": ("PosixPath", "WindowsPath"),  # from Python 3.13 on
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in self.ADMITTED.get(module, ()):
-            return super().find_class(module, name)
-        raise UserError(
-            f"A sharded checkpoint's index holds pickled code ({module}.{name}), which is never "
-            "run here."
-        )

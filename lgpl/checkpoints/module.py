@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
 from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, read_checkpoint
+from lgpl.checkpoints.trust import imported, only_trusted, refusal
 from lgpl.data import ShardDataModule
-from lgpl.errors import UserError
+from lgpl.errors import UserError, behind
 from lgpl.optimizers import Schedule
 
 
@@ -25,12 +28,20 @@ class SelfDescribing(pl.LightningModule):
         init_from: checkpoint whose weights training starts from.
         evaluated: checkpoint whose weights the other commands take, where it is none that the
             Trainer reads by itself; the command line sets it.
+        trust: packages whose classes the checkpoints that it reads may name.
+        from_checkpoint: whether the config in a checkpoint has built it.
     """
 
     kind: str
     config: dict[str, Any] | None = None
     init_from: str | None = None
     evaluated: str | None = None
+    trust: tuple[str, ...] = ()
+    from_checkpoint: bool = False
+
+    def guard(self) -> AbstractContextManager[None]:
+        """In which what the config left for later is built: all of a checkpoint's is held back."""
+        return only_trusted(self.trust) if self.from_checkpoint else nullcontext()
 
     @property
     def accumulated(self) -> int:
@@ -86,36 +97,85 @@ class SelfDescribing(pl.LightningModule):
 
 
 def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> SelfDescribing:
-    """The module of a config, with fresh weights.
+    """The module of a config that is the user's own, with fresh weights; it may name any class.
 
     Args:
         config: `class_path` and `init_args`.
         without: keys of the config that are set to None, such as a loss that is not needed.
     """
+    return _built(config, without, None)
+
+
+def build_described(
+    checkpoint: Checkpoint, without: tuple[str, ...] = (), trust: Iterable[str] = ()
+) -> SelfDescribing:
+    """The module that a checkpoint's config describes, with fresh weights.
+
+    Args:
+        checkpoint: whoever made it.
+        without: see `build_module`.
+        trust: packages whose classes it may name beside lgpl's own.
+
+    Raises:
+        UserError: it has no config, names a class of another package or of another kind of module,
+            or cannot be built.
+    """
+    trust = tuple(trust)
+    with _told(checkpoint.path), only_trusted(trust):
+        module = _built(checkpoint.described(), without, checkpoint.kind)
+    module.trust, module.from_checkpoint = trust, True
+    return module
+
+
+def load_module(
+    path: str | Path,
+    kind: str | None = None,
+    without: tuple[str, ...] = (),
+    trust: Iterable[str] = (),
+) -> SelfDescribing:
+    """The module of a checkpoint in evaluation mode, built from the config inside.
+
+    Args:
+        path: see `read_checkpoint`.
+        kind: what it must hold; None takes any.
+        without: see `build_module`.
+        trust: see `build_described`.
+
+    Raises:
+        UserError: see `read_checkpoint` and `build_described`.
+    """
+    checkpoint = read_checkpoint(path, kind)
+    module = build_described(checkpoint, without, trust)
+    with _told(path):
+        module.configure_model()
+        module.load_weights(checkpoint)
+    return module.eval().requires_grad_(False)
+
+
+def _built(config: dict[str, Any], without: tuple[str, ...], kind: str | None) -> SelfDescribing:
     built = copy.deepcopy(config)
     for key in without:
         *parents, last = key.split(".")
         functools.reduce(dict.__getitem__, parents, built)[last] = None
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SelfDescribing, "module")
-    module = parser.instantiate_classes(parser.parse_object({"module": built})).module
+    parser.add_argument("--module", type=SelfDescribing)
+    parsed = parser.parse_object({"module": built})  # nothing is built by that
+    named = parsed.module.class_path
+    if kind is not None and getattr(imported(named), "kind", None) != kind:
+        raise UserError(f"The config names {named}, which is no {kind}.")
+    module = parser.instantiate(parsed).module
     module.config = built
     return module
 
 
-def load_module(path: str | Path, kind: str, without: tuple[str, ...] = ()) -> SelfDescribing:
-    """The module of a checkpoint in evaluation mode, built from the config inside.
-
-    Args:
-        path: see `read_checkpoint`.
-        kind: what it must hold.
-        without: see `build_module`.
-
-    Raises:
-        UserError: see `read_checkpoint`; or the checkpoint was made without a config.
-    """
-    checkpoint = read_checkpoint(path, kind)
-    module = build_module(checkpoint.described(), without)
-    module.configure_model()
-    module.load_weights(checkpoint)
-    return module.eval().requires_grad_(False)
+@contextmanager
+def _told(source: object) -> Iterator[None]:
+    """Turn whatever a checkpoint's config leads to into one sentence: it can hold anything."""
+    try:
+        yield
+    except Exception as error:
+        mistake = behind(error) or refusal(error, source)
+        if mistake is None:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            mistake = UserError(f"{source} has a config that cannot be built ({reason}).")
+        raise mistake from error

@@ -1,4 +1,4 @@
-"""FSDP2 whose checkpoint folders are whole or not there."""
+"""FSDP2 whose checkpoint folders are whole or not there, and run nothing when they are read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from lgpl.atomic import exchange
+from lgpl.checkpoints.files import load_tensors
+from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_into
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy, whose sharded checkpoint takes its name when it is whole.
 
     Written in place over the last one, a checkpoint that a dying node leaves behind would hold
-    some ranks' new shards and others' old ones, and load without a word.
+    some ranks' new shards and others' old ones, and load without a word. What is read is data:
+    Lightning has torch unpickle the index of the shards and the optimizers' values.
     """
 
     def save_checkpoint(
@@ -22,7 +33,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if not self._save_distributed_checkpoint:
             return super().save_checkpoint(checkpoint, filepath, storage_options)
         path = Path(self.broadcast(filepath))
-        partial = path.with_name(path.name + ".partial")
+        partial = path.with_name(path.name + ".partial")  # one name for all ranks
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
@@ -32,23 +43,26 @@ class ShardedStrategy(ModelParallelStrategy):
             exchange(partial, path)
         self.barrier()
 
-
-def exchange(new: Path, path: Path) -> None:
-    """Give `new` the name `path` and delete what had it; whenever this is cut short, a whole
-    checkpoint stands where `--ckpt_path last` looks, which is at `last*.ckpt`."""
-    old, doomed = path.with_stem(path.stem + "-old"), path.with_name(path.name + ".old")
-    if path.exists():
-        _delete(old, doomed)
-        path.rename(old)
-    new.rename(path)
-    _delete(old, doomed)
-
-
-def _delete(path: Path, doomed: Path) -> None:
-    """Under another name, because the newest wins, and deleting a part of a folder makes it new."""
-    shutil.rmtree(doomed, ignore_errors=True)
-    if path.is_dir():
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-    else:
-        path.unlink(missing_ok=True)
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        path = Path(self.broadcast(checkpoint_path))
+        if not is_sharded(path):
+            return super().load_checkpoint(path, weights_only)
+        module = self.model
+        assert module is not None
+        state: dict[str, Any] = {"state_dict": get_model_state_dict(module)}
+        read_into(path, state)
+        assert self.lightning_module is not None
+        module.load_state_dict(state["state_dict"], strict=self.lightning_module.strict_loading)
+        for index, optimizer in enumerate(self.optimizers):
+            name = f"optimizer_{index}"
+            state = {name: get_optimizer_state_dict(module, optimizer)}
+            read_into(path, state)
+            set_optimizer_state_dict(
+                module,
+                optimizer,
+                optim_state_dict=state[name],
+                options=StateDictOptions(cpu_offload=True),
+            )
+        return load_tensors(path / ENTRIES)

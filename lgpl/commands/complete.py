@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lgpl.checkpoints import add_trust
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.reconstruct import opened
 from lgpl.commands.sample import conditions, load_generator, sample, usable_device
@@ -23,6 +24,7 @@ def parser() -> ArgumentParser:
     p.add_argument("out", help="picture to write")
     p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
     p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
+    add_trust(p)
     p.add_argument("--rows", type=int, help="of codes that are kept; half of them by default")
     p.add_argument("--prompt", help="what it shows")
     p.add_argument("--label", type=int, help="its class, for a class model")
@@ -40,7 +42,8 @@ def main(args: list[str]) -> None:
         raise UserError(f"--count: {options.count} is below 1.")
     out = picture_path(options.out)
     picture = opened(options.picture)
-    module = load_generator(options.checkpoint, options.tokenizer, usable_device(options.device))
+    device = usable_device(options.device)
+    module = load_generator(options.checkpoint, options.tokenizer, device, trust=options.trust)
     rows, columns = module.model.grid
     kept = rows // 2 if options.rows is None else options.rows
     if not 0 < kept < rows:

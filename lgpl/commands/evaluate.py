@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from lgpl.checkpoints import load_module
+from lgpl.checkpoints import add_trust, load_module
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sample import load_generator, usable_device
 from lgpl.data.transforms import normalize
@@ -60,6 +60,7 @@ def _common(description: str, protocol: str, of: str) -> ArgumentParser:
     p = ArgumentParser(description=description)
     p.add_argument("--protocol", choices=[protocol], default=protocol, help="see the README")
     p.add_argument("--checkpoint", help=f"checkpoint of a {of}")
+    add_trust(p)
     p.add_argument("--samples", help="folder or npz of images made elsewhere, without a checkpoint")
     p.add_argument(
         "--extractor", default="inception", help="inception, effnet-lite0 or a class path"
@@ -161,7 +162,7 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
             seconds=round(time.perf_counter() - begin),
         )  # fmt: skip
         return
-    module = load_module(options.checkpoint, "tokenizer", without=(PERCEPTUAL,)).to(device)
+    module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)
     real_set, fake_set = (ImageSet(extractor, originals.count) for _ in range(2))
     pairs = Similarity(None if options.lpips == "none" else options.lpips).to(device)
@@ -208,7 +209,9 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         yield found
         return
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    module = load_generator(options.checkpoint, options.tokenizer, str(device), dtype)
+    module = load_generator(
+        options.checkpoint, options.tokenizer, str(device), dtype, trust=options.trust
+    )
     prompts = read_prompts(options.prompts) if options.prompts else []
     if isinstance(module.model.condition, ClassCondition) == bool(prompts):
         kind = "class-conditional: leave --prompts out" if prompts else "text-conditional: give "

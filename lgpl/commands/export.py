@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser
 
-from lgpl.checkpoints import read_checkpoint, write_checkpoint
+from lgpl.checkpoints import add_trust, read_checkpoint, write_checkpoint
 from lgpl.errors import UserError
 from lgpl.llamagen import to_llamagen
 
@@ -21,6 +21,7 @@ def parser() -> ArgumentParser:
     p.add_argument("checkpoint", help=".ckpt file, folder of a sharded run, or lgpl's own folder")
     p.add_argument("--out", required=True, help="folder, or .pt file for LlamaGen")
     p.add_argument("--format", choices=["lgpl", "llamagen"], default="lgpl", help="whose form")
+    add_trust(p)
     return p
 
 
@@ -37,7 +38,7 @@ def main(args: list[str]) -> None:
         weights = checkpoint.weights()
         write_checkpoint(out, checkpoint.kind, checkpoint.described(), weights)
     else:
-        content = to_llamagen(checkpoint)
+        content = to_llamagen(checkpoint, options.trust)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             torch.save(content, out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lgpl.checkpoints import load_module
+from lgpl.checkpoints import add_trust, load_module
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sample import usable_device
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
@@ -32,6 +32,7 @@ def parser() -> ArgumentParser:
     p.add_argument("pictures", nargs="+", help="JPEG, PNG, WebP or GIF")
     p.add_argument("out", help="picture to write")
     p.add_argument("--checkpoint", required=True, help="checkpoint of a tokenizer")
+    add_trust(p)
     p.add_argument(
         "--image-size", type=int, help="side of a centre crop; the whole picture by default"
     )
@@ -44,7 +45,7 @@ def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     out = picture_path(options.out)
     device = usable_device(options.device)
-    module = load_module(options.checkpoint, "tokenizer", without=(PERCEPTUAL,)).to(device)
+    module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)
     multiple = module.autoencoder.downsampling
     originals = [cropped(path, options.image_size, multiple) for path in options.pictures]

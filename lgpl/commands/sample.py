@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lgpl.checkpoints import load_module
+from lgpl.checkpoints import add_trust, load_module
 from lgpl.commands.many import claim, encode, halved, settings, write_many
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
@@ -29,6 +29,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(prog="lgpl sample", description="Make pictures from prompts or classes.")
     p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
     p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
+    add_trust(p)
     p.add_argument("--prompt", nargs="+", default=[], help="what to show; several make a grid")
     p.add_argument("--prompts", help="a text file, one prompt a line")
     p.add_argument("--label", nargs="+", type=int, default=[], help="classes, for a class model")
@@ -68,8 +69,9 @@ def main(args: list[str]) -> None:
     device = usable_device(options.device)
 
     module = load_generator(
-        options.checkpoint, options.tokenizer, device, DTYPES[options.dtype], options.int8
-    )
+        options.checkpoint, options.tokenizer, device, DTYPES[options.dtype], options.int8,
+        options.trust,
+    )  # fmt: skip
     labels = options.label
     if options.balanced:
         if not isinstance(module.model.condition, ClassCondition):
@@ -111,14 +113,16 @@ def load_generator(
     device: str,
     dtype: torch.dtype = torch.float32,
     int8: bool = False,
+    trust: Sequence[str] = (),
 ) -> GeneratorModule:
     """The generator of a checkpoint with its tokenizer, ready to sample and for nothing else.
 
     Args:
         dtype: of the generator's weights.
         int8: keep them in 8 bits.
+        trust: packages whose classes the checkpoints may name beside lgpl's own.
     """
-    module = load_module(path, "generator")
+    module = load_module(path, "generator", trust=trust)
     assert isinstance(module, GeneratorModule)
     if tokenizer is not None:
         module.use_tokenizer(tokenizer)

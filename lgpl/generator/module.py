@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
-from lgpl.checkpoints import Checkpoint, SelfDescribing, build_module, load_module
+from lgpl.checkpoints import Checkpoint, SelfDescribing, build_described, load_module
 from lgpl.data import ShardDataModule
 from lgpl.data.decode import left_pad
 from lgpl.errors import UserError
@@ -88,7 +88,8 @@ class GeneratorModule(SelfDescribing):
     def configure_model(self) -> None:
         if self.transformer is not None:
             return
-        self.transformer = self.build()
+        with self.guard():
+            self.transformer = self.build()
         self.start_weights()
         if self.compiled:
             for layer in self.transformer.layers:
@@ -113,7 +114,7 @@ class GeneratorModule(SelfDescribing):
         super().load_weights(checkpoint)
         if checkpoint.config in (None, self.config):
             return
-        theirs = build_module(checkpoint.described())
+        theirs = build_described(checkpoint, trust=self.trust)
         assert isinstance(theirs, GeneratorModule)
         ours, outline = self.model, theirs._outline()
         for name in ("heads", "prefix_rope"):  # what shapes do not show
@@ -154,7 +155,7 @@ class GeneratorModule(SelfDescribing):
         """The model, or before it is built one without memory, to ask for its sizes."""
         if self.transformer is not None:
             return self.transformer
-        with torch.device("meta"):
+        with self.guard(), torch.device("meta"):
             return self.build()
 
     @property
@@ -163,7 +164,7 @@ class GeneratorModule(SelfDescribing):
         if not self._tokenizer:
             if self.tokenizer_path is None:
                 raise UserError("model.tokenizer is not set; give the checkpoint of the tokenizer.")
-            module = load_module(self.tokenizer_path, "tokenizer", without=(PERCEPTUAL,))
+            module = load_module(self.tokenizer_path, "tokenizer", (PERCEPTUAL,), self.trust)
             assert isinstance(module, TokenizerModule)
             self._tokenizer.append(module)
         return self._tokenizer[0].to(self.device)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgpl.checkpoints import is_exported, read_checkpoint
-from lgpl.checkpoints.module import build_module
+from lgpl.checkpoints import build_described, is_exported, read_checkpoint
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
 from lgpl.serving.engine import Engine, Picture
@@ -44,6 +43,7 @@ class VLLMEngine(Engine):
         capacity: pictures that may wait for a seat.
         on_batch: called with the number of pictures of every step.
         settings: arguments of `vllm.EngineArgs`.
+        trust: packages whose classes the checkpoints may name beside lgpl's own.
 
     Raises:
         UserError: the folder, its tokenizer or its text encoder cannot be used, or vLLM refuses
@@ -59,8 +59,10 @@ class VLLMEngine(Engine):
         capacity: int = 64,
         on_batch: Callable[[int], None] = lambda pictures: None,
         settings: dict[str, Any] | None = None,
+        trust: Sequence[str] = (),
     ) -> None:
-        super().__init__(load_outline(folder, tokenizer, device), batch_size, capacity, on_batch)
+        module = load_outline(folder, tokenizer, device, trust)
+        super().__init__(module, batch_size, capacity, on_batch)
         self.client = Client(folder)
         self._running: dict[str, _Running] = {}
         self._names = map(str, itertools.count())
@@ -79,37 +81,33 @@ class VLLMEngine(Engine):
         return self.client.text_prompts([features[-length:].cpu()])[0]
 
     def _run(self) -> None:
-        try:
-            while self._admit():
-                self._abort_cancelled()
-                if self._running:
-                    self.on_batch(len(self._running))
-                    for output in self._vllm.step():
-                        self._look_at(output)
-        except Exception as error:  # vLLM has ended: so does this engine, and nobody waits for it
-            self._queue.close()
-            lost = [running.picture for running in self._running.values()]
-            for picture in [*lost, *self._queue.take(self._queue.capacity, wait=False)]:
-                picture.show(error, True)
+        while self._admit():
+            self._abort_cancelled()
+            if self._running:
+                self._count(len(self._running))
+                for output in self._vllm.step():
+                    self._look_at(output)
 
     def _watch(self) -> None:
-        """Wake the thread that waits for vLLM's process where that was killed: vLLM does not."""
+        """Wake the thread where vLLM's process was killed: vLLM does not."""
         core = self._vllm.engine_core
         multiprocessing.connection.wait(core.resources.engine_manager.sentinels())
-        core.outputs_queue.put(RuntimeError("vLLM's process has ended."))
+        error = RuntimeError("vLLM's process has ended.")
+        self._queue.close(error)  # where it waits for a picture
+        core.outputs_queue.put(error)  # where it waits for vLLM
 
     def _admit(self) -> bool:
         """Give free seats to what waits; False where there is nothing left to do."""
         free = self.batch_size - len(self._running)
-        pictures = self._queue.take(free, wait=not self._running)
+        pictures = self._take(free, wait=not self._running)
         for picture in pictures:
             name = next(self._names)
             try:
                 (params,) = self.client.params(picture.sampling, [picture.seed])
                 params.output_kind = _output_kind(picture)
                 self._vllm.add_request(name, picture.prompt.content, params)
-            except ValueError as error:  # of this request alone
-                picture.show(error, True)
+            except Exception as error:  # of this request alone; `_watch` sees that vLLM has ended
+                self._refuse(picture, error)
                 continue
             rows = self._painter.rows_shown(picture.partial)
             self._running[name] = _Running(picture, rows)
@@ -120,7 +118,7 @@ class VLLMEngine(Engine):
         if left:
             self._vllm.abort_request(left)
             for name in left:
-                del self._running[name]
+                self._drawing.discard(self._running.pop(name).picture)
 
     def _look_at(self, output: Any) -> None:
         """Have a request's codes so far painted, where that is due."""
@@ -131,7 +129,7 @@ class VLLMEngine(Engine):
             if len(drawn) == self.codes:
                 self._paint_codes(running.picture, list(drawn), True)
             else:  # as it does when it is told to end
-                running.picture.show(RuntimeError("vLLM has given the picture up."), True)
+                self._refuse(running.picture, RuntimeError("vLLM has given the picture up."))
             return
         while running.rows and len(drawn) >= running.rows[0] * columns:
             codes = list(drawn[: running.rows.pop(0) * columns])
@@ -142,7 +140,9 @@ class VLLMEngine(Engine):
         self.paint(picture, codes.view(-1, self._painter.grid[1]), whole)
 
 
-def load_outline(folder: str | Path, tokenizer: str | None, device: str) -> GeneratorModule:
+def load_outline(
+    folder: str | Path, tokenizer: str | None, device: str, trust: Sequence[str] = ()
+) -> GeneratorModule:
     """An exported generator without its weights, but with its tokenizer and text encoder.
 
     Raises:
@@ -151,7 +151,7 @@ def load_outline(folder: str | Path, tokenizer: str | None, device: str) -> Gene
     if not is_exported(folder):
         read_checkpoint(folder, "generator")  # tells what else is wrong
         raise UserError(f"{folder} is not exported; `lgpl export {folder} --out FOLDER` does it.")
-    module = build_module(read_checkpoint(folder, "generator").described())
+    module = build_described(read_checkpoint(folder, "generator"), trust=trust)
     assert isinstance(module, GeneratorModule)
     if tokenizer is not None:
         module.use_tokenizer(tokenizer)

@@ -1,0 +1,137 @@
+"""The folder of a sharded (FSDP) run, read without torch's trust in what it holds.
+
+torch unpickles the index of the shards, and every value that is no tensor, with everything allowed.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+from lgpl.errors import UserError
+
+INDEX, ENTRIES = ".metadata", "meta.pt"  # torch's and Lightning's names
+
+
+def is_sharded(path: str | Path) -> bool:
+    """Whether it is such a folder."""
+    return (Path(path) / INDEX).is_file()
+
+
+def read_module(folder: Path) -> dict[str, Tensor]:
+    """The module's state dict, whole; optimizer states stay on disk.
+
+    Raises:
+        UserError: the folder is damaged, or holds code.
+    """
+    with _told(folder):
+        found = _Reader(folder).read_metadata().state_dict_metadata
+        state = {
+            name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in found.items()
+            if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+        }
+    with warnings.catch_warnings():  # one process is what is meant
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        read_into(folder, {"state_dict": state})
+    return state
+
+
+def read_into(folder: Path, state: dict[str, Any]) -> None:
+    """Fill the tensors of a state dict, and replace its other values; all ranks must call it.
+
+    Raises:
+        UserError: the folder is damaged, or holds code.
+    """
+    with _told(folder):
+        dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Turn as many kinds of errors as there are ways to damage a file into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except CheckpointException as error:  # no Exception, for all that its ranks have met
+        causes = [cause for cause, _ in error.failures.values()]
+        for cause in causes:
+            if isinstance(cause, UserError):
+                raise cause from error
+        raise UserError(f"{folder} is a damaged checkpoint ({causes[0]}).") from error
+    except Exception as error:
+        raise UserError(f"{folder} is a damaged checkpoint ({error}).") from error
+
+
+class _Reader(dcp.FileSystemReader):
+    """torch's reader with an index that holds data alone, read at once: torch logs what fails."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        with (folder / INDEX).open("rb") as file:
+            self._index: Metadata = _IndexUnpickler(file).load()
+        for stored in self._index.storage_data.values():
+            if Path(stored.relative_path).name != str(stored.relative_path):
+                raise UserError(
+                    f"A sharded checkpoint's index names {stored.relative_path}, which is no file "
+                    "of its own folder."
+                )
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        self._index.storage_meta = StorageMeta(load_id=self.load_id)
+        return self._index
+
+
+class _Planner(dcp.DefaultLoadPlanner):
+    """torch's planner, for which values are data, such as the numbers of an optimizer."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        checked = io.BytesIO()
+        try:
+            torch.save(torch.load(value, weights_only=True), checked)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"A sharded checkpoint's {read_item.dest_index.fqn} holds pickled code, which is "
+                "never run here."
+            ) from error
+        checked.seek(0)
+        super().load_bytes(read_item, checked)
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Admits what an index of shards is made of, and nothing else."""
+
+    ADMITTED = {
+        "torch.distributed.checkpoint.metadata": (
+            *("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata"),
+            *("TensorProperties", "TensorStorageMetadata", "BytesStorageMetadata"),
+            "_MEM_FORMAT_ENCODING",
+        ),
+        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+        "torch.serialization": ("_get_layout",),
+        "torch": ("Size",),
+        "pathlib": ("PosixPath", "WindowsPath"),
+        "pathlib._local": ("PosixPath", "WindowsPath"),  # from Python 3.13 on
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in self.ADMITTED.get(module, ()):
+            return super().find_class(module, name)
+        raise UserError(
+            f"A sharded checkpoint's index holds pickled code ({module}.{name}), which is never "
+            "run here."
+        )

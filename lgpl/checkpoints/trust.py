@@ -1,0 +1,105 @@
+"""Whose classes a checkpoint's config may name: a file says what is built, and building runs code.
+
+lgpl's own models are always built. Classes of other packages need the word of the user, who gives
+`--trust PACKAGE`, the variable `LGPL_TRUST` or the argument `trust`. A config that the user writes
+for a training is a program of the user's, and may name any class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jsonargparse
+from jsonargparse import _common as settings  # nothing public gives settings back
+
+from lgpl.errors import UserError
+
+# The rooms whose classes make up a model. The others hold what writes, fetches and runs.
+OWN = ("lgpl.generator", "lgpl.optimizers", "lgpl.text", "lgpl.tokenizer")
+VARIABLE = "LGPL_TRUST"  # packages with commas between
+_lock = threading.RLock()  # jsonargparse's settings are of the whole process
+
+
+def add_trust(parser: jsonargparse.ArgumentParser) -> None:
+    """Give a command the option `--trust`."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="also build classes of this package where a checkpoint names them, which runs its "
+        f"code; may be repeated; {VARIABLE} in the environment too",
+    )
+
+
+def split_trust(args: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The packages that a command line trusts, and the rest of it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--trust", action="append", default=[])
+    try:
+        known, rest = parser.parse_known_args(args)
+    except SystemExit as error:
+        raise UserError("--trust: give the name of a package, such as my_models.") from error
+    return tuple(known.trust), rest
+
+
+@contextmanager
+def only_trusted(trust: Iterable[str] = ()) -> Iterator[None]:
+    """Within, jsonargparse imports and builds lgpl's own models and what is trusted, nothing else.
+
+    Args:
+        trust: packages or modules, beside those of the variable.
+
+    Raises:
+        UserError: one of them is no name of a package.
+    """
+    allowed = [*OWN, *trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
+    with _lock:
+        before = dict(settings.parsing_settings)
+        settings.parsing_settings["import_path_verdicts"] = {}  # what was allowed for other ends
+        try:
+            try:
+                jsonargparse.set_parsing_settings(
+                    import_path_denylist=["*"],
+                    import_path_allowlist=[name.strip() for name in allowed],
+                    instantiate_subclass_spec_in_any=False,
+                )
+            except ValueError as error:
+                raise UserError(
+                    f"--trust: {', '.join(trust)} should be names of packages, such as my_models "
+                    f"(and so should {VARIABLE})."
+                ) from error
+            yield
+        finally:
+            settings.parsing_settings.clear()
+            settings.parsing_settings.update(before)
+
+
+def refusal(error: BaseException, source: object) -> UserError | None:
+    """What to tell of an import that `only_trusted` has denied; None for another error."""
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
+    if denied is None:
+        return None
+    name = denied[1]
+    package = name.partition(".")[0]
+    said = f"{source} names {name}, and a checkpoint's config builds nothing but lgpl's own models"
+    if package == "lgpl" or package in sys.stdlib_module_names:
+        return UserError(f"{said}.")
+    return UserError(
+        f"{said}; if you trust the package, give --trust {package}, {VARIABLE}={package} or "
+        f'trust=["{package}"].'
+    )
+
+
+def imported(class_path: Any) -> Any:
+    """The object of a path that jsonargparse has let pass."""
+    module, _, name = str(class_path).rpartition(".")
+    return getattr(importlib.import_module(module), name)
