@@ -13,6 +13,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import to_bytes
+from lgpl.text.pretrained import load_pretrained
 from lgpl.tokenizer.perceptual import LPIPS
 
 
@@ -78,21 +79,9 @@ class CLIPScore(MeanMetric):
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        try:
-            from transformers import AutoTokenizer, CLIPModel
-        except ImportError as error:
-            raise UserError(
-                "CLIP needs transformers, which is not installed: pip install 'lgpl[text]'."
-            ) from error
-        try:
-            with torch.random.fork_rng(devices=[]):
-                self.clip = CLIPModel.from_pretrained(model).eval().requires_grad_(False)
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"The CLIP model {model} can be neither read nor fetched ({reason})."
-            ) from error
+        self.tokenizer, self.clip = load_pretrained(
+            model, "The CLIP model", lambda transformers, _: transformers.CLIPModel
+        )
         self.size = self.clip.config.vision_config.image_size
         self.length = self.clip.config.text_config.max_position_embeddings
         # What every CLIP was trained with.

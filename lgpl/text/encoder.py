@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lgpl.errors import UserError
 from lgpl.text.captions import clean
+from lgpl.text.pretrained import load_pretrained
 
 MINILM = "minilm"
 T5_TYPES = ("t5", "mt5", "umt5")
@@ -74,29 +75,13 @@ class TextEncoder:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            try:
-                import transformers
-            except ImportError as error:
-                raise UserError(
-                    "Text encoders need transformers: pip install 'lgpl[text]'."
-                ) from error
             source = _minilm_folder() if self.name == MINILM else self.name
-            try:
-                config = transformers.AutoConfig.from_pretrained(source)
-                kind = (
-                    transformers.T5EncoderModel
-                    if config.model_type in T5_TYPES
-                    else transformers.AutoModel
-                )
-                tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-                model = kind.from_pretrained(source, dtype=self.dtype)
-            except (OSError, ValueError) as error:
-                reason = str(error).strip().split("\n")[0]
-                raise UserError(
-                    f"The text encoder {self.name!r} cannot be loaded: {reason}"
-                ) from error
-            self._loaded = tokenizer, model.eval().requires_grad_(False)
+            self._loaded = load_pretrained(source, "The text encoder", _encoder, dtype=self.dtype)
         return self._loaded
+
+
+def _encoder(transformers: Any, config: Any) -> Any:
+    return transformers.T5EncoderModel if config.model_type in T5_TYPES else transformers.AutoModel
 
 
 def _minilm_folder() -> str:

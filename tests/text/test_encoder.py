@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,3 +86,77 @@ def test_t5_family_by_path(tmp_path: Path) -> None:
 )
 def test_clean(raw: str, cleaned: str) -> None:
     assert clean(raw) == cleaned
+
+
+def folder_of(path: Path, **config: Any) -> str:
+    """A T5 in a folder that is sound but for what its config says."""
+    import transformers
+
+    from lgpl.text.encoder import _minilm_folder
+
+    sizes = {"vocab_size": 30522, "d_model": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    made = transformers.T5EncoderModel(transformers.T5Config(**sizes, d_kv=8))
+    made.save_pretrained(path)
+    transformers.AutoTokenizer.from_pretrained(_minilm_folder()).save_pretrained(path)
+    known = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(known | config))
+    return str(path)
+
+
+@pytest.mark.parametrize("whose", ["model", "tokenizer"])
+def test_code_of_a_folder_is_not_run_whatever_the_answer(tmp_path: Path, whose: str) -> None:
+    """transformers would ask on standard input, and take a `y`."""
+    name = folder_of(tmp_path / "own")
+    own = {"auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M", "AutoTokenizer": ["own.T", 0]}}
+    file = Path(name, "config.json" if whose == "model" else "tokenizer_config.json")
+    named = {"model_type": "own"} if whose == "model" else {"tokenizer_class": "T"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own | named))
+    Path(name, "own.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    script = f"from lgpl.text import TextEncoder\nTextEncoder({name!r}).encode(['cat'])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], input="y\n" * 9, capture_output=True, text=True
+    )
+    if whose == "model":  # of a tokenizer of its own transformers takes a known one's place
+        assert "UserError: The text encoder: " in done.stderr and "custom code" in done.stderr
+    assert "[y/N]" not in done.stdout and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_does_not_choose_the_attention(tmp_path: Path, key: str) -> None:
+    """Kernels are fetched from the hub and run where it does."""
+    encoder = TextEncoder(folder_of(tmp_path, **{key: "somebody/kernel"}), max_length=8)
+    plain = TextEncoder(folder_of(tmp_path / "plain"), max_length=8)
+    for made in (encoder, plain):
+        assert made.encode(["a cat"])[0].shape == (4, 16)
+        assert made._load()[1].config._attn_implementation == "sdpa"
+
+
+def test_pickled_code_for_weights_is_not_run(tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    name = folder_of(tmp_path / "model")
+    torch.save({"shared.weight": Code()}, f"{name}/pytorch_model.bin")
+    assert TextEncoder(name, max_length=8).encode(["cat"])  # safetensors go first
+    Path(name, "model.safetensors").unlink()
+    with pytest.raises(UserError, match="pickled code, which is never run here"):
+        TextEncoder(name).encode(["cat"])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "t5", "quantization_config": {"quant_method": "fp8"}}'),
+        ("config.json", "{" * 100000),
+        ("tokenizer.json", "{}"),
+        ("model.safetensors", "x"),
+    ],
+)
+def test_a_damaged_folder_is_told_in_a_sentence(tmp_path: Path, file: str, content: str) -> None:
+    name = folder_of(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=r"^The text encoder: '.*' cannot be loaded: [^\n]+$"):
+        TextEncoder(name).encode(["cat"])

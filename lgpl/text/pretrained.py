@@ -1,0 +1,65 @@
+"""Models of the transformers library, from a hub or a folder, that run nothing of what they bring."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lgpl.errors import UserError
+
+# PyTorch's own. A config may name others, up to kernels that transformers fetches and runs.
+ATTENTION = ("sdpa", "eager")
+
+
+def load_pretrained(
+    source: str, what: str, choose: Callable[[Any, Any], Any], **options: Any
+) -> tuple[Any, Any]:
+    """Tokenizer and frozen model in evaluation mode.
+
+    Args:
+        source: name on the hub, or folder.
+        what: whose it is, for the message.
+        choose: the model's class, given transformers and the config.
+        options: of its `from_pretrained`.
+
+    Raises:
+        UserError: transformers is missing; or the model can be neither read nor fetched, brings
+            code of its own, or is stored in a form that needs other packages.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"{what} needs transformers, which is not installed: pip install 'lgpl[text]'."
+        ) from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError("its weights are quantised; give the model that it was made from")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = _model(choose(transformers, config), source, config, options)
+    except Exception as error:  # it is anybody's folder
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch recommends to run it
+            reason = "its weights are pickled code, which is never run here; ask for safetensors"
+        raise UserError(f"{what}: {source!r} cannot be loaded: {reason}") from error
+    return tokenizer, model.eval().requires_grad_(False)
+
+
+def _model(kind: Any, source: str, config: Any, options: dict[str, Any]) -> Any:
+    if any(Path(source).glob("*.safetensors")):
+        options["use_safetensors"] = True
+    for attention in ATTENTION:
+        try:
+            with torch.random.fork_rng(devices=[]):  # weights that lack are drawn
+                return kind.from_pretrained(
+                    source, config=config, trust_remote_code=False, weights_only=True,
+                    attn_implementation=attention, **options,
+                )  # fmt: skip
+        except ValueError:
+            if attention == ATTENTION[-1]:
+                raise
