@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -16,6 +17,8 @@ from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
 from lgpl.serving.painter import Painter
+
+logger = logging.getLogger(__name__)
 
 
 class Full(Exception):
@@ -54,7 +57,7 @@ class Picture:
     sampling: Sampling
     seed: int
     partial: int
-    show: Callable[[bytes | Exception, bool], None]
+    show: Callable[[bytes | BaseException, bool], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -70,6 +73,7 @@ class PictureQueue:
         self._pictures: deque[Picture] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._error: BaseException | None = None
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -86,35 +90,54 @@ class PictureQueue:
             self._changed.notify()
 
     def has_room(self, pictures: int) -> bool:
-        """Whether so many more could be put."""
+        """Whether so many more could be put; `Ended` where none can any more."""
         with self._changed:
+            if self._closed:
+                raise Ended
             self._forget_cancelled()
             return len(self._pictures) + pictures <= self.capacity
 
     def take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[Picture]:
-        """The oldest pictures; none where the queue is empty and closed.
+        """The oldest pictures; none only where the queue is closed and empty, or not to wait.
 
         Args:
             most: pictures at the most.
             wait: for a picture where there is none.
             gather: seconds to wait for others beside it.
+
+        Raises:
+            BaseException: what the queue was closed with.
         """
         with self._changed:
-            self._forget_cancelled()
-            while wait and not self._pictures and not self._closed:
+            while True:
+                self._forget_cancelled()
+                if gather and self._pictures:
+                    self._changed.wait_for(
+                        lambda: self._closed or len(self._pictures) >= most, timeout=gather
+                    )
+                    self._forget_cancelled()
+                if self._error is not None:
+                    raise self._error
+                if self._pictures or self._closed or not wait:
+                    return [self._pictures.popleft() for _ in range(min(most, len(self)))]
                 self._changed.wait()
-                self._forget_cancelled()
-            if gather and self._pictures:
-                self._changed.wait_for(
-                    lambda: self._closed or len(self._pictures) >= most, timeout=gather
-                )
-                self._forget_cancelled()
-            return [self._pictures.popleft() for _ in range(min(most, len(self._pictures)))]
 
-    def close(self) -> None:
-        """Take no more; what waits can still be taken."""
+    def drain(self) -> list[Picture]:
+        """All that wait, also where the queue was closed with an error."""
         with self._changed:
-            self._closed = True
+            pictures = list(self._pictures)
+            self._pictures.clear()
+            return pictures
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more."""
+        return self._closed
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Take no more; what waits can still be taken, unless there is an error to raise there."""
+        with self._changed:
+            self._closed, self._error = True, self._error or error
             self._changed.notify()
 
     def _forget_cancelled(self) -> None:
@@ -124,6 +147,9 @@ class PictureQueue:
 class Engine(ABC):
     """Whatever draws for the server, in a thread of its own, what waits in a queue; one more thread
     paints what is drawn.
+
+    Nothing that a picture, its client or the metrics do ends the thread. Where it ends all the
+    same before it is closed, `failure` says why, and every picture is answered with `Ended`.
 
     Args:
         module: a generator with its tokenizer, ready to decode; its text encoder is loaded here.
@@ -153,7 +179,9 @@ class Engine(ABC):
             self._encode("a picture")  # loads the text encoder, or tells what is missing
         self._queue = PictureQueue(capacity)
         self._painting = ThreadPoolExecutor(1, "lgpl-painter")  # one: in the order of the steps
-        self._thread = threading.Thread(target=self._run, name="lgpl-engine", daemon=True)
+        self.failure: BaseException | None = None
+        self._drawing: set[Picture] = set()  # taken from the queue, neither drawn nor refused
+        self._thread = threading.Thread(target=self._work, name="lgpl-engine", daemon=True)
 
     @property
     def waiting(self) -> int:
@@ -163,7 +191,7 @@ class Engine(ABC):
     @property
     def alive(self) -> bool:
         """Whether it draws; False once it is closed or has failed for good."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self.failure is None
 
     def prepare(self, prompt: str) -> Prompt:
         """What a prompt says; a UserError where it says nothing that can be drawn."""
@@ -173,7 +201,7 @@ class Engine(ABC):
         return Prompt(self._of_text(features, length), length)
 
     def has_room(self, pictures: int) -> bool:
-        """Whether so many more could be submitted."""
+        """Whether so many more could be submitted; `Ended` where none can any more."""
         return self._queue.has_room(pictures)
 
     def submit(self, pictures: Sequence[Picture]) -> None:
@@ -188,15 +216,52 @@ class Engine(ABC):
 
     def paint(self, picture: Picture, codes: Tensor, whole: bool) -> None:
         """Have codes [rows, columns] of a picture shown, by the thread that paints."""
-        self._painting.submit(self._paint, picture, codes, whole)
+        try:
+            self._painting.submit(self._paint, picture, codes, whole)
+        except RuntimeError as error:  # there is no thread to be had
+            self._refuse(picture, error)
+        if whole:
+            self._drawing.discard(picture)
 
     def _paint(self, picture: Picture, codes: Tensor, whole: bool) -> None:
         if picture.cancelled.is_set():
             return
         try:
-            picture.show(self._painter.png(codes), whole)
-        except Exception as error:  # one picture fails, the engine goes on
-            picture.show(error, True)
+            shown: bytes | BaseException = self._painter.png(codes)
+        except BaseException as error:  # one picture fails, the thread goes on
+            shown, whole = error, True
+        _show(picture, shown, whole)
+
+    def _take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[Picture]:
+        """`PictureQueue.take`, of what is to be drawn now."""
+        pictures = self._queue.take(most, wait, gather)
+        self._drawing.update(pictures)
+        return pictures
+
+    def _refuse(self, picture: Picture, error: BaseException) -> None:
+        """Answer a picture with what went wrong."""
+        self._drawing.discard(picture)
+        _show(picture, error, True)
+
+    def _count(self, pictures: int) -> None:
+        """Report a batch."""
+        try:
+            self.on_batch(pictures)
+        except Exception:  # what counts is not what draws
+            logger.exception("A batch of %d could not be counted.", pictures)
+
+    def _work(self) -> None:
+        """The thread: it draws, and however it ends, nobody waits for it in vain."""
+        try:
+            self._run()
+            if not self._queue.closed:
+                raise RuntimeError("The engine has returned.")
+        except BaseException as error:  # of any kind: there is no other thread that draws
+            logger.critical("The engine has ended.", exc_info=error)
+            self.failure = error
+        self._queue.close()
+        for picture in [*self._drawing, *self._queue.drain()]:
+            self._refuse(picture, Ended())
 
     def _encode(self, prompt: str) -> tuple[Tensor, int]:
         """Features [L, F] of a text, padded at the left, and how many positions are its own."""
@@ -214,7 +279,16 @@ class Engine(ABC):
 
     @abstractmethod
     def _run(self) -> None:
-        """Draw until the queue is closed and empty; the thread, which the subclass starts."""
+        """Draw until the queue is closed and empty, in the thread, which the subclass starts."""
+
+
+def _show(picture: Picture, shown: bytes | BaseException, whole: bool) -> None:
+    """Give a picture, or what went wrong, to whoever waits for it."""
+    try:
+        picture.show(shown, whole)
+    except Exception:  # as where the client's event loop is closed
+        picture.cancelled.set()
+        logger.warning("Nobody could be given a picture.", exc_info=True)
 
 
 def class_of(prompt: str, classes: int) -> int:

@@ -32,7 +32,7 @@ class Error(BaseModel):
 
 # Of a request for pictures, for the API's own description.
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Error} for status in (400, 401, 413, 429, 500, 503, 504)
+    status: {"model": Error} for status in (400, 401, 408, 413, 415, 421, 429, 500, 503, 504)
 }
 
 
@@ -59,6 +59,10 @@ class APIError(Exception):
         # ASCII: a name of a field may hold what UTF-8 does not.
         content = json.dumps(self.body)
         return Response(content, self.status, HEADERS.get(self.status), "application/json")
+
+
+def engine_ended() -> APIError:
+    return APIError(503, "No pictures are drawn any more.", None, "engine_ended")
 
 
 def add_handlers(app: FastAPI, metrics: Metrics) -> None:

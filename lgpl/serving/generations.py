@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
 from lgpl.serving.engine import Ended, Engine, Full, Picture, Prompt
-from lgpl.serving.errors import APIError
+from lgpl.serving.errors import APIError, engine_ended
 from lgpl.serving.limits import Limits
 from lgpl.serving.metrics import Metrics
 from lgpl.serving.schema import Image, Images, ImagesRequest, Usage
@@ -38,13 +38,13 @@ class Drawing:
 
     def __init__(self, prompt: Prompt, sampling: Sampling, seeds: range, partial: int) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, bytes | Exception, bool]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, bytes | BaseException, bool]] = asyncio.Queue()
         self.pictures = [
             Picture(prompt, sampling, seed, partial, self._show(i)) for i, seed in enumerate(seeds)
         ]
 
-    def _show(self, i: int) -> Callable[[bytes | Exception, bool], None]:
-        def show(png: bytes | Exception, whole: bool) -> None:  # in the engine's thread
+    def _show(self, i: int) -> Callable[[bytes | BaseException, bool], None]:
+        def show(png: bytes | BaseException, whole: bool) -> None:  # in the engine's thread
             self._loop.call_soon_threadsafe(self._events.put_nowait, (i, png, whole))
 
         return show
@@ -53,7 +53,7 @@ class Drawing:
         """Place in the request, PNG, and whether it is whole.
 
         Raises:
-            APIError: the engine failed, or it takes more than `seconds`.
+            APIError: the engine failed or has ended, or it takes more than `seconds`.
         """
         deadline, left = time.monotonic() + seconds, len(self.pictures)
         while left:
@@ -62,7 +62,9 @@ class Drawing:
                 i, png, whole = await asyncio.wait_for(self._events.get(), wait)
             except asyncio.TimeoutError:
                 raise _late(seconds) from None
-            if isinstance(png, Exception):
+            if isinstance(png, Ended):
+                raise engine_ended()
+            if isinstance(png, BaseException):
                 raise APIError(
                     500, "The picture could not be drawn.", None, "engine_error"
                 ) from png
@@ -148,8 +150,19 @@ class Generations:
 
     async def _submit(self, body: ImagesRequest) -> Drawing:
         """Put a request into the engine's queue."""
-        if not self.engine.has_room(body.n):  # before the work of reading the prompt
-            raise _full()
+        try:
+            if not self.engine.has_room(body.n):  # before the work of reading the prompt
+                raise Full
+            drawing = await self._prepare(body)
+            self.engine.submit(drawing.pictures)
+        except Full:
+            raise _full() from None
+        except Ended:
+            raise engine_ended() from None
+        return drawing
+
+    async def _prepare(self, body: ImagesRequest) -> Drawing:
+        """What a request asks for."""
         try:
             reading = asyncio.to_thread(self.engine.prepare, body.prompt)
             prompt = await asyncio.wait_for(reading, self.limits.seconds)
@@ -161,14 +174,8 @@ class Generations:
         chosen = {name: value for name, value in given.items() if value is not None}
         sampling = Sampling(**{**vars(self.defaults), **chosen})
         first = secrets.randbits(32) if body.seed is None else body.seed
-        drawing = Drawing(prompt, sampling, range(first, first + body.n), body.partial_images or 0)
-        try:
-            self.engine.submit(drawing.pictures)
-        except Full:
-            raise _full() from None
-        except Ended:
-            raise APIError(503, "No pictures are drawn any more.", None, "engine_ended") from None
-        return drawing
+        seeds = range(first, first + body.n)
+        return Drawing(prompt, sampling, seeds, body.partial_images or 0)
 
     async def _whole(self, request: Request, drawing: Drawing) -> Images:
         """All pictures, unless the client leaves before."""

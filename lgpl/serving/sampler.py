@@ -49,9 +49,10 @@ class SamplerEngine(Engine):
         return features
 
     def _run(self) -> None:
-        while batch := self._queue.take(self.batch_size, gather=GATHER):
-            self.on_batch(len(batch))
+        while batch := self._take(self.batch_size, gather=GATHER):
+            self._count(len(batch))
             self._try(batch)
+            self._drawing.clear()  # of what was abandoned
 
     def _try(self, batch: list[Picture]) -> None:
         """Draw a batch; in halves, as all from then on, where the device's memory is too small."""
@@ -61,14 +62,14 @@ class SamplerEngine(Engine):
             return
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
-                batch[0].show(error, True)
+                self._refuse(batch[0], error)
                 return
             self.batch_size = half = len(batch) // 2
             self._try(batch[:half])
             self._try(batch[half:])
         except Exception as error:  # one batch fails, the server goes on
             for picture in batch:
-                picture.show(error, True)
+                self._refuse(picture, error)
 
     def _draw(self, batch: list[Picture]) -> None:
         rows, columns = self.module.model.grid
