@@ -6,12 +6,12 @@ Nothing is read whole: fifty thousand images of 256 px are ten gigabytes.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from lgpl.atomic import atomic_file, write_text
 from lgpl.data import ShardDataModule
 from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
@@ -26,11 +27,11 @@ from lgpl.data.store import is_url
 from lgpl.data.streams import Place
 from lgpl.data.transforms import CENTER_CROP, center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
+from lgpl.metrics.npz import DAMAGED, Member, member
 from lgpl.metrics.ranks import place
 
-MEMBER = "arr_0.npy"
-# What reading an npz raises where it is cut short or damaged.
-DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+IMAGES = "arr_0"  # ADM's name for them in an npz
+LARGEST_IMAGE = 2**22  # pixels of one in an npz; a batch of them is read at once
 NO_CROP = "none: as they are"
 
 
@@ -144,28 +145,31 @@ class NpzImages:
 
     def __init__(self, path: str) -> None:
         self.source = self.path = path
-        with self._open() as file:
-            shape, _, dtype = self._header(file)
+        with member(path, IMAGES) as images:
+            shape, dtype, order = images.shape, images.dtype, images.order
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise UserError(
                 f"{path}: arr_0 is {dtype} {[*shape]}; it should be uint8 [N, H, W, 3]."
             )
+        if order != "C":
+            raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
         self.count, self.shape = shape[0], shape[1:]
         self.size = shape[1]
+        if not 0 < self.shape[0] * self.shape[1] <= LARGEST_IMAGE:
+            raise UserError(
+                f"{path}: images of {self.shape[1]}x{self.shape[0]} pixels; they should have 1 to "
+                f"{LARGEST_IMAGE} pixels."
+            )
         self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
 
     def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
-        with self._open() as file:
-            self._header(file)
-            each, start = int(np.prod(self.shape)), file.tell()
+        each = math.prod(self.shape)
+        with member(self.path, IMAGES) as images:
             for first in range(rank.index * size, self.count, rank.count * size):
                 wanted = min(size, self.count - first)
-                try:
-                    if rank.count > 1:
-                        file.seek(start + first * each)
-                    data = file.read(wanted * each)
-                except DAMAGED as error:
-                    raise UserError(f"{self.path} is damaged ({error}).") from error
+                if rank.count > 1:
+                    images.file.seek(images.start + first * each)
+                data = self._read(images, wanted * each)
                 if len(data) < wanted * each:
                     raise UserError(
                         f"{self.path} ends after {first + len(data) // each} of its {self.count} "
@@ -174,30 +178,11 @@ class NpzImages:
                 pixels = np.frombuffer(data, np.uint8).reshape(wanted, *self.shape)
                 yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
-    def _open(self) -> Any:
+    def _read(self, images: Member, size: int) -> bytes:
         try:
-            return zipfile.ZipFile(self.path).open(MEMBER)
+            return images.file.read(size)
         except DAMAGED as error:
-            raise UserError(f"{self.path} cannot be read as an npz ({error}).") from error
-        except KeyError as error:
-            raise UserError(
-                f"{self.path} holds no arr_0, the images as uint8 [N, H, W, 3]."
-            ) from error
-
-    def _header(self, file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-        try:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read(file)
-        except DAMAGED as error:
-            raise UserError(f"{self.path}: arr_0 cannot be read ({error}).") from error
-        if fortran:
-            raise UserError(f"{self.path}: arr_0 is in Fortran's order; save it in C's.")
-        return shape, fortran, dtype
+            raise UserError(f"{self.path} is damaged ({error}).") from error
 
 
 class SampleFile:
@@ -227,7 +212,7 @@ class SampleFile:
                 if not same:
                     path.unlink(missing_ok=True)
                     self.partial.unlink(missing_ok=True)
-                    described.write_text(text)
+                    write_text(described, text)
                 self.partial.touch()
         except OSError as error:
             raise UserError(f"--npz: {path} cannot be written ({error}).") from error
@@ -266,9 +251,8 @@ class SampleFile:
         """The npz takes its name when it is whole."""
         if self.path.exists():
             return
-        half = Path(f"{self.path}.half")
-        write_npz(half, (self.read(i, i + 1) for i in range(self.total)), self.total, self.size)
-        os.replace(half, self.path)
+        with atomic_file(self.path) as file:
+            write_npz(file, (self.read(i, i + 1) for i in range(self.total)), self.total, self.size)
         self.partial.unlink()
 
 
@@ -280,11 +264,11 @@ def _stamp(path: str | Path) -> list[float]:
     return [found.st_size, found.st_mtime]
 
 
-def write_npz(path: Path, images: Iterator[Tensor], total: int, size: int) -> None:
+def write_npz(path: Path | BinaryIO, images: Iterator[Tensor], total: int, size: int) -> None:
     """`arr_0`, uint8 [N, H, W, 3], of uint8 [B, 3, H, W], as ADM's evaluator takes it."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (total, size, size, 3)}
     with zipfile.ZipFile(path, "w") as archive:
-        with archive.open(MEMBER, "w", force_zip64=True) as file:
+        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_2_0(file, header)  # type: ignore[arg-type]
             for part in images:
                 file.write(part.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())

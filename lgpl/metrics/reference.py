@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 import lgpl
+from lgpl.atomic import atomic_file
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.gaussian import Gaussian
-from lgpl.metrics.images import DAMAGED, Images, NpzImages, open_images, resize
+from lgpl.metrics.images import Images, NpzImages, open_images, resize
+from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.ranks import place
 from lgpl.metrics.summary import ImageSet, Summary
 
 CACHE = "runs/references"
+# All that is read of an npz of statistics, ours or ADM's.
+ARRAYS = ("provenance", "count", "mu", "sigma", "mu_s", "sigma_s", "features")
 ADM_COUNT = 10_000  # images behind a reference batch that does not say its number
 NEIGHBOURS = 10_000  # images of a reference whose features are kept, as many as ADM's batches hold
 
@@ -47,7 +49,7 @@ def reference(
     Raises:
         UserError: it is of another extractor or resolution, or it is no reference.
     """
-    names = _members(source) if source.endswith(".npz") else []
+    names = names_in(source) if source.endswith(".npz") else []
     if "provenance" in names:
         return read_summary(source, extractor, image_size)
     adm = "mu" in names and "sigma" in names
@@ -164,9 +166,8 @@ def write_summary(path: Path, summary: Summary, provenance: dict[str, Any]) -> N
         arrays["features"] = summary.features.cpu().numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-        np.savez(partial, **arrays)
-        os.replace(partial, path)
+        with atomic_file(path) as file:
+            np.savez(file, **arrays)
     except OSError as error:
         raise UserError(f"The reference {path} cannot be written ({error}).") from error
 
@@ -179,13 +180,13 @@ def read_summary(
     Raises:
         UserError: it is damaged, or of another extractor or resolution.
     """
-    arrays = _load(path)
+    arrays = read_arrays(path, ARRAYS)
     try:
-        provenance = json.loads(str(arrays["provenance"]))
+        provenance = dict(json.loads(str(arrays["provenance"])))
         count = int(arrays["count"])
         pooled = _gaussian(arrays, "", count)
         spatial = _gaussian(arrays, "_s", count) if "mu_s" in arrays else None
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is no whole file of reference statistics ({error}).") from error
     for key, wanted, option in (
         ("extractor", extractor.name, "--extractor"),
@@ -197,12 +198,12 @@ def read_summary(
                 f"{path} is a reference of {key} {provenance.get(key)}, but the images are "
                 f"evaluated with {wanted}; make both equal ({option})."
             )
-    features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
+    features = _numbers(arrays, "features") if "features" in arrays else None
     return Summary(pooled, spatial, features), provenance
 
 
 def _adm(path: str, features: Tensor | None) -> Summary:
-    arrays = _load(path)
+    arrays = read_arrays(path, ARRAYS)
     spatial = None
     if "mu_s" in arrays and "sigma_s" in arrays:
         spatial = _gaussian(arrays, "_s", ADM_COUNT)
@@ -210,9 +211,7 @@ def _adm(path: str, features: Tensor | None) -> Summary:
 
 
 def _gaussian(arrays: dict[str, np.ndarray], suffix: str, count: int) -> Gaussian:
-    mean, covariance = (
-        torch.from_numpy(arrays[f"{name}{suffix}"]).double() for name in ("mu", "sigma")
-    )
+    mean, covariance = (_numbers(arrays, f"{name}{suffix}").double() for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(
             f"The reference's mu{suffix} is {[*mean.shape]} and its sigma{suffix} "
@@ -221,18 +220,8 @@ def _gaussian(arrays: dict[str, np.ndarray], suffix: str, count: int) -> Gaussia
     return Gaussian(mean, covariance, count)
 
 
-def _members(path: str) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except DAMAGED as error:
-        raise UserError(f"{path} cannot be read as an npz ({error}).") from error
-
-
-def _load(path: str) -> dict[str, np.ndarray]:
-    """All arrays but the images; nothing that pickle would have to load."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name != "arr_0"}
-    except DAMAGED as error:
-        raise UserError(f"{path} cannot be read as an npz of plain arrays ({error}).") from error
+def _numbers(arrays: dict[str, np.ndarray], name: str) -> Tensor:
+    array = arrays[name]
+    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise UserError(f"The reference's {name} holds {array.dtype} that are no finite numbers.")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))

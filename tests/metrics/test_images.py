@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from lgpl.data.streams import Place
 from lgpl.errors import UserError
 from lgpl.metrics import Inception, figures
+from lgpl.metrics import npz as npz_files
 from lgpl.metrics.extractors import Extractor, ModuleFeatures
 from lgpl.metrics.images import SampleFile, open_images, resize, write_npz
 from lgpl.metrics.reference import read_summary, reference, summarise, write_summary
@@ -82,6 +85,74 @@ def test_an_npz_of_another_layout_is_refused(
     with pytest.raises(UserError, match="no pictures in this folder"):
         (tmp_path / "empty").mkdir()
         open_images(str(tmp_path / "empty"))
+
+
+def zipped(path: Path, name: str, shape: Any, zeros: int, descr: str = "|u1") -> str:
+    """An npz whose array claims a shape, and has so many bytes of zeros behind its header."""
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_2_0(file, header)
+            for first in range(0, zeros, 2**20):
+                file.write(bytes(min(2**20, zeros - first)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "zeros", "said"),
+    [
+        ((1, 2**13, 2**13, 3), 3 * 2**26, "would unpack to .* more than 100 times"),
+        ((4000, 128, 128, 3), 4000 * 3 * 2**14, "would unpack to .* more than 100 times"),
+        ((1, 2**11, 2**12, 3), 3 * 2**23, "should have 1 to 4194304 pixels"),
+        ((2**32, 2**32, 1, 3), 100, "takes 55340232221128654848 bytes and has 100"),
+        ((2**62, 4, 4, 3), 48, "takes .* bytes and has 48"),
+        ((2, 8, 8, 3), 100, "takes 384 bytes and has 100"),
+        ((0, 0, 0, 3), 0, "should have 1 to 4194304 pixels"),
+        ((-1, 8, 8, 3), 192, "cannot be read"),
+    ],
+)
+def test_an_npz_is_measured_before_it_is_read(
+    tmp_path: Path, shape: tuple[int, ...], zeros: int, said: str
+) -> None:
+    path = zipped(tmp_path / "a.npz", "arr_0", shape, zeros)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=said):
+        open_images(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
+
+
+def test_a_long_header_is_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        content = np.lib.format.magic(2, 0) + (2**31).to_bytes(4, "little") + b" " * 10**6
+        archive.writestr("arr_0.npy", content)
+    with pytest.raises(UserError, match="a header of 2147483648 bytes"):
+        open_images(str(tmp_path / "a.npz"))
+
+
+def test_of_statistics_only_known_arrays_of_bounded_size_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inception = extractor()
+    inception.name = "inception"
+    wide = zipped(tmp_path / "wide.npz", "mu", (2**12, 2**12), 8 * 2**24, "<f8")
+    with zipfile.ZipFile(wide, "a") as archive:
+        archive.writestr("sigma.npy", b"")
+    with pytest.raises(UserError, match="would unpack to"):
+        reference(wide, inception, 16)
+    stored = tmp_path / "stored.npz"
+    np.savez(stored, mu=np.zeros(4), sigma=np.eye(4, order="F"))
+    with zipfile.ZipFile(stored, "a") as archive:
+        archive.writestr("other.npy", b"never looked at")
+    summary, _ = reference(str(stored), inception, 16)
+    assert torch.equal(summary.pooled.covariance, torch.eye(4, dtype=torch.float64))
+    for mu in (np.array(["a"] * 4), np.full(4, np.nan), np.zeros(4, complex)):
+        np.savez(stored, mu=mu, sigma=np.eye(4))
+        with pytest.raises(UserError, match=r"mu holds .* no finite numbers"):
+            reference(str(stored), inception, 16)
+    np.savez(stored, mu=np.zeros(4), sigma=np.eye(4))
+    monkeypatch.setattr(npz_files, "LARGEST_WHOLE", 100)
+    with pytest.raises(UserError, match="sigma of 4x4 takes 128 bytes; no statistics are larger"):
+        reference(str(stored), inception, 16)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

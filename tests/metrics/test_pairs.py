@@ -106,5 +106,5 @@ def test_clip_score_is_the_mean_cosine_of_the_models_features(tmp_path: Path) ->
 
 
 def test_missing_clip_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="The CLIP model: .* cannot be loaded"):
+    with pytest.raises(UserError, match=r"The CLIP model: .* cannot be loaded"):
         CLIPScore(str(tmp_path / "none"))

@@ -1,0 +1,141 @@
+"""Npz files of anybody: an array's shape and size are held against bounds before it is read."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Literal
+
+import numpy as np
+
+from lgpl.errors import UserError
+
+# What reading an npz raises where it is cut short, damaged, or in a form that Python lacks.
+DAMAGED = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error,
+           zipfile.BadZipFile)  # fmt: skip
+LONGEST_HEADER = 4096  # bytes of what stands before an array
+LARGEST_RATIO = 100  # of an array to what it takes in the file; flat images may come to it,
+SMALL = 64 * 2**20  # bytes up to which the ratio is nobody's business
+LARGEST_WHOLE = 2**30  # bytes of an array that is read at once, such as 8192 x 8192 covariances
+
+
+@dataclass(frozen=True)
+class Member:
+    """An array in an npz, open where its data begins.
+
+    Attributes:
+        file: its bytes.
+        shape: of the array.
+        order: of its bytes, C's or Fortran's (F).
+        dtype: of the array; never one that pickle would have to load.
+        start: place of the data in the file, bytes.
+    """
+
+    file: IO[bytes]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype
+    start: int
+
+
+def names_in(path: str) -> list[str]:
+    """Names of the arrays.
+
+    Raises:
+        UserError: the file is no npz.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except DAMAGED as error:
+        raise UserError(f"{path} cannot be read as an npz ({error}).") from error
+
+
+@contextmanager
+def member(path: str, name: str) -> Iterator[Member]:
+    """Open an array.
+
+    Raises:
+        UserError: the file is no npz or lacks the array; or the array is none of plain values,
+            claims another size than it has, or would unpack to many times what it takes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(f"{name}.npy")
+            _check_ratio(info)
+            with archive.open(info) as file:
+                shape, order, dtype, start = _header(file)
+                size = math.prod(shape) * dtype.itemsize  # Python's numbers do not overflow
+                if size != info.file_size - start:
+                    raise ValueError(
+                        f"{name} of {_by(shape)} {dtype} takes {size} bytes and has "
+                        f"{info.file_size - start}"
+                    )
+                yield Member(file, shape, order, dtype, start)
+    except UserError:
+        raise
+    except DAMAGED as error:
+        raise UserError(f"{path} cannot be read as an npz of plain arrays ({error}).") from error
+    except KeyError as error:
+        raise UserError(f"{path} holds no {name}.") from error
+
+
+def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Those of the named arrays that the file has; no others are looked at.
+
+    Raises:
+        UserError: see `member`; or an array is too large.
+    """
+    found = {}
+    for name in dict.fromkeys(names_in(path)):
+        if name not in names:
+            continue
+        with member(path, name) as opened:
+            size = math.prod(opened.shape) * opened.dtype.itemsize
+            if size > LARGEST_WHOLE:
+                raise UserError(
+                    f"{path}: {name} of {_by(opened.shape)} takes {size} bytes; no statistics are "
+                    f"larger than {LARGEST_WHOLE}."
+                )
+            flat = np.frombuffer(opened.file.read(size), opened.dtype)
+            found[name] = flat.reshape(opened.shape, order=opened.order).copy()
+    return found
+
+
+def _check_ratio(info: zipfile.ZipInfo) -> None:
+    if info.file_size > max(SMALL, LARGEST_RATIO * info.compress_size):
+        raise ValueError(
+            f"{info.filename} of {info.compress_size} bytes would unpack to {info.file_size}, more "
+            f"than {LARGEST_RATIO} times as much"
+        )
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
+    """Shape, order, type and where the data begins."""
+    start = file.read(12)
+    version = np.lib.format.read_magic(io.BytesIO(start))
+    digits = 2 if version == (1, 0) else 4
+    length = int.from_bytes(start[8 : 8 + digits], "little")
+    if not 0 < length <= LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    end = 8 + digits + length
+    stream = io.BytesIO(start + file.read(max(0, end - len(start))))
+    np.lib.format.read_magic(stream)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(stream)
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError("an array of objects, which only pickle could load")
+    return shape, "F" if fortran else "C", dtype, end
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "one"
