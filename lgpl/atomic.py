@@ -38,8 +38,6 @@ class PartialFile:
 
     def commit(self) -> None:
         """Take the final name, in place of what had it."""
-        self.file.flush()
-        os.fsync(self.file.fileno())  # or a power cut could leave the name without the content
         self.file.close()
         os.replace(self.partial, self.path)
 

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import (
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lgpl.atomic import write_text
 from lgpl.callbacks import EMA, SkippedSamples
 from lgpl.checkpoints import (
     SelfDescribing,
@@ -70,8 +71,13 @@ class SaveTrainingConfig(SaveConfigCallback):
     """Writes config.yaml beside the logs of a fit; the other commands leave nothing behind."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.logger is not None:
-            super().setup(trainer, pl_module, stage)
+        if stage != "fit" or trainer.logger is None:
+            return
+        folder = trainer.log_dir  # all ranks must ask for it
+        if trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            config = self.parser.dump(self.config, skip_none=False)
+            write_text(Path(folder, self.config_filename), config)
 
 
 class CommandLine(LightningCLI):
@@ -86,7 +92,6 @@ class CommandLine(LightningCLI):
             ShardDataModule,
             subclass_mode_model=True,
             save_config_callback=SaveTrainingConfig,
-            save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={"prog": "lgpl", "description": DESCRIPTION, "epilog": EPILOG},
             args=args,

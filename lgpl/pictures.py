@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lgpl.atomic import atomic_file
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 
@@ -39,13 +40,17 @@ def picture_path(path: str) -> Path:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture.
+    """Write a picture, whole or not at all.
+
+    Args:
+        path: see `picture_path`.
 
     Raises:
         UserError: it cannot be written, or is larger than its format can hold.
     """
     try:
-        picture.save(path)
+        with atomic_file(path) as file:
+            picture.save(file, Image.registered_extensions()[path.suffix.lower()])
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written ({error}).") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lgpl.atomic import atomic_file
 from lgpl.errors import UserError
 
 Curve = Sequence[tuple[float, float]]
@@ -41,6 +42,7 @@ def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
             axes.legend(fontsize="small")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        with atomic_file(path) as file:
+            figure.savefig(file, dpi=110, format=path.suffix[1:] or None)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written as a picture ({error}).") from error

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lgpl.atomic import atomic_folder, remove_partials
 from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
 from lgpl.errors import UserError
 
@@ -115,25 +116,34 @@ def _entry(content: Any) -> Any:
 def write_checkpoint(
     folder: str | Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]
 ) -> None:
-    """Write lgpl's own folder.
+    """Write lgpl's own folder, whole or not at all; one that is there is replaced.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or holds other files, which would be lost.
     """
     folder = Path(folder)
+    known = (CONFIG, WEIGHTS)
+    others = [path.name for path in folder.glob("*") if path.name not in known]
+    if others:
+        raise UserError(f"--out: {folder} holds {min(others)}; name a new folder.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-        # Last: a folder with this file is whole.
-        known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
-        names = known if kind == "generator" else {}
-        entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
-        (folder / CONFIG).write_text(entry + "\n", encoding="utf-8")
-        # safetensors writes for the owner alone, whatever the umask says.
-        (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_partials(folder)
+        with atomic_folder(folder) as partial:
+            _write(partial, kind, config, weights)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--out: {folder} cannot be written ({error}).") from error
+
+
+def _write(folder: Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
+    names = known if kind == "generator" else {}
+    entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
+    (folder / CONFIG).write_text(entry + "\n", encoding="utf-8")
+    # safetensors writes for the owner alone, whatever the umask says.
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
 def check_weights(

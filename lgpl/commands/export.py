@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser
 
+from lgpl.atomic import atomic_file
 from lgpl.checkpoints import add_trust, read_checkpoint, write_checkpoint
 from lgpl.errors import UserError
 from lgpl.llamagen import to_llamagen
@@ -41,7 +42,8 @@ def main(args: list[str]) -> None:
         content = to_llamagen(checkpoint, options.trust)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(content, out)
+            with atomic_file(out) as file:
+                torch.save(content, file)
         except (OSError, RuntimeError) as error:
             raise UserError(f"--out: {out} cannot be written ({error}).") from error
     print(f"{out}: the {checkpoint.kind} of {checkpoint.path}")

@@ -17,10 +17,12 @@ from jsonargparse import Namespace
 from torch import Tensor
 from tqdm import tqdm
 
+from lgpl.atomic import write_text
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling
 from lgpl.generator.condition import ClassCondition
+from lgpl.pictures import save
 
 MANIFEST = "sampling.json"
 PENDING = 2  # batches that wait for the detokenizer before the generator does
@@ -79,9 +81,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
                 f"--out: {folder} holds pictures, but no {MANIFEST} that says how they were drawn; "
                 "give another folder."
             )
-        part = folder / f".{MANIFEST}.{os.environ.get('RANK', '0')}.{os.getpid()}"
-        part.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(wanted, indent=2))
     except UserError:
         raise
     except (OSError, ValueError, TypeError) as error:
@@ -173,13 +173,7 @@ def _write(module: GeneratorModule, codes: Tensor, folder: Path, numbers: list[i
     with torch.cuda.stream(torch.cuda.Stream(module.device)) if gpu else contextlib.nullcontext():
         images = _decode(module, codes.to(module.device))
     for i, image in zip(numbers, images, strict=True):
-        path = _path(folder, i)
-        part = path.with_suffix(".part")
-        try:
-            to_image(image).save(part, format="PNG")
-            os.replace(part, path)
-        except OSError as error:
-            raise UserError(f"--out: {path} cannot be written ({error}).") from error
+        save(to_image(image), _path(folder, i))
 
 
 def _decode(module: GeneratorModule, codes: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
+from lgpl.atomic import write_text
 from lgpl.checkpoints import load_module
 from lgpl.commands.sample import conditions, load_generator, sample
 from lgpl.data import ShardDataModule
@@ -28,7 +29,7 @@ from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
-from lgpl.pictures import grid
+from lgpl.pictures import grid, save
 from lgpl.tokenizer.usage import CodebookUsage
 
 TRAIN, HELD_OUT = "data/emoji/train-*.tar.gz", "data/emoji/val-*.tar.gz"
@@ -66,7 +67,7 @@ def main(args: list[str]) -> None:
     metrics = measure(out)
     metrics["seconds_training"] = round(trained - begin)
     metrics["seconds_measuring"] = round(time.perf_counter() - trained)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(f"\n{table(metrics)}\n\npictures  {out}/samples.png\nfigures   {out}/metrics.json")
     print(f"curves    {Path(sys.executable).parent}/tensorboard --logdir {out}")
 
@@ -143,7 +144,7 @@ def measure(out: Path) -> dict[str, Any]:
             extractor(pictures), real, torch.tensor(target), RETRIEVAL_K
         )
     shown = [caption for caption in SHOWN if caption in captions]
-    grid(_draw(generator, shown), shown, columns=8, tile=96).save(out / "samples.png")
+    save(grid(_draw(generator, shown), shown, columns=8, tile=96), out / "samples.png")
     return metrics
 
 

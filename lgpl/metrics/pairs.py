@@ -11,7 +11,6 @@ from torchmetrics import MeanMetric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lgpl.data.transforms import normalize
-from lgpl.errors import UserError
 from lgpl.metrics.extractors import to_bytes
 from lgpl.text.pretrained import load_pretrained
 from lgpl.tokenizer.perceptual import LPIPS

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import platform
 import subprocess
 import time
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 import lgpl
+from lgpl.atomic import PartialFile, write_text
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
@@ -156,21 +156,17 @@ def commit() -> str | None:
 
 def require_writable(path: Path) -> None:
     """Raises a UserError where `write_json` would."""
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        partial.unlink()
+        PartialFile(path).discard()
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}).") from error
 
 
 def write_json(path: Path, content: Any) -> None:
     """A file that is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}).") from error

@@ -1,4 +1,4 @@
-"""Models of the transformers library, from a hub or a folder, that run nothing of what they bring."""
+"""Models of the transformers library, from a hub or a folder; nothing that they bring is run."""
 
 from __future__ import annotations
 
