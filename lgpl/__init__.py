@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path, trust: Iterable[str] = ()) -> SelfDescribing:
-    """The tokenizer or generator of a checkpoint, in evaluation mode on the CPU.
+    """The LightningModule of a checkpoint, a tokenizer or a generator, in evaluation mode on the CPU.
+
+    It comes without the perceptual loss, which only training needs.
 
     Args:
         path: a .ckpt file, the folder of a sharded run, or an exported one.
@@ -25,5 +27,6 @@ def load(path: str | Path, trust: Iterable[str] = ()) -> SelfDescribing:
         UserError: there is no such checkpoint, or it names a class that is not trusted.
     """
     from lgpl.checkpoints import load_module  # not for who wants the version alone
+    from lgpl.generator.module import PERCEPTUAL
 
-    return load_module(path, trust=trust)
+    return load_module(path, without=(PERCEPTUAL,), trust=trust)

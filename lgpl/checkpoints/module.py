@@ -101,7 +101,8 @@ def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> SelfD
 
     Args:
         config: `class_path` and `init_args`.
-        without: keys of the config that are set to None, such as a loss that is not needed.
+        without: keys of the config that are set to None where it has their parents, such as a loss that is
+            not needed.
     """
     return _built(config, without, None)
 
@@ -156,7 +157,8 @@ def _built(config: dict[str, Any], without: tuple[str, ...], kind: str | None) -
     built = copy.deepcopy(config)
     for key in without:
         *parents, last = key.split(".")
-        functools.reduce(dict.__getitem__, parents, built)[last] = None
+        inner = functools.reduce(lambda part, name: part.get(name, {}), parents, built)
+        inner[last] = None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--module", type=SelfDescribing)
     parsed = parser.parse_object({"module": built})  # nothing is built by that
