@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path, trust: Iterable[str] = ()) -> SelfDescribing:
-    """The LightningModule of a checkpoint, a tokenizer or a generator, in evaluation mode on the CPU.
+    """The LightningModule of a checkpoint, on the CPU and in evaluation mode.
 
-    It comes without the perceptual loss, which only training needs.
+    A tokenizer comes without its perceptual loss, which only training needs.
 
     Args:
         path: a .ckpt file, the folder of a sharded run, or an exported one.

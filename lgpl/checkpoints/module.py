@@ -101,8 +101,8 @@ def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> SelfD
 
     Args:
         config: `class_path` and `init_args`.
-        without: keys of the config that are set to None where it has their parents, such as a loss that is
-            not needed.
+        without: keys that are set to None where the config has their parents, such as a loss that
+            is not needed.
     """
     return _built(config, without, None)
 
