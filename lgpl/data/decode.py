@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import itertools
-import json
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +14,21 @@ import torch
 from torch import Tensor
 
 from lgpl.data.filters import Filter
-from lgpl.data.shards import Raw
+from lgpl.data.members import (
+    IMAGE_EXTENSIONS,
+    JSON_CAPTION,
+    BadSample,
+    Raw,
+    by,
+    describe,
+    features_name,
+    guarded,
+    member,
+    read_array,
+    read_caption,
+    read_json,
+    read_size,
+)
 from lgpl.data.transforms import (
     center_crop,
     image_size,
@@ -27,25 +37,14 @@ from lgpl.data.transforms import (
     ten_crops,
     to_uint8,
 )
-from lgpl.text.captions import clean
 
 Field = Literal["image", "caption", "class", "codes", "text"]
 Sample = dict[str, Any]
+Shapes = dict[Field, tuple[int, ...]]
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-LONGEST_HEADER = 4096  # bytes of an .npy file's header that are looked at
-JSON_CAPTION = "json:"  # before the key of a caption that stands in the JSON
-
-
-class BadSample(ValueError):
-    """A sample that is skipped and counted; the message is the cause, without the sample's name."""
-
-
-def features_name(caption: str) -> str:
-    """The member that holds the text features of a caption: `text.npy` for `txt`, `short.text.npy`
-    for `short.txt` and for `json:short`."""
-    name = caption.removeprefix(JSON_CAPTION) if caption.startswith(JSON_CAPTION) else caption[:-3]
-    return f"{name.rstrip('.')}.text.npy".lstrip(".")
+LARGEST_LABEL = 2**63 - 1  # that a batch's int64 holds
+MOST_CODES = 2**20  # of a sample, and text features; no model takes more, but for nothing checks
+MOST_FEATURES = 2**24
 
 
 @dataclass
@@ -93,32 +92,46 @@ class Decoder:
             names.add("json")
         return frozenset(names)
 
+    @cached_property
+    def open_shapes(self) -> tuple[Field, ...]:
+        """Fields whose shape the model leaves open, but which a batch holds in one shape."""
+        limits: dict[Field, Any] = {"codes": self.grid, "text": self.text_features}
+        return tuple(f for f in self.fields if f in limits and limits[f] is None)
+
+    def shapes(self, sample: Sample) -> Shapes:
+        """What all samples of a batch must have in common: rows and columns of the codes, width of
+        the text features, where they are open."""
+        return {f: tuple(sample[f].shape[f == "text" :]) for f in self.open_shapes}
+
     def __call__(self, raw: Raw, rng: random.Random) -> Sample:
-        """Decode one sample.
+        """Decode one sample; one of the same `open_shapes` as others can be collated with them.
 
         Raises:
             BadSample: a member is missing, broken or out of range.
             Unwanted: the filter leaves the sample out.
         """
+        return guarded(self._decode, raw, rng)
+
+    def _decode(self, raw: Raw, rng: random.Random) -> Sample:
         sample: Sample = {"key": raw["__key__"]}
         self._filter(raw)
         caption = self._choose_caption(raw, rng)
         for name in self.fields:
             if name == "image":
-                sample["image"] = self._image(_member(raw, name, IMAGE_EXTENSIONS), rng)
+                sample["image"] = self._image(member(raw, name, IMAGE_EXTENSIONS), rng)
             elif name == "caption":
                 sample["caption"] = read_caption(raw, caption)
             elif name == "class":
-                sample["class"] = self._class(_member(raw, name, ("cls",)))
+                sample["class"] = self._class(member(raw, name, ("cls",)))
             elif name == "codes":
-                sample["codes"] = self._codes(_member(raw, name, ("codes.npy",)), rng)
+                sample["codes"] = self._codes(member(raw, name, ("codes.npy",)), rng)
             elif name == "text":
-                sample["text"] = self._text(_member(raw, name, (features_name(caption),)))
+                sample["text"] = self._text(member(raw, name, (features_name(caption),)))
         return sample
 
     def _filter(self, raw: Raw) -> None:
         if self.filter.json:
-            self.filter.check_json(_json(raw))
+            self.filter.check_json(read_json(raw))
         if self.filter.reads_size:
             self.filter.check_size(*self._size(raw))
 
@@ -126,14 +139,10 @@ class Decoder:
         """Width and height of the picture, by its header or else by the JSON beside it."""
         if "image" in self.fields:
             try:
-                return image_size(_member(raw, "image", IMAGE_EXTENSIONS))
+                return image_size(member(raw, "image", IMAGE_EXTENSIONS))
             except ValueError as error:
                 raise BadSample(str(error)) from error
-        values = _json(raw)
-        try:
-            return int(values["width"]), int(values["height"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadSample("JSON without the picture's width and height") from error
+        return read_size(read_json(raw))
 
     def _choose_caption(self, raw: Raw, rng: random.Random) -> str:
         """One of the captions that the sample has; the first where nothing is to vary."""
@@ -175,127 +184,60 @@ class Decoder:
             label = int(data)
         except ValueError as error:
             raise BadSample("class that is no number") from error
-        if label < 0 or (self.num_classes is not None and label >= self.num_classes):
-            raise BadSample(f"class outside 0 to {(self.num_classes or 2**63) - 1}")
+        if not 0 <= label < (self.num_classes or LARGEST_LABEL + 1):
+            raise BadSample(f"class outside 0 to {(self.num_classes or LARGEST_LABEL + 1) - 1}")
         return label
 
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:
-        codes = _array(data, "codes")
+        codes = read_array(data, "codes")
         if codes.ndim == 3:  # of several crops
             codes = codes[rng.randrange(len(codes)) if self.augment else 0]
         if codes.ndim != 2 or codes.dtype.kind not in "iu":
-            raise BadSample(f"codes that are no integers [rows, columns] but {_describe(codes)}")
+            raise BadSample(f"codes that are no integers [rows, columns] but {describe(codes)}")
         if self.grid is not None and codes.shape != tuple(self.grid):
-            raise BadSample(
-                f"codes of {_describe(codes)} where the model's grid is {_by(self.grid)}"
-            )
-        if codes.min() < 0 or (
-            self.codebook_size is not None and codes.max() >= self.codebook_size
-        ):
-            raise BadSample(f"codes outside 0 to {(self.codebook_size or 2**63) - 1}")
+            raise BadSample(f"codes of {describe(codes)} where the model's grid is {by(self.grid)}")
+        if codes.size > MOST_CODES:
+            raise BadSample(f"codes of {describe(codes)}, more than {MOST_CODES}")
+        limit = self.codebook_size or LARGEST_LABEL + 1
+        if codes.min() < 0 or int(codes.max()) >= limit:
+            raise BadSample(f"codes outside 0 to {limit - 1}")
         return torch.from_numpy(codes.astype(np.int64))
 
     def _text(self, data: bytes) -> Tensor:
-        features = _array(data, "text features")
+        features = read_array(data, "text features")
         if features.ndim != 2 or features.dtype.kind != "f":
             raise BadSample(
-                f"text features that are no floats [length, width] but {_describe(features)}"
+                f"text features that are no floats [length, width] but {describe(features)}"
             )
         if self.text_features is not None and features.shape[1] != self.text_features:
             raise BadSample(
                 f"text features {features.shape[1]} wide where the model takes {self.text_features}"
             )
-        return torch.from_numpy(features.astype(np.float32))
+        if features.size > MOST_FEATURES:
+            raise BadSample(f"text features of {describe(features)}, more than {MOST_FEATURES}")
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
+            features = features.astype(np.float32)
+        if not np.isfinite(features).all():
+            raise BadSample("text features that are not finite")
+        return torch.from_numpy(features)
 
 
 def _has_caption(raw: Raw, name: str) -> bool:
     if not name.startswith(JSON_CAPTION):
         return name in raw
     try:
-        return isinstance(_json(raw).get(name.removeprefix(JSON_CAPTION)), str)
+        return isinstance(read_json(raw).get(name.removeprefix(JSON_CAPTION)), str)
     except BadSample:
         return False
 
 
-def read_caption(raw: Raw, name: str) -> str:
-    """The cleaned caption of a sample by its name in `data.captions`.
-
-    Raises:
-        BadSample: there is none, or it is broken or empty.
-    """
-    if name.startswith(JSON_CAPTION):
-        key = name.removeprefix(JSON_CAPTION)
-        text = _json(raw).get(key)
-        if not isinstance(text, str):
-            raise BadSample(f"JSON without the caption {key!r}")
-    else:
-        try:
-            text = _member(raw, "caption", (name,)).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadSample("caption that is not UTF-8") from error
-    caption = clean(text)
-    if not caption:
-        raise BadSample("empty caption")
-    return caption
-
-
-def _member(raw: Raw, what: str, extensions: Sequence[str]) -> bytes:
-    for extension in extensions:
-        if extension in raw:
-            return raw[extension]
-    raise BadSample(f"sample without its {what} (.{' .'.join(extensions)})")
-
-
-def _json(raw: Raw) -> dict[str, Any]:
-    try:
-        values = json.loads(_member(raw, "JSON", ("json",)))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, BadSample):
-            raise
-        raise BadSample("JSON that does not parse") from error
-    if not isinstance(values, dict):
-        raise BadSample("JSON that is no object")
-    return values
-
-
-def _array(data: bytes, what: str) -> np.ndarray:
-    """The array of an .npy file of numbers, a view of the bytes."""
-    try:
-        dtype, shape, start = _npy_header(data[:LONGEST_HEADER].partition(b"\n")[0])
-        array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
-    except Exception as error:  # numpy parses the header as Python, with all that may fail there
-        raise BadSample(f"{what} that are no .npy array of numbers") from error
-    if array.size == 0:
-        raise BadSample(f"{what} that are no .npy array or an empty one")
-    return array
-
-
-@functools.lru_cache(64)
-def _npy_header(line: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
-    """Type, shape and beginning of the data, by the header that ends with this line.
-
-    A shard's arrays share a few headers, and numpy's own reader takes longer for one than all
-    the rest of a code sample.
-    """
-    stream = io.BytesIO(line + b"\n")
-    version = np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else (np.lib.format.read_array_header_2_0)
-    )
-    shape, fortran, dtype = read(stream)
-    if (fortran and len(shape) > 1) or dtype.kind not in "iuf":
-        raise ValueError("not an array of numbers in C order")
-    return dtype, shape, len(line) + 1
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"{array.dtype} {_by(array.shape)}"
+def check_shapes(shapes: Shapes, first: Shapes) -> None:
+    """Raises BadSample for a sample that fits into no batch with the first one."""
+    for name, shape in shapes.items():
+        wanted = first.get(name, shape)
+        if shape != wanted:
+            what = "text features of width" if name == "text" else "codes of"
+            raise BadSample(f"{what} {by(shape)} where the first sample's are {by(wanted)}")
 
 
 def left_pad(features: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:

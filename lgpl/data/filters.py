@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lgpl.data.members import Unwanted, check_finite
 from lgpl.errors import UserError
 
 Scalar = bool | int | float | str
-
-
-class Unwanted(Exception):
-    """A sound sample that the filter leaves out; the message is the cause."""
 
 
 @dataclass
@@ -86,9 +83,10 @@ class Filter:
                 raise Unwanted(f"caption not of {low} to {high} characters")
 
     def check_json(self, values: Mapping[str, Any]) -> None:
-        """Raises Unwanted for a value that is missing or outside."""
+        """Raises Unwanted for a value that is missing or outside, BadSample for NaN and such."""
         for name, condition in self.json.items():
             if values.get(name) is None:
                 raise Unwanted(f"no {name!r} in the JSON")
+            check_finite(values[name])
             if not condition.holds(values[name]):
                 raise Unwanted(f"{name!r} in the JSON is not wanted")

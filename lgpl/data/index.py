@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 MANY = 100  # shards from which counting is worth a progress bar and a word about the index
 THREADS = 16  # counts are waited for: a seek on a disk, an answer of a store
 KIND = "lgpl_index"
+MOST_SAMPLES = 10**8  # of a shard; a count above is nonsense, and the order of a pass would not fit
 
 
 def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, int | None]:
@@ -78,7 +79,7 @@ def counted(
 def count_samples(path: str, store: Store) -> tuple[int, str | None]:
     """Samples of one shard, and what is wrong with it."""
     known = statistics(path, store).get("successes")
-    if isinstance(known, int) and known >= 0:
+    if known is not None:
         return known, None
     shard = Shard(path, store)
     number, damage = len(shard), shard.damage
@@ -94,13 +95,24 @@ def statistics(path: str, store: Store) -> dict[str, Any]:
     """What stands in the `_stats.json` beside a shard, as img2dataset and `CodeShardWriter` leave
     it; empty where there is none.
 
-    Of interest are `successes`, the number of samples, and of code shards `made_by`.
+    Given are `successes`, the number of samples, and of code shards `made_by`, if they are sound.
     """
     try:
         found = json.loads(store.read(statistics_name(path)))
-    except (Unreachable, ValueError):
+    except (Unreachable, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    known: dict[str, Any] = {}
+    if _is_count(found.get("successes")):
+        known["successes"] = found["successes"]
+    if isinstance(found.get("made_by"), dict):
+        known["made_by"] = found["made_by"]
+    return known
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= MOST_SAMPLES
 
 
 def statistics_name(path: str) -> str:

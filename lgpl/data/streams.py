@@ -6,10 +6,13 @@ their own, so that any of them can answer any request, and a dead one costs noth
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -19,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lgpl.data.decode import BadSample, Decoder, Sample, collate
-from lgpl.data.filters import Unwanted
+from lgpl.data.decode import Decoder, Sample, Shapes, check_shapes, collate
+from lgpl.data.filters import Filter
+from lgpl.data.members import BadSample, Raw, Unwanted
 from lgpl.data.order import Cursor, Order, Progress, Span, seed_of
-from lgpl.data.shards import OpenShards, Raw, Shard
+from lgpl.data.shards import OpenShards, Shard
 from lgpl.data.store import Store
 from lgpl.errors import UserError
 
@@ -190,6 +194,25 @@ class Samples(Dataset):
         causes = "; ".join(chunk.skipped) or "they are empty"
         raise UserError(f"No usable sample in the validation shards: {causes}.")
 
+    @cached_property
+    def _shapes(self) -> Shapes:
+        """Those that the model leaves open, as the first sound sample of the list has them, and so
+        the same on all ranks and in any order; empty where there is none."""
+        decoder = dataclasses.replace(
+            self.decoder, fields=self.decoder.open_shapes, augment=False, filter=Filter()
+        )
+        for path in self.shards:
+            with closing(Shard(path, self.store)) as shard:
+                for place in itertools.count():
+                    try:
+                        raw = shard.read(place, decoder.members)
+                        return decoder.shapes(decoder(raw, random.Random(0)))
+                    except BadSample:
+                        continue
+                    except IndexError:
+                        break
+        return {}
+
     def _sample(self, epoch: int, shard: Shard, place: int, chunk: Chunk) -> Sample | None:
         where = f"sample {place} of {shard.path}"
         try:
@@ -197,6 +220,8 @@ class Samples(Dataset):
             where = f"{raw['__key__']} in {shard.path}"
             dice = Dice(self.seed, epoch, raw["__key__"])
             sample = self.decoder(raw, cast(random.Random, dice))
+            if self.decoder.open_shapes:
+                check_shapes(self.decoder.shapes(sample), self._shapes)
             if self.copies:
                 texts = {*COPIED, *self.decoder.captions}
                 chunk.members.append({name: raw[name] for name in texts if name in raw})

@@ -20,6 +20,8 @@ PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK = EXTENDED = (b"x", b"g", b"L", b"
 SMALL = 4096  # bytes; where all members so far are smaller, headers are read many at a time
 WINDOW = 64 * 1024  # bytes of that
 LONGEST_NAME = 64 * 1024  # bytes of an extended header that are still read
+LENGTH_DIGITS = 8  # of a pax record with the space behind it; Python reads no number of thousands
+MOST_MEMBERS = 1000  # of a sample; millions of empty ones would fill the memory
 
 
 class DamagedTar(ValueError):
@@ -38,10 +40,12 @@ class Table:
     Attributes:
         damage: what ended the reading before the end; None for a whole file, or one that has not
             been read to its end.
+        crowded: samples of more than `MOST_MEMBERS`, of which only so many are known.
     """
 
     def __init__(self, file: int) -> None:
         self.damage: str | None = None
+        self.crowded: set[int] = set()
         self._keys: list[str] = []
         self._first = array("q")  # member of each sample, and one entry more at the end
         self._extensions: list[str] = []
@@ -65,7 +69,7 @@ class Table:
                 next(self._members)
         except StopIteration:
             self._end()
-        except DamagedTar as error:
+        except (DamagedTar, OSError) as error:
             self.damage = str(error)
             if self._keys:  # it may have lost members
                 self._keys.pop()
@@ -115,7 +119,12 @@ class Table:
                 if size > LONGEST_NAME:
                     raise DamagedTar(f"a name of {size} bytes at byte {content}")
                 extended = os.pread(file, size, content)
-                long_name = _pax_path(extended) if kind == PAX else extended.rstrip(b"\0")
+                if len(extended) < size:
+                    raise DamagedTar(f"cut off at byte {end}")
+                if kind == PAX:
+                    long_name = _pax_path(extended.rstrip(b"\0"), content)
+                else:
+                    long_name = extended.partition(b"\0")[0]
             elif kind in REGULAR:
                 if content + size > end:
                     raise DamagedTar(f"cut off at byte {end}")
@@ -137,6 +146,9 @@ class Table:
         if key != last:
             self._keys.append(key)
             self._first.append(len(self._sizes))
+        elif len(self._sizes) - self._first[-1] >= MOST_MEMBERS:
+            self.crowded.add(len(self._keys) - 1)
+            return key
         self._extensions.append(sys.intern(extension.lower()))
         self._offsets.append(offset)
         self._sizes.append(size)
@@ -151,7 +163,8 @@ def _name(header: bytes) -> bytes:
 
 
 def _number(text: bytes, offset: int) -> int:
-    if text[0] == 0x80:  # GNU's form for large numbers
+    """A number of the header at `offset`, in octal or in GNU's form for large ones."""
+    if text[0] == 0x80:
         return int.from_bytes(text[1:], "big")
     try:
         number = int(text.partition(b"\0")[0] or b"0", 8)
@@ -162,14 +175,17 @@ def _number(text: bytes, offset: int) -> int:
     return number
 
 
-def _pax_path(records: bytes) -> bytes | None:
-    """The `path` among records "LENGTH KEY=VALUE\\n"."""
-    while records:
-        length, _, _ = records.partition(b" ")
-        if not length.isdigit() or not int(length):
-            return None
-        record, records = records[: int(length)], records[int(length) :]
-        key, _, value = record[len(length) + 1 : -1].partition(b"=")
+def _pax_path(records: bytes, offset: int) -> bytes | None:
+    """The `path` among records "LENGTH KEY=VALUE\\n" that begin at `offset`."""
+    start = 0
+    while start < len(records):
+        digits, space, _ = records[start : start + LENGTH_DIGITS].partition(b" ")
+        end = start + int(digits) if space and digits.isdigit() else start
+        first = start + len(digits) + 1
+        if not first < end <= len(records) or records[end - 1 : end] != b"\n":
+            raise DamagedTar(f"no pax header at byte {offset}")
+        key, _, value = records[first : end - 1].partition(b"=")
         if key == b"path":
             return value
+        start = end
     return None

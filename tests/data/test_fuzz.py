@@ -1,4 +1,7 @@
-"""Damaged shards of every kind: samples are skipped and counted, nothing crashes, hangs or runs."""
+"""Damaged shards of every kind: samples are skipped and counted, nothing crashes, hangs or runs.
+
+First random damage to whole shards, then whatever hypothesis finds for members and for headers.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import json
 import os
 import pickle
 import random
+import tarfile
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,14 +21,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from lgpl.data.decode import Decoder
+from lgpl.commands.data.check import check_shard
+from lgpl.commands.data.members import faults
+from lgpl.commands.data.summary import Summary
+from lgpl.data.decode import Decoder, Field, collate
 from lgpl.data.filters import Condition, Filter
+from lgpl.data.members import BadSample, Unwanted
 from lgpl.data.order import Span
-from lgpl.data.shards import Shard
+from lgpl.data.shards import Shard, read_shard
 from lgpl.data.store import Store
 from lgpl.data.streams import Request, Samples
-from tests.data.test_tar import mend
+from tests.data.test_tar import block, inside, mend, octal, table
 from tests.shards import picture, write_shard
 
 FIELDS = ("image", "caption", "class", "codes", "text")
@@ -198,3 +209,141 @@ def test_a_program_in_a_picture_is_not_run(tmp_path: Path) -> None:
     assert (
         next(iter(chunk.skipped)).startswith("picture that does not decode") and not target.exists()
     )
+
+
+# Whatever hypothesis finds: members
+
+Members = dict[str, bytes]
+
+
+def text_of_numbers() -> st.SearchStrategy[bytes]:
+    odd = st.sampled_from(["Infinity", "-Infinity", "NaN", "1e999", str(10**400), "1" * 4400])
+    number = st.integers(-(2**70), 2**70).map(str) | st.floats().map(repr) | odd
+    return number.map(str.encode)
+
+
+def json_of_anything() -> st.SearchStrategy[bytes]:
+    letters = st.characters(min_codepoint=0, max_codepoint=0x10FFFF, exclude_categories=())
+    scalar = st.none() | st.booleans() | st.floats() | st.integers() | st.text(letters, max_size=9)
+    value = scalar | st.just(10**400) | st.lists(scalar, max_size=2)
+    keys = st.sampled_from(["width", "height", "score", "alt"]) | st.text(letters, max_size=4)
+    return st.dictionaries(keys, value, max_size=5).map(lambda found: json.dumps(found).encode())
+
+
+def arrays() -> st.SearchStrategy[bytes]:
+    kinds = st.sampled_from(["u1", "<u2", ">u2", "i8", "u8", "f2", "f4", ">f8", "?", "c8", "S3"])
+    shapes = st.lists(st.integers(0, 3), max_size=4).map(tuple)
+
+    def made(kind: str, shape: tuple[int, ...], data: bytes) -> bytes:
+        dtype = np.dtype(kind)
+        return npy(np.resize(np.frombuffer(data * dtype.itemsize, dtype), shape))
+
+    return st.builds(made, kinds, shapes, st.binary(min_size=1, max_size=8))
+
+
+def pictures() -> st.SearchStrategy[bytes]:
+    def damaged(kind: str, size: tuple[int, int], place: float, byte: int) -> bytes:
+        data = bytearray(picture(1, size, kind))
+        data[int(place * (len(data) - 1))] ^= byte
+        return bytes(data)
+
+    size = st.tuples(st.integers(1, 40), st.integers(1, 40)) | st.just((3000, 1))
+    place = st.floats(0, 1, exclude_max=True)
+    return st.builds(damaged, st.sampled_from([*KINDS, "gif"]), size, place, st.integers(0, 255))
+
+
+def members() -> st.SearchStrategy[Members]:
+    anything = st.binary(max_size=40)
+    text = st.text(max_size=20).map(str.encode)
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "jpg": pictures() | anything,
+            "webp": pictures() | anything,
+            "cls": text_of_numbers() | anything,
+            "codes.npy": arrays() | anything,
+            "text.npy": arrays() | anything,
+            "txt": text | anything | text_of_numbers().map(b"&#%b;".__mod__),
+            "json": json_of_anything() | anything,
+            "__key__": anything,
+            "": anything,
+        },
+    )
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(found=st.lists(members(), max_size=4), augment=st.booleans())
+def test_any_members(found: list[Members], augment: bool) -> None:
+    """A run goes on past them, and `check` lists each cause that a run gives."""
+    raws = [{"__key__": str(i), "__shard__": "s"} | raw for i, raw in enumerate(found)]
+    fields: tuple[Field, ...] = ("image", "caption", "class", "codes", "text")
+    for field in fields:
+        decoder = Decoder((field,), 8, augment=augment)
+        by_alt = Decoder((field,), 8, captions={"json:alt": 1.0}, filter=Filter(min_side=4))
+        scored = Decoder((field,), 8, filter=Filter(json={"score": Condition(min=1)}))
+        for raw in raws:
+            for decode in (decoder, by_alt, scored):
+                try:
+                    collate([decode(dict(raw), random.Random(0))])
+                except Unwanted:
+                    pass
+                except BadSample as error:
+                    lacks = "without" in str(error)  # a field that another run does not read
+                    assert lacks or str(error) in faults(raw), (raw, faults(raw))
+    summary = Summary()
+    for raw in raws:
+        summary.add(raw)
+    assert summary.samples == len(raws) and list(summary.lines())
+
+
+# and headers
+
+
+def headers() -> st.SearchStrategy[bytes]:
+    """Headers whose checksum is right."""
+    number = st.binary(max_size=12) | st.integers(0, 2000).map(octal)
+    number |= st.binary(min_size=11, max_size=11).map(b"\x80".__add__)
+    kind = st.sampled_from([b"0", b"7", b"x", b"g", b"L", b"K", b"5", b"S"]) | st.binary(max_size=1)
+    name = st.binary(max_size=100) | st.sampled_from([b"a.jpg", b"a.cls", b"../b.jpg", b"/c.txt"])
+    return st.builds(block, name, kind, number, st.binary(max_size=600))
+
+
+def extended() -> st.SearchStrategy[bytes]:
+    """Long names and pax records, right and wrong ones."""
+    length = st.integers(-1, 40).map(str) | st.sampled_from(["9" * 30, "१४", "1" * 4301, ""])
+    value = st.text(max_size=12).map(str.encode)
+    record = st.builds(lambda n, v: n.encode() + b" path=" + v + b"\n", length, value)
+    records = st.lists(record, max_size=3).map(b"".join) | st.binary(max_size=40)
+    kind = st.sampled_from([b"x", b"g", b"L", b"K"])
+    return st.builds(lambda k, r: block(b"name", k, octal(len(r)), r), kind, records)
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(blocks=st.lists(headers() | extended(), max_size=6), end=st.sampled_from([0, 512, 1024]))
+def test_any_headers(blocks: list[bytes], end: int) -> None:
+    """The shard ends early at the most, and no member lies outside of the file."""
+    with tempfile.NamedTemporaryFile(suffix=".tar") as file:
+        file.write(b"".join(blocks) + bytes(end))
+        file.flush()
+        inside(table(Path(file.name)), os.path.getsize(file.name))
+        assert all(isinstance(raw["__key__"], str) for raw in read_shard(file.name))
+        check_shard((file.name, None), Store())
+
+
+def test_python_reads_what_the_table_reads(tmp_path: Path) -> None:
+    """The blocks above are headers: without damage both find the same."""
+    path = tmp_path / "a.tar"
+    record = b"18 path=long.jpg\n\n"
+    path.write_bytes(
+        block(b"name", b"x", octal(len(record)), record)
+        + block(b"a.jpg", b"0", octal(5), b"whole")
+        + bytes(1024)
+    )
+    with tarfile.open(path) as tar:
+        assert [member.name for member in tar] == ["long.jpg\n"]
+    found = table(path)
+    assert found.key(0) == "long" and found.damage is None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from webdataset import TarWriter
 
-from lgpl.data.tar import Table
+from lgpl.data.tar import MOST_MEMBERS, Table
 
 NAMES = ["00000", "a/b/00001", "é" * 20, "n" * 150, "folder/" * 20 + "x"]
 
@@ -158,3 +158,93 @@ def test_headers_are_read_as_far_as_asked(tmp_path: Path) -> None:
         found = Table(file.fileno())
         assert found.reach(3) and found.seen == 5 and found.key(3) == "3"
         assert not found.reach(50) and len(found) == 50
+
+
+def block(name: bytes, kind: bytes, size: bytes, data: bytes = b"") -> bytes:
+    """A header with any bytes as its size, and what follows it."""
+    header = bytearray(512)
+    header[: len(name)], header[124 : 124 + len(size)] = name, size
+    header[156:157], header[257:265] = kind, b"ustar\x0000"
+    mend(header, 0)
+    return bytes(header) + data + bytes(-len(data) % 512)
+
+
+def octal(number: int) -> bytes:
+    return b"%011o\0" % number
+
+
+END = bytes(1024)
+WHOLE = block(b"0.jpg", b"0", octal(5), b"whole")
+RECORDS = [
+    b"1" * 4301 + b" path=a.jpg\n",
+    b"0 path=a.jpg\n",
+    b"00 path=a.jpg\n",
+    b"3 path=a.jpg\n",
+    b"-14 path=a.jpg\n",
+    b"+14 path=a.jpg\n",
+    b"1_4 path=a.jpg\n",
+    b"99 path=a.jpg\n",
+    b"9999999999999999999999 path=a.jpg\n",
+    "१४ path=a.jpg\n".encode(),
+    "¹⁴ path=a.jpg\n".encode(),
+    b" path=a.jpg\n",
+    b"path=a.jpg",
+    b"12 path=a.jpg\n",
+    b"\xff\xff\xff",
+    b"14",
+    b"14 ",
+]
+
+
+@pytest.mark.parametrize("records", RECORDS, ids=lambda records: repr(records[:12]))
+def test_pax_records_that_are_none(tmp_path: Path, records: bytes) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(
+        WHOLE * 2
+        + block(b"x", b"x", octal(len(records)), records)
+        + block(b"1.jpg", b"0", octal(4), b"lost")
+        + END
+    )
+    found = table(path)
+    assert found.damage and "no pax header at byte 2560" in found.damage
+    # What comes before the damage counts, but for the sample that may have lost members.
+    assert len(found) == 0 and not list(found._keys)
+
+
+@pytest.mark.parametrize("kind", [b"0", b"7", b"x", b"g", b"L", b"K", b"5", b"2", b"S", b"?"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        b"\x80" + b"\x7f" + bytes(10), b"\x80" + b"\xff" * 11, b"\xff" * 12, b"-0000000001\0",
+        b"+7777777777\0", b"7" * 12, b"9" * 12, b" " * 12, bytes(12), b"\0" + b"7" * 11,
+        b"0x10", b"0o17", b"1_0_0", "١٢".encode(), b"\x80" + bytes(3) + b"\x80" + bytes(7),
+        b"\x80" + bytes(3) + b"\x7f" + b"\xff" * 7,
+    ],
+)  # fmt: skip
+def test_numbers_of_any_kind(tmp_path: Path, kind: bytes, size: bytes) -> None:
+    """2**63 and more, negative ones, none at all: an early end, or a member inside of the file."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(WHOLE + block(b"1.jpg", kind, size, b"x") + WHOLE + END)
+    inside(table(path), path.stat().st_size)
+
+
+def inside(found: Table, end: int) -> None:
+    for sample in range(len(found)):
+        for offset, size in found.members(sample).values():
+            assert 512 <= offset <= offset + size <= end
+
+
+def test_a_sample_of_very_many_members(tmp_path: Path) -> None:
+    """Its table stays small, and the samples behind it are found."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for number in range(MOST_MEMBERS):
+            add(tar, f"a.{number}", b"")
+        for number in range(20_000):
+            add(tar, f"b.{number}", b"")
+        add(tar, "c.jpg", b"c")
+    found = table(path)
+    assert [found.key(i) for i in range(len(found))] == ["a", "b", "c"]
+    assert found.crowded == {1} and found.damage is None
+    assert len(found.members(0)) == MOST_MEMBERS == len(found.members(1))
+    assert set(found.members(2)) == {"jpg"}

@@ -14,9 +14,11 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from lgpl.commands.data.members import faults, is_pickle, is_read, names
+from lgpl.commands.data.members import faults, is_pickle, is_read, misfits, names
 from lgpl.commands.data.processes import in_processes
+from lgpl.data.decode import Shapes, check_shapes
 from lgpl.data.index import named, statistics
+from lgpl.data.members import BadSample
 from lgpl.data.shards import Shard
 from lgpl.data.store import Store
 
@@ -28,11 +30,13 @@ class Report(NamedTuple):
         damage: causes, each with the key of its sample; of the whole shard without one.
         unread: samples with a member that no field reads, by extension.
         keys: digests of all keys, [N] uint64.
+        shapes: those of the first codes and text features, by member.
     """
 
     damage: list[tuple[str | None, str]]
     unread: Counter[str]
     keys: np.ndarray
+    shapes: dict[str, Shapes]
 
 
 def parser() -> ArgumentParser:
@@ -56,6 +60,7 @@ def run(options: Namespace) -> None:
     causes: Counter[str] = Counter()
     unread: Counter[str] = Counter()
     keys = []
+    first: dict[str, Shapes] = {}  # by member
 
     def tell(path: str, key: str | None, cause: str) -> None:
         tqdm.write(": ".join(part for part in (path, key, cause) if part))
@@ -66,6 +71,11 @@ def run(options: Namespace) -> None:
     for path, report in zip(tqdm(shards, unit="shard"), reports, strict=True):
         for key, cause in report.damage:
             tell(path, key, cause)
+        for name, shapes in report.shapes.items():
+            try:
+                check_shapes(shapes, first.setdefault(name, shapes))
+            except BadSample as error:
+                tell(path, None, str(error))
         unread += report.unread
         keys.append(report.keys)
     for path, key in repeated(list(shards), keys, store):
@@ -89,7 +99,7 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
     """
     path, expected = named
     shard = Shard(path, store)
-    report = Report([], Counter(), np.zeros(len(shard), np.uint64))
+    report = Report([], Counter(), np.zeros(len(shard), np.uint64), {})
     if shard.damage:
         report.damage.append((None, shard.damage))
     if expected is None:
@@ -97,10 +107,14 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
     if expected != len(shard) and not shard.damage:
         report.damage.append((None, f"{len(shard)} samples instead of {expected}"))
     for place in range(len(shard)):
-        raw = shard[place]
-        key = raw["__key__"]
+        key = shard.key(place)
         report.keys[place] = _digest(key)
-        report.damage.extend((key, cause) for cause in faults(raw))
+        try:
+            raw = shard[place]
+        except BadSample as error:
+            report.damage.append((key, str(error)))
+            continue
+        report.damage.extend((key, cause) for cause in faults(raw) + misfits(raw, report.shapes))
         for name in shard.sizes(place).keys() - raw.keys():
             report.damage.append((key, f"member .{name} that is too large to be read"))
         report.unread.update(n for n in names(raw) if not is_read(n) and not is_pickle(n))
@@ -129,8 +143,11 @@ def repeated(
         if not places:
             continue
         shard = Shard(path, store)
+        number = len(shard)
         for place in places:
-            key = shard.read(place, ())["__key__"]
+            if place >= number:  # it changed in the meantime
+                break
+            key = shard.key(place)
             if key in seen:
                 yield path, key
             seen.add(key)

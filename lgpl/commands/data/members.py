@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import functools
-import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from lgpl.data.decode import IMAGE_EXTENSIONS, Decoder, Field
-from lgpl.data.shards import Raw
-from lgpl.data.transforms import open_image
+from lgpl.data.decode import Decoder, Field, Shapes, check_shapes
+from lgpl.data.members import (
+    IMAGE_EXTENSIONS,
+    BadSample,
+    Raw,
+    check_finite,
+    check_text,
+    guarded,
+    read_json,
+    read_size,
+)
 
 CODES, FEATURES = "codes.npy", "text.npy"
 PICKLES = ("pyd", "pickle", "pkl", "pth", "pt")  # webdataset's own decoders execute them
@@ -22,7 +30,7 @@ def names(raw: Raw) -> list[str]:
 
 def is_read(name: str) -> bool:
     """Whether any field reads such a member."""
-    return name in IMAGE_EXTENSIONS or name == "json" or decoder(name) is not None
+    return name == "json" or decoder(name) is not None
 
 
 def is_pickle(name: str) -> bool:
@@ -32,30 +40,62 @@ def is_pickle(name: str) -> bool:
 def faults(raw: Raw) -> list[str]:
     """What is wrong with a sample: causes, as the log of a run gives them.
 
-    Every member that a run could read is decoded in full.
+    Every member that a run could read is decoded in full, by what decodes it in a run.
     """
-    found = [cause for name in names(raw) if (cause := _fault(raw, name))]
+    found = [cause for name in names(raw) for cause in _faults(raw, name)]
     if not any(name in raw for name in (*IMAGE_EXTENSIONS, CODES)):
         found.append("neither picture nor codes")
     return found
 
 
-def _fault(raw: Raw, name: str) -> str | None:
+def _faults(raw: Raw, name: str) -> list[str]:
     if is_pickle(name):
-        return f"a pickle (.{name}), which lgpl never opens and others would execute"
-    if name in IMAGE_EXTENSIONS:
-        return _cause(open_image, raw[name])
+        return [f"a pickle (.{name}), which lgpl never opens and others would execute"]
     if name == "json":
-        return _json_fault(raw[name])
+        return _json_faults(raw)
     decode = decoder(name)
-    return None if decode is None else _cause(decode, raw, random.Random(0))
+    if decode is None:
+        return []
+    return _causes(decode, {"__key__": raw["__key__"], name: raw[name]}, random.Random(0))
 
 
-@functools.cache
+def _causes(read: Callable[..., Any], *args: Any) -> list[str]:
+    try:
+        guarded(read, *args)
+    except BadSample as error:
+        return [str(error)]
+    return []
+
+
+def misfits(raw: Raw, first: dict[str, Shapes]) -> list[str]:
+    """What fits into no batch with the first samples, where the model leaves shapes open.
+
+    Args:
+        raw: a sample.
+        first: shapes by member; those of a member that is new are added.
+    """
+    found = []
+    for name in names(raw):
+        decode = decoder(name)
+        if decode is not None and decode.open_shapes:
+            try:
+                shapes = decode.shapes(decode(raw, random.Random(0)))
+            except BadSample:
+                continue  # one of the faults
+            try:
+                check_shapes(shapes, first.setdefault(name, shapes))
+            except BadSample as error:
+                found.append(str(error))
+    return found
+
+
+@functools.lru_cache(1000)
 def decoder(name: str) -> Decoder | None:
-    """What decodes a member that is neither picture nor JSON; None where no field reads it."""
+    """What decodes a member other than JSON; None where no field reads it."""
     field: Field
-    if name == "cls":
+    if name in IMAGE_EXTENSIONS:
+        field, caption = "image", "txt"
+    elif name == "cls":
         field, caption = "class", "txt"
     elif name == CODES:
         field, caption = "codes", "txt"
@@ -68,17 +108,26 @@ def decoder(name: str) -> Decoder | None:
     return Decoder((field,), image_size=1, captions={caption: 1.0})
 
 
-def _cause(decode: Callable[..., object], *args: object) -> str | None:
-    try:
-        decode(*args)
-    except ValueError as error:
-        return str(error)
-    return None
+def _json_faults(raw: Raw) -> list[str]:
+    """What a run may stumble over, whichever keys it reads; each cause once."""
+    if unreadable := _causes(read_json, raw):
+        return unreadable
+    values, found = read_json(raw), []
+    for value in _inside(values):
+        found += _causes(check_text if isinstance(value, str) else check_finite, value)
+    if values.get("width") is not None and values.get("height") is not None:
+        found += _causes(read_size, values)
+    return list(dict.fromkeys(found))
 
 
-def _json_fault(data: bytes) -> str | None:
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
-        return "JSON that does not parse"
-    return None if isinstance(values, dict) else "JSON that is no object"
+def _inside(value: Any) -> Iterator[Any]:
+    """All keys and values of a JSON value, however deep."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+        else:
+            yield value

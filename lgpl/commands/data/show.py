@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from lgpl.commands.data.summary import Summary
-from lgpl.data.decode import IMAGE_EXTENSIONS, read_caption
 from lgpl.data.index import named
-from lgpl.data.shards import Raw, Shard
+from lgpl.data.members import IMAGE_EXTENSIONS, BadSample, Raw, read_caption
+from lgpl.data.shards import Shard
 from lgpl.data.store import Store
 from lgpl.data.transforms import open_image
 from lgpl.errors import UserError
@@ -57,7 +57,11 @@ def run(options: Namespace) -> None:
             summary.fault(f"shard: {shard.damage}", shard.path)
     pictured = set(_spread(range(len(places)), PICTURES))
     for number, (shard, place) in enumerate(tqdm(places, unit="sample", leave=False)):
-        raw = shard[place]
+        try:
+            raw = shard[place]
+        except BadSample as error:
+            summary.unreadable(shard.key(place), shard.path, str(error))
+            continue
         if summary.add(raw) and out and number in pictured:
             tiles += tile(raw)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import random
 import statistics
 from collections import Counter, defaultdict
@@ -11,12 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from lgpl.commands.data.members import faults, is_read, names
-from lgpl.data.decode import IMAGE_EXTENSIONS, read_caption
-from lgpl.data.shards import Raw
+from lgpl.data.members import (
+    IMAGE_EXTENSIONS,
+    BadSample,
+    Raw,
+    guarded,
+    read_array,
+    read_caption,
+    read_json,
+)
 from lgpl.data.transforms import FORMATS
 
 CAPTIONS = 5  # that are given word for word
@@ -55,16 +60,27 @@ class Summary:
         """Take up a sample and say whether it is sound; of a broken one only the causes count."""
         self.samples += 1
         causes = faults(raw)
+        if not causes:
+            try:
+                guarded(self._take, raw)
+            except BadSample as error:
+                causes = [str(error)]
         for cause in causes:
             self.fault(cause, f"{raw['__key__']} in {raw['__shard__']}")
-        if not causes:
-            for name in names(raw):
-                self._member(name, raw)
         return not causes
+
+    def unreadable(self, key: str, shard: str, cause: str) -> None:
+        """Take up a sample that cannot be read at all."""
+        self.samples += 1
+        self.fault(cause, f"{key} in {shard}")
 
     def fault(self, cause: str, where: str) -> None:
         self.broken[cause] += 1
         self.such_as.setdefault(cause, where)
+
+    def _take(self, raw: Raw) -> None:
+        for name in names(raw):
+            self._member(name, raw)
 
     def _member(self, name: str, raw: Raw) -> None:
         if name in IMAGE_EXTENSIONS:
@@ -74,11 +90,11 @@ class Summary:
         elif name == "cls":
             self.classes[int(raw[name])] += 1
         elif name == "json":
-            self.keys.update(list(json.loads(raw[name])))
+            self.keys.update(list(read_json(raw)))
         elif not is_read(name):
             self.unread[f".{name}"] += 1
         elif name.endswith(".npy"):
-            array = np.load(io.BytesIO(raw[name]), allow_pickle=False)
+            array = read_array(raw[name], name)
             self.arrays[name][f"{array.dtype} {list(array.shape)}"] += 1
         else:
             self.captions[name].append(read_caption(raw, name))

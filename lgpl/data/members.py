@@ -1,0 +1,197 @@
+"""Bytes of a sample's members -> what they hold: text, JSON, arrays; nothing that executes.
+
+Whatever is wrong with a member becomes a `BadSample` here, so that no sample ends a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lgpl.errors import UserError
+from lgpl.text.captions import clean
+
+Raw = dict[str, Any]  # extension -> bytes, and "__key__", "__shard__"
+Result = TypeVar("Result")
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+JSON_CAPTION = "json:"  # before the key of a caption that stands in the JSON
+LONGEST_HEADER = 4096  # bytes of an .npy file's header that are looked at
+LARGEST_JSON = 4 * 2**20  # bytes; parsed it takes twenty times as many
+LONGEST_CAPTION = 10_000  # characters; cleaning takes their square
+MOST_PIXELS_A_SIDE = 2**31
+NOT_FINITE = "JSON with a number that no float64 holds, such as NaN or Infinity"
+
+
+class BadSample(ValueError):
+    """A sample that is skipped and counted; the message is the cause, without the sample's name."""
+
+
+class Unwanted(Exception):
+    """A sound sample that the filter leaves out; the message is the cause."""
+
+
+def guarded(read: Callable[..., Result], *args: Any) -> Result:
+    """What `read` gives; whatever it raises besides is the sample's fault, foreseen or not.
+
+    Raises:
+        BadSample: the sample cannot be read.
+        Unwanted: the filter leaves it out.
+    """
+    try:
+        return read(*args)
+    except (BadSample, Unwanted, UserError):
+        raise
+    except Exception as error:  # a codec's, or memory that an absurd member asks for
+        raise BadSample(f"sample that does not decode ({type(error).__name__})") from error
+
+
+def features_name(caption: str) -> str:
+    """The member that holds the text features of a caption: `text.npy` for `txt`, `short.text.npy`
+    for `short.txt` and for `json:short`."""
+    name = caption.removeprefix(JSON_CAPTION) if caption.startswith(JSON_CAPTION) else caption[:-3]
+    return f"{name.rstrip('.')}.text.npy".lstrip(".")
+
+
+def member(raw: Raw, what: str, extensions: Sequence[str]) -> bytes:
+    """The first of these members that the sample has.
+
+    Raises:
+        BadSample: it has none.
+    """
+    for extension in extensions:
+        if extension in raw:
+            return raw[extension]
+    raise BadSample(f"sample without its {what} (.{' .'.join(extensions)})")
+
+
+def read_json(raw: Raw) -> dict[str, Any]:
+    """The object in `KEY.json`; Python's parser also takes NaN, which img2dataset writes.
+
+    Raises:
+        BadSample: there is none.
+    """
+    data = member(raw, "JSON", ("json",))
+    if len(data) > LARGEST_JSON:
+        raise BadSample(f"JSON of more than {LARGEST_JSON} bytes")
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("JSON that does not parse") from error
+    if not isinstance(values, dict):
+        raise BadSample("JSON that is no object")
+    return values
+
+
+def check_finite(value: Any) -> None:
+    """Raises BadSample for NaN, infinities, and integers as large as those; other types pass."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadSample(NOT_FINITE)
+    if isinstance(value, int) and value.bit_length() > 1023:
+        raise BadSample(NOT_FINITE)
+
+
+def read_size(values: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of the picture by the JSON beside it, pixels.
+
+    Raises:
+        BadSample: it lacks them, or they are none.
+    """
+    width, height = values.get("width"), values.get("height")
+    if width is None or height is None:
+        raise BadSample("JSON without the picture's width and height")
+    check_finite(width)
+    check_finite(height)
+    try:
+        width, height = int(width), int(height)
+    except (TypeError, ValueError):
+        width = height = 0
+    if not (0 < width < MOST_PIXELS_A_SIDE and 0 < height < MOST_PIXELS_A_SIDE):
+        raise BadSample("JSON in which the picture's width and height are no pixels")
+    return width, height
+
+
+def read_caption(raw: Raw, name: str) -> str:
+    """The cleaned caption of a sample by its name in `data.captions`.
+
+    Raises:
+        BadSample: there is none, or it is broken or empty.
+    """
+    if name.startswith(JSON_CAPTION):
+        key = name.removeprefix(JSON_CAPTION)
+        text = read_json(raw).get(key)
+        if not isinstance(text, str):
+            raise BadSample(f"JSON without the caption {key!r}")
+        check_text(text)
+    else:
+        try:
+            text = member(raw, "caption", (name,)).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadSample("caption that is not UTF-8") from error
+    if len(text) > LONGEST_CAPTION:
+        raise BadSample(f"caption of more than {LONGEST_CAPTION} characters")
+    try:
+        caption = clean(text)
+    except ValueError as error:  # such as a character reference of thousands of digits
+        raise BadSample("caption that cannot be cleaned of markup") from error
+    if not caption:
+        raise BadSample("empty caption")
+    return caption
+
+
+def check_text(text: str) -> None:
+    """Raises BadSample for half a character, which JSON can hold and no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadSample("JSON with a lone surrogate, half a character, in a text") from error
+
+
+def read_array(data: bytes, what: str) -> np.ndarray:
+    """The array of an .npy file of numbers, a view of the bytes.
+
+    Raises:
+        BadSample: it is none, or empty.
+    """
+    try:
+        dtype, shape, start = _npy_header(data[:LONGEST_HEADER].partition(b"\n")[0])
+        array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+    except Exception as error:  # numpy parses the header as Python, with all that may fail there
+        raise BadSample(f"{what} that are no .npy array of numbers") from error
+    if array.size == 0:
+        raise BadSample(f"{what} that are no .npy array or an empty one")
+    return array
+
+
+@functools.lru_cache(64)
+def _npy_header(line: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
+    """Type, shape and beginning of the data, by the header that ends with this line.
+
+    A shard's arrays share a few headers, and numpy's own reader takes longer for one than all
+    the rest of a code sample.
+    """
+    stream = io.BytesIO(line + b"\n")
+    version = np.lib.format.read_magic(stream)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else (np.lib.format.read_array_header_2_0)
+    )
+    shape, fortran, dtype = read(stream)
+    if (fortran and len(shape) > 1) or dtype.kind not in "iuf" or any(n < 0 for n in shape):
+        raise ValueError("not an array of numbers in C order")
+    return dtype, shape, len(line) + 1
+
+
+def by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def describe(array: np.ndarray) -> str:
+    return f"{array.dtype} {by(array.shape)}"
