@@ -117,10 +117,12 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     }
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
     options = config["init_args"]["autoencoder" if module.kind == "tokenizer" else "transformer"]
-    told = ", ".join(
-        f"{key} {value}" for key, value in options["init_args"].items() if key != "quantizer"
+    told = options["init_args"] | options["init_args"].get("condition", {}).get("init_args", {})
+    summary = ", ".join(
+        f"{key} {value}" for key, value in told.items() if not isinstance(value, dict)
     )
-    return Released(module.kind, config, weights, f"{module.kind}, {millions:.1f}M weights, {told}")
+    summary = f"{module.kind}, {millions:.1f}M weights, {summary}"
+    return Released(module.kind, config, weights, summary)
 
 
 def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
@@ -233,16 +235,15 @@ def _generator_config(
     codes, dim = _shape(state, "tok_embeddings.weight", path)[:2]
     layers = _count(state, "layers")
     condition: dict[str, Any]
-    text_encoder = None
     if "cls_embedding.uncond_embedding" in state:
         prefix, features = _shape(state, "cls_embedding.uncond_embedding", path)[:2]
-        condition = {"text_features": features, "text_length": prefix, "trainable_null": False}
+        kind, condition = "Text", {"features": features, "length": prefix, "trainable_null": False}
         if features in TEXT_ENCODERS:
             encoder = {"name": TEXT_ENCODERS[features], "max_length": prefix, "dtype": "bfloat16"}
-            text_encoder = {"class_path": "lgpl.text.TextEncoder", "init_args": encoder}
+            condition["encoder"] = {"class_path": "lgpl.text.TextEncoder", "init_args": encoder}
     else:
         prefix, rows = 1, _shape(state, "cls_embedding.embedding_table.weight", path)[0]
-        condition = {"num_classes": rows - 1}  # the last is the null condition
+        kind, condition = "Class", {"num_classes": rows - 1}  # the last is the null condition
     prefix_rope = "zero"  # of all that LlamaGen trained
     if rope is not None:
         grid, heads, prefix_rope = _read_rope(rope, path, prefix, dim, grid)
@@ -266,14 +267,16 @@ def _generator_config(
         "size": names.get((layers, heads, dim), [layers, heads, dim]),
         "codebook_size": codes,
         "grid": [grid, grid],
-        **condition,
         "prefix_rope": prefix_rope,
+        "condition": {
+            "class_path": f"lgpl.generator.{kind}Condition",
+            "init_args": condition,
+        },
     }
     return {
         "class_path": "lgpl.generator.GeneratorModule",
         "init_args": {
             "transformer": {"class_path": "lgpl.generator.Transformer", "init_args": transformer},
-            "text_encoder": text_encoder,
         },
     }
 

@@ -24,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lgpl.checkpoints import SelfDescribing
 from lgpl.generator import GeneratorModule
-from lgpl.generator.condition import TextCondition
 from lgpl.generator.decoding import new_cache
 from lgpl.tokenizer import TokenizerModule
 
@@ -213,14 +212,8 @@ def forward_backward(module: SelfDescribing, batch_size: int, image_size: int) -
 
 def _generator_step(module: GeneratorModule, batch_size: int) -> None:
     model = module.model
-    batch = {"codes": torch.zeros(batch_size, *model.grid, dtype=torch.int64)}
-    if isinstance(model.condition, TextCondition):
-        length, features = model.condition.length, model.condition.fc1.in_features
-        batch["text"] = torch.zeros(batch_size, length, features)
-        batch["text_lengths"] = torch.full((batch_size,), length)
-    else:
-        batch["class"] = torch.zeros(batch_size, dtype=torch.int64)
-    module.loss(batch).mean().backward()
+    codes = torch.zeros(batch_size, model.code_count, dtype=torch.int64)
+    module.code_loss(codes, model.condition.zeros(batch_size)).mean().backward()
 
 
 def _tokenizer_step(module: TokenizerModule, image: Tensor) -> None:

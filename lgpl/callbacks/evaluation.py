@@ -21,7 +21,6 @@ from lgpl.data import ShardDataModule
 from lgpl.data.transforms import CENTER_CROP
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
-from lgpl.generator.condition import ClassCondition
 from lgpl.metrics import Extractor, ImageSet, Summary, figures, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import resize
@@ -258,7 +257,7 @@ class GenerationEvaluation(Evaluation):
         )  # fmt: skip
 
     def _read_prompts(self, trainer: pl.Trainer, module: GeneratorModule) -> list[str]:
-        if isinstance(module.model.condition, ClassCondition):
+        if module.model.condition.prompts() is not None:
             return []
         data = getattr(trainer, "datamodule", None)
         split = "test" if trainer.testing else "val"

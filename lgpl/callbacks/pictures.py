@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lgpl.data.transforms import to_uint8
+from lgpl.generator.conditions import rows
 from lgpl.generator.module import GeneratorModule
 from lgpl.generator.sampling import Sampling
 from lgpl.pictures import grid
@@ -89,11 +90,9 @@ class SamplePictures(Callback):
             return
         if not trainer.is_global_zero and pl_module.device_mesh is None:
             return
-        condition, lengths = pl_module.condition(batch)
-        condition = condition[: self.count]
-        lengths = None if lengths is None else lengths[: self.count]
-        images = pl_module.sample(condition, lengths, self.sampling, list(range(len(condition))))
+        condition = pl_module.model.condition
+        inputs = {name: v[: self.count] for name, v in condition.inputs(batch).items()}
+        images = pl_module.sample(inputs, self.sampling, list(range(rows(inputs))))
         if trainer.is_global_zero:
-            labels = batch["class"].tolist() if "class" in batch else []
-            captions = batch.get("caption") or [f"class {label}" for label in labels]
+            captions = batch.get("caption") or condition.captions(batch) or []
             show(trainer, "val/samples", images, captions[: self.count] or None)

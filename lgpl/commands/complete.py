@@ -7,7 +7,7 @@ import torch
 from lgpl.checkpoints import add_trust
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.reconstruct import opened
-from lgpl.commands.sample import conditions, load_generator, sample, usable_device
+from lgpl.commands.sample import load_generator, sample, subjects, usable_device
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError
@@ -27,7 +27,7 @@ def parser() -> ArgumentParser:
     add_trust(p)
     p.add_argument("--rows", type=int, help="of codes that are kept; half of them by default")
     p.add_argument("--prompt", help="what it shows")
-    p.add_argument("--label", type=int, help="its class, for a class model")
+    p.add_argument("--label", type=str, help="its class, by number or name")
     p.add_argument("--count", type=int, default=4, help="ways to complete it")
     p.add_argument("--seed", type=int, default=0, help="way i is drawn from seed + i")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -50,19 +50,20 @@ def main(args: list[str]) -> None:
         raise UserError(f"--rows: {kept} is not between 1 and {rows - 1}.")
     if rows != columns:
         raise UserError(f"The checkpoint draws {rows}x{columns} codes; a square is completed.")
-    _, condition, lengths = conditions(
+    prompts = subjects(
         module,
         [] if options.prompt is None else [options.prompt],
         [] if options.label is None else [options.label],
         options.count,
     )
+    inputs = module.model.condition.parse_each(prompts)
     side = rows * module.tokenizer.autoencoder.downsampling
     image = normalize(to_uint8(center_crop(picture, side))[None])
     with torch.inference_mode():
         codes = module.tokenizer.autoencoder.encode(image.to(module.device))
     seeds = [options.seed + i for i in range(options.count)]
     begun = codes.flatten()[: kept * columns]
-    images = sample(module, condition, lengths, sampling, seeds, options.count, begun)
+    images = sample(module, inputs, sampling, seeds, options.count, begun)
     captions = ["given", *(f"seed {seed}" for seed in seeds)]
     save(grid(torch.cat((image, images)), captions), out)
     print(f"{out}: {kept} of {rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")

@@ -20,7 +20,6 @@ from lgpl.commands.sample import load_generator, usable_device
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
-from lgpl.generator.condition import ClassCondition
 from lgpl.generator.module import PERCEPTUAL
 from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, figures, load_extractor
 from lgpl.metrics.extractors import to_bytes
@@ -213,9 +212,9 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         options.checkpoint, options.tokenizer, str(device), dtype, trust=options.trust
     )
     prompts = read_prompts(options.prompts) if options.prompts else []
-    if isinstance(module.model.condition, ClassCondition) == bool(prompts):
-        kind = "class-conditional: leave --prompts out" if prompts else "text-conditional: give "
-        raise UserError(f"The checkpoint is {kind}{'' if prompts else '--prompts'}.")
+    if (module.model.condition.prompts() is not None) == bool(prompts):
+        said = "is class-conditional: leave --prompts out" if prompts else "needs --prompts"
+        raise UserError(f"The checkpoint {said}.")
     own = module.model.grid[0] * module.tokenizer.autoencoder.downsampling
     side = options.resize or own
     ImageSet(extractor, options.images, name="--images")  # too few are told before the rest

@@ -21,7 +21,6 @@ from lgpl.atomic import write_text
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling
-from lgpl.generator.condition import ClassCondition
 from lgpl.pictures import save
 
 MANIFEST = "sampling.json"
@@ -30,21 +29,19 @@ COMPILED = 8  # batches from which on compiling the decoder pays on a GPU
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}, {rate_fmt}]"
 
 
-def settings(
-    options: Namespace, subjects: Sequence[str | int], sampling: Sampling
-) -> dict[str, Any]:
+def settings(options: Namespace, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
     """All that the pictures depend on.
 
     Args:
         options: of `lgpl sample`.
-        subjects: the prompt or label of each picture.
+        prompts: of each picture.
     """
     return {
         "checkpoint": options.checkpoint,
         "modified": _modified(Path(options.checkpoint)),
         "tokenizer": options.tokenizer,
-        "images": len(subjects),
-        "conditions": hashlib.sha256("\n".join(map(str, subjects)).encode()).hexdigest(),
+        "images": len(prompts),
+        "conditions": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "seed": options.seed,
         "dtype": options.dtype,
         "int8": options.int8,
@@ -90,7 +87,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
 
 def write_many(
     module: GeneratorModule,
-    subjects: Sequence[str | int],
+    prompts: Sequence[str],
     sampling: Sampling,
     seed: int,
     batch_size: int,
@@ -103,11 +100,10 @@ def write_many(
     are all after it.
     """
     rank, world = (int(os.environ.get(key, d)) for key, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    share = range(rank, len(subjects), world)
+    share = range(rank, len(prompts), world)
     missing = [i for i in share if not _path(folder, i).exists()]
-    prompts = [prompt for i in missing if isinstance(prompt := subjects[i], str)]
-    if prompts and module.text_encoder is not None:  # mistakes are told before hours of work
-        module.text_encoder.cleaned(prompts, refuse_long=True)
+    for prompt in dict.fromkeys(prompts[i] for i in missing):
+        module.model.condition.check(prompt)  # mistakes are told before hours of work
     bar = tqdm(total=len(share), initial=len(share) - len(missing), unit="image",
                desc="sampling", disable=rank > 0, bar_format=BAR)  # fmt: skip
     compiles = module.device.type == "cuda" and len(missing) >= COMPILED * batch_size
@@ -123,7 +119,7 @@ def write_many(
 
             try:
                 codes = module.sample_codes(
-                    *encode(module, [subjects[i] for i in numbers]),
+                    module.model.condition.parse_each([prompts[i] for i in numbers]),
                     sampling,
                     [seed + i for i in numbers],
                     advance,
@@ -156,15 +152,6 @@ def halved(pictures: int, error: torch.OutOfMemoryError) -> int:
         ) from error
     tqdm.write(f"The device's memory is full: {pictures // 2} pictures at a time from now")
     return pictures // 2
-
-
-def encode(module: GeneratorModule, subjects: Sequence[str | int]) -> tuple[Tensor, Tensor | None]:
-    """Condition and lengths; each caption by itself, so that no neighbour changes a rounding."""
-    if isinstance(module.model.condition, ClassCondition):
-        return torch.tensor(subjects, device=module.device), None
-    alone = [module.encode_text([str(caption)], refuse_long=True) for caption in subjects]
-    features, lengths = zip(*alone, strict=True)
-    return torch.cat(features), torch.cat(lengths)
 
 
 def _write(module: GeneratorModule, codes: Tensor, folder: Path, numbers: list[int]) -> None:

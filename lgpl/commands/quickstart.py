@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lgpl.atomic import write_text
 from lgpl.checkpoints import load_module
-from lgpl.commands.sample import conditions, load_generator, sample
+from lgpl.commands.sample import load_generator, sample
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
@@ -154,8 +154,8 @@ def _validate(module: pl.LightningModule, data: ShardDataModule) -> dict[str, fl
 
 
 def _draw(generator: GeneratorModule, prompts: list[str]) -> Tensor:
-    _, condition, lengths = conditions(generator, prompts, [], 1)
-    return sample(generator, condition, lengths, SAMPLING, list(range(len(prompts))), 50)
+    inputs = generator.model.condition.parse_each(prompts)
+    return sample(generator, inputs, SAMPLING, list(range(len(prompts))), 50)
 
 
 def _training_pictures() -> tuple[Tensor, list[str]]:

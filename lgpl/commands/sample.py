@@ -11,13 +11,13 @@ import torch
 from tqdm import tqdm
 
 from lgpl.checkpoints import add_trust, load_module
-from lgpl.commands.many import claim, encode, halved, settings, write_many
+from lgpl.commands.many import claim, halved, settings, write_many
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
-from lgpl.generator.condition import ClassCondition
+from lgpl.generator.conditions import Inputs
 from lgpl.generator.packing import pack_weights
 from lgpl.generator.quantization import int8_weights
 from lgpl.pictures import grid, picture_path, save
@@ -32,7 +32,7 @@ def parser() -> ArgumentParser:
     add_trust(p)
     p.add_argument("--prompt", nargs="+", default=[], help="what to show; several make a grid")
     p.add_argument("--prompts", help="a text file, one prompt a line")
-    p.add_argument("--label", nargs="+", type=int, default=[], help="classes, for a class model")
+    p.add_argument("--label", nargs="+", type=str, default=[], help="classes, by number or name")
     p.add_argument("--count", type=int, default=1, help="pictures of each prompt or class")
     p.add_argument("--balanced", type=int, help="pictures over all classes in turn")
     p.add_argument("--seed", type=int, default=0, help="picture i is drawn from seed + i")
@@ -74,9 +74,10 @@ def main(args: list[str]) -> None:
     )  # fmt: skip
     labels = options.label
     if options.balanced:
-        if not isinstance(module.model.condition, ClassCondition):
-            raise UserError("--balanced: the checkpoint is text-conditional and has no classes.")
-        labels = [i % module.model.condition.num_classes for i in range(options.balanced)]
+        every = module.model.condition.prompts()
+        if every is None:
+            raise UserError("--balanced: the checkpoint has no classes, whose number is known.")
+        labels = [every[i % len(every)] for i in range(options.balanced)]
     count = 1 if options.balanced else options.count
     if many:
         wanted = subjects(module, prompts, labels, count)
@@ -84,9 +85,10 @@ def main(args: list[str]) -> None:
         drawn = write_many(module, wanted, sampling, options.seed, options.batch_size, out)
         print(f"{out}: {drawn} pictures drawn of {len(wanted)}, {sampling}")
         return
-    captions, condition, lengths = conditions(module, prompts, labels, count)
-    seeds = [options.seed + i for i in range(len(condition))]
-    images = sample(module, condition, lengths, sampling, seeds, options.batch_size)
+    captions = subjects(module, prompts, labels, count)
+    seeds = [options.seed + i for i in range(len(captions))]
+    inputs = module.model.condition.parse_each(captions)
+    images = sample(module, inputs, sampling, seeds, options.batch_size)
     if len(images) == 1:
         save(to_image(images[0]), out)
     else:
@@ -137,37 +139,29 @@ def load_generator(
     return module
 
 
-def conditions(
-    module: GeneratorModule, prompts: list[str], labels: list[int], count: int
-) -> tuple[list[str], torch.Tensor, torch.Tensor | None]:
-    """Captions, condition and lengths of `count` pictures for each prompt or label."""
-    wanted = subjects(module, prompts, labels, count)
-    return list(map(str, wanted)), *encode(module, wanted)
-
-
 def subjects(
-    module: GeneratorModule, prompts: list[str], labels: list[int], count: int
-) -> Sequence[str | int]:
-    """The prompt or label of each picture, `count` of each."""
-    if isinstance(module.model.condition, ClassCondition):
-        classes = module.model.condition.num_classes
-        if prompts or not labels:
-            raise UserError("The checkpoint is class-conditional: give --label, not --prompt.")
-        for label in labels:
-            if not 0 <= label < classes:
-                raise UserError(f"--label: {label} is no class; the model has 0 to {classes - 1}.")
-        return [label for label in labels for _ in range(count)]
-    if labels or not prompts:
-        raise UserError(
-            "The checkpoint is text-conditional: give --prompt or --prompts, not --label."
-        )
-    return [prompt for prompt in prompts for _ in range(count)]
+    module: GeneratorModule, prompts: list[str], labels: list[str], count: int
+) -> list[str]:
+    """The prompt of each picture, `count` of each.
+
+    Args:
+        prompts: given as --prompt.
+        labels: given as --label.
+
+    Raises:
+        UserError: none is given as the model's condition wants it.
+    """
+    given = {"prompt": prompts, "label": labels}
+    option = module.model.condition.option
+    wanted, (other,) = given.pop(option), given.values()
+    if other or not wanted:
+        raise UserError(f"The checkpoint takes --{option}, not --{next(iter(given))}.")
+    return [prompt for prompt in wanted for _ in range(count)]
 
 
 def sample(
     module: GeneratorModule,
-    condition: torch.Tensor,
-    lengths: torch.Tensor | None,
+    inputs: Inputs,
     sampling: Sampling,
     seeds: list[int],
     batch_size: int,
@@ -190,8 +184,7 @@ def sample(
             n, before = len(seeds[part]), bar.n
             try:
                 drawn = module.sample(
-                    condition[part],
-                    None if lengths is None else lengths[part],
+                    {name: value[part] for name, value in inputs.items()},
                     sampling,
                     seeds[part],
                     progress=functools.partial(_advance, bar, n),

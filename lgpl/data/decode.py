@@ -37,6 +37,7 @@ from lgpl.data.transforms import (
     ten_crops,
     to_uint8,
 )
+from lgpl.text.padding import left_pad
 
 Field = Literal["image", "caption", "class", "codes", "text"]
 Sample = dict[str, Any]
@@ -238,23 +239,6 @@ def check_shapes(shapes: Shapes, first: Shapes) -> None:
         if shape != wanted:
             what = "text features of width" if name == "text" else "codes of"
             raise BadSample(f"{what} {by(shape)} where the first sample's are {by(wanted)}")
-
-
-def left_pad(features: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Text features of different lengths as one batch.
-
-    Args:
-        features: one [L, D] for each caption; of one longer than `length` the first are kept.
-        length: number of positions.
-
-    Returns:
-        Features [B, length, D], zeros on the left, and lengths [B] (int64).
-    """
-    lengths = torch.tensor([min(len(f), length) for f in features])
-    batch = features[0].new_zeros(len(features), length, features[0].shape[1])
-    for row, f, n in zip(batch, features, lengths.tolist(), strict=True):
-        row[length - n :] = f[:n]
-    return batch, lengths
 
 
 def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The autoregressive generator: conditions to codes."""
 
+from lgpl.generator.conditions import ClassCondition, Condition, Conditions, TextCondition
 from lgpl.generator.decoding import CompiledDecoder, generate
 from lgpl.generator.module import GeneratorModule
 from lgpl.generator.order import RandomOrder
@@ -7,10 +8,14 @@ from lgpl.generator.sampling import Sampling
 from lgpl.generator.transformer import Transformer
 
 __all__ = [
+    "ClassCondition",
     "CompiledDecoder",
+    "Condition",
+    "Conditions",
     "GeneratorModule",
     "RandomOrder",
     "Sampling",
+    "TextCondition",
     "Transformer",
     "generate",
 ]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lgpl.generator.blocks import LayerCache
+from lgpl.generator.conditions import Inputs, join, rows
 from lgpl.generator.sampling import Guidance, Sampling, alike, pick
 from lgpl.generator.transformer import Transformer
 
@@ -40,8 +41,7 @@ def new_cache(
 
 def generate(
     model: Transformer,
-    condition: Tensor,
-    lengths: Tensor | None = None,
+    inputs: Inputs,
     sampling: Sampling | Sequence[Sampling] = Sampling(),
     seeds: list[int] | None = None,
     prompt: Tensor | None = None,
@@ -51,8 +51,7 @@ def generate(
     """Codes of new images.
 
     Args:
-        condition: class labels [B], or text features [B, text_length, F], left-padded.
-        lengths: number of real text positions [B]; None where nothing is padded.
+        inputs: of the condition, of B samples.
         sampling: guidance, temperature and truncation, of all images or of each.
         seeds: one for each image; 0, 1, 2, ... by default.
         prompt: codes [B, n] that the images begin with.
@@ -63,20 +62,19 @@ def generate(
     Returns:
         Codes [B, rows, columns], int64.
     """
-    each = [sampling] * len(condition) if isinstance(sampling, Sampling) else sampling
+    each = [sampling] * rows(inputs) if isinstance(sampling, Sampling) else sampling
     was_training = model.training
     model.eval()
     # Inference mode is worth a tenth of the time on a CPU; compiled code has no use for it.
     with torch.no_grad() if decoder else torch.inference_mode():
-        codes = _generate(model, condition, lengths, each, seeds, prompt, progress, decoder)
+        codes = _generate(model, inputs, each, seeds, prompt, progress, decoder)
     model.train(was_training)
-    return codes.clone().view(len(condition), *model.grid)  # a tensor for any use again
+    return codes.clone().view(rows(inputs), *model.grid)  # a tensor for any use again
 
 
 def _generate(
     model: Transformer,
-    condition: Tensor,
-    lengths: Tensor | None,
+    inputs: Inputs,
     sampling: Sequence[Sampling],
     seeds: list[int] | None,
     prompt: Tensor | None,
@@ -84,31 +82,30 @@ def _generate(
     decoder: CompiledDecoder | None,
 ) -> Tensor:
     """Codes [B, N] of `generate`."""
-    batch, count, prefix = len(condition), model.code_count, model.prefix_length
-    uniform = _uniform(seeds if seeds is not None else list(range(batch)), count).to(
-        condition.device
-    )
-    guidance = Guidance(sampling, count, condition.device)
+    batch, count, prefix = rows(inputs), model.code_count, model.prefix_length
+    device = model.rope.device
+    uniform = _uniform(seeds if seeds is not None else list(range(batch)), count).to(device)
+    guidance = Guidance(sampling, count, device)
     guided = guidance.guided
     groups = alike(sampling)
 
-    rows = torch.cat((condition, model.condition.null(condition))) if guided else condition
-    row_lengths = torch.cat((lengths, lengths)) if guided and lengths is not None else lengths
-    x = model.condition(rows)
+    both = join([inputs, model.condition.null(inputs)]) if guided else inputs
+    x, lengths = model.condition(both)
     known = 0 if prompt is None else prompt.shape[1]
-    codes = torch.empty(batch, count, dtype=torch.int64, device=rows.device)
+    codes = torch.empty(batch, count, dtype=torch.int64, device=device)
     if prompt is not None:
         codes[:, :known] = prompt
         x = torch.cat((x, model.tok_embeddings(_double(prompt, guided))), dim=1)
-    dtype = _computing(model, rows.device.type)
-    cache = (decoder.cache if decoder else new_cache)(model, len(rows), dtype)
+    dtype = _computing(model, device.type)
+    cache = (decoder.cache if decoder else new_cache)(model, len(x), dtype)
     decode = decoder or decode_one_token
     # On a CPU attention to the cache is taken in float32, see `Attention`.
-    mask = _scores(model, row_lengths, prefix + count, torch.float32 if rows.is_cpu else dtype)
+    exact = torch.float32 if device.type == "cpu" else dtype
+    mask = _scores(model, lengths, prefix + count, exact)
 
     seen = prefix + known
-    logits = prefill(model, x, row_lengths, mask[:, :, :seen, :seen], cache)
-    position = torch.arange(seen, device=rows.device)
+    logits = prefill(model, x, lengths, mask[:, :, :seen, :seen], cache)
+    position = torch.arange(seen, device=device)
     for index in range(known, count):
         logits = guidance(logits, index)
         if len(groups) == 1:

@@ -13,9 +13,8 @@ from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import Checkpoint, SelfDescribing, build_described, load_module
 from lgpl.data import ShardDataModule
-from lgpl.data.decode import left_pad
 from lgpl.errors import UserError
-from lgpl.generator.condition import TextCondition
+from lgpl.generator.conditions import Inputs
 from lgpl.generator.decoding import CompiledDecoder, generate
 from lgpl.generator.loss import cross_entropy
 from lgpl.generator.order import RandomOrder
@@ -23,7 +22,6 @@ from lgpl.generator.sampling import Sampling
 from lgpl.generator.sharding import gathered, shard
 from lgpl.generator.transformer import Transformer
 from lgpl.optimizers import MuonAdamW, Schedule, adamw
-from lgpl.text import TextEncoder
 from lgpl.tokenizer.module import TokenizerModule
 
 # Of the frozen tokenizer's config: its weights are large, and only training needs them.
@@ -34,14 +32,12 @@ class GeneratorModule(SelfDescribing):
     """Next-code prediction with a class or text condition (LlamaGen, arXiv 2406.06525, section
     2.3).
 
-    A batch brings `codes`, or `image` for the frozen tokenizer; and `class`, or `text` features
-    with `text_lengths`, or `caption` for the frozen text encoder.
+    A batch brings `codes`, or `image` for the frozen tokenizer; and what the condition reads.
 
     Args:
         transformer: builds the model; called when the strategy is ready, so that a sharded one
             never holds the whole on one device.
         tokenizer: checkpoint of the tokenizer: encodes images, and decodes samples.
-        text_encoder: encodes captions and prompts of a text-conditional model.
         init_from: checkpoint of a generator whose weights training starts from, such as stage 1;
             its grid may be another.
         lr: peak learning rate of AdamW.
@@ -61,7 +57,6 @@ class GeneratorModule(SelfDescribing):
         self,
         transformer: Callable[[], Transformer],
         tokenizer: str | None = None,
-        text_encoder: TextEncoder | None = None,
         init_from: str | None = None,
         lr: float = 1e-4,
         muon_lr: float | None = None,
@@ -75,7 +70,7 @@ class GeneratorModule(SelfDescribing):
         super().__init__()
         self.build = transformer
         self.transformer: Transformer | None = None
-        self.tokenizer_path, self.text_encoder = tokenizer, text_encoder
+        self.tokenizer_path = tokenizer
         self.init_from = init_from
         self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
         self.schedule, self.gradient_clip = schedule, gradient_clip
@@ -141,13 +136,10 @@ class GeneratorModule(SelfDescribing):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ShardDataModule):
             model = self._outline()
-            text = model.condition if isinstance(model.condition, TextCondition) else None
             data.expect(
                 grid=model.grid,
                 codebook_size=model.codebook_size,
-                num_classes=None if text else model.condition.num_classes,
-                text_features=text.fc1.in_features if text else None,
-                text_length=text.length if text else None,
+                **model.condition.limits(),
                 tokenizer=self.tokenizer.fingerprint() if self.tokenizer_path else None,
             )
 
@@ -230,40 +222,17 @@ class GeneratorModule(SelfDescribing):
             )
         return codes.flatten(1)
 
-    def condition(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Class labels [B] and None, or text features [B, L, F] and lengths [B]."""
-        if not isinstance(self.model.condition, TextCondition):
-            if "class" not in batch:
-                raise UserError("data.fields lacks class, which a class-conditional model needs.")
-            return batch["class"], None
-        if "text" in batch:
-            return batch["text"], batch["text_lengths"]
-        if "caption" not in batch:
-            raise UserError(
-                "data.fields names neither text nor caption; a text model needs one of them."
-            )
-        return self.encode_text(batch["caption"])
-
-    def encode_text(self, captions: list[str], refuse_long: bool = False) -> tuple[Tensor, Tensor]:
-        """Text features [B, L, F], left-padded, and lengths [B] of captions."""
-        if self.text_encoder is None:
-            raise UserError("model.text_encoder is not set; captions and prompts need it.")
-        if self.text_encoder.max_length > self.model.prefix_length:
-            raise UserError(
-                f"model.text_encoder.max_length: {self.text_encoder.max_length} is above the "
-                f"transformer's text_length, {self.model.prefix_length}."
-            )
-        features = self.text_encoder.encode(captions, self.device, refuse_long)
-        padded, lengths = left_pad(features, self.model.prefix_length)
-        return padded, lengths.to(self.device)
-
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy [B] per image, the mean over its codes, in nats."""
-        codes, order = self.codes(batch), None
+        return self.code_loss(self.codes(batch), self.model.condition.inputs(batch))
+
+    def code_loss(self, codes: Tensor, inputs: Inputs) -> Tensor:
+        """`loss` of codes [B, N] and the inputs of the condition."""
+        order = None
         if self.training and self.order is not None:
             order = self.order.draw(len(codes), codes.shape[1], self.global_step, codes.device)
             codes = codes.gather(1, order)
-        logits = self.model(codes, *self.condition(batch), order)
+        logits = self.model(codes, inputs, order)
         return cross_entropy(logits.flatten(0, 1), codes.flatten()).view(codes.shape).mean(1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -289,8 +258,7 @@ class GeneratorModule(SelfDescribing):
 
     def sample(
         self,
-        condition: Tensor,
-        lengths: Tensor | None,
+        inputs: Inputs,
         sampling: Sampling,
         seeds: list[int],
         progress: Callable[[int, Tensor], None] | None = None,
@@ -300,14 +268,13 @@ class GeneratorModule(SelfDescribing):
 
         Of a sharded model all ranks must ask together, each for its own images.
         """
-        codes = self.sample_codes(condition, lengths, sampling, seeds, progress, prompt)
+        codes = self.sample_codes(inputs, sampling, seeds, progress, prompt)
         return self.decode(codes)
 
     @torch.no_grad()
     def sample_codes(
         self,
-        condition: Tensor,
-        lengths: Tensor | None,
+        inputs: Inputs,
         sampling: Sampling | Sequence[Sampling],
         seeds: list[int],
         progress: Callable[[int, Tensor], None] | None = None,
@@ -316,9 +283,7 @@ class GeneratorModule(SelfDescribing):
     ) -> Tensor:
         """Codes [B, rows, columns] of `sample`."""
         with gathered(self.model), torch.compiler.set_stance("force_eager"):
-            return generate(
-                self.model, condition, lengths, sampling, seeds, prompt, progress, decoder
-            )
+            return generate(self.model, inputs, sampling, seeds, prompt, progress, decoder)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ predicts code i + 1 - prefix.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from lgpl.errors import UserError
 from lgpl.generator.blocks import Block, LayerCache, RMSNorm
-from lgpl.generator.condition import ClassCondition, TextCondition
+from lgpl.generator.conditions import Condition, Inputs
 from lgpl.generator.rotary import rotary_table
 
 # name -> (layers, heads, dim)
@@ -42,21 +43,15 @@ def take(x: Tensor, position: Tensor) -> Tensor:
 class Transformer(nn.Module):
     """Predicts the codes of an image one after the other.
 
-    Exactly one of `num_classes` and `text_features` says what the model is conditioned on.
-
     Args:
+        condition: builds what the model is conditioned on, given its width.
         size: a name of `SIZES` or (layers, heads, dim).
         codebook_size: number of codes.
         grid: rows and columns of codes.
-        num_classes: classes of a class-conditional model.
-        text_features: width of the text features of a text-conditional model.
-        text_length: number of prefix tokens of a text-conditional model.
         dropout: on the outputs of attention and feed-forward.
         token_dropout: on the embeddings of prefix and codes.
-        condition_dropout: probability of the null condition in training.
         drop_path: probability that the last block's branches are left out for a sample in training;
             it rises linearly from 0 at the first.
-        trainable_null: see `TextCondition`.
         prefix_rope: see `rotary_table`.
         qk_norm: see `Attention`.
         target_positions: tell every position which place of the grid it predicts, by a learned
@@ -68,17 +63,13 @@ class Transformer(nn.Module):
 
     def __init__(
         self,
+        condition: Callable[[int], Condition],
         size: str | tuple[int, int, int] = "B",
         codebook_size: int = 16384,
         grid: tuple[int, int] = (16, 16),
-        num_classes: int | None = None,
-        text_features: int | None = None,
-        text_length: int = 120,
         dropout: float = 0.1,
         token_dropout: float = 0.1,
-        condition_dropout: float = 0.1,
         drop_path: float = 0.0,
-        trainable_null: bool = True,
         prefix_rope: Literal["identity", "zero"] = "identity",
         qk_norm: bool = False,
         target_positions: bool = False,
@@ -95,19 +86,10 @@ class Transformer(nn.Module):
                 f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must "
                 "be a multiple of 4, half for rows and half for columns."
             )
-        if (num_classes is None) == (text_features is None):
-            raise UserError("Set exactly one of num_classes and text_features.")
         self.codebook_size = codebook_size
         self.grid = tuple(grid)
         self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
-        self.condition: ClassCondition | TextCondition
-        if num_classes is not None:
-            self.condition = ClassCondition(num_classes, dim, condition_dropout)
-        else:
-            assert text_features is not None
-            self.condition = TextCondition(
-                text_features, text_length, dim, condition_dropout, trainable_null
-            )
+        self.condition = condition(dim)
         self.prefix_length = self.condition.length
         self.tok_embeddings = nn.Embedding(codebook_size, dim)
         self.token_dropout = nn.Dropout(token_dropout)
@@ -157,22 +139,21 @@ class Transformer(nn.Module):
     def forward(
         self,
         codes: Tensor,
-        condition: Tensor,
-        lengths: Tensor | None = None,
+        inputs: Inputs,
         order: Tensor | None = None,
     ) -> Tensor:
         """Logits of all codes of an image at once, for training.
 
         Args:
             codes: [B, N] in the order in which they are predicted.
-            condition: class labels [B], or text features [B, text_length, F], left-padded.
-            lengths: number of real text positions [B]; None where nothing is padded.
+            inputs: of the condition, of B samples.
             order: places of the codes in raster order [B, N]; None where that is their order.
 
         Returns:
             Logits [B, N, codebook_size]; those at i are for code i.
         """
-        x = torch.cat((self.condition(condition), self.tok_embeddings(codes[:, :-1])), dim=1)
+        prefix, lengths = self.condition(inputs)
+        x = torch.cat((prefix, self.tok_embeddings(codes[:, :-1])), dim=1)
         heads = slice(self.prefix_length - 1, None)
         if self.target is not None:
             target = self.target if order is None else self.target[order]
@@ -180,8 +161,8 @@ class Transformer(nn.Module):
         x = self.token_dropout(x)
         place = torch.arange(x.shape[1], device=x.device)  # in the rotary table
         if order is not None:
-            prefix = place[: self.prefix_length].expand(len(x), -1)
-            place = torch.cat((prefix, self.prefix_length + order[:, :-1]), dim=1)
+            before = place[: self.prefix_length].expand(len(x), -1)
+            place = torch.cat((before, self.prefix_length + order[:, :-1]), dim=1)
         if lengths is None:
             x = self._blocks(x, self.rope[place])[:, heads]
         else:

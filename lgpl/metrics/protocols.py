@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import lgpl
@@ -25,7 +24,6 @@ from lgpl.atomic import PartialFile, write_text
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
-from lgpl.generator.condition import ClassCondition
 from lgpl.metrics.extractors import Extractor, to_bytes
 from lgpl.metrics.images import resize
 
@@ -64,15 +62,11 @@ def draw(
         size: to resize them to, pixels.
     """
     wanted = [max(number, 0) for number in numbers]
-    lengths = None
-    if isinstance(module.model.condition, ClassCondition):
-        classes = module.model.condition.num_classes
-        condition = torch.tensor([i % classes for i in wanted], device=module.device)
-    else:
-        if not prompts:
-            raise UserError("The model is text-conditional: evaluation needs prompts.")
-        condition, lengths = module.encode_text([prompts[i % len(prompts)] for i in wanted])
-    images = module.sample(condition, lengths, sampling, [seed + i for i in wanted])
+    prompts = prompts or module.model.condition.prompts() or []
+    if not prompts:
+        raise UserError("The model's prompts are no classes: evaluation needs some.")
+    inputs = module.model.condition.parse_each([prompts[i % len(prompts)] for i in wanted])
+    images = module.sample(inputs, sampling, [seed + i for i in wanted])
     return resize(to_bytes(images), size)
 
 

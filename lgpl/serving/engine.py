@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
-from lgpl.generator.condition import ClassCondition
+from lgpl.generator.conditions import Condition, Inputs
 from lgpl.serving.painter import Painter
 
 logger = logging.getLogger(__name__)
@@ -152,18 +152,20 @@ class Engine(ABC):
     same before it is closed, `failure` says why, and every picture is answered with `Ended`.
 
     Args:
-        module: a generator with its tokenizer, ready to decode; its text encoder is loaded here.
+        module: a generator with its tokenizer, ready to decode.
+        condition: of that generator, with its weights; understands prompts.
         batch_size: pictures drawn together.
         capacity: pictures that may wait.
         on_batch: called with the number of pictures of every batch.
 
     Raises:
-        UserError: the text encoder cannot be used.
+        UserError: what prompts need, such as a text encoder, cannot be used.
     """
 
     def __init__(
         self,
         module: GeneratorModule,
+        condition: Condition,
         batch_size: int,
         capacity: int,
         on_batch: Callable[[int], None],
@@ -172,11 +174,9 @@ class Engine(ABC):
         self.codes, (self.rows, _) = module.model.code_count, module.model.grid
         self._painter = Painter(module)
         self.height, self.width = self._painter.height, self._painter.width
-        condition = module.model.condition  # prompts of a class model are classes, or else texts
-        self.classes = condition.num_classes if isinstance(condition, ClassCondition) else None
+        self.condition = condition
+        condition.load()  # or tell what is missing
         self._encoding = threading.Lock()
-        if self.classes is None:
-            self._encode("a picture")  # loads the text encoder, or tells what is missing
         self._queue = PictureQueue(capacity)
         self._painting = ThreadPoolExecutor(1, "lgpl-painter")  # one: in the order of the steps
         self.failure: BaseException | None = None
@@ -195,10 +195,9 @@ class Engine(ABC):
 
     def prepare(self, prompt: str) -> Prompt:
         """What a prompt says; a UserError where it says nothing that can be drawn."""
-        if self.classes is not None:
-            return Prompt(self._of_class(class_of(prompt, self.classes)), 1)
-        features, length = self._encode(prompt)
-        return Prompt(self._of_text(features, length), length)
+        with self._encoding, torch.no_grad():
+            inputs = self.condition.parse(prompt)
+        return Prompt(self._content(inputs), self.condition.positions(inputs))
 
     def has_room(self, pictures: int) -> bool:
         """Whether so many more could be submitted; `Ended` where none can any more."""
@@ -263,19 +262,9 @@ class Engine(ABC):
         for picture in [*self._drawing, *self._queue.drain()]:
             self._refuse(picture, Ended())
 
-    def _encode(self, prompt: str) -> tuple[Tensor, int]:
-        """Features [L, F] of a text, padded at the left, and how many positions are its own."""
-        with self._encoding:  # alone, so that no neighbour's length changes a rounding
-            features, lengths = self.module.encode_text([prompt], refuse_long=True)
-        return features[0], int(lengths[0])
-
-    @abstractmethod
-    def _of_class(self, label: int) -> Any:
-        """The content of a prompt."""
-
-    @abstractmethod
-    def _of_text(self, features: Tensor, length: int) -> Any:
-        """The content of a prompt of what `_encode` gives."""
+    def _content(self, inputs: Inputs) -> Any:
+        """The inputs of a prompt in the form that the engine wants."""
+        return inputs
 
     @abstractmethod
     def _run(self) -> None:
@@ -289,15 +278,3 @@ def _show(picture: Picture, shown: bytes | BaseException, whole: bool) -> None:
     except Exception:  # as where the client's event loop is closed
         picture.cancelled.set()
         logger.warning("Nobody could be given a picture.", exc_info=True)
-
-
-def class_of(prompt: str, classes: int) -> int:
-    """The class that the prompt of a class model names.
-
-    Raises:
-        UserError: it names none.
-    """
-    text = prompt.strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < classes):
-        raise UserError(f"The prompt of a class model is a class, 0 to {classes - 1}.")
-    return int(text)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lgpl.generator import GeneratorModule
+from lgpl.generator.conditions import join
 from lgpl.serving.engine import Engine, Picture
 
 GATHER = 0.01  # seconds in which pictures that are asked for together come together
@@ -39,14 +40,8 @@ class SamplerEngine(Engine):
         capacity: int = 64,
         on_batch: Callable[[int], None] = lambda pictures: None,
     ) -> None:
-        super().__init__(module, batch_size, capacity, on_batch)
+        super().__init__(module, module.model.condition, batch_size, capacity, on_batch)
         self._thread.start()
-
-    def _of_class(self, label: int) -> Tensor:
-        return torch.tensor(label, device=self.module.device)
-
-    def _of_text(self, features: Tensor, length: int) -> Tensor:
-        return features
 
     def _run(self) -> None:
         while batch := self._take(self.batch_size, gather=GATHER):
@@ -84,13 +79,8 @@ class SamplerEngine(Engine):
                     if row in rows_shown and not picture.cancelled.is_set():
                         self.paint(picture, drawn[:count].clone().view(row, columns), False)
 
-        lengths = None
-        if self.classes is None:
-            positions = [picture.prompt.positions for picture in batch]
-            lengths = torch.tensor(positions, device=self.module.device)
         codes = self.module.sample_codes(
-            torch.stack([picture.prompt.content for picture in batch]),
-            lengths,
+            join([picture.prompt.content for picture in batch]),
             [picture.sampling for picture in batch],
             [picture.seed for picture in batch],
             progress,

@@ -36,7 +36,7 @@ def page(engine: Engine, model: str, defaults: Sampling, limits: Limits) -> APIR
     router = APIRouter(include_in_schema=False)
     told = {
         "name": model,
-        "classes": engine.classes,
+        **engine.condition.asks()._asdict(),
         "width": engine.width,
         "height": engine.height,
         "images": limits.images,

@@ -33,10 +33,11 @@ async function start() {
   fields.n.max = model.images;
   fields.n.value = Math.min(fields.n.value, model.images);
   fields.prompt.maxLength = model.prompt;
-  if (model.classes !== null) {
-    document.getElementById("asks").textContent = `Class, 0 to ${model.classes - 1}`;
-    fields.prompt.inputMode = "numeric";
-  }
+  document.getElementById("asks").textContent = model.label;
+  if (model.is_number) fields.prompt.inputMode = "numeric";
+  document.getElementById("examples").append(
+    ...model.examples.map((example) => new Option(example, example)),
+  );
   for (const name of NUMBERS) fields[name].value = model.defaults[name];
   fields.token.value = sessionStorage.getItem("lgpl.token") ?? "";
   showHistory();

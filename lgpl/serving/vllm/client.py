@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from lgpl.checkpoints import read_checkpoint
-from lgpl.data.decode import left_pad
-from lgpl.errors import UserError
-from lgpl.generator import Sampling, Transformer
-from lgpl.generator.condition import ClassCondition, TextCondition
-from lgpl.serving.vllm.config import transformer_arguments
+from lgpl.generator import Sampling
+from lgpl.generator.conditions import Inputs
+from lgpl.serving.vllm.config import outline
 
 
 class Client:
@@ -22,12 +20,12 @@ class Client:
 
     Args:
         folder: the exported generator.
+        trust: packages whose classes its config may name beside lgpl's own.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, trust: Iterable[str] = ()) -> None:
         checkpoint = read_checkpoint(folder, "generator")
-        with torch.device("meta"):
-            model = Transformer(**transformer_arguments(checkpoint.described()))
+        model = outline(checkpoint.described(), trust)
         self.codebook_size, self.grid = model.codebook_size, model.grid
         self.condition = model.condition.eval().requires_grad_(False)
         weights = {
@@ -37,45 +35,22 @@ class Client:
         }
         self.condition.load_state_dict(weights, assign=True)
 
-    def class_prompts(self, labels: Sequence[int]) -> list[dict[str, Any]]:
-        """One prompt for each class label.
-
-        Raises:
-            UserError: the model is text-conditional, or a label is none of its classes.
-        """
-        if not isinstance(self.condition, ClassCondition):
-            raise UserError("The generator is text-conditional: give it text, not classes.")
-        classes = self.condition.num_classes
-        for label in labels:
-            if not 0 <= label < classes:
-                raise UserError(f"{label} is no class; the model has 0 to {classes - 1}.")
-        return [{"prompt_token_ids": [self.codebook_size + label]} for label in labels]
-
     @torch.no_grad()
-    def text_prompts(self, features: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """One prompt for each caption.
+    def prompts(self, wanted: Sequence[Inputs]) -> list[dict[str, Any]]:
+        """A prompt for each of the condition's inputs, of one sample each."""
+        if self.condition.tokens:  # rows of a table, which stand behind the codes
+            return [
+                {"prompt_token_ids": [self.codebook_size + self.condition.token(inputs)]}
+                for inputs in wanted
+            ]
+        return [{"prompt_embeds": self._embeddings(inputs)} for inputs in wanted]
 
-        Args:
-            features: of the text encoder, [L, F] each, L from 0 to the model's text length.
-
-        Raises:
-            UserError: the model is class-conditional, or a caption is too long.
-        """
-        if not isinstance(self.condition, TextCondition):
-            raise UserError("The generator is class-conditional: give it classes, not text.")
-        length = self.condition.length
-        if (longest := max(map(len, features), default=0)) > length:
-            raise UserError(f"A caption has {longest} positions; the limit is {length}.")
-        if not features:
-            return []
-        padded, lengths = left_pad(features, length)
-        null = self.condition(self.condition.null(padded))
-        both = torch.cat((self.condition(padded), null), dim=-1)  # [B, length, 2 * dim]
-        real = lengths.clamp(min=1).tolist()
-        return [
-            {"prompt_embeds": row[length - n :].contiguous()}
-            for row, n in zip(both, real, strict=True)
-        ]
+    def _embeddings(self, inputs: Inputs) -> Tensor:
+        """Both branches [L, 2 * dim] of the positions that are real."""
+        x, lengths = self.condition(inputs)
+        null = self.condition(self.condition.null(inputs)).embeddings
+        length = x.shape[1] if lengths is None else max(1, int(lengths[0]))
+        return torch.cat((x, null), dim=-1)[0, -length:].cpu().contiguous()
 
     def params(self, sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
         """`vllm.SamplingParams` of one picture for each seed.

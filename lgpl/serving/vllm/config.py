@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from lgpl.checkpoints import Checkpoint, build_described
 from lgpl.errors import UserError
-from lgpl.generator import Transformer
+from lgpl.generator import GeneratorModule, Transformer
 
 
-def transformer_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the `Transformer` that a generator's config builds, defaults included.
+def outline(config: dict[str, Any], trust: Iterable[str] = ()) -> Transformer:
+    """The `Transformer` that a generator's config builds, on the meta device.
+
+    Args:
+        config: `class_path` and `init_args` of the module.
+        trust: packages whose classes it may name beside lgpl's own.
 
     Raises:
-        UserError: the config builds another model.
+        UserError: the config builds another model, or cannot be built.
     """
-    built = config["init_args"]["transformer"]
-    if built["class_path"].rpartition(".")[2] != Transformer.__name__:
-        raise UserError(f"vLLM runs lgpl.generator.Transformer, and not {built['class_path']}.")
-    bound = inspect.signature(Transformer).bind_partial(**built.get("init_args", {}))
-    bound.apply_defaults()
-    return dict(bound.arguments)
+    checkpoint = Checkpoint(Path("config.json"), "generator", config, dict)
+    with torch.device("meta"):
+        module = build_described(checkpoint, trust=trust)
+        module.configure_model()
+    assert isinstance(module, GeneratorModule)
+    if not isinstance(module.model, Transformer):
+        raise UserError(f"vLLM runs lgpl.generator.Transformer, and not {type(module.model)}.")
+    return module.model

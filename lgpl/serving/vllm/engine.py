@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lgpl.checkpoints import build_described, is_exported, read_checkpoint
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
+from lgpl.generator.conditions import Inputs
 from lgpl.serving.engine import Engine, Picture
 from lgpl.serving.vllm.client import Client
 
@@ -62,8 +62,9 @@ class VLLMEngine(Engine):
         trust: Sequence[str] = (),
     ) -> None:
         module = load_outline(folder, tokenizer, device, trust)
-        super().__init__(module, batch_size, capacity, on_batch)
-        self.client = Client(folder)
+        self.client = Client(folder, trust)
+        condition = self.client.condition.to(device)
+        super().__init__(module, condition, batch_size, capacity, on_batch)
         self._running: dict[str, _Running] = {}
         self._names = map(str, itertools.count())
         self._vllm = _start(folder, {"max_num_seqs": batch_size, **(settings or {})})
@@ -74,11 +75,8 @@ class VLLMEngine(Engine):
         super().close()
         self._vllm.engine_core.shutdown()
 
-    def _of_class(self, label: int) -> dict[str, Any]:
-        return self.client.class_prompts([label])[0]
-
-    def _of_text(self, features: Tensor, length: int) -> dict[str, Any]:
-        return self.client.text_prompts([features[-length:].cpu()])[0]
+    def _content(self, inputs: Inputs) -> dict[str, Any]:
+        return self.client.prompts([inputs])[0]
 
     def _run(self) -> None:
         while self._admit():

@@ -49,9 +49,8 @@ class Guidance(LogitsProcessor):
             raise ValueError(str(error)) from error  # which vLLM's own server answers with 400
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        self.codes = vllm_config.model_config.hf_config.transformer["codebook_size"]
-        grid = vllm_config.model_config.hf_config.transformer["grid"]
-        self.count = grid[0] * grid[1]
+        config = vllm_config.model_config.hf_config
+        self.codes, self.count = config.codes, config.code_count
         # row of a guided request -> its scale for each code, and its codes, which vLLM adds to
         self.rows: dict[int, tuple[list[float], list[int]]] = {}
 

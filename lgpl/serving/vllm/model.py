@@ -13,10 +13,9 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention as PagedCache
 
 from lgpl.checkpoints import check_weights
-from lgpl.generator.blocks import Attention
-from lgpl.generator.condition import ClassCondition
+from lgpl.generator.blocks import Attention, Block
 from lgpl.generator.rotary import rotary_table, rotate
-from lgpl.generator.transformer import Transformer
+from lgpl.serving.vllm.config import outline
 from lgpl.serving.vllm.settings import padded_head
 
 
@@ -66,17 +65,17 @@ class Body(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        arguments = vllm_config.model_config.hf_config.transformer
-        with torch.device("meta"):  # the weights come with load_weights
-            model = self.transformer = Transformer(**arguments)
+        # Without memory: the weights come with load_weights.
+        model = self.transformer = outline(vllm_config.model_config.hf_config.config)
         rows, columns = model.grid
         table = rotary_table(
             model.prefix_length, (rows, columns), model.dim // model.heads, model.prefix_rope
         )
         model.rope = table.to(vllm_config.device_config.device)
         for i, layer in enumerate(model.layers):
+            assert isinstance(layer, Block)
             layer.attention = PagedAttention(
-                *(model.dim, model.heads, arguments["qk_norm"], vllm_config),
+                *(model.dim, model.heads, layer.attention.q_norm is not None, vllm_config),
                 f"{prefix}.layers.{i}.attention",
             )
         self.eval().requires_grad_(False)
@@ -86,9 +85,11 @@ class Body(nn.Module):
         model = self.transformer
         # Clamped: a wrong id of one request must not end the engine.
         x = model.tok_embeddings(input_ids.clamp(0, model.codebook_size - 1)).repeat(1, 2)
-        if isinstance(model.condition, ClassCondition):
-            label = (input_ids - model.codebook_size).clamp(0, model.condition.num_classes)
-            both = (model.condition(label), model.condition(model.condition.null(label)))
+        condition = model.condition
+        if condition.tokens:
+            row = (input_ids - model.codebook_size).clamp(0, condition.tokens)
+            inputs = condition.of_tokens(row)
+            both = [condition(i).embeddings for i in (inputs, condition.null(inputs))]
             is_class = (input_ids >= model.codebook_size)[:, None]
             x = torch.where(is_class, torch.cat(both, dim=-1).squeeze(1), x)
         return x

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PretrainedConfig
 
 from lgpl.checkpoints.files import MODEL_TYPE
 from lgpl.errors import UserError
-from lgpl.generator import Transformer
-from lgpl.generator.condition import ClassCondition
-from lgpl.serving.vllm.config import transformer_arguments
+from lgpl.serving.vllm.config import outline
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -35,12 +32,10 @@ class LlamaGenConfig(PretrainedConfig):
 
     def __init__(self, config: dict[str, Any] | None = None, **rest: Any) -> None:
         if config is not None:
-            self.transformer = transformer_arguments(config)
-            with torch.device("meta"):
-                model = Transformer(**self.transformer)
-            tokens = model.codebook_size
-            if isinstance(model.condition, ClassCondition):
-                tokens += model.condition.num_classes
+            model = outline(config)
+            self.codes, self.code_count = model.codebook_size, model.code_count
+            self.has_table = model.condition.tokens > 0
+            tokens = model.codebook_size + model.condition.tokens
             self.vocab_size = max(2 * model.codebook_size, tokens)
             self.hidden_size = 2 * model.dim
             self.num_hidden_layers = len(model.layers)
@@ -72,7 +67,7 @@ class Settings:
             )
         model = vllm_config.model_config
         model.skip_tokenizer_init = True  # there is no text to split
-        model.enable_prompt_embeds = model.hf_config.transformer["text_features"] is not None
+        model.enable_prompt_embeds = not model.hf_config.has_table
         model.logits_processors = [Settings.GUIDANCE, *(model.logits_processors or [])]
 
     @staticmethod

@@ -1,0 +1,156 @@
+"""The contract between a generator and what it is conditioned on.
+
+Classifier-free guidance (arXiv 2207.12598): in training a condition is replaced by the null
+condition with probability `dropout`; in sampling both are evaluated.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# What a batch or a prompt tells a condition: tensors by name, whose first dimension is the batch's.
+Inputs = dict[str, Tensor]
+
+
+class Prefix(NamedTuple):
+    """What the sequence of each sample begins with.
+
+    Attributes:
+        embeddings: [B, L, dim].
+        lengths: of the real positions [B], which stand at the end; None where all are real.
+    """
+
+    embeddings: Tensor
+    lengths: Tensor | None = None
+
+
+class Question(NamedTuple):
+    """What a page asks people for.
+
+    Attributes:
+        label: of the field.
+        examples: answers to choose from, where there are some.
+        is_number: whether every answer is a number.
+    """
+
+    label: str
+    examples: list[str] = []
+    is_number: bool = False
+
+
+class Condition(nn.Module, ABC):
+    """Batches and prompts -> prefixes. `Transformer` builds it with its own width, `dim`.
+
+    Args:
+        dropout: probability of the null condition in training.
+
+    Attributes:
+        length: positions of the prefix, L.
+        option: of the commands that takes its prompts: `prompt` or `label`.
+        tokens: how many prefixes there are, where each is a single row of a table, which an LLM
+            engine can take for a token; 0 where they are computed.
+    """
+
+    length: int
+    option = "prompt"
+    tokens = 0
+
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    @abstractmethod
+    def inputs(self, batch: Mapping[str, Any]) -> Inputs:
+        """What it reads of a batch.
+
+        Raises:
+            UserError: the batch lacks a field, which the message names as a value of data.fields.
+        """
+
+    @abstractmethod
+    def null(self, inputs: Inputs) -> Inputs:
+        """The null condition in the shape of `inputs`."""
+
+    @abstractmethod
+    def prefix(self, inputs: Inputs) -> Prefix:
+        """The prefixes of inputs; nothing is dropped here."""
+
+    @abstractmethod
+    def parse(self, prompt: str) -> Inputs:
+        """The inputs, of one sample, of what a person asks for.
+
+        Raises:
+            UserError: it says nothing that can be drawn.
+        """
+
+    @abstractmethod
+    def zeros(self, batch_size: int) -> Inputs:
+        """Inputs of zeros in the largest shape, to plan with."""
+
+    def forward(self, inputs: Inputs) -> Prefix:
+        """The prefixes of inputs, in training with some of them dropped."""
+        if self.training and self.dropout:
+            some = next(iter(inputs.values()))
+            dropped = torch.rand(len(some), device=some.device) < self.dropout
+            null = self.null(inputs)
+            inputs = {
+                name: torch.where(dropped.view(-1, *[1] * (value.dim() - 1)), null[name], value)
+                for name, value in inputs.items()
+            }
+        return self.prefix(inputs)
+
+    def limits(self) -> dict[str, Any]:
+        """What samples have to keep to: arguments of `ShardDataModule.expect`."""
+        return {}
+
+    @torch.no_grad()
+    def parse_each(self, prompts: Sequence[str]) -> Inputs:
+        """The inputs of prompts, each parsed alone, so that no neighbour changes a rounding."""
+        parsed = {prompt: self.parse(prompt) for prompt in dict.fromkeys(prompts)}
+        return join([parsed[prompt] for prompt in prompts])
+
+    def check(self, prompt: str) -> None:
+        """Raise what `parse` would, at less cost where that can be."""
+        self.parse(prompt)
+
+    def prompts(self) -> list[str] | None:
+        """All prompts there are, such as classes; None where they cannot be counted."""
+        return None
+
+    def captions(self, batch: Mapping[str, Any]) -> list[str] | None:
+        """What to write under the pictures of a batch."""
+        return batch.get("caption")
+
+    def positions(self, inputs: Inputs) -> int:
+        """Positions that the prompt of one sample takes."""
+        return self.length
+
+    def token(self, inputs: Inputs) -> int:
+        """The row of the table, below `tokens`, that is the prefix of one sample."""
+        raise NotImplementedError(f"{type(self).__name__} has no table of prefixes.")
+
+    def of_tokens(self, tokens: Tensor) -> Inputs:
+        """The inputs of rows of the table [B]."""
+        raise NotImplementedError(f"{type(self).__name__} has no table of prefixes.")
+
+    def load(self) -> None:
+        """Fetch what prompts need, such as a text encoder, before the first one."""
+
+    def asks(self) -> Question:
+        """What a page asks people for."""
+        return Question("What to show")
+
+
+def join(parts: Sequence[Inputs]) -> Inputs:
+    """Inputs of several samples as one batch."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def rows(inputs: Inputs) -> int:
+    """Samples of a batch of inputs."""
+    return len(next(iter(inputs.values())))

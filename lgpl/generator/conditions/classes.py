@@ -1,0 +1,126 @@
+"""A class label as a condition."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lgpl.errors import UserError
+from lgpl.generator.conditions.base import Condition, Inputs, Prefix, Question
+
+
+class ClassCondition(Condition):
+    """One prefix position per class; the last row of the table is the null condition.
+
+    A batch brings `class`. A prompt is a class, by its number or its name.
+
+    Args:
+        dim: width of the transformer.
+        num_classes: number of classes without the null condition; the number of names by default.
+        dropout: probability of the null condition in training.
+        names: of the classes in their order, or a text file with one a line, such as the
+            `classes.txt` of `lgpl data pack`.
+
+    Raises:
+        UserError: the names cannot be read, or are not as many as the classes.
+    """
+
+    length = 1
+    option = "label"
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int | None = None,
+        dropout: float = 0.1,
+        names: str | list[str] | None = None,
+    ) -> None:
+        super().__init__(dropout)
+        self.names = read_names(names) if isinstance(names, str) else names
+        if num_classes is None:
+            if self.names is None:
+                raise UserError("condition: give num_classes or the names of the classes.")
+            num_classes = len(self.names)
+        if self.names is not None and len(self.names) != num_classes:
+            raise UserError(
+                f"condition.names: there are {len(self.names)}, but num_classes is {num_classes}."
+            )
+        self.num_classes = self.tokens = num_classes
+        self.embedding = nn.Embedding(num_classes + 1, dim)
+
+    def inputs(self, batch: Mapping[str, Any]) -> Inputs:
+        if "class" not in batch:
+            raise UserError("data.fields lacks class, which a class-conditional model needs.")
+        return {"class": batch["class"]}
+
+    def null(self, inputs: Inputs) -> Inputs:
+        return {"class": torch.full_like(inputs["class"], self.num_classes)}
+
+    def prefix(self, inputs: Inputs) -> Prefix:
+        return Prefix(self.embedding(inputs["class"]).unsqueeze(1))  # [B, 1, dim]
+
+    def parse(self, prompt: str) -> Inputs:
+        label = torch.tensor([self.label(prompt)], device=self.embedding.weight.device)
+        return {"class": label}
+
+    def label(self, prompt: str) -> int:
+        """The class that a prompt names; raises as `parse` does."""
+        text = prompt.strip()
+        if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < self.num_classes:
+            return int(text)
+        known = {name.casefold(): i for i, name in reversed(list(enumerate(self.names or [])))}
+        if text.casefold() in known:
+            return known[text.casefold()]
+        near = difflib.get_close_matches(text.casefold(), known, 3)
+        meant = [(self.names or [])[known[name]] for name in near]
+        hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else "."
+        raise UserError(
+            f"{text[:80]!r} is no class: give one from 0 to {self.num_classes - 1}"
+            f"{', or its name' if self.names else ''}{hint}"
+        )
+
+    def zeros(self, batch_size: int) -> Inputs:
+        return {"class": torch.zeros(batch_size, dtype=torch.int64)}
+
+    def limits(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+    def prompts(self) -> list[str]:
+        return [str(label) for label in range(self.num_classes)]
+
+    def captions(self, batch: Mapping[str, Any]) -> list[str] | None:
+        return [self.name(label) for label in batch["class"].tolist()]
+
+    def name(self, label: int) -> str:
+        """What people call a class."""
+        return self.names[label] if self.names else f"class {label}"
+
+    def asks(self) -> Question:
+        said = f"Class, 0 to {self.num_classes - 1}{', or its name' if self.names else ''}"
+        return Question(said, self.names or [], is_number=not self.names)
+
+    def token(self, inputs: Inputs) -> int:
+        return int(inputs["class"][0])
+
+    def of_tokens(self, tokens: Tensor) -> Inputs:
+        return {"class": tokens}
+
+
+def read_names(path: str) -> list[str]:
+    """The lines of a file of names.
+
+    Raises:
+        UserError: it cannot be read, or has an empty line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"condition.names: {path} cannot be read as text ({error}).") from error
+    if not lines or not all(line.strip() for line in lines):
+        raise UserError(f"condition.names: {path} should hold a name on every line.")
+    return [line.strip() for line in lines]

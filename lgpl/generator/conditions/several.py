@@ -1,0 +1,120 @@
+"""Several conditions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from lgpl.errors import UserError
+from lgpl.generator.conditions.base import Condition, Inputs, Prefix, Question
+
+BETWEEN = "|"  # the parts of a prompt
+
+
+class Conditions(Condition):
+    """Prefixes behind each other, each with its own dropout.
+
+    A prompt has the parts' prompts with | between them; an empty one is the null condition.
+
+    Args:
+        dim: width of the transformer.
+        parts: the conditions, each built with `dim`.
+    """
+
+    def __init__(self, dim: int, parts: list[Callable[[int], Condition]]) -> None:
+        super().__init__(dropout=0.0)
+        if not parts:
+            raise UserError("condition.parts: give at least one condition.")
+        built = [part(dim) for part in parts]
+        self.parts = nn.ModuleList(built)
+        self.length = sum(part.length for part in built)
+
+    def inputs(self, batch: Mapping[str, Any]) -> Inputs:
+        return self._merged([part.inputs(batch) for part in self._parts()])
+
+    def null(self, inputs: Inputs) -> Inputs:
+        own = self._split(inputs)
+        return self._merged([p.null(i) for p, i in zip(self._parts(), own, strict=True)])
+
+    def prefix(self, inputs: Inputs) -> Prefix:
+        prefixes = [p(i) for p, i in zip(self._parts(), self._split(inputs), strict=True)]
+        x = torch.cat([prefix.embeddings for prefix in prefixes], dim=1)
+        if all(prefix.lengths is None for prefix in prefixes):
+            return Prefix(x)
+        real = torch.cat([_real(prefix) for prefix in prefixes], dim=1)  # [B, L]
+        # What is padding goes to the front, where padding stands; the rest keeps its order.
+        place = real.int().argsort(dim=1, stable=True)
+        return Prefix(x.gather(1, place[..., None].expand_as(x)), real.sum(1))
+
+    def parse(self, prompt: str) -> Inputs:
+        texts = self._texts(prompt)
+        return self._merged([self._parsed(p, t) for p, t in zip(self._parts(), texts, strict=True)])
+
+    def check(self, prompt: str) -> None:
+        for part, text in zip(self._parts(), self._texts(prompt), strict=True):
+            if text:
+                part.check(text)
+
+    def load(self) -> None:
+        for part in self._parts():
+            part.load()
+
+    def asks(self) -> Question:
+        questions = [part.asks() for part in self._parts()]
+        return Question(f" {BETWEEN} ".join(question.label for question in questions))
+
+    def zeros(self, batch_size: int) -> Inputs:
+        return self._merged([part.zeros(batch_size) for part in self._parts()])
+
+    def limits(self) -> dict[str, Any]:
+        return {name: value for part in self._parts() for name, value in part.limits().items()}
+
+    def captions(self, batch: Mapping[str, Any]) -> list[str] | None:
+        found = [texts for part in self._parts() if (texts := part.captions(batch)) is not None]
+        return [f" {BETWEEN} ".join(texts) for texts in zip(*found, strict=True)] or None
+
+    def positions(self, inputs: Inputs) -> int:
+        own = self._split(inputs)
+        return sum(p.positions(i) for p, i in zip(self._parts(), own, strict=True))
+
+    def _parts(self) -> list[Condition]:
+        return list(self.parts)  # type: ignore[arg-type]
+
+    def _texts(self, prompt: str) -> list[str]:
+        texts = [text.strip() for text in prompt.split(BETWEEN)]
+        if len(texts) != len(self.parts):
+            raise UserError(
+                f"The prompt {prompt[:80]!r} has {len(texts)} parts; give {len(self.parts)}, with "
+                f"{BETWEEN} between them."
+            )
+        return texts
+
+    @staticmethod
+    def _parsed(part: Condition, text: str) -> Inputs:
+        if text:
+            return part.parse(text)
+        device = next(part.parameters()).device
+        return part.null({name: value.to(device) for name, value in part.zeros(1).items()})
+
+    @staticmethod
+    def _merged(own: list[Inputs]) -> Inputs:
+        return {f"{i}.{name}": v for i, inputs in enumerate(own) for name, v in inputs.items()}
+
+    def _split(self, inputs: Inputs) -> list[Inputs]:
+        own: list[Inputs] = [{} for _ in self.parts]
+        for key, value in inputs.items():
+            number, _, name = key.partition(".")
+            own[int(number)][name] = value
+        return own
+
+
+def _real(prefix: Prefix) -> torch.Tensor:
+    """[B, L], true where a position is no padding."""
+    batch, length = prefix.embeddings.shape[:2]
+    position = torch.arange(length, device=prefix.embeddings.device)
+    if prefix.lengths is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=position.device)
+    return position >= length - prefix.lengths[:, None]

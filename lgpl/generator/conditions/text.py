@@ -1,0 +1,114 @@
+"""Features of a text encoder as a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgpl.errors import UserError
+from lgpl.generator.conditions.base import Condition, Inputs, Prefix
+from lgpl.text import TextEncoder
+from lgpl.text.padding import left_pad
+
+
+class TextCondition(Condition):
+    """Features of a frozen text encoder through an MLP; left-padded to a fixed length.
+
+    A batch brings `text` features with `text_lengths`, or `caption` for the encoder. A prompt is a
+    caption.
+
+    Args:
+        dim: width of the transformer.
+        features: width of the text features.
+        length: number of prefix positions.
+        dropout: probability of the null condition in training.
+        trainable_null: train the null condition's table, as far as there is dropout; False keeps it
+            as it was drawn.
+        encoder: encodes captions and prompts; None where all batches bring features and nobody
+            asks for a picture.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        features: int,
+        length: int = 120,
+        dropout: float = 0.1,
+        trainable_null: bool = True,
+        encoder: TextEncoder | None = None,
+    ) -> None:
+        super().__init__(dropout)
+        if encoder is not None and encoder.max_length > length:
+            raise UserError(
+                f"condition.encoder.max_length: {encoder.max_length} is above the condition's "
+                f"length, {length}."
+            )
+        self.length, self.features, self.encoder = length, features, encoder
+        self.fc1 = nn.Linear(features, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
+        table = torch.randn(length, features) / features**0.5
+        # A weight that requires a gradient and never gets one has no state in the optimizer, which
+        # a sharded checkpoint would miss.
+        self.null_features = nn.Parameter(table, requires_grad=trainable_null and dropout > 0)
+
+    def inputs(self, batch: Mapping[str, Any]) -> Inputs:
+        if "text" in batch:
+            return {name: batch[name] for name in ("text", "text_lengths")}
+        if "caption" not in batch:
+            raise UserError(
+                "data.fields names neither text nor caption; a text model needs one of them."
+            )
+        return self._encode(batch["caption"], refuse_long=False)
+
+    def null(self, inputs: Inputs) -> Inputs:
+        """It keeps the caption's length and padding."""
+        features = inputs["text"]
+        null = self.null_features.to(features.dtype).expand_as(features)
+        return {"text": null, "text_lengths": inputs["text_lengths"]}
+
+    def prefix(self, inputs: Inputs) -> Prefix:
+        features = inputs["text"]
+        if features.shape[1] != self.length:
+            raise UserError(
+                f"The text features hold {features.shape[1]} positions, "
+                f"the model's prefix {self.length}."
+            )
+        features = features.to(self.fc1.weight.dtype)
+        x = self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+        return Prefix(x, inputs["text_lengths"])
+
+    def parse(self, prompt: str) -> Inputs:
+        return self._encode([prompt], refuse_long=True)  # alone, so that no neighbour rounds it
+
+    def load(self) -> None:
+        self._encoder().cleaned(["a picture"])
+
+    def check(self, prompt: str) -> None:
+        self._encoder().cleaned([prompt], refuse_long=True)
+
+    def zeros(self, batch_size: int) -> Inputs:
+        return {
+            "text": torch.zeros(batch_size, self.length, self.features),
+            "text_lengths": torch.full((batch_size,), self.length),
+        }
+
+    def limits(self) -> dict[str, Any]:
+        return {"text_features": self.features, "text_length": self.length}
+
+    def positions(self, inputs: Inputs) -> int:
+        return int(inputs["text_lengths"][0])
+
+    def _encode(self, captions: list[str], refuse_long: bool) -> Inputs:
+        device = self.null_features.device
+        features: list[Tensor] = self._encoder().encode(captions, device, refuse_long)
+        padded, lengths = left_pad(features, self.length)
+        return {"text": padded, "text_lengths": lengths.to(device)}
+
+    def _encoder(self) -> TextEncoder:
+        if self.encoder is None:
+            raise UserError("condition.encoder is not set; captions and prompts need it.")
+        return self.encoder
