@@ -1,11 +1,16 @@
 """The VQ tokenizer: images to codes and back."""
 
+from typing import TYPE_CHECKING
+
+from lgpl.lazy import lazily
 from lgpl.tokenizer.autoencoder import VQModel
 from lgpl.tokenizer.discriminators import PatchGAN
 from lgpl.tokenizer.losses import TokenizerLoss
-from lgpl.tokenizer.module import TokenizerModule
 from lgpl.tokenizer.perceptual import LPIPS
 from lgpl.tokenizer.quantizers import BSQ, FSQ, IBQ, Quantized, Quantizer, VectorQuantizer
+
+if TYPE_CHECKING:
+    from lgpl.tokenizer.module import TokenizerModule
 
 __all__ = [
     "BSQ",
@@ -20,3 +25,5 @@ __all__ = [
     "VQModel",
     "VectorQuantizer",
 ]
+
+__getattr__ = lazily(__name__, {"TokenizerModule": "lgpl.tokenizer.module"})

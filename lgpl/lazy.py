@@ -1,0 +1,26 @@
+"""Names of a package that are imported when they are asked for: what they need is not everybody's.
+
+A model is used with torch alone; Lightning and its like come with the modules that train it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazily(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__`.
+
+    Args:
+        package: its name.
+        places: name -> module that defines it.
+    """
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(places[name]), name)
+
+    return find
