@@ -173,11 +173,6 @@ class Plan(CommandLine):
         parser.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
         parser.add_argument("--memory", type=float, default=80.0, help="GiB of one device")
 
-    @property
-    def of_command(self) -> Namespace:
-        """The part of the config that is the command's."""
-        return self.config.get(str(self.config.get("subcommand")), self.config)
-
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
         if self.config.gpus < 1:

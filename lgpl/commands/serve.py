@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from lgpl.checkpoints import add_trust
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sample import DTYPES, load_generator, usable_device
 from lgpl.commands.sampling import add_sampling, sampling_of
@@ -18,6 +20,7 @@ from lgpl.errors import UserError
 
 if TYPE_CHECKING:
     from lgpl.serving.engine import Engine
+    from lgpl.serving.limits import Limits
 
 
 def parser() -> ArgumentParser:
@@ -28,10 +31,24 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
     p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
+    add_trust(p)
     p.add_argument("--name", help="the model's name in the API; the checkpoint's by default")
-    p.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all")
+    p.add_argument(
+        "--host", default="127.0.0.1",
+        help="address to listen at; 0.0.0.0 is all; one that other machines reach needs a token",
+    )  # fmt: skip
     p.add_argument("--port", type=int, default=8000, help="0 takes any free one")
-    p.add_argument("--token", help="bearer token to ask for; LGPL_TOKEN in the environment too")
+    p.add_argument(
+        "--token",
+        help="bearer token to ask for; better LGPL_TOKEN in the environment: the process list "
+        "shows options",
+    )
+    p.add_argument("--no-token", action="store_true", help="let other machines in without one, too")
+    p.add_argument(
+        "--trusted-host", action="append", default=[], metavar="NAME",
+        help="name by which a reverse proxy passes requests on, beside localhost and loopback "
+        "addresses; can be given more than once",
+    )  # fmt: skip
     p.add_argument("--batch-size", type=int, default=16, help="pictures drawn together")
     p.add_argument("--queue", type=int, default=64, help="pictures that may wait; then 429")
     p.add_argument("--max-images", type=int, default=10, help="pictures of one request")
@@ -67,36 +84,54 @@ def main(args: list[str]) -> None:
     if not 0 <= options.port < 65536:
         raise UserError(f"--port: {options.port} is not between 0 and 65535.")
     try:
-        import uvicorn
-
         from lgpl.serving.api import create_app
-        from lgpl.serving.limits import Limits
         from lgpl.serving.metrics import Metrics
+        from lgpl.serving.server import run
     except ImportError as error:
         raise UserError(f"Serving needs {error.name}: pip install 'lgpl[serve]'.") from error
+    limits, metrics = _limits(options), Metrics()
+    engine = _engine(options, metrics.batch.observe)
+    name = options.name or Path(options.checkpoint).stem
+    app = create_app(engine, name, sampling, limits, metrics)
+    run(app, engine, options.host, options.port, options.timeout)
+
+
+def _limits(options: Namespace) -> Limits:
+    """What requests may ask for, and who may send them."""
+    from lgpl.serving.hosts import is_loopback, trusted_host
+    from lgpl.serving.limits import Limits
+
+    token, trusted = _token(options), frozenset(map(trusted_host, options.trusted_host))
+    is_local = is_loopback(options.host)
+    if token is None and not is_local and not options.no_token:
+        raise UserError(
+            f"--host: {options.host} lets other machines in, and no token is asked for; set "
+            "LGPL_TOKEN in the environment, or give --no-token."
+        )
+    return Limits(
+        images=min(options.max_images, options.queue),
+        seconds=options.timeout,
+        token=token,
+        hosts=trusted if is_local or trusted else None,
+    )
+
+
+def _token(options: Namespace) -> str | None:
+    """The bearer token to ask for."""
     token = os.environ.get("LGPL_TOKEN") if options.token is None else options.token
+    token = token and token.strip()  # a header bears no space around it
     if token == "":
         raise UserError(
             "--token: it is empty, and so would guard nothing; leave it and LGPL_TOKEN out."
         )
-    metrics = Metrics()
-    engine = _engine(options, metrics.batch.observe)
-    limits = Limits(
-        images=min(options.max_images, options.queue),
-        seconds=options.timeout,
-        token=token,
-    )
-    name = options.name or Path(options.checkpoint).stem
-    app = create_app(engine, name, sampling, limits, metrics)
-    # A client that does not read its answer keeps the server from ending no longer than that.
-    end = math.ceil(options.timeout)
-    uvicorn.run(
-        app,
-        host=options.host,
-        port=options.port,
-        log_level="info",
-        timeout_graceful_shutdown=end,
-    )
+    if options.no_token and token is not None:
+        raise UserError("--no-token: there is a token; leave --token and LGPL_TOKEN out.")
+    if options.token is not None:
+        print(
+            "lgpl: warning: the process list shows --token; set LGPL_TOKEN in the environment.",
+            file=sys.stderr,
+        )
+    return token
 
 
 def _engine(options: Namespace, on_batch: Callable[[int], None]) -> Engine:
@@ -108,7 +143,9 @@ def _engine(options: Namespace, on_batch: Callable[[int], None]) -> Engine:
         from lgpl.serving.sampler import SamplerEngine
 
         dtype = DTYPES[options.dtype or "float32"]
-        module = load_generator(options.checkpoint, options.tokenizer, device, dtype)
+        module = load_generator(
+            options.checkpoint, options.tokenizer, device, dtype, trust=options.trust
+        )
         return SamplerEngine(module, *seats)
     if options.dtype:
         raise UserError("--dtype: give --vllm.dtype with --engine vllm.")
@@ -116,4 +153,6 @@ def _engine(options: Namespace, on_batch: Callable[[int], None]) -> Engine:
         raise UserError("--engine: vllm is not installed; pip install vllm.")
     from lgpl.serving.vllm.engine import VLLMEngine
 
-    return VLLMEngine(options.checkpoint, options.tokenizer, device, *seats, options.vllm)
+    return VLLMEngine(
+        options.checkpoint, options.tokenizer, device, *seats, options.vllm, options.trust
+    )

@@ -10,15 +10,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lgpl.generator import Sampling
 from lgpl.serving.engine import Engine
-from lgpl.serving.errors import RESPONSES, APIError, Error, add_handlers
+from lgpl.serving.errors import RESPONSES, APIError, Error, add_handlers, engine_ended
 from lgpl.serving.generations import Generations
+from lgpl.serving.hosts import CheckHost
 from lgpl.serving.limits import LimitBody, Limits
 from lgpl.serving.metrics import Metrics
-from lgpl.serving.page import page
+from lgpl.serving.page import HEADERS, page
 from lgpl.serving.schema import Images, ImagesRequest
 
 
@@ -46,24 +48,29 @@ def create_app(
         yield
         await asyncio.to_thread(engine.close)
 
-    app = FastAPI(title="lgpl", lifespan=lifespan)
+    # No /docs and no /redoc: their scripts come from elsewhere, which the page's policy forbids.
+    app = FastAPI(title="lgpl", lifespan=lifespan, openapi_url=None)
     app.add_middleware(LimitBody)
+    if limits.hosts is not None:
+        app.add_middleware(CheckHost, limits.hosts)
     add_handlers(app, metrics)
-    app.include_router(_v1(Generations(engine, model, defaults, limits, metrics)))
+    guard = Depends(_bearer(limits.token))
+    app.include_router(_v1(Generations(engine, model, defaults, limits, metrics), guard))
+    app.include_router(_described(app, guard))
     app.include_router(_watched(engine, metrics))
     app.include_router(page(engine, model, defaults, limits))
     return app
 
 
-def _v1(generations: Generations) -> APIRouter:
+def _v1(generations: Generations, guard: Any) -> APIRouter:
     """OpenAI's routes, behind the token."""
     model, created = generations.model, int(time.time())
-    guard = Depends(_bearer(generations.limits.token))
     router = APIRouter(prefix="/v1", dependencies=[guard])
 
     @router.post(
         "/images/generations",
         response_model=Images,
+        dependencies=[Depends(_is_json)],
         responses={200: {"content": {"text/event-stream": {}}}, **RESPONSES},
     )
     async def images(request: Request, body: ImagesRequest) -> Any:
@@ -77,6 +84,17 @@ def _v1(generations: Generations) -> APIRouter:
     return router
 
 
+def _described(app: FastAPI, guard: Any) -> APIRouter:
+    """The API's own description, behind the token."""
+    router = APIRouter(include_in_schema=False, dependencies=[guard])
+
+    @router.get("/openapi.json")
+    async def schema() -> Response:
+        return JSONResponse(app.openapi(), headers=HEADERS)
+
+    return router
+
+
 def _watched(engine: Engine, metrics: Metrics) -> APIRouter:
     """What a load balancer and Prometheus ask."""
     router = APIRouter()
@@ -84,7 +102,7 @@ def _watched(engine: Engine, metrics: Metrics) -> APIRouter:
     @router.get("/health", responses={503: {"model": Error}})
     async def health() -> dict[str, Any]:
         if not engine.alive:
-            raise APIError(503, "No pictures are drawn any more.", None, "engine_ended")
+            raise engine_ended()
         return {"status": "ok", "waiting": engine.waiting}
 
     @router.get("/metrics", response_class=Response)
@@ -92,6 +110,14 @@ def _watched(engine: Engine, metrics: Metrics) -> APIRouter:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+async def _is_json(request: Request) -> None:
+    """Refuses a body that a browser would send for a page of another site without asking here."""
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind.strip().lower() != "application/json":
+        said = "The Content-Type of the body must be application/json."
+        raise APIError(415, said, None, "unsupported_media_type")
 
 
 def _bearer(token: str | None) -> Any:

@@ -20,14 +20,20 @@ import httpx
 import openai
 import pytest
 import torch
+from fastapi import FastAPI
 
 from lgpl.commands.sample import load_generator
 from lgpl.data.transforms import to_image
 from lgpl.generator import GeneratorModule, Sampling
+from lgpl.serving.api import create_app
+from lgpl.serving.engine import Engine
+from lgpl.serving.limits import Limits
+from lgpl.serving.server import Server as UvicornServer
 from tests.conftest import ROOT
 from tests.serving.generators import export_generator, export_tokenizer
 
 TOKEN = "a secret"
+PROGRAM = "from lgpl.cli import main; main()"
 LONG = {"size": [4, 4, 128], "grid": [24, 24]}  # takes a second or more
 
 
@@ -79,9 +85,9 @@ def export(folder: Path, **changes: Any) -> Path:
 
 
 @contextlib.contextmanager
-def serve(checkpoint: Path, *options: str) -> Iterator[Server]:
+def serve(checkpoint: Path, *options: str, program: str = PROGRAM) -> Iterator[Server]:
     """`lgpl serve` as a process of its own."""
-    command = [sys.executable, "-m", "lgpl.cli", "serve", "--port", "0", *options]
+    command = [sys.executable, "-c", program, "serve", "--port", "0", *options]
     process = subprocess.Popen(
         [*command, "--checkpoint", str(checkpoint)],
         stderr=subprocess.PIPE,
@@ -103,6 +109,23 @@ def serve(checkpoint: Path, *options: str) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+@contextlib.contextmanager
+def in_process(
+    engine: Engine, limits: Limits = Limits(), app: FastAPI | None = None, host: str = "127.0.0.1"
+) -> Iterator[int]:
+    """The server in a thread of this process; its port."""
+    app = app or create_app(engine, "generator", limits=limits)
+    server = UvicornServer(app, engine, host, 0, limits.seconds)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive())
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(60)
 
 
 def wait_until(done: Callable[[], bool], seconds: float = 60) -> None:

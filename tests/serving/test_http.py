@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from lgpl.cli import main
 from lgpl.generator import Sampling
 from lgpl.serving import limits
 from tests.conftest import Chain
-from tests.serving.generators import export_generator
 from tests.serving.servers import LONG, TOKEN, Server, export, serve, wait_until
 from tests.test_readme import README, blocks
 
@@ -72,7 +70,7 @@ def test_the_readmes_client(
     (code,) = [block for block in blocks(README, "python") if "import openai" in block]
     monkeypatch.chdir(tmp_path)
     code = code.replace("http://127.0.0.1:8000", server.url)
-    exec(code.replace("none unless --token asks for it", TOKEN), {})
+    exec(code.replace("none unless LGPL_TOKEN is set", TOKEN), {})
     assert Path("seven.png").read_bytes() == server.offline(7, 7, Sampling(guidance=2.0))
 
 
@@ -322,39 +320,3 @@ def test_timeout(tmp_path: Path) -> None:
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
         streamed = server.post({"prompt": "1", "stream": True}).text
         assert streamed.startswith("event: error") and '"code": "timeout"' in streamed
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--batch-size", "0"], "--batch-size: 0 is not above 0"),
-        (["--port", "70000"], "--port: 70000 is not between"),
-        (["--top-p", "2"], "top_p: 2.0 is not"),
-        (["--guidance-power", "0"], "guidance_power: 0.0 is not above 0"),
-        (["--guidance-steps", "-1"], "--guidance-steps: -1 is not at least 0"),
-        (["--timeout", ".inf"], "--timeout: inf is not above 0"),
-        (["--token", ""], "--token: it is empty"),
-        (["--guidance", "much"], "--guidance: Expected a float. Got value: much"),
-        (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
-        (["--vllm.dtype", "float32"], "--vllm: these are settings of --engine vllm"),
-    ],
-)
-def test_mistakes_on_the_command_line(
-    tmp_path: Path, fails: Callable[..., str], options: list[str], says: str
-) -> None:
-    export_generator(tmp_path / "generator", num_classes=10)
-    assert says in fails("serve", "--checkpoint", str(tmp_path / "generator"), *options)
-
-
-def test_what_a_checkpoint_lacks_is_told(tmp_path: Path, fails: Callable[..., str]) -> None:
-    folder = str(export(tmp_path, num_classes=None, text_features=24, text_length=10))
-    assert fails("serve", "--checkpoint", folder) == (
-        "model.text_encoder is not set; captions and prompts need it."
-    )
-    config = tmp_path / "generator/config.json"
-    entry = json.loads(config.read_text())
-    entry["config"]["init_args"]["tokenizer"] = None
-    config.write_text(json.dumps(entry))
-    assert "names no tokenizer; give its checkpoint with --tokenizer" in fails(
-        "serve", "--checkpoint", folder
-    )

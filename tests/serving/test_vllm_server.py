@@ -176,17 +176,22 @@ def test_sigterm_finishes_what_runs_and_waits(slow: Server) -> None:
     assert not any("Traceback" in line for line in slow.said)
 
 
-def test_health_tells_that_vllm_has_died(slow: Server) -> None:
+@pytest.mark.parametrize("draws", [True, False])
+def test_the_server_ends_with_vllm(slow: Server, draws: bool) -> None:
+    """Whether vLLM dies while it draws, with others that wait, or while there is nothing to do."""
     import psutil
 
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(slow.post, {"prompt": "1"})
-        wait_until(lambda: slow.metric("lgpl_batch_pictures_count") > 5)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(slow.post, {"prompt": "1"}) for _ in range(3 * draws)]
+        if draws:
+            wait_until(lambda: httpx.get(f"{slow.url}/health").json()["waiting"] == 2)
         for process in psutil.Process(slow.process.pid).children(recursive=True):
             process.kill()
-        assert asked.result().status_code == 500
-    wait_until(lambda: httpx.get(f"{slow.url}/health").status_code == 503)
-    assert slow.post({"prompt": "1"}).json()["error"]["code"] == "engine_ended"
+        answers = [future.result(20) for future in asked]
+    assert all(answer.status_code == 503 for answer in answers)
+    assert all(answer.json()["error"]["code"] == "engine_ended" for answer in answers)
+    assert slow.process.wait(60) == 1
+    wait_until(lambda: "the engine has ended" in slow.said[-1])
 
 
 @pytest.mark.parametrize(

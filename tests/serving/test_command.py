@@ -1,0 +1,151 @@
+"""The options of `lgpl serve`: what is refused, and who is let in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lgpl.cli import main
+from lgpl.serving import server
+from tests.serving.generators import export_generator
+from tests.serving.servers import TOKEN, export
+
+
+@pytest.fixture(autouse=True)
+def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LGPL_TOKEN", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--batch-size", "0"], "--batch-size: 0 is not above 0"),
+        (["--port", "70000"], "--port: 70000 is not between"),
+        (["--top-p", "2"], "top_p: 2.0 is not"),
+        (["--guidance-power", "0"], "guidance_power: 0.0 is not above 0"),
+        (["--guidance-steps", "-1"], "--guidance-steps: -1 is not at least 0"),
+        (["--timeout", ".inf"], "--timeout: inf is not above 0"),
+        (["--token", ""], "--token: it is empty"),
+        (["--token", " \n"], "--token: it is empty"),
+        (["--guidance", "much"], "--guidance: Expected a float. Got value: much"),
+        (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
+        (["--vllm.dtype", "float32"], "--vllm: these are settings of --engine vllm"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    tmp_path: Path, fails: Callable[..., str], options: list[str], says: str
+) -> None:
+    export_generator(tmp_path / "generator", num_classes=10)
+    assert says in fails("serve", "--checkpoint", str(tmp_path / "generator"), *options)
+
+
+def test_what_a_checkpoint_lacks_is_told(tmp_path: Path, fails: Callable[..., str]) -> None:
+    folder = str(export(tmp_path, num_classes=None, text_features=24, text_length=10))
+    assert fails("serve", "--checkpoint", folder) == (
+        "model.text_encoder is not set; captions and prompts need it."
+    )
+    config = tmp_path / "generator/config.json"
+    entry = json.loads(config.read_text())
+    entry["config"]["init_args"]["tokenizer"] = None
+    config.write_text(json.dumps(entry))
+    assert "names no tokenizer; give its checkpoint with --tokenizer" in fails(
+        "serve", "--checkpoint", folder
+    )
+
+
+OPEN = ["0.0.0.0", "::", "", "192.168.1.4", "pictures.example.org"]
+
+
+@pytest.mark.parametrize("host", OPEN)
+def test_other_machines_are_not_let_in_without_a_token(
+    fails: Callable[..., str], host: str
+) -> None:
+    """Which is said before anything is loaded."""
+    assert fails("serve", "--checkpoint", "nowhere", "--host", host) == (
+        f"--host: {host} lets other machines in, and no token is asked for; set LGPL_TOKEN in the "
+        "environment, or give --no-token."
+    )
+
+
+def test_no_token_is_no_token(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    says = "--no-token: there is a token; leave --token and LGPL_TOKEN out."
+    assert fails("serve", "--checkpoint", "nowhere", "--no-token", "--token", "x") == says
+    monkeypatch.setenv("LGPL_TOKEN", "x")
+    assert fails("serve", "--checkpoint", "nowhere", "--no-token") == says
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs the command up to where it would serve; gives a function that asks the app."""
+
+    def start(*options: str) -> Callable[..., httpx.Response]:
+        apps: list[Any] = []
+
+        def run(app: Any, engine: Any, *_: Any) -> None:
+            apps.append(app)
+            engine.close()
+
+        monkeypatch.setattr(server, "run", run)
+        main(["serve", "--checkpoint", str(export(tmp_path)), *options])
+
+        async def one(path: str, headers: dict[str, str]) -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(apps[0])) as client:
+                return await client.get(f"http://localhost{path}", headers=headers)
+
+        return lambda path, **headers: asyncio.run(one(path, headers))
+
+    return start
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machine_needs_no_token(started: Callable[..., Any], host: str) -> None:
+    """But the Host that it names has to be its own, or one that is trusted."""
+    ask = started("--host", host, "--trusted-host", "a.example", "--trusted-host", "B.example")
+    for named in ("localhost:8000", "[::1]:8000", "a.example", "b.example:443"):
+        assert ask("/v1/models", Host=named).status_code == 200
+    assert ask("/v1/models", Host="evil.example").status_code == 421
+
+
+@pytest.mark.parametrize("host", OPEN)
+def test_other_machines_are_let_in_where_that_is_said(
+    started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    ask = started("--host", host, "--no-token")
+    assert ask("/v1/models", Host="any.example").status_code == 200
+    monkeypatch.setenv("LGPL_TOKEN", TOKEN)
+    ask = started("--host", host)
+    assert ask("/v1/models", Host="any.example").status_code == 401
+    right = {"Authorization": f"Bearer {TOKEN}"}
+    assert ask("/v1/models", Host="any.example", **right).status_code == 200
+    ask = started("--host", host, "--trusted-host", "a.example")
+    assert ask("/v1/models", Host="a.example", **right).status_code == 200
+    assert ask("/v1/models", Host="any.example", **right).status_code == 421
+
+
+def test_a_token_that_others_can_read_is_told(
+    started: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ask = started("--token", TOKEN)
+    assert ask("/v1/models").status_code == 401
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "process list" in line and "LGPL_TOKEN" in line
+    monkeypatch.setenv("LGPL_TOKEN", f"{TOKEN}\n")  # as a file of secrets has it
+    ask = started()
+    assert ask("/v1/models").status_code == 401
+    assert ask("/v1/models", Authorization=f"Bearer {TOKEN}").status_code == 200
+    assert capsys.readouterr().err == ""
+
+
+def test_the_help_recommends_the_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LGPL_TOKEN" in said and "--no-token" in said and "--trusted-host" in said

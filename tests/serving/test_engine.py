@@ -1,0 +1,343 @@
+"""What every engine has in common, tried with lgpl's sampler: nothing that clients do ends it, and
+nobody waits for one that has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from lgpl.commands.sample import load_generator
+from lgpl.generator import GeneratorModule, Sampling
+from lgpl.serving.api import create_app
+from lgpl.serving.engine import Ended, Engine, Picture, PictureQueue, Prompt
+from lgpl.serving.limits import Limits
+from lgpl.serving.painter import Painter
+from lgpl.serving.sampler import SamplerEngine
+from lgpl.serving.server import run
+from tests.serving.servers import Server, export, in_process, serve, wait_until
+
+PROMPT = Prompt(torch.tensor(3), 1)
+SEED = 20261125
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def engine(checkpoint: Path) -> Iterator[SamplerEngine]:
+    made = SamplerEngine(load_generator(str(checkpoint), None, "cpu"), 4, 64)
+    yield made
+    made.close()
+
+
+class Client:
+    """Who asks for one picture, and what comes of it."""
+
+    def __init__(self, partial: int = 0) -> None:
+        self.answers: list[Any] = []
+        self.answered = threading.Event()
+        self.picture = Picture(PROMPT, Sampling(), 0, partial, self.show)
+
+    def show(self, shown: bytes | BaseException, whole: bool) -> None:
+        self.answers.append(shown)
+        if whole:
+            self.answered.set()
+
+    def answer(self, engine: Engine) -> Any:
+        engine.submit([self.picture])
+        return self.wait()
+
+    def wait(self) -> Any:
+        assert self.answered.wait(30)
+        return self.answers[-1]
+
+
+def cancels(queue: PictureQueue, picture: Picture, patch: pytest.MonkeyPatch) -> threading.Event:
+    """Have a picture cancelled while its queue gathers; set once that has happened."""
+    happened = threading.Event()
+
+    def wait_for(_: Any, timeout: float) -> bool:
+        picture.cancelled.set()
+        happened.set()
+        return False
+
+    patch.setattr(queue._changed, "wait_for", wait_for)
+    return happened
+
+
+def test_a_queue_waits_on_where_all_that_waited_was_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue, first, second = PictureQueue(4), Client().picture, Client().picture
+    happened = cancels(queue, first, monkeypatch)
+    queue.put([first])
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(queue.take, 4, gather=0.01)
+        assert happened.wait(30)
+        queue.put([second])
+        assert taken.result(30) == [second]
+
+
+def test_a_queue_ends_only_where_it_is_closed_and_empty() -> None:
+    queue, pictures = PictureQueue(4), [Client().picture for _ in range(3)]
+    assert queue.take(4, wait=False) == []
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(queue.take, 4, gather=0.01)
+        queue.put(pictures)
+        assert taken.result(30) == pictures
+        queue.put(pictures)
+        queue.close()
+        assert queue.take(2, gather=0.01) == pictures[:2] and queue.take(2) == pictures[2:]
+        assert queue.take(2, gather=0.01) == queue.take(2) == []
+    for refused in (lambda: queue.put(pictures), lambda: queue.has_room(1)):
+        with pytest.raises(Ended):
+            refused()
+
+
+def test_a_queue_that_fails_wakes_whoever_waits() -> None:
+    queue = PictureQueue(4)
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(queue.take, 4)
+        queue.close(RuntimeError("a fault"))
+        queue.close()
+        with pytest.raises(RuntimeError, match="a fault"):
+            taken.result(30)
+
+
+def test_an_engine_goes_on_where_all_that_waited_was_cancelled(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, left = Client().answer(engine), Client()
+    with monkeypatch.context() as patch:
+        happened = cancels(engine._queue, left.picture, patch)
+        engine.submit([left.picture])
+        assert happened.wait(30)
+    assert Client().answer(engine) == whole and engine.alive and not left.answers
+
+
+def raises(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("a fault")
+
+
+def exits(*_: Any, **__: Any) -> Any:
+    raise SystemExit("a fault")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda patch, engine: patch.setattr(engine, "on_batch", raises),
+        lambda patch, engine: patch.setattr(Painter, "png", raises),
+        lambda patch, engine: patch.setattr(Painter, "png", exits),
+        lambda patch, engine: patch.setattr(engine._painting, "submit", raises),
+        lambda patch, engine: patch.setattr(GeneratorModule, "sample_codes", raises),
+        lambda patch, engine: patch.setattr(Client, "show", raises),
+        lambda patch, engine: [
+            patch.setattr(Client, "show", raises),
+            patch.setattr(GeneratorModule, "sample_codes", raises),
+        ],
+    ],
+    ids=["metrics", "painter", "painter exits", "no thread", "model", "client", "client of none"],
+)
+def test_a_fault_beside_the_drawing_ends_no_engine(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]
+) -> None:
+    whole = Client(partial=2).answer(engine)
+    with monkeypatch.context() as patch:
+        fault(patch, engine)
+        clients = [Client(partial=2) for _ in range(6)]
+        engine.submit([client.picture for client in clients])
+        if Client.show is not raises:
+            answers = [client.wait() for client in clients]
+            assert all(a == whole or str(a) == "a fault" for a in answers)
+        else:
+            wait_until(lambda: all(c.picture.cancelled.is_set() for c in clients))
+    assert Client(partial=2).answer(engine) == whole and engine.alive
+
+
+def test_a_closed_event_loop_ends_no_engine(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, loop, lost = Client().answer(engine), asyncio.new_event_loop(), Client()
+    loop.close()
+    monkeypatch.setattr(
+        lost.picture, "show", lambda *_: loop.call_soon_threadsafe(lost.answered.set)
+    )
+    engine.submit([lost.picture])
+    wait_until(lost.picture.cancelled.is_set)
+    assert Client().answer(engine) == whole and engine.alive
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda patch, engine: patch.setattr(GeneratorModule, "sample_codes", exits),
+        lambda patch, engine: patch.setattr(engine, "_try", raises),
+        lambda patch, engine: patch.setattr(engine, "_take", lambda *_, **__: []),
+        lambda patch, engine: patch.setattr(engine, "on_batch", exits),
+    ],
+    ids=["exits", "raises", "returns", "metrics exit"],
+)
+def test_nobody_waits_for_an_engine_that_has_ended(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]
+) -> None:
+    gate, sample_codes = threading.Event(), GeneratorModule.sample_codes
+
+    def waits(*args: Any, **more: Any) -> Any:
+        assert gate.wait(30)
+        return sample_codes(*args, **more)
+
+    monkeypatch.setattr(GeneratorModule, "sample_codes", waits)
+    engine.submit([Client().picture])  # is drawn until the fault is there
+    wait_until(lambda: engine.waiting == 0)
+    clients = [Client() for _ in range(6)]  # more than are drawn at once
+    engine.submit([client.picture for client in clients])
+    monkeypatch.undo()
+    fault(monkeypatch, engine)
+    gate.set()
+    assert all(isinstance(client.wait(), Ended) for client in clients)
+    assert [len(client.answers) for client in clients] == [1] * 6
+    assert not engine.alive and str(engine.failure) in ("a fault", "The engine has returned.")
+    with pytest.raises(Ended):
+        engine.submit([Client().picture])
+
+
+def test_an_engine_that_never_began_is_told(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SamplerEngine, "_run", raises)
+    engine = SamplerEngine(load_generator(str(checkpoint), None, "cpu"))
+    app = create_app(engine, "generator")
+    engine._thread.join(30)
+    assert asyncio.run(ask(app, {"prompt": "1"}))[0] == 503
+    engine.close()
+
+
+async def ask(app: Any, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+    """Status and body of an answer to a request for pictures, or else about its health."""
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=30
+    ) as client:
+        if body is None:
+            answer = await client.get("/health")
+        else:
+            answer = await client.post("/v1/images/generations", json=body)
+    text = answer.text.rpartition("data: ")[2]
+    return answer.status_code, json.loads(text)
+
+
+def test_clients_of_an_engine_that_ends_are_told_at_once(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, app = threading.Event(), create_app(engine, "generator")
+
+    def exits_later(*_: Any, **__: Any) -> Any:
+        assert gate.wait(30)
+        raise SystemExit("a fault")
+
+    monkeypatch.setattr(GeneratorModule, "sample_codes", exits_later)
+
+    async def scene() -> list[tuple[int, Any]]:
+        drawn = asyncio.ensure_future(ask(app, {"prompt": "1", "n": 2}))
+        await asyncio.to_thread(wait_until, lambda: engine._drawing)
+        waits = asyncio.ensure_future(ask(app, {"prompt": "1"}))
+        streams = asyncio.ensure_future(ask(app, {"prompt": "1", "stream": True}))
+        await asyncio.to_thread(wait_until, lambda: engine.waiting == 2)
+        gate.set()
+        told = await asyncio.wait_for(asyncio.gather(drawn, waits, streams), 5)
+        return [*told, await ask(app, {"prompt": "1"}), await ask(app)]
+
+    *whole, stream, late, health = asyncio.run(scene())
+    assert [status for status, _ in (*whole, late, health)] == [503] * 4
+    bodies = [body for _, body in (*whole, stream, late, health)]
+    assert {body["error"]["code"] for body in bodies} == {"engine_ended"}
+
+
+DIES = """
+import os, time
+from lgpl.cli import main
+from lgpl.generator import GeneratorModule
+
+def dies(*_, **__):
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.05)
+    raise SystemExit("a fault")
+
+GeneratorModule.sample_codes = dies
+main()
+"""
+
+
+def test_the_server_ends_with_its_engine(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(engine, "generator")
+    monkeypatch.setattr(engine, "_try", raises)
+    engine.submit([Client().picture])
+    with pytest.raises(SystemExit) as ended:  # of status 1: its argument is a text
+        run(app, engine, "127.0.0.1", 0, 600)
+    assert ended.value.code == "lgpl: error: the engine has ended: RuntimeError('a fault')"
+
+
+@pytest.mark.slow
+def test_the_process_ends_with_its_engine(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an answer for everybody, the cause, and a status after which a supervisor restarts."""
+    monkeypatch.setenv("GATE", str(tmp_path / "gate"))
+    with serve(checkpoint, "--batch-size", "1", program=DIES) as server, ThreadPoolExecutor() as p:
+        asked = [p.submit(server.post, {"prompt": "1", "seed": i}) for i in range(3)]
+        wait_until(lambda: httpx.get(f"{server.url}/health").json()["waiting"] == 2)
+        (tmp_path / "gate").touch()
+        answers = [future.result(10) for future in asked]
+        assert server.process.wait(20) == 1
+        wait_until(lambda: "a fault" in server.said[-1])
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert {answer.json()["error"]["code"] for answer in answers} == {"engine_ended"}
+    assert server.said[-1] == "lgpl: error: the engine has ended: SystemExit('a fault')\n"
+
+
+def test_clients_that_leave_at_any_moment_end_no_engine(
+    engine: SamplerEngine, checkpoint: Path
+) -> None:
+    """300 of them, one, 4 and 20 at a time: before their batch is gathered, and in its midst."""
+    rng = random.Random(SEED)
+
+    async def leave(port: int, seconds: float, places: asyncio.Semaphore) -> None:
+        async with places:
+            body = json.dumps({"prompt": "3", "n": rng.randint(1, 3)}).encode()
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(
+                b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+                % (len(body), body)
+            )
+            await asyncio.sleep(seconds)
+            writer.transport.abort()
+
+    async def all_leave(port: int) -> None:
+        for most in (1, 4, 20):
+            places = asyncio.Semaphore(most)
+            await asyncio.gather(*(leave(port, rng.uniform(0, 0.03), places) for _ in range(100)))
+
+    with in_process(engine, Limits(seconds=20)) as port:
+        asyncio.run(asyncio.wait_for(all_leave(port), 60))
+        wait_until(lambda: engine.waiting == 0)
+        assert engine.alive
+        server = Server(f"http://127.0.0.1:{port}", None, checkpoint, [])  # type: ignore[arg-type]
+        answer = server.post({"prompt": "3", "seed": 5, "stream": True}).text
+        event = json.loads(answer.rpartition("data: ")[2])
+        assert base64.b64decode(event["b64_json"]) == server.offline(3, 5)
