@@ -2,10 +2,60 @@
 
 from __future__ import annotations
 
-from lgpl.rehearsal import SAMPLES, Step
+import sys
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from lgpl.callbacks import EMA
+from lgpl.commands.training import CommandLine
+from lgpl.errors import UserError
+from lgpl.rehearsal import SAMPLES, Step, rehearse
 
 GIB = 2**30
 NOT_COUNTED = "not counted: the driver (about 1 GiB), fragmentation, a frozen tokenizer or encoder"
+
+
+class Plan(CommandLine):
+    """The configs of a run with its size, built without memory and without a Trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
+        parser.add_argument("--memory", type=float, default=80.0, help="GiB of one device")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        if self.config.gpus < 1:
+            raise UserError(f"--gpus: {self.config.gpus} is below 1.")
+        if not self.config.memory > 0:
+            raise UserError(f"--memory: {self.config.memory:g} GiB is not above 0.")
+
+    def instantiate_trainer(self, **_: Any) -> None:  # type: ignore[override]
+        """Its GPUs need not be here."""
+
+    def report(self) -> str:
+        trainer, gpus = self.config_init.trainer, self.config_init.gpus
+        callbacks = trainer.callbacks
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        sharded = isinstance(trainer.strategy, (ModelParallelStrategy, FSDPStrategy))
+        sharded = sharded or str(trainer.strategy).startswith("fsdp")
+        data = self.datamodule
+        precision = str(trainer.precision or "32-true")
+        accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
+        batch_size = data.train_batch(gpus, accumulate)
+        step = rehearse(self.model, batch_size, data.image_size, precision, sharded)
+        averaged = any(isinstance(callback, EMA) for callback in callbacks)
+        lines = per_device(step, gpus, sharded, averaged)
+        return report(step, lines, gpus, self.config_init.memory, accumulate)
+
+
+def main(args: list[str]) -> None:
+    sys.argv[1:] = args
+    with torch.device("meta"):
+        planned = Plan(run=False)
+    print(planned.report())
 
 
 def per_device(step: Step, gpus: int, sharded: bool, averaged: bool) -> dict[str, int]:

@@ -1,0 +1,132 @@
+"""`lgpl fit | validate | test | predict`: LightningCLI for lgpl's two modules and its shards."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lgpl.atomic import write_text
+from lgpl.callbacks import SkippedSamples
+from lgpl.checkpoints import (
+    SelfDescribing,
+    ShardedStrategy,
+    is_exported,
+    is_sharded,
+    read_checkpoint,
+    split_trust,
+)
+from lgpl.data import ShardDataModule
+from lgpl.errors import UserError
+
+
+class SaveTrainingConfig(SaveConfigCallback):
+    """Writes config.yaml beside the logs of a fit; the other commands leave nothing behind."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit" or trainer.logger is None:
+            return
+        folder = trainer.log_dir  # all ranks must ask for it
+        if trainer.is_global_zero and folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            config = self.parser.dump(self.config, skip_none=False)
+            write_text(Path(folder, self.config_filename), config)
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI for the two modules, the shards, and configs that stack: -c a.yaml -c b.yaml."""
+
+    evaluated: str | None = None
+    trust: tuple[str, ...] = ()
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        super().__init__(
+            SelfDescribing,
+            ShardDataModule,
+            subclass_mode_model=True,
+            save_config_callback=SaveTrainingConfig,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "lgpl"},
+            args=args,
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # checkpoints carry lgpl's own entry instead
+        )
+
+    @property
+    def of_command(self) -> Namespace:
+        """The part of the config that is the command's."""
+        return self.config.get(str(self.config.get("subcommand")), self.config)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # Apart from the config, which is saved: trust is given anew with every command.
+        self.trust, rest = split_trust(sys.argv[1:] if args is None else list(args))
+        self.config = parser.parse_args(rest)
+        config = self.of_command
+        path = config.get("ckpt_path")
+        if path is None and self.config.get("subcommand") in ("validate", "test", "predict"):
+            raise UserError(
+                "--ckpt_path is not set; give the checkpoint whose weights are to be used."
+            )
+        if path and path not in ("best", "last", "hpc"):
+            read_checkpoint(path)  # a wrong file is told before anything is built
+            if self.config.get("subcommand") != "fit" and Path(path).is_dir():
+                # The Trainer reads a folder only with the strategy that wrote it, if at all.
+                config["ckpt_path"], self.evaluated = None, str(path)
+            elif is_exported(path):
+                raise UserError(
+                    f"--ckpt_path: {path} holds weights and no run to go on with; start from them "
+                    "with --model.init_args.init_from."
+                )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would take the model's class from a checkpoint's hyperparameters."""
+
+    def before_instantiate_classes(self) -> None:
+        dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = dump[self.subcommand] if self.subcommand else dump
+        self.model_config = config["model"]
+        self.trainer_defaults["callbacks"] = [SkippedSamples()]
+        if config["trainer"]["enable_progress_bar"] is not False:
+            # Plain lines, also where the output is no terminal, and no thread of its own.
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
+
+    def instantiate_trainer(self, **options: Any) -> pl.Trainer:
+        try:
+            return super().instantiate_trainer(**options)
+        except MisconfigurationException as error:
+            wanted = self.of_command.trainer
+            if wanted.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+                raise UserError(
+                    f"trainer.accelerator: {wanted.accelerator}, but torch finds no GPU here; "
+                    "--trainer.accelerator cpu does without."
+                ) from error
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def predict(self, **arguments: Any) -> None:
+        """Write and forget: predictions of a large set do not fit in memory."""
+        self.trainer.predict(**{**arguments, "return_predictions": False})
+
+    def after_instantiate_classes(self) -> None:
+        self.model.config, self.model.evaluated = self.model_config, self.evaluated
+        self.model.trust = self.trust
+        path = self.of_command.get("ckpt_path")
+        if path and is_sharded(path) and not isinstance(self.trainer.strategy, ShardedStrategy):
+            raise UserError(
+                f"--ckpt_path: {path} is a sharded checkpoint, and only lgpl.checkpoints."
+                "ShardedStrategy reads one without running what it holds; add "
+                "-c configs/trainer/fsdp.yaml."
+            )
