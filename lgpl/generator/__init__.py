@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from lgpl.generator.conditions import ClassCondition, Condition, Conditions, TextCondition
-from lgpl.generator.decoding import CompiledDecoder, generate
-from lgpl.generator.order import RandomOrder
-from lgpl.generator.sampling import Sampling
-from lgpl.generator.transformer import Transformer
 from lgpl.lazy import lazily
 
 if TYPE_CHECKING:
+    from lgpl.generator.conditions import ClassCondition, Condition, Conditions, TextCondition
+    from lgpl.generator.decoding import CompiledDecoder, generate
     from lgpl.generator.module import GeneratorModule
+    from lgpl.generator.order import RandomOrder
+    from lgpl.generator.sampling import Sampling
+    from lgpl.generator.transformer import Transformer
 
 __all__ = [
     "ClassCondition",
@@ -25,4 +25,18 @@ __all__ = [
     "generate",
 ]
 
-__getattr__ = lazily(__name__, {"GeneratorModule": "lgpl.generator.module"})
+__getattr__ = lazily(
+    __name__,
+    {
+        "ClassCondition": "lgpl.generator.conditions",
+        "CompiledDecoder": "lgpl.generator.decoding",
+        "Condition": "lgpl.generator.conditions",
+        "Conditions": "lgpl.generator.conditions",
+        "GeneratorModule": "lgpl.generator.module",
+        "RandomOrder": "lgpl.generator.order",
+        "Sampling": "lgpl.generator.sampling",
+        "TextCondition": "lgpl.generator.conditions",
+        "Transformer": "lgpl.generator.transformer",
+        "generate": "lgpl.generator.decoding",
+    },
+)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lgpl.generator.blocks import LayerCache
 from lgpl.generator.conditions import Inputs, join, rows
-from lgpl.generator.sampling import Guidance, Sampling, alike, pick
+from lgpl.generator.guidance import Guidance, alike, pick
+from lgpl.generator.sampling import Sampling
 from lgpl.generator.transformer import Transformer
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
-from lgpl.generator.sampling import pick
+from lgpl.generator.guidance import pick
 
 
 def test_draws_follow_the_distribution() -> None:

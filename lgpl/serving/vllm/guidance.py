@@ -12,7 +12,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
-from lgpl.generator.sampling import guide
+from lgpl.generator.guidance import guide
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

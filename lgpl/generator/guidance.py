@@ -1,0 +1,82 @@
+"""Codes from logits: guidance, temperature, truncation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lgpl.generator.sampling import Sampling
+
+GREEDY = 1e-5  # a temperature below is taken for 0, as by vLLM: logits over it may be infinite
+
+
+def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
+    """Guided logits [B, K] of [2B, K], conditional rows first."""
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+class Guidance:
+    """Guided logits of images that may have a scale each.
+
+    Args:
+        sampling: of each image.
+        count: codes of an image.
+    """
+
+    def __init__(self, sampling: Sequence[Sampling], count: int, device: torch.device) -> None:
+        is_guided = [one.guidance != 1.0 for one in sampling]
+        self.guided = any(is_guided)  # then there are null rows behind the conditional ones
+        # Of an image without guidance the logits are the conditional ones to the bit.
+        mixed = self.guided and not all(is_guided)
+        self.is_guided = torch.tensor(is_guided, device=device)[:, None] if mixed else None
+        scales = torch.tensor([one.scales(count) for one in sampling], device=device)
+        self.scales = scales.T.unsqueeze(-1)  # [N, B, 1], float32
+
+    def __call__(self, logits: Tensor, index: int) -> Tensor:
+        """[B, K] of [2B, K], or of [B, K] where no image is guided, for the code at that place."""
+        if not self.guided:
+            return logits
+        logits = logits.float()
+        mixed = guide(logits, self.scales[index])
+        if self.is_guided is None:
+            return mixed
+        return torch.where(self.is_guided, mixed, logits[: len(mixed)])
+
+
+def alike(sampling: Sequence[Sampling]) -> list[tuple[Sampling, list[int]]]:
+    """Images that `pick` treats alike, whatever their guidance: the first one's, and all."""
+    groups: dict[tuple[float, int, float], list[int]] = {}
+    for i, one in enumerate(sampling):
+        groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
+    return [(sampling[images[0]], images) for images in groups.values()]
+
+
+def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """One code per row.
+
+    Args:
+        logits: [B, K].
+        uniform: one number in [0, 1) per row [B]; the code is drawn by inverting the distribution.
+    """
+    if sampling.temperature < GREEDY:
+        return logits.argmax(-1)
+    logits = logits.float() / sampling.temperature
+    k = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else logits.shape[-1]
+    if k == logits.shape[-1] and sampling.top_p == 1:  # nothing is left out, nothing to sort
+        return _invert(logits.softmax(-1), uniform)
+    kept, codes = logits.topk(k, dim=-1)  # descending
+    p = kept.softmax(-1)
+    if sampling.top_p < 1:
+        before = p.cumsum(-1) - p
+        p = p.masked_fill(before >= sampling.top_p, 0.0)
+    return codes.gather(-1, _invert(p, uniform)[:, None]).squeeze(-1)
+
+
+def _invert(p: Tensor, uniform: Tensor) -> Tensor:
+    """Index in each row of p [B, k] at which the cumulative sum passes that share of the whole."""
+    cumulative = p.cumsum(-1)
+    place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
+    return place.clamp(max=p.shape[-1] - 1)
