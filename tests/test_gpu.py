@@ -17,6 +17,7 @@ from tests.generator.test_decoding import LABELS
 from tests.generator.test_training import BATCH, module
 from tests.generator.test_transformer import small
 from tests.metrics.pixels import Pixels
+from tests.models import on, text
 from tests.tokenizer.test_quantizers import QUANTIZERS
 
 pytestmark = [
@@ -28,7 +29,7 @@ pytestmark = [
 def test_greedy_codes_equal_the_cpu() -> None:
     model, sampling = small(), Sampling(guidance=2.0, temperature=0.0)
     expected = generate(model, LABELS, sampling=sampling)
-    made = generate(model.cuda(), LABELS.cuda(), sampling=sampling)
+    made = generate(model.cuda(), on(LABELS, "cuda"), sampling=sampling)
     assert torch.equal(made.cpu(), expected)
 
 
@@ -75,11 +76,11 @@ def test_compiled_and_recomputed_blocks_train_alike() -> None:
 
 def test_padded_text_takes_the_flash_kernel() -> None:
     """No mask comes near the kernel, whatever the lengths."""
-    text = small(num_classes=None, text_features=8, text_length=6).cuda().to(torch.bfloat16)
+    model = small(text_features=8, text_length=6).cuda().to(torch.bfloat16)
     features = torch.randn(3, 6, 8, device="cuda", dtype=torch.bfloat16)
     codes = BATCH["codes"].flatten(1).cuda()
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        logits = text(codes, features, torch.tensor([0, 3, 6], device="cuda"))
+        logits = model(codes, text(features, torch.tensor([0, 3, 6], device="cuda")))
     assert logits.isfinite().all()
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling, Transformer, generate
+from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling, generate
 from lgpl.generator.packing import pack_weights
 from tests.generator.test_transformer import small
+from tests.models import labels, on, some, text, transformer
 
-LABELS = torch.tensor([1, 3, 4])
+LABELS = labels(1, 3, 4)
 
 
 def test_cache_equals_the_full_forward() -> None:
@@ -24,10 +25,10 @@ def test_cache_equals_the_full_forward() -> None:
 
 def test_every_caption_length_samples_what_was_trained() -> None:
     """From the empty one on; what stands in the padding does not matter."""
-    model = small(num_classes=None, text_features=6, text_length=5)
-    features, lengths = torch.randn(6, 5, 6), torch.arange(6)
-    codes = generate(model, features, lengths, Sampling(temperature=0.0)).flatten(1)
-    assert torch.equal(model(codes, features, lengths).argmax(-1), codes)
+    model = small(text_features=6, text_length=5)
+    inputs = text(torch.randn(6, 5, 6), torch.arange(6))
+    codes = generate(model, inputs, Sampling(temperature=0.0)).flatten(1)
+    assert torch.equal(model(codes, inputs).argmax(-1), codes)
 
 
 def test_guidance_mixes_both_branches() -> None:
@@ -41,7 +42,7 @@ def test_image_does_not_depend_on_its_neighbours() -> None:
     model = small()
     sampling = Sampling(guidance=2.0, top_k=8)
     together = generate(model, LABELS, sampling=sampling, seeds=[5, 6, 7])
-    alone = [generate(model, LABELS[i : i + 1], sampling=sampling, seeds=[5 + i]) for i in range(3)]
+    alone = [generate(model, some(LABELS, [i]), sampling, [5 + i]) for i in range(3)]
     assert torch.equal(together, torch.cat(alone))
     assert torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[5, 6, 7]))
     assert not torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[8, 9, 10]))
@@ -56,34 +57,35 @@ def test_images_with_settings_of_their_own_share_a_batch() -> None:
         Sampling(2.0, top_k=8),
         Sampling(1.5, top_p=0.7),
     ]
-    model, labels, seeds = small(), torch.tensor([1, 3, 4, 1, 0]), [5, 6, 7, 8, 9]
-    together = generate(model, labels, sampling=each, seeds=seeds)
+    model, classes, seeds = small(), labels(1, 3, 4, 1, 0), [5, 6, 7, 8, 9]
+    together = generate(model, classes, sampling=each, seeds=seeds)
     for i, sampling in enumerate(each):
-        alone = generate(model, labels[i : i + 1], sampling=sampling, seeds=[seeds[i]])
+        alone = generate(model, some(classes, [i]), sampling=sampling, seeds=[seeds[i]])
         assert torch.equal(together[i], alone[0])
 
 
 def test_what_rows_begin_with_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of six guided pictures of two prompts of one length: both, and the null condition."""
-    model = small(num_classes=None, text_features=6, text_length=5)
-    features, lengths = torch.randn(2, 5, 6), torch.tensor([3, 3])
+    model = small(text_features=6, text_length=5)
+    features = torch.randn(2, 5, 6)
+    inputs = text(features, torch.tensor([3, 3]))
     six, sampling = [0, 1, 0, 0, 1, 1], Sampling(guidance=2.0)
-    alone = [generate(model, features[i : i + 1], lengths[:1], sampling, [0]) for i in (0, 1)]
+    alone = [generate(model, some(inputs, [i]), sampling, [0]) for i in (0, 1)]
     rows: list[int] = []
     step = model.step
     monkeypatch.setattr(model, "step", lambda x, *rest: rows.append(len(x)) or step(x, *rest))
-    codes = generate(model, features[six], lengths[[0] * 6], sampling, [0] * 6)
+    codes = generate(model, some(inputs, six), sampling, [0] * 6)
     assert rows == [3] + [12] * (model.code_count - 1)
     assert torch.equal(codes, torch.cat([alone[i] for i in six]))
     # The same null condition behind paddings of two lengths is two.
     rows.clear()
-    generate(model, features, torch.tensor([3, 4]), sampling)
+    generate(model, text(features, torch.tensor([3, 4])), sampling)
     assert rows[0] == 4
-    long = small(num_classes=None, text_features=6, text_length=260).bfloat16()
+    long = small(text_features=6, text_length=260).bfloat16()
     step = long.step
     rows.clear()
     monkeypatch.setattr(long, "step", lambda x, *rest: rows.append(len(x)) or step(x, *rest))
-    generate(long, torch.randn(2, 260, 6), torch.tensor([256, 257]), sampling)
+    generate(long, text(torch.randn(2, 260, 6), torch.tensor([256, 257])), sampling)
     assert rows[0] == 4
 
 
@@ -97,17 +99,17 @@ def test_float32_image_does_not_depend_on_the_batch_size(spread: float, sampling
     """At B's width, where kernels for one row and for many are others; of a head that is sure of
     its codes, and of one whose codes are nearly alike."""
     torch.manual_seed(0)
-    model = Transformer((2, 12, 768), grid=(2, 2), num_classes=20).eval()
+    model = transformer((2, 12, 768), grid=(2, 2), num_classes=20).eval()
     torch.nn.init.normal_(model.output.weight, 0.0, spread)
-    labels = torch.arange(16)
-    alone = torch.cat([generate(model, labels[i : i + 1], None, sampling, [i]) for i in range(16)])
+    classes = labels(*range(16))
+    alone = torch.cat([generate(model, some(classes, [i]), sampling, [i]) for i in range(16)])
     for batch in (3, 5, 8, 16):
-        together = generate(model, labels[:batch], None, sampling, list(range(batch)))
+        together = generate(model, some(classes, slice(batch)), sampling, list(range(batch)))
         assert torch.equal(together, alone[:batch])
 
 
-@pytest.mark.parametrize("text", [False, True])
-def test_compiled_decoding_is_the_eager_one(text: bool) -> None:
+@pytest.mark.parametrize("is_text", [False, True])
+def test_compiled_decoding_is_the_eager_one(is_text: bool) -> None:
     """Compiled once for all steps, scales, settings and batches; what the last batch left in the
     cache shows in none."""
     graphs = []
@@ -119,21 +121,19 @@ def test_compiled_decoding_is_the_eager_one(text: bool) -> None:
     def no_gradients(*_: object) -> None:
         assert not torch.is_grad_enabled()
 
-    decoder, condition, lengths = CompiledDecoder(backend=keep), LABELS, None
+    decoder, wanted = CompiledDecoder(backend=keep), LABELS
     model = small()
-    if text:
-        model = small(num_classes=None, text_features=6, text_length=5)
-        condition, lengths = torch.randn(3, 5, 6), torch.tensor([0, 2, 5])
+    if is_text:
+        model = small(text_features=6, text_length=5)
+        wanted = text(torch.randn(3, 5, 6), torch.tensor([0, 2, 5]))
     kept = None
     for seeds, sampling in (
         ([0, 1, 2], Sampling(guidance=3.0, temperature=0.0)),
         ([3, 4, 5], Sampling(guidance=2.0, top_k=8, guidance_schedule="linear")),
         ([6, 7, 8], Sampling(guidance=5.0, top_p=0.9)),
     ):
-        eager = generate(model, condition, lengths, sampling, seeds)
-        compiled = generate(
-            model, condition, lengths, sampling, seeds, progress=no_gradients, decoder=decoder
-        )
+        eager = generate(model, wanted, sampling, seeds)
+        compiled = generate(model, wanted, sampling, seeds, progress=no_gradients, decoder=decoder)
         assert torch.equal(compiled, eager)
         cache = decoder.cache(model, 6, torch.float32)
         assert kept is None or cache is kept
@@ -145,9 +145,9 @@ def test_compiled_decoding_of_a_module() -> None:
     """Where blocks are compiled for training, too, whose compiled code the prefill leaves out."""
     module = GeneratorModule(small, compile=True)
     sampling, seeds = Sampling(guidance=2.0), [0, 1, 2]
-    eager = module.sample_codes(LABELS, None, sampling, seeds)
+    eager = module.sample_codes(LABELS, sampling, seeds)
     decoder = CompiledDecoder(backend="aot_eager")
-    assert torch.equal(module.sample_codes(LABELS, None, sampling, seeds, decoder=decoder), eager)
+    assert torch.equal(module.sample_codes(LABELS, sampling, seeds, decoder=decoder), eager)
 
 
 @pytest.mark.parametrize(
@@ -163,16 +163,16 @@ def test_compiled_kernels_draw_what_eager_ones_draw(device: str, dtype: torch.dt
     """By the settings of `lgpl sample`, on a GPU as CUDA graphs: every code is the likeliest for
     the eager model, up to rounding."""
     torch.manual_seed(0)
-    model = Transformer((4, 4, 128), grid=(8, 8), num_classes=5).eval().to(device, dtype)
+    model = transformer((4, 4, 128), grid=(8, 8), num_classes=5).eval().to(device, dtype)
     torch.nn.init.normal_(model.output.weight, 0.0, 3.0)
-    decoder, labels = CompiledDecoder(), LABELS.to(device)
+    decoder, classes = CompiledDecoder(), on(LABELS, device)
     for guidance in (1.5, 2.0, 4.0):
         sampling = Sampling(guidance, temperature=0.0)
-        codes = generate(model, labels, sampling=sampling, decoder=decoder).flatten(1)
+        codes = generate(model, classes, sampling=sampling, decoder=decoder).flatten(1)
         if dtype == torch.float32:
-            assert torch.equal(codes, generate(model, labels, sampling=sampling).flatten(1))
+            assert torch.equal(codes, generate(model, classes, sampling=sampling).flatten(1))
         with torch.no_grad():
-            c, u = (model(codes, x).float() for x in (labels, model.condition.null(labels)))
+            c, u = (model(codes, x).float() for x in (classes, model.condition.null(classes)))
         logits = u + guidance * (c - u)
         lacking = logits.amax(-1) - logits.gather(-1, codes[..., None]).squeeze(-1)
         assert (lacking <= (1e-3 if dtype == torch.float32 else 0.1) * logits.std(-1)).all()
@@ -209,21 +209,19 @@ def test_schedule_is_followed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("text", [False, True])
-def test_packed_weights_draw_what_plain_ones_draw(dtype: torch.dtype, text: bool) -> None:
-    model, condition, lengths = small(), LABELS, None
-    if text:
-        model = small(num_classes=None, text_features=6, text_length=5)
-        condition, lengths = torch.randn(3, 5, 6), torch.tensor([0, 2, 5])
+@pytest.mark.parametrize("is_text", [False, True])
+def test_packed_weights_draw_what_plain_ones_draw(dtype: torch.dtype, is_text: bool) -> None:
+    model, wanted = small(), LABELS
+    if is_text:
+        model = small(text_features=6, text_length=5)
+        wanted = text(torch.randn(3, 5, 6), torch.tensor([0, 2, 5]))
     model.to(dtype)
     packed, codes = copy.deepcopy(model), torch.randint(16, (3, model.code_count))
     pack_weights(packed)
     assert not any(isinstance(module, torch.nn.Linear) for module in packed.layers.modules())
     with torch.no_grad():
-        torch.testing.assert_close(
-            packed(codes, condition, lengths), model(codes, condition, lengths)
-        )
+        torch.testing.assert_close(packed(codes, wanted), model(codes, wanted))
     sampling = Sampling(guidance=2.0, temperature=0.0)
-    drawn = generate(packed, condition, lengths, sampling)
+    drawn = generate(packed, wanted, sampling)
     if dtype == torch.float32:
-        assert torch.equal(drawn, generate(model, condition, lengths, sampling))
+        assert torch.equal(drawn, generate(model, wanted, sampling))

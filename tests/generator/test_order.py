@@ -8,23 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lgpl.cli import main
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, RandomOrder, Sampling, Transformer, generate
+from lgpl.generator.conditions import Inputs
 from tests.conftest import Chain, fit_generator
 from tests.generator.test_decoding import LABELS
 from tests.generator.test_transformer import small
+from tests.models import text, transformer
 
 CODES = torch.randint(16, (3, 12), generator=torch.Generator().manual_seed(0))
 ORDER = RandomOrder(start=10, end=20)
 FEATURES = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))
 LENGTHS = torch.tensor([0, 3, 5])
 # A class model, and a text model with padded captions.
-KINDS: dict[str, tuple[dict[str, Any], tuple[Tensor, ...]]] = {
-    "class": ({}, (LABELS,)),
-    "text": ({"num_classes": None, "text_features": 6, "text_length": 5}, (FEATURES, LENGTHS)),
+KINDS: dict[str, tuple[dict[str, Any], Inputs]] = {
+    "class": ({}, LABELS),
+    "text": ({"text_features": 6, "text_length": 5}, text(FEATURES, LENGTHS)),
 }
 
 
@@ -49,27 +50,27 @@ def test_share_of_shuffled_images_is_annealed() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_raster_is_one_of_the_orders(kind: str) -> None:
-    options, condition = KINDS[kind]
+    options, inputs = KINDS[kind]
     model, raster = with_target(**options), torch.arange(12).expand(3, -1)
     torch.testing.assert_close(
-        model(CODES, *condition, order=raster), model(CODES, *condition), rtol=1e-5, atol=1e-5
+        model(CODES, inputs, order=raster), model(CODES, inputs), rtol=1e-5, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_know_what_came_before_and_where_they_aim(kind: str) -> None:
-    options, condition = KINDS[kind]
+    options, inputs = KINDS[kind]
     model = with_target(**options)
     order = RandomOrder(0, 1).draw(3, 12, 0, torch.device("cpu"))
-    logits = model(CODES, *condition, order=order)
+    logits = model(CODES, inputs, order=order)
     changed = CODES.clone()
     changed[:, 7] = (changed[:, 7] + 1) % 16
-    again = model(changed, *condition, order=order)
+    again = model(changed, inputs, order=order)
     torch.testing.assert_close(again[:, :8], logits[:, :8])  # nothing of codes to come
     assert (again[:, 8:] != logits[:, 8:]).any(-1).all()
     aimed = order.clone()
     aimed[:, [7, 8]] = order[:, [8, 7]]
-    again = model(CODES, *condition, order=aimed)
+    again = model(CODES, inputs, order=aimed)
     torch.testing.assert_close(again[:, :7], logits[:, :7])
     assert (again[:, 7] != logits[:, 7]).any(-1).all()  # another place is asked for
 
@@ -77,10 +78,10 @@ def test_logits_know_what_came_before_and_where_they_aim(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{"qk_norm": True}, {}], ids=["qk_norm", "target"])
 def test_sampling_takes_the_raster_logits(kind: str, options: dict[str, Any]) -> None:
-    kind_options, (condition, *lengths) = KINDS[kind]
+    kind_options, inputs = KINDS[kind]
     model = with_target(**kind_options, **options)
-    codes = generate(model, condition, *lengths, sampling=Sampling(temperature=0.0)).flatten(1)
-    assert torch.equal(model(codes, condition, *lengths).argmax(-1), codes)
+    codes = generate(model, inputs, Sampling(temperature=0.0)).flatten(1)
+    assert torch.equal(model(codes, inputs).argmax(-1), codes)
 
 
 def test_normalised_heads_do_not_grow_with_the_weights() -> None:
@@ -97,7 +98,7 @@ def test_normalised_heads_do_not_grow_with_the_weights() -> None:
 def test_only_training_is_shuffled() -> None:
     module = GeneratorModule(partial(with_target), order=RandomOrder(10, 20))
     module.configure_model()
-    batch = {"codes": CODES.view(3, 3, 4), "class": LABELS}
+    batch = {"codes": CODES.view(3, 3, 4), **LABELS}
     module.eval()
     assert torch.equal(module.loss(batch), module.loss(batch))
     module.train()
@@ -120,8 +121,8 @@ def test_no_range_of_steps(start: int, end: int) -> None:
 
 def test_paper_sizes_do_not_change() -> None:
     with torch.device("meta"):
-        plain = sum(p.numel() for p in Transformer("B", num_classes=1000).parameters())
-        more = Transformer("B", num_classes=1000, qk_norm=True, target_positions=True)
+        plain = sum(p.numel() for p in transformer("B", num_classes=1000).parameters())
+        more = transformer("B", num_classes=1000, qk_norm=True, target_positions=True)
     assert sum(p.numel() for p in more.parameters()) == plain + 256 * 768 + 12 * 2 * 64
 
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lgpl.data import ShardDataModule
-from lgpl.generator import GeneratorModule, Transformer
+from lgpl.generator import GeneratorModule
 from lgpl.generator.blocks import DropPath, SwiGLU
 from lgpl.generator.rotary import rotary_table, rotate
 from lgpl.optimizers import Schedule
 from tests.generator.test_transformer import small
+from tests.models import transformer
 
 BATCH = {"codes": torch.arange(36).view(3, 3, 4) % 16, "class": torch.tensor([0, 3, 4])}
 
@@ -74,7 +75,7 @@ def test_paths_are_dropped_for_whole_samples() -> None:
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.03)
     torch.testing.assert_close(out[~dropped], x[~dropped] / 0.75)
     assert torch.equal(DropPath(0.25).eval()(x), x)
-    model = Transformer((5, 2, 32), 16, (3, 4), num_classes=5, drop_path=0.4)
+    model = transformer((5, 2, 32), 16, (3, 4), num_classes=5, drop_path=0.4)
     assert [layer.drop_path.p for layer in model.layers] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
@@ -97,7 +98,7 @@ def test_rotary_table_stays_exact_in_bf16() -> None:
     table = model.rope.clone()
     model.to(torch.bfloat16)
     assert torch.equal(model.rope, table) and model.output.weight.dtype == torch.bfloat16
-    logits = model(BATCH["codes"].flatten(1), BATCH["class"])
+    logits = model(BATCH["codes"].flatten(1), {"class": BATCH["class"]})
     assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
 
 

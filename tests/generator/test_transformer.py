@@ -13,39 +13,41 @@ from torch import Tensor
 from lgpl.checkpoints import load_module
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling, Transformer, generate
+from lgpl.generator.conditions import Inputs
 from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
 from tests.golden import GOLDEN, fill, import_golden
+from tests.models import labels, text, transformer
 
 
 def small(**changes: Any) -> Transformer:
     options = {"size": (2, 2, 32), "codebook_size": 16, "grid": (3, 4), "num_classes": 5, **changes}
     torch.manual_seed(0)
-    model = Transformer(**options)
+    model = transformer(**options)
     torch.nn.init.normal_(model.output.weight)  # it starts at zero
     return model.eval()
 
 
-def golden_model(kind: str, folder: Path) -> tuple[Transformer, Tensor, Tensor | None]:
-    """The model as it comes out of a released file, and its condition."""
+def golden_model(kind: str, folder: Path) -> tuple[Transformer, Inputs]:
+    """The model as it comes out of a released file, and inputs of its condition."""
     module = load_module(import_golden(kind, folder), "generator")
     assert isinstance(module, GeneratorModule)
     golden = GOLDEN[kind]
     if kind == "c2i":
-        return module.model, torch.tensor(golden["class"]), None
+        return module.model, labels(*golden["class"])
     caption, lengths = fill("caption", (2, 120, 48), 1.0), torch.tensor(golden["lengths"])
     for row, length in zip(caption, lengths, strict=True):
         row[: 120 - length] = 0
-    return module.model, caption, lengths
+    return module.model, text(caption, lengths)
 
 
 @pytest.mark.parametrize("kind", ["c2i", "t2i"])
 @torch.inference_mode()
 def test_golden_logits(kind: str, tmp_path: Path) -> None:
     golden = GOLDEN[kind]
-    model, condition, lengths = golden_model(kind, tmp_path)
+    model, inputs = golden_model(kind, tmp_path)
     codes = torch.tensor(golden["codes"])
-    logits = model(codes, condition, lengths)
+    logits = model(codes, inputs)
     assert list(logits.shape) == golden["logits_shape"]
     for place in ((0, 0), (1, 15)):
         expected = torch.tensor(golden[f"logits[{place[0]},{place[1]},:8]"])
@@ -69,9 +71,9 @@ def test_golden_logits(kind: str, tmp_path: Path) -> None:
 def test_golden_tokens(
     kind: str, key: str, guidance: float, steps: int | None, tmp_path: Path
 ) -> None:
-    model, condition, lengths = golden_model(kind, tmp_path)
+    model, inputs = golden_model(kind, tmp_path)
     sampling = Sampling(guidance=guidance, guidance_steps=steps, temperature=0.0)
-    codes = generate(model, condition, lengths, sampling)
+    codes = generate(model, inputs, sampling)
     assert codes.flatten(1).tolist() == GOLDEN[kind][key]
 
 
@@ -84,7 +86,7 @@ def test_golden_tokens(
 )
 def test_paper_sizes(size: str, millions: float, digits: int) -> None:
     with torch.device("meta"):
-        model = Transformer(size, grid=(16, 16), num_classes=1000)
+        model = transformer(size, grid=(16, 16), num_classes=1000)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     assert round(count, digits) == millions
 
@@ -92,8 +94,8 @@ def test_paper_sizes(size: str, millions: float, digits: int) -> None:
 def test_every_size_builds() -> None:
     with torch.device("meta"):
         for size in SIZES:
-            Transformer(size, num_classes=1000)
-            Transformer(size, text_features=2048)
+            transformer(size, num_classes=1000)
+            transformer(size, text_features=2048)
 
 
 def test_codes_see_only_what_came_before() -> None:
@@ -101,37 +103,40 @@ def test_codes_see_only_what_came_before() -> None:
     codes = torch.randint(16, (1, 12))
     changed = codes.clone()
     changed[0, 6] = (changed[0, 6] + 1) % 16
-    a, b = (model(c, torch.tensor([1])) for c in (codes, changed))
+    a, b = (model(c, labels(1)) for c in (codes, changed))
     assert torch.equal(a[:, :7], b[:, :7]) and not torch.equal(a[:, 7], b[:, 7])
 
 
 def test_padding_does_not_matter() -> None:
     """The same caption with other values in its padding gives the same logits."""
-    model = small(num_classes=None, text_features=6, text_length=5)
+    model = small(text_features=6, text_length=5)
     codes, features = torch.randint(16, (2, 12)), torch.randn(2, 5, 6)
     lengths = torch.tensor([2, 5])
     other = features.clone()
     other[0, :3] = 100.0
-    assert torch.equal(model(codes, features, lengths), model(codes, other, lengths))
+    logits = model(codes, text(features, lengths))
+    assert torch.equal(logits, model(codes, text(other, lengths)))
     other[0, 3] = 100.0
-    assert not torch.equal(model(codes, features, lengths), model(codes, other, lengths))
+    assert not torch.equal(logits, model(codes, text(other, lengths)))
 
 
 @pytest.mark.parametrize("prefix_rope", ["identity", "zero"])
 def test_turning_padding_away_equals_masking_it(prefix_rope: str) -> None:
     """Logits and gradients of the forward pass without a mask, against one with it."""
-    model = small(num_classes=None, text_features=6, text_length=5, prefix_rope=prefix_rope)
+    model = small(text_features=6, text_length=5, prefix_rope=prefix_rope)
     codes, features = torch.randint(16, (6, 12)), torch.randn(6, 5, 6)
     lengths = torch.arange(6)
+    inputs = text(features, lengths)
 
     def masked() -> Tensor:
-        x = torch.cat((model.condition(features), model.tok_embeddings(codes[:, :-1])), dim=1)
+        prefix = model.condition(inputs).embeddings
+        x = torch.cat((prefix, model.tok_embeddings(codes[:, :-1])), dim=1)
         for layer in model.layers:
             x = layer(x, model.rope[:16], model.mask(lengths, 16))
         return model.output(model.norm(x[:, 4:]))
 
     results = []
-    for logits in (masked(), model(codes, features, lengths)):
+    for logits in (masked(), model(codes, inputs)):
         model.zero_grad()
         F.cross_entropy(logits.flatten(0, 1), codes.flatten()).backward()
         results.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
@@ -140,8 +145,8 @@ def test_turning_padding_away_equals_masking_it(prefix_rope: str) -> None:
 
 
 def test_a_fresh_head_is_uniform() -> None:
-    model = Transformer((1, 1, 8), 16, (2, 2), num_classes=3)
-    assert (model(torch.zeros(1, 4, dtype=torch.int64), torch.tensor([0])) == 0).all()
+    model = transformer((1, 1, 8), 16, (2, 2), num_classes=3)
+    assert (model(torch.zeros(1, 4, dtype=torch.int64), labels(0)) == 0).all()
 
 
 def test_rotary_table() -> None:
@@ -158,10 +163,10 @@ def test_rotary_table() -> None:
 
 
 def test_null_condition_trains() -> None:
-    model = small(num_classes=None, text_features=6, text_length=5, condition_dropout=1.0).train()
-    model(torch.zeros(2, 12, dtype=torch.int64), torch.randn(2, 5, 6)).sum().backward()
+    model = small(text_features=6, text_length=5, condition_dropout=1.0).train()
+    model(torch.zeros(2, 12, dtype=torch.int64), text(torch.randn(2, 5, 6))).sum().backward()
     assert model.condition.null_features.grad.abs().sum() > 0
-    frozen = small(num_classes=None, text_features=6, text_length=5, trainable_null=False)
+    frozen = small(text_features=6, text_length=5, trainable_null=False)
     assert not frozen.condition.null_features.requires_grad
 
 
@@ -170,8 +175,6 @@ def test_null_condition_trains() -> None:
     [
         ({"size": "M"}, "'M' is none of B, L, XL"),
         ({"size": (1, 3, 32)}, "multiple of 4"),
-        ({"num_classes": None}, "exactly one of num_classes and text_features"),
-        ({"text_features": 4}, "exactly one of num_classes and text_features"),
     ],
 )
 def test_mistakes_are_named(changes: dict[str, Any], says: str) -> None:
@@ -180,6 +183,6 @@ def test_mistakes_are_named(changes: dict[str, Any], says: str) -> None:
 
 
 def test_text_of_another_length_is_refused() -> None:
-    model = small(num_classes=None, text_features=6, text_length=5)
+    model = small(text_features=6, text_length=5)
     with pytest.raises(UserError, match="hold 4 positions, the model's prefix 5"):
-        model(torch.zeros(1, 12, dtype=torch.int64), torch.zeros(1, 4, 6))
+        model(torch.zeros(1, 12, dtype=torch.int64), text(torch.zeros(1, 4, 6)))
