@@ -7,26 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lgpl.checkpoints import SelfDescribing
+    from lgpl.inference import Model, Tokenizer
 
 __all__ = ["load"]
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, trust: Iterable[str] = ()) -> SelfDescribing:
-    """The LightningModule of a checkpoint, on the CPU and in evaluation mode.
-
-    A tokenizer comes without its perceptual loss, which only training needs.
+def load(
+    path: str | Path,
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    trust: Iterable[str] = (),
+) -> Model | Tokenizer:
+    """What a checkpoint holds, ready to be used: a generator as a `Model`, or a `Tokenizer`.
 
     Args:
         path: a .ckpt file, the folder of a sharded run, or an exported one.
-        trust: packages whose classes its config may name beside lgpl's own; building runs their
-            code.
+        tokenizer: checkpoint of a generator's tokenizer, where it is not the one that it names.
+        device: auto, cpu, cuda, cuda:1, ...
+        dtype: float32 or bf16, of a generator's weights.
+        trust: packages whose classes the checkpoints may name beside lgpl's own; building runs
+            their code.
 
     Raises:
-        UserError: there is no such checkpoint, or it names a class that is not trusted.
+        UserError: there is no such checkpoint, it names a class that is not trusted, or an argument
+            is none of the above.
     """
-    from lgpl.checkpoints import load_module  # not for who wants the version alone
-    from lgpl.generator.module import PERCEPTUAL
+    from lgpl.inference.model import open_checkpoint  # not for who wants the version alone
 
-    return load_module(path, without=(PERCEPTUAL,), trust=trust)
+    return open_checkpoint(path, tokenizer, device, dtype, trust)

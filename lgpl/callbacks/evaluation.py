@@ -21,16 +21,15 @@ from lgpl.data import ShardDataModule
 from lgpl.data.transforms import CENTER_CROP
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
+from lgpl.inference import draw_in_turn, requests_for
+from lgpl.inference.drawing import NO_IMAGE
 from lgpl.metrics import Extractor, ImageSet, Summary, figures, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import resize
 from lgpl.metrics.protocols import (
     GFID,
-    NO_IMAGE,
     RFID,
     commit,
-    dealt,
-    draw,
     read_prompts,
     report,
 )
@@ -243,12 +242,13 @@ class GenerationEvaluation(Evaluation):
             total=self.images, unit="image", desc="evaluating", leave=False, disable=hidden
         ) as bar:
             rank, world = trainer.global_rank, trainer.world_size
-            for numbers in dealt(self.images, self.batch_size, rank, world):
-                with trainer.precision_plugin.forward_context():
-                    images = draw(module, numbers, prompts, self.sampling, self.seed, size)
-                if numbers[0] != NO_IMAGE:
-                    made.update(images, torch.tensor(numbers))
-                bar.update(min(len(numbers) * world, self.images - bar.n))
+            wanted = [prompts[i % len(prompts)] for i in range(self.images)]
+            requests = requests_for(wanted, self.sampling, self.seed)
+            with trainer.precision_plugin.forward_context():
+                for numbers, images in draw_in_turn(module, requests, self.batch_size, rank, world):
+                    if images is not None and numbers[0] != NO_IMAGE:
+                        made.update(resize(to_bytes(images), size), torch.tensor(numbers))
+                    bar.update(min(len(numbers) * world, self.images - bar.n))
         summary = made.compute()
         return report(
             figures(real, summary, extractor), GFID, extractor, summary.count, source,
@@ -257,8 +257,8 @@ class GenerationEvaluation(Evaluation):
         )  # fmt: skip
 
     def _read_prompts(self, trainer: pl.Trainer, module: GeneratorModule) -> list[str]:
-        if module.model.condition.prompts() is not None:
-            return []
+        if (every := module.model.condition.prompts()) is not None:
+            return every
         data = getattr(trainer, "datamodule", None)
         split = "test" if trainer.testing else "val"
         shards = data.patterns[split] if isinstance(data, ShardDataModule) else None

@@ -7,10 +7,17 @@ import torch
 from lgpl.checkpoints import add_trust
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.reconstruct import opened
-from lgpl.commands.sample import load_generator, sample, subjects, usable_device
+from lgpl.commands.sample import chosen
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError
+from lgpl.inference import (
+    Pictures,
+    draw_into,
+    load_generator,
+    requests_for,
+    usable_device,
+)
 from lgpl.pictures import grid, picture_path, save
 
 
@@ -50,20 +57,21 @@ def main(args: list[str]) -> None:
         raise UserError(f"--rows: {kept} is not between 1 and {rows - 1}.")
     if rows != columns:
         raise UserError(f"The checkpoint draws {rows}x{columns} codes; a square is completed.")
-    prompts = subjects(
-        module,
+    prompts = chosen(
+        module.model.condition,
         [] if options.prompt is None else [options.prompt],
         [] if options.label is None else [options.label],
         options.count,
     )
-    inputs = module.model.condition.parse_each(prompts)
     side = rows * module.tokenizer.autoencoder.downsampling
     image = normalize(to_uint8(center_crop(picture, side))[None])
     with torch.inference_mode():
         codes = module.tokenizer.autoencoder.encode(image.to(module.device))
-    seeds = [options.seed + i for i in range(options.count)]
     begun = codes.flatten()[: kept * columns]
-    images = sample(module, inputs, sampling, seeds, options.count, begun)
+    requests = requests_for(prompts, sampling, options.seed, begun)
+    pictures = Pictures()
+    draw_into(module, requests, pictures, options.count)
+    seeds, images = [request.seed for request in requests], pictures.images()
     captions = ["given", *(f"seed {seed}" for seed in seeds)]
     save(grid(torch.cat((image, images)), captions), out)
     print(f"{out}: {kept} of {rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")

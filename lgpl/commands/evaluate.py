@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,21 +15,20 @@ from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust, load_module
 from lgpl.commands.parser import ArgumentParser
-from lgpl.commands.sample import load_generator, usable_device
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.module import PERCEPTUAL
+from lgpl.inference import draw_in_turn, load_generator, requests_for, usable_device
+from lgpl.inference.drawing import NO_IMAGE
+from lgpl.inference.sinks import newest
 from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, figures, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import SampleFile, open_images, resize
 from lgpl.metrics.protocols import (
     GFID,
-    NO_IMAGE,
     RFID,
     commit,
-    dealt,
-    draw,
     read_prompts,
     report,
     require_writable,
@@ -211,9 +209,10 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     module = load_generator(
         options.checkpoint, options.tokenizer, str(device), dtype, trust=options.trust
     )
-    prompts = read_prompts(options.prompts) if options.prompts else []
-    if (module.model.condition.prompts() is not None) == bool(prompts):
-        said = "is class-conditional: leave --prompts out" if prompts else "needs --prompts"
+    given = read_prompts(options.prompts) if options.prompts else []
+    prompts = module.model.condition.prompts() or given
+    if not prompts or (given and prompts is not given):
+        said = "is class-conditional: leave --prompts out" if given else "needs --prompts"
         raise UserError(f"The checkpoint {said}.")
     own = module.model.grid[0] * module.tokenizer.autoencoder.downsampling
     side = options.resize or own
@@ -228,7 +227,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
             path = Path(options.npz)
             if len(settings) > 1:
                 path = path.with_stem(f"{path.stem}-{guidance}-{top_k}-{top_p}-{temperature}")
-            file = SampleFile(path, _settings(options, sampling, prompts), options.images, side)
+            file = SampleFile(path, _settings(options, sampling, given), options.images, side)
         fake = _drawn(module, extractor, options, prompts, sampling, side, file)
         yield report(
             figures(real, fake, extractor), GFID, extractor, fake.count, source,
@@ -254,16 +253,19 @@ def _drawn(
     device, rank = module.device, place()
     made, seen = ImageSet(extractor, total), 0
     done = 0 if file is None else file.done  # before any rank adds to it
+    wanted = [prompts[i % len(prompts)] for i in range(total)]
+    requests = requests_for(wanted, sampling, options.seed)
     with progress("sampling", total) as bar:
         try:
-            for numbers in dealt(total, size, rank.index, rank.count):
+            for numbers, images in draw_in_turn(
+                module, requests, size, rank.index, rank.count, lambda some: some[-1] < done
+            ):
                 first, last, new = numbers[0], numbers[-1] + 1, None
-                if file is not None and first != NO_IMAGE and last <= done:
-                    made.update(file.read(first, last).to(device), torch.tensor(numbers))
-                elif first != NO_IMAGE:
-                    with torch.inference_mode():
-                        new = draw(module, numbers, prompts, sampling, options.seed, side)
+                if images is not None:
+                    new = resize(to_bytes(images), side)
                     made.update(new, torch.tensor(numbers))
+                elif file is not None and first != NO_IMAGE:
+                    made.update(file.read(first, last).to(device), torch.tensor(numbers))
                 if file is not None:
                     for part in gathered(None if new is None else (first, new.cpu())):
                         if part is not None:  # in the order of their numbers
@@ -323,10 +325,9 @@ def _plot(path: Path, reports: list[dict[str, Any]]) -> None:
 
 def _settings(options: Namespace, sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
     """All that the images depend on."""
-    checkpoint = os.stat(options.checkpoint)
     return {
         "checkpoint": options.checkpoint,
-        "modified": checkpoint.st_mtime,
+        "modified": newest(Path(options.checkpoint)),
         "tokenizer": options.tokenizer,
         "sampling": str(sampling),
         "seed": options.seed,

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from lgpl.atomic import write_text
 from lgpl.checkpoints import load_module
-from lgpl.commands.sample import load_generator, sample
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
+from lgpl.inference import Pictures, draw_into, load_generator, requests_for
 from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
 from lgpl.pictures import grid, save
 from lgpl.tokenizer.usage import CodebookUsage
@@ -154,8 +154,9 @@ def _validate(module: pl.LightningModule, data: ShardDataModule) -> dict[str, fl
 
 
 def _draw(generator: GeneratorModule, prompts: list[str]) -> Tensor:
-    inputs = generator.model.condition.parse_each(prompts)
-    return sample(generator, inputs, SAMPLING, list(range(len(prompts))), 50)
+    pictures = Pictures()
+    draw_into(generator, requests_for(prompts, SAMPLING, 0), pictures, 50)
+    return pictures.images()
 
 
 def _training_pictures() -> tuple[Tensor, list[str]]:

@@ -10,10 +10,10 @@ from PIL import Image
 
 from lgpl.checkpoints import add_trust, load_module
 from lgpl.commands.parser import ArgumentParser
-from lgpl.commands.sample import usable_device
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.generator.module import PERCEPTUAL
+from lgpl.inference import usable_device
 from lgpl.metrics import Similarity
 from lgpl.pictures import grid, picture_path, save
 from lgpl.tokenizer import TokenizerModule

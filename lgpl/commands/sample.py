@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm import tqdm
+from jsonargparse import Namespace
 
-from lgpl.checkpoints import add_trust, load_module
-from lgpl.commands.many import claim, halved, settings, write_many
+from lgpl.checkpoints.trust import add_trust
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
-from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
-from lgpl.generator import GeneratorModule, Sampling
-from lgpl.generator.conditions import Inputs
-from lgpl.generator.packing import pack_weights
-from lgpl.generator.quantization import int8_weights
-from lgpl.pictures import grid, picture_path, save
+from lgpl.generator.sampling import Sampling
+from lgpl.inference import DTYPES
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    from lgpl.generator import Condition
 
 
 def parser() -> ArgumentParser:
@@ -64,142 +61,91 @@ def main(args: list[str]) -> None:
         raise UserError(
             "--balanced: takes the classes in turn into --out FOLDER/, without --label."
         )
+    from lgpl.data.transforms import to_image
+    from lgpl.inference import (
+        PictureFolder,
+        Pictures,
+        draw_into,
+        load_generator,
+        requests_for,
+        usable_device,
+    )
+    from lgpl.pictures import grid, picture_path, save
+
     out = Path(options.out) if many else picture_path(options.out)
-    prompts = list(options.prompt) + (_lines(options.prompts) if options.prompts else [])
-    device = usable_device(options.device)
+    given = list(options.prompt) + (_lines(options.prompts) if options.prompts else [])
+    import torch
 
     module = load_generator(
-        options.checkpoint, options.tokenizer, device, DTYPES[options.dtype], options.int8,
-        options.trust,
+        options.checkpoint, options.tokenizer, usable_device(options.device),
+        getattr(torch, DTYPES[options.dtype]), options.int8, options.trust,
     )  # fmt: skip
-    labels = options.label
     if options.balanced:
-        every = module.model.condition.prompts()
-        if every is None:
-            raise UserError("--balanced: the checkpoint has no classes, whose number is known.")
-        labels = [every[i % len(every)] for i in range(options.balanced)]
-    count = 1 if options.balanced else options.count
+        prompts = in_turn(module.model.condition, options.balanced)
+    else:
+        prompts = chosen(module.model.condition, given, options.label, options.count)
+    requests = requests_for(prompts, sampling, options.seed)
     if many:
-        wanted = subjects(module, prompts, labels, count)
-        claim(out, settings(options, wanted, sampling))
-        drawn = write_many(module, wanted, sampling, options.seed, options.batch_size, out)
-        print(f"{out}: {drawn} pictures drawn of {len(wanted)}, {sampling}")
+        rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        folder = PictureFolder(out, settings(options, prompts, sampling))
+        drawn = draw_into(module, requests, folder, options.batch_size, rank, world)
+        print(f"{out}: {drawn} pictures drawn of {len(requests)}, {sampling}")
         return
-    captions = subjects(module, prompts, labels, count)
-    seeds = [options.seed + i for i in range(len(captions))]
-    inputs = module.model.condition.parse_each(captions)
-    images = sample(module, inputs, sampling, seeds, options.batch_size)
+    pictures = Pictures()
+    draw_into(module, requests, pictures, options.batch_size)
+    images = pictures.images()
     if len(images) == 1:
         save(to_image(images[0]), out)
     else:
-        save(grid(images, captions, options.columns, options.tile), out)
-    print(f"{out}: {len(images)} pictures, seeds {seeds[0]} to {seeds[-1]}, {sampling}")
+        save(grid(images, prompts, options.columns, options.tile), out)
+    last = requests[-1].seed
+    print(f"{out}: {len(images)} pictures, seeds {options.seed} to {last}, {sampling}")
 
 
-def usable_device(name: str) -> str:
-    """`auto` is the GPU where there is one; any other name is tried at once."""
-    if name == "auto":
-        local = os.environ.get("LOCAL_RANK", "0")
-        return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device: {name} cannot be used here ({reason}).") from error
-    return name
-
-
-def load_generator(
-    path: str,
-    tokenizer: str | None,
-    device: str,
-    dtype: torch.dtype = torch.float32,
-    int8: bool = False,
-    trust: Sequence[str] = (),
-) -> GeneratorModule:
-    """The generator of a checkpoint with its tokenizer, ready to sample and for nothing else.
-
-    Args:
-        dtype: of the generator's weights.
-        int8: keep them in 8 bits.
-        trust: packages whose classes the checkpoints may name beside lgpl's own.
-    """
-    module = load_module(path, "generator", trust=trust)
-    assert isinstance(module, GeneratorModule)
-    if tokenizer is not None:
-        module.use_tokenizer(tokenizer)
-    elif module.tokenizer_path is None:
-        raise UserError(f"{path} names no tokenizer; give its checkpoint with --tokenizer.")
-    module.to(device)
-    module.check_tokenizer()
-    module.model.to(dtype)
-    if int8:
-        int8_weights(module.model)
-    pack_weights(module.model)
-    return module
-
-
-def subjects(
-    module: GeneratorModule, prompts: list[str], labels: list[str], count: int
+def chosen(
+    condition: Condition, prompts: Sequence[str], labels: Sequence[str], count: int
 ) -> list[str]:
     """The prompt of each picture, `count` of each.
 
     Args:
+        condition: of the generator.
         prompts: given as --prompt.
         labels: given as --label.
 
     Raises:
-        UserError: none is given as the model's condition wants it.
+        UserError: none is given as the condition wants it.
     """
     given = {"prompt": prompts, "label": labels}
-    option = module.model.condition.option
-    wanted, (other,) = given.pop(option), given.values()
-    if other or not wanted:
-        raise UserError(f"The checkpoint takes --{option}, not --{next(iter(given))}.")
+    wanted = given.pop(condition.option)
+    ((other, unwanted),) = given.items()
+    if unwanted or not wanted:
+        raise UserError(f"The checkpoint takes --{condition.option}, not --{other}.")
     return [prompt for prompt in wanted for _ in range(count)]
 
 
-def sample(
-    module: GeneratorModule,
-    inputs: Inputs,
-    sampling: Sampling,
-    seeds: list[int],
-    batch_size: int,
-    prompt: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Images [N, 3, H, W] on the CPU, drawn `batch_size` at a time with a progress bar; fewer where
-    the device's memory does not hold them.
-
-    Args:
-        prompt: codes [n] that all images begin with.
-    """
-    images = []
-    count = module.model.code_count
-    if prompt is not None:
-        count -= len(prompt)
-    with tqdm(total=len(seeds) * count, unit="token", desc="sampling", leave=False) as bar:
-        start = 0
-        while start < len(seeds):
-            part = slice(start, start + batch_size)
-            n, before = len(seeds[part]), bar.n
-            try:
-                drawn = module.sample(
-                    {name: value[part] for name, value in inputs.items()},
-                    sampling,
-                    seeds[part],
-                    progress=functools.partial(_advance, bar, n),
-                    prompt=None if prompt is None else prompt.expand(n, -1),
-                )
-            except torch.OutOfMemoryError as error:
-                bar.n, batch_size = before, halved(n, error)
-                continue
-            images.append(drawn.cpu())
-            start += n
-    return torch.cat(images)
+def in_turn(condition: Condition, count: int) -> list[str]:
+    """So many prompts, all classes in turn."""
+    every = condition.prompts()
+    if every is None:
+        raise UserError("--balanced: the checkpoint has no classes, whose number is known.")
+    return [every[i % len(every)] for i in range(count)]
 
 
-def _advance(bar: tqdm, images: int, *_: object) -> None:
-    bar.update(images)
+def settings(options: Namespace, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
+    """All that the pictures of a folder depend on."""
+    from lgpl.inference.sinks import newest
+
+    return {
+        "checkpoint": options.checkpoint,
+        "modified": newest(Path(options.checkpoint)),
+        "tokenizer": options.tokenizer,
+        "images": len(prompts),
+        "conditions": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "seed": options.seed,
+        "dtype": options.dtype,
+        "int8": options.int8,
+        **asdict(sampling),
+    }
 
 
 def _lines(path: str) -> list[str]:

@@ -14,9 +14,9 @@ from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust
 from lgpl.commands.parser import ArgumentParser
-from lgpl.commands.sample import DTYPES, load_generator, usable_device
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.errors import UserError
+from lgpl.inference import DTYPES
 
 if TYPE_CHECKING:
     from lgpl.serving.engine import Engine
@@ -135,6 +135,10 @@ def _token(options: Namespace) -> str | None:
 
 
 def _engine(options: Namespace, on_batch: Callable[[int], None]) -> Engine:
+    import torch
+
+    from lgpl.inference import load_generator, usable_device
+
     device = usable_device(options.device)
     seats = (options.batch_size, options.queue, on_batch)
     if options.engine == "lgpl":
@@ -142,7 +146,7 @@ def _engine(options: Namespace, on_batch: Callable[[int], None]) -> Engine:
             raise UserError("--vllm: these are settings of --engine vllm.")
         from lgpl.serving.sampler import SamplerEngine
 
-        dtype = DTYPES[options.dtype or "float32"]
+        dtype = getattr(torch, DTYPES[options.dtype or "float32"])
         module = load_generator(
             options.checkpoint, options.tokenizer, device, dtype, trust=options.trust
         )

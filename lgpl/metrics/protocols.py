@@ -11,63 +11,19 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 import lgpl
 from lgpl.atomic import PartialFile, write_text
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
-from lgpl.generator import GeneratorModule, Sampling
-from lgpl.metrics.extractors import Extractor, to_bytes
-from lgpl.metrics.images import resize
+from lgpl.generator.sampling import Sampling
+from lgpl.metrics.extractors import Extractor
 
 RFID, GFID = "rfid", "gfid"
-NO_IMAGE = -1  # number of an image that only keeps the ranks together
-
-
-def dealt(total: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[list[int]]:
-    """The numbers of one rank's images, a batch at a time.
-
-    The batches are the same for any number of ranks, because rounding depends on a batch's size;
-    they are dealt out in turn. Every rank gets the same number of them, as sharded models want it:
-    the last may be of `NO_IMAGE`.
-    """
-    batches = -(-total // batch_size)
-    for turn in range(-(-batches // world)):
-        first = (turn * world + rank) * batch_size
-        numbers = list(range(first, min(first + batch_size, total)))
-        yield numbers or [NO_IMAGE]
-
-
-def draw(
-    module: GeneratorModule,
-    numbers: list[int],
-    prompts: list[str],
-    sampling: Sampling,
-    seed: int,
-    size: int | None = None,
-) -> Tensor:
-    """The generated images of these numbers, uint8 [B, 3, H, W].
-
-    Image i is drawn from the seed `seed` + i, of the class i modulo the number of classes, or of
-    the prompt i modulo the number of prompts.
-
-    Args:
-        size: to resize them to, pixels.
-    """
-    wanted = [max(number, 0) for number in numbers]
-    prompts = prompts or module.model.condition.prompts() or []
-    if not prompts:
-        raise UserError("The model's prompts are no classes: evaluation needs some.")
-    inputs = module.model.condition.parse_each([prompts[i % len(prompts)] for i in wanted])
-    images = module.sample(inputs, sampling, [seed + i for i in wanted])
-    return resize(to_bytes(images), size)
 
 
 def read_prompts(path: str | list[str]) -> list[str]:

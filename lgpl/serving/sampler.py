@@ -7,13 +7,13 @@ while the one after is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from lgpl.generator import GeneratorModule
-from lgpl.generator.conditions import join
+from lgpl.inference.drawing import Drawer
+from lgpl.inference.request import Request
 from lgpl.serving.engine import Engine, Picture
 
 GATHER = 0.01  # seconds in which pictures that are asked for together come together
@@ -41,49 +41,42 @@ class SamplerEngine(Engine):
         on_batch: Callable[[int], None] = lambda pictures: None,
     ) -> None:
         super().__init__(module, module.model.condition, batch_size, capacity, on_batch)
+        self._drawer = Drawer(module, batch_size)
         self._thread.start()
 
     def _run(self) -> None:
         while batch := self._take(self.batch_size, gather=GATHER):
             self._count(len(batch))
-            self._try(batch)
+            self._draw(batch)
+            self.batch_size = self._drawer.batch_size  # smaller where the memory was full
             self._drawing.clear()  # of what was abandoned
 
-    def _try(self, batch: list[Picture]) -> None:
-        """Draw a batch; in halves, as all from then on, where the device's memory is too small."""
-        try:
-            self._draw(batch)
-        except _Abandoned:
-            return
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                self._refuse(batch[0], error)
-                return
-            self.batch_size = half = len(batch) // 2
-            self._try(batch[:half])
-            self._try(batch[half:])
-        except Exception as error:  # one batch fails, the server goes on
-            for picture in batch:
-                self._refuse(picture, error)
-
     def _draw(self, batch: list[Picture]) -> None:
+        requests = [
+            Request(i, "", picture.sampling, picture.seed, inputs=picture.prompt.content)
+            for i, picture in enumerate(batch)
+        ]
         rows, columns = self.module.model.grid
         shown = [self._painter.rows_shown(picture.partial) for picture in batch]
 
-        def progress(count: int, codes: Tensor) -> None:
-            if all(picture.cancelled.is_set() for picture in batch):
+        def watch(drawn: Sequence[Request], count: int, codes: Tensor) -> None:
+            if all(picture.cancelled.is_set() for picture in batch if picture in self._drawing):
                 raise _Abandoned
             row, column = divmod(count, columns)
-            if column == 0 and row < rows:
-                for picture, rows_shown, drawn in zip(batch, shown, codes, strict=True):
-                    if row in rows_shown and not picture.cancelled.is_set():
-                        self.paint(picture, drawn[:count].clone().view(row, columns), False)
+            if column or row == rows:
+                return
+            for request, own in zip(drawn, codes, strict=True):
+                picture = batch[request.number]
+                if row in shown[request.number] and not picture.cancelled.is_set():
+                    self.paint(picture, own[:count].clone().view(row, columns), False)
 
-        codes = self.module.sample_codes(
-            join([picture.prompt.content for picture in batch]),
-            [picture.sampling for picture in batch],
-            [picture.seed for picture in batch],
-            progress,
-        )
-        for picture, drawn in zip(batch, codes, strict=True):
-            self.paint(picture, drawn, True)
+        try:
+            for drawn, codes in self._drawer.batches(requests, watch):
+                for request, own in zip(drawn, codes, strict=True):
+                    self.paint(batch[request.number], own, True)
+        except _Abandoned:
+            return
+        except Exception as error:  # one batch fails, the server goes on
+            for picture in batch:
+                if picture in self._drawing:
+                    self._refuse(picture, error)

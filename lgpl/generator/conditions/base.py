@@ -109,10 +109,10 @@ class Condition(nn.Module, ABC):
         return {}
 
     @torch.no_grad()
-    def parse_each(self, prompts: Sequence[str]) -> Inputs:
-        """The inputs of prompts, each parsed alone, so that no neighbour changes a rounding."""
+    def parse_each(self, prompts: Sequence[str]) -> list[Inputs]:
+        """The inputs of each prompt, parsed alone, so that no neighbour changes a rounding."""
         parsed = {prompt: self.parse(prompt) for prompt in dict.fromkeys(prompts)}
-        return join([parsed[prompt] for prompt in prompts])
+        return [parsed[prompt] for prompt in prompts]
 
     def check(self, prompt: str) -> None:
         """Raise what `parse` would, at less cost where that can be."""

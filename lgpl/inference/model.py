@@ -1,0 +1,179 @@
+"""A checkpoint for Python: `lgpl.load(...)`, then `draw`, `encode` and `decode`."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lgpl.checkpoints import load_module, read_checkpoint
+from lgpl.data.transforms import normalize, to_image, to_uint8
+from lgpl.errors import UserError
+from lgpl.generator.module import PERCEPTUAL, GeneratorModule
+from lgpl.generator.sampling import Sampling
+from lgpl.inference import DTYPES
+from lgpl.inference.drawing import Drawer
+from lgpl.inference.load import load_generator, usable_device
+from lgpl.inference.request import Request, requests_for
+from lgpl.tokenizer.module import TokenizerModule
+
+
+def open_checkpoint(
+    path: str | Path,
+    tokenizer: str | Path | None,
+    device: str,
+    dtype: str,
+    trust: Iterable[str],
+) -> Model | Tokenizer:
+    """`lgpl.load`."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    trust, device = tuple(trust), usable_device(device)
+    if read_checkpoint(path).kind == "generator":
+        own = None if tokenizer is None else str(tokenizer)
+        precision = getattr(torch, DTYPES[dtype])
+        return Model(load_generator(str(path), own, device, precision, trust=trust))
+    module = load_module(path, "tokenizer", (PERCEPTUAL,), trust)
+    assert isinstance(module, TokenizerModule)
+    return Tokenizer(module.to(device))
+
+
+class Tokenizer:
+    """Images to codes and back.
+
+    Args:
+        module: in evaluation mode.
+    """
+
+    def __init__(self, module: TokenizerModule) -> None:
+        self.module = module
+
+    @torch.inference_mode()
+    def encode(self, image: Image.Image) -> Tensor:
+        """Codes [rows, columns], int64, of an RGB image whose sides are whole codes."""
+        pixels = normalize(to_uint8(image.convert("RGB"))[None]).to(self.module.device)
+        return self.module.autoencoder.encode(pixels)[0].cpu().clone()
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Image.Image:
+        """The image of codes [rows, columns]."""
+        images = self.module.autoencoder.decode(codes[None].to(self.module.device))
+        return to_image(images[0].float().clamp(-1, 1))
+
+
+class Model:
+    """A generator with its tokenizer, ready to draw.
+
+    Args:
+        module: see `load_generator`.
+    """
+
+    def __init__(self, module: GeneratorModule) -> None:
+        self.module = module
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.module.tokenizer)
+
+    def draw(
+        self,
+        prompts: str | Sequence[str],
+        seed: int = 0,
+        batch_size: int = 16,
+        progress: Callable[[int, int], None] | None = None,
+        **sampling: Any,
+    ) -> list[Image.Image]:
+        """An image for each prompt: a text, or a class by number or name.
+
+        Args:
+            prompts: one or several.
+            seed: image i is drawn from `seed` + i, and is the one that `lgpl sample` makes.
+            batch_size: images drawn together.
+            progress: called with the codes drawn so far and those of all images.
+            sampling: fields of `Sampling`: guidance, temperature, top_k, top_p, ...
+
+        Raises:
+            UserError: a prompt says nothing that can be drawn, or an argument is out of range.
+        """
+        requests = self._requests(prompts, seed, sampling)
+        for request in requests:
+            self.module.model.condition.check(request.prompt)
+        codes, total = self.module.model.code_count, len(requests)
+
+        def watch(batch: Sequence[Request], count: int, _: Tensor) -> None:
+            if progress is not None:
+                progress(batch[0].number * codes + len(batch) * count, total * codes)
+
+        drawer = Drawer(self.module, batch_size)
+        drawn = [codes for _, codes in drawer.batches(requests, watch)]
+        return [to_image(image) for part in drawn for image in self.module.decode(part)]
+
+    def stream(
+        self, prompt: str, seed: int = 0, every: int = 1, **sampling: Any
+    ) -> Iterator[Image.Image]:
+        """One image as it grows: after every so many rows of codes, and at last whole.
+
+        What is still to come is grey. Leaving the loop ends the drawing.
+
+        Args:
+            prompt: see `draw`.
+            seed: see `draw`.
+            every: rows between two images.
+            sampling: see `draw`.
+        """
+        requests = self._requests(prompt, seed, sampling)
+        self.module.model.condition.check(prompt)
+        rows, columns = self.module.model.grid
+        found: queue.Queue[Tensor | BaseException | None] = queue.Queue()
+        left = threading.Event()
+
+        def watch(_: Sequence[Request], count: int, codes: Tensor) -> None:
+            if left.is_set():
+                raise _Left
+            if count % (every * columns) == 0 and count < rows * columns:
+                found.put(codes[0, :count].clone())
+
+        def work() -> None:
+            try:
+                for _, codes in Drawer(self.module, 1).batches(requests, watch):
+                    found.put(codes[0].flatten())
+                found.put(None)
+            except _Left:
+                pass
+            except BaseException as error:
+                found.put(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while (some := found.get()) is not None:
+                if isinstance(some, BaseException):
+                    raise some
+                yield self._partial(some.view(-1, columns))
+        finally:
+            left.set()
+            thread.join()
+
+    def _requests(
+        self, prompts: str | Sequence[str], seed: int, sampling: dict[str, Any]
+    ) -> list[Request]:
+        wanted = [prompts] if isinstance(prompts, str) else list(prompts)
+        return requests_for(wanted, Sampling(**sampling), seed)
+
+    def _partial(self, codes: Tensor) -> Image.Image:
+        """The image of the first rows of codes, grey where the others lack."""
+        image = self.module.decode(codes[None])[0]
+        rows = self.module.model.grid[0]
+        whole = image.new_zeros(3, image.shape[1] // len(codes) * rows, image.shape[2])
+        whole[:, : image.shape[1]] = image
+        return to_image(whole)
+
+
+class _Left(Exception):
+    """Nobody looks at the image any more."""

@@ -1,0 +1,89 @@
+"""Where drawn pictures go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lgpl.atomic import write_text
+from lgpl.data.transforms import to_image
+from lgpl.errors import UserError
+from lgpl.inference.request import Request
+from lgpl.pictures import save
+
+MANIFEST = "sampling.json"
+
+
+class Pictures:
+    """Keeps pictures in memory, in the order of their requests."""
+
+    def __init__(self) -> None:
+        self._images: list[Tensor] = []
+
+    def lacks(self, request: Request) -> bool:
+        return True
+
+    def take(self, requests: Sequence[Request], images: Tensor) -> None:
+        self._images.append(images)
+
+    def images(self) -> Tensor:
+        """[N, 3, H, W] in [-1, 1]."""
+        return torch.cat(self._images)
+
+
+class PictureFolder:
+    """PNG files by the requests' numbers, and a manifest that says what they depend on.
+
+    Args:
+        folder: new, or of an earlier run with the same settings, which is gone on with.
+        settings: plain values.
+
+    Raises:
+        UserError: the folder holds pictures of other settings, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        path = folder / MANIFEST
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                held = dict(json.loads(path.read_text(encoding="utf-8")))
+                other = [name for name in settings if held.get(name) != settings[name]]
+                if other:
+                    raise UserError(
+                        f"--out: {folder} holds pictures of another {other[0]} "
+                        f"({held.get(other[0])}, not {settings[other[0]]}); give another folder."
+                    )
+                return
+            if any(folder.glob("[0-9]*.png")):
+                raise UserError(
+                    f"--out: {folder} holds pictures, but no {MANIFEST} that says how they were "
+                    "drawn; give another folder."
+                )
+            write_text(path, json.dumps(settings, indent=2))
+        except UserError:
+            raise
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"--out: {folder} cannot be used ({error}).") from error
+
+    def lacks(self, request: Request) -> bool:
+        return not self._path(request).exists()
+
+    def take(self, requests: Sequence[Request], images: Tensor) -> None:
+        for request, image in zip(requests, images, strict=True):
+            save(to_image(image), self._path(request))
+
+    def _path(self, request: Request) -> Path:
+        return self.folder / f"{request.number:06d}.png"
+
+
+def newest(checkpoint: Path) -> float:
+    """When the newest of its files was written; a folder does not change with its files."""
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    return max(path.stat().st_mtime for path in files or [checkpoint])
