@@ -1,0 +1,96 @@
+"""A checkpoint in Python: `lgpl.load`, and the pictures that the command draws."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lgpl
+from lgpl.cli import main
+from lgpl.errors import UserError
+from lgpl.inference import Model, Tokenizer
+from tests.serving.generators import MINILM, export_generator, export_tokenizer, of_classes
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    export_tokenizer(folder / "tokenizer")
+    export_generator(folder / "classes", of_classes(10))
+    export_generator(folder / "text", MINILM)
+    return folder
+
+
+def opened(path: Path) -> Model:
+    model = lgpl.load(path, device="cpu")
+    assert isinstance(model, Model)
+    return model
+
+
+def test_it_draws_what_the_command_draws(models: Path, tmp_path: Path) -> None:
+    for kind, option, prompts in (
+        ("classes", "--label", ["3", "7"]),
+        ("text", "--prompt", ["a cat", "two dogs"]),
+    ):
+        images = opened(models / kind).draw(prompts, seed=5, guidance=1.5, top_k=9)
+        out = tmp_path / kind
+        main(
+            ["sample", "--checkpoint", str(models / kind), option, *prompts, "--seed", "5",
+             "--guidance", "1.5", "--top-k", "9", "--out", f"{out}/"]
+        )  # fmt: skip
+        for i, image in enumerate(images):
+            assert np.array_equal(np.asarray(image), np.asarray(Image.open(out / f"{i:06d}.png")))
+
+
+def test_one_prompt_batches_and_progress(models: Path) -> None:
+    model, seen = opened(models / "classes"), []
+    together = model.draw(["1", "2", "3"], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(count * 3, 90) for count in range(1, 31)]
+    parts = model.draw(["1", "2", "3"], batch_size=2)
+    assert [image.tobytes() for image in parts] == [image.tobytes() for image in together]
+    (one,) = model.draw("1")
+    assert one.tobytes() == together[0].tobytes()
+
+
+def test_an_image_grows_and_its_drawing_ends_with_the_loop(models: Path) -> None:
+    model = opened(models / "classes")
+    images = list(model.stream("4", seed=2, every=2))
+    assert len(images) == 3 and {image.size for image in images} == {images[0].size}
+    assert images[-1].tobytes() == model.draw("4", seed=2)[0].tobytes()
+    grey = np.asarray(images[0])[-1]
+    assert (grey == grey[0, 0]).all()
+    before = threading.active_count()
+    assert len(list(itertools.islice(model.stream("4"), 2))) == 2
+    assert threading.active_count() == before
+    with pytest.raises(UserError, match="'99' is no class"):
+        list(model.stream("99"))
+
+
+def test_codes_and_back(models: Path) -> None:
+    model = opened(models / "classes")
+    (image,) = model.draw("0")
+    codes = model.tokenizer.encode(image)
+    assert codes.dtype == torch.int64 and codes.shape == (6, 5)
+    again = model.tokenizer.decode(codes)
+    assert again.size == image.size
+    alone = lgpl.load(models / "tokenizer", device="cpu")
+    assert isinstance(alone, Tokenizer) and torch.equal(alone.encode(image), codes)
+
+
+def test_mistakes_are_told(models: Path, tmp_path: Path) -> None:
+    model = opened(models / "classes")
+    for wrong, said in (
+        (lambda: model.draw("10"), "'10' is no class: give one from 0 to 9"),
+        (lambda: model.draw("1", guidance=-1), "guidance: -1 is not from 0 on"),
+        (lambda: lgpl.load(tmp_path / "none"), "no such checkpoint"),
+        (lambda: lgpl.load(models / "text", dtype="fp16"), "dtype must be one of float32, bf16"),
+        (lambda: lgpl.load(models / "text", tokenizer=models / "text"), "a tokenizer is wanted"),
+    ):
+        with pytest.raises(UserError, match=said):
+            wrong()
