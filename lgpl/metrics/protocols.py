@@ -65,7 +65,8 @@ def draw(
     prompts = prompts or module.model.condition.prompts() or []
     if not prompts:
         raise UserError("The model's prompts are no classes: evaluation needs some.")
-    inputs = module.model.condition.parse_each([prompts[i % len(prompts)] for i in wanted])
+    chosen = [prompts[i % len(prompts)] for i in wanted]
+    inputs = module.model.condition.parse_each(chosen, cut=True)
     images = module.sample(inputs, sampling, [seed + i for i in wanted])
     return resize(to_bytes(images), size)
 
