@@ -117,12 +117,12 @@ def vllm(options: argparse.Namespace) -> Draw:
     from vllm import LLM
 
     from lgpl.serving.vllm.client import Client
-    from tests.serving.generators import export_generator, of_classes
+    from tests.serving.generators import class_config, export_generator
 
     with tempfile.TemporaryDirectory() as folder:
         grid = [options.rows, COLUMNS]
         sizes = {"size": options.size, "codebook_size": CODEBOOK, "grid": grid}
-        export_generator(Path(folder), of_classes(CLASSES), **sizes)
+        export_generator(Path(folder), class_config(CLASSES), **sizes)
         # The others are on the same device.
         share = {"gpu_memory_utilization": 0.3} if DEVICE.type == "cuda" else {}
         dtype = str(DTYPES[options.dtype]).removeprefix("torch.")

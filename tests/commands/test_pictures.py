@@ -16,7 +16,7 @@ from lgpl.generator import Sampling
 from lgpl.pictures import MARGIN
 from tests.conftest import ROOT
 from tests.models import labels
-from tests.serving.generators import export_generator, export_tokenizer, of_classes
+from tests.serving.generators import class_config, export_generator, export_tokenizer
 
 PHOTOGRAPHS = sorted((ROOT / "tests/data/photographs").glob("*.*g"))
 SIDE = 24  # pixels of what the generator draws
@@ -26,7 +26,7 @@ SIDE = 24  # pixels of what the generator draws
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     export_tokenizer(folder / "tokenizer")
-    export_generator(folder / "generator", of_classes(10), grid=[6, 6])
+    export_generator(folder / "generator", class_config(10), grid=[6, 6])
     return folder
 
 

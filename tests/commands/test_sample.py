@@ -22,14 +22,14 @@ from lgpl.generator.quantization import int8_weights
 from lgpl.text import TextEncoder
 from tests.conftest import ROOT
 from tests.models import labels, transformer
-from tests.serving.generators import MINILM, export_generator, export_tokenizer, of_classes
+from tests.serving.generators import MINILM, class_config, export_generator, export_tokenizer
 
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     export_tokenizer(folder / "tokenizer")
-    export_generator(folder / "generator", of_classes(3))
+    export_generator(folder / "generator", class_config(3))
     return folder / "generator"
 
 

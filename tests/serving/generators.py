@@ -15,19 +15,21 @@ Config = dict[str, Any]
 FEATURES, TEXT_LENGTH = 24, 10
 
 
-def of_classes(number: int) -> Config:
+def class_config(number: int) -> Config:
     """The config of a class condition."""
     return {"class_path": "lgpl.generator.ClassCondition", "init_args": {"num_classes": number}}
 
 
-def of_text(features: int, length: int, encoder: Config | None = None) -> Config:
+def text_config(features: int, length: int, encoder: Config | None = None) -> Config:
     """The config of a text condition."""
     options = {"features": features, "length": length, "encoder": encoder}
     return {"class_path": "lgpl.generator.TextCondition", "init_args": options}
 
 
 # The condition of captions that the text encoder minilm reads.
-MINILM = of_text(384, 24, {"class_path": "lgpl.text.TextEncoder", "init_args": {"max_length": 24}})
+MINILM = text_config(
+    384, 24, {"class_path": "lgpl.text.TextEncoder", "init_args": {"max_length": 24}}
+)
 
 
 def export_generator(folder: Path, condition: Config, **changes: Any) -> Transformer:

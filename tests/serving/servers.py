@@ -30,7 +30,7 @@ from lgpl.serving.engine import Engine
 from lgpl.serving.limits import Limits
 from lgpl.serving.server import Server as UvicornServer
 from tests.conftest import ROOT
-from tests.serving.generators import Config, export_generator, export_tokenizer, of_classes
+from tests.serving.generators import Config, class_config, export_generator, export_tokenizer
 
 TOKEN = "a secret"
 PROGRAM = "from lgpl.cli import main; main()"
@@ -74,7 +74,7 @@ class Server:
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def export(folder: Path, condition: Config = of_classes(10), **changes: Any) -> Path:
+def export(folder: Path, condition: Config = class_config(10), **changes: Any) -> Path:
     """A generator, of classes unless told otherwise, beside its tokenizer."""
     export_tokenizer(folder / "tokenizer")
     export_generator(folder / "generator", condition, **changes)

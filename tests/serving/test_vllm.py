@@ -17,7 +17,13 @@ from lgpl.generator.conditions import Inputs, join
 from lgpl.serving.vllm import Client
 from lgpl.text.padding import left_pad
 from tests.models import labels, text
-from tests.serving.generators import FEATURES, TEXT_LENGTH, export_generator, of_classes, of_text
+from tests.serving.generators import (
+    FEATURES,
+    TEXT_LENGTH,
+    class_config,
+    export_generator,
+    text_config,
+)
 
 pytestmark = pytest.mark.serving
 
@@ -29,7 +35,7 @@ SCHEDULED = [
     Sampling(4.0, None, 0.0, guidance_schedule="cosine"),
     Sampling(4.0, 20, 0.0, guidance_start=10),
 ]
-CLASSES, TEXT = of_classes(10), of_text(FEATURES, TEXT_LENGTH)
+CLASSES, TEXT = class_config(10), text_config(FEATURES, TEXT_LENGTH)
 
 
 @contextlib.contextmanager
@@ -124,7 +130,7 @@ def test_captions_of_every_length(
 def test_captions_of_the_papers_length(tmp_path: Path) -> None:
     """From 1 to 120 positions, and no more; neighbours of one length are not mistaken for each
     other where their cache is kept, and long ones come in pieces."""
-    model = export_generator(tmp_path, of_text(FEATURES, 120))
+    model = export_generator(tmp_path, text_config(FEATURES, 120))
     client = Client(tmp_path)
     inputs = captions([1, 2, 63, 64, 65, 119, 120, 120, 120, 1], 120)
     wanted = generate(model, join(inputs), GUIDED)
@@ -135,6 +141,20 @@ def test_captions_of_the_papers_length(tmp_path: Path) -> None:
         assert torch.equal(draw(llm, client, prompts, GUIDED), wanted)  # from the cache
     with pytest.raises(UserError, match="hold 121 positions, the model's prefix 120"):
         client.prompts(captions([121], 121))
+
+
+def test_several_conditions_at_once(tmp_path: Path) -> None:
+    """A class before captions of several lengths: padding stands between them, and is moved."""
+    parts = {"class_path": "lgpl.generator.Conditions", "init_args": {"parts": [CLASSES, TEXT]}}
+    model, client = export_generator(tmp_path, parts), Client(tmp_path)
+    numbers, texts = [3, 0, 9, 3], captions([4, 0, TEXT_LENGTH, 1])
+    inputs = [
+        {"0.class": torch.tensor([number]), **{f"1.{name}": value for name, value in one.items()}}
+        for number, one in zip(numbers, texts, strict=True)
+    ]
+    wanted = generate(model, join(inputs), GUIDED)
+    with engine(tmp_path) as llm:
+        assert torch.equal(draw(llm, client, client.prompts(inputs), GUIDED), wanted)
 
 
 def test_bad_requests_leave_the_engine_running(of_text: tuple[Any, Client, Transformer]) -> None:
@@ -157,7 +177,7 @@ def test_bad_requests_leave_the_engine_running(of_text: tuple[Any, Client, Trans
     [
         pytest.param(
             {
-                "condition": of_classes(1000),
+                "condition": class_config(1000),
                 "size": [2, 2, 200],
                 "qk_norm": True,
                 "target_positions": True,

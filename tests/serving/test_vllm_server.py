@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from lgpl.generator import Sampling, generate
 from tests.conftest import ROOT
 from tests.models import labels
-from tests.serving.generators import MINILM, export_generator, of_classes
+from tests.serving.generators import MINILM, class_config, export_generator
 from tests.serving.servers import LONG, Server, export, serve, wait_until
 from tests.test_readme import README, blocks, commands
 
@@ -230,7 +230,7 @@ def test_the_readmes_command(tmp_path: Path) -> None:
 
 def test_the_readmes_snippet(tmp_path: Path) -> None:
     (code,) = [block for block in blocks(README, "python") if "import vllm" in block]
-    model = export_generator(tmp_path / "exported/c2i_b", of_classes(10))
+    model = export_generator(tmp_path / "exported/c2i_b", class_config(10))
     script = tmp_path / "script.py"
     script.write_text(f"{code}    import torch\n    torch.save(codes, 'codes.pt')\n")
     # All of the environment: without a PATH the compiler does not find its own parts.
