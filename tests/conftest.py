@@ -26,6 +26,7 @@ TINY_GENERATOR = [
     *("--model.init_args.transformer.init_args.size", "[2, 2, 32]"),
     *("--model.init_args.transformer.init_args.codebook_size", "64"),
 ]
+CONDITION = "--model.init_args.transformer.init_args.condition.init_args"
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,7 @@ def text(features: Tensor, lengths: Tensor | None = None) -> Inputs:
     return {"text": features, "text_lengths": lengths}
 
 
-def some(inputs: Inputs, rows: slice | list[int]) -> Inputs:
+def some(inputs: Inputs, rows: slice | list[int] | Tensor) -> Inputs:
     """Inputs of some samples of a batch."""
     return {name: value[rows] for name, value in inputs.items()}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lgpl.cli import main
-from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain
+from tests.conftest import CONDITION, TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain
 from tests.shards import samples, write_shard
 
 Fails = Callable[..., str]
@@ -88,7 +88,7 @@ def test_class_out_of_range(fails: Fails, chain: Chain) -> None:
     said = fails(
         *("fit", "-c", "configs/generator/cifar10.yaml", *TINY, *TINY_GENERATOR),
         *("--data.train", f"{chain.codes}/train-*.tar", "--data.val", f"{chain.codes}/val-*.tar"),
-        *("--model.init_args.transformer.init_args.num_classes", "0", "--trainer.logger", "false"),
+        *(f"{CONDITION}.num_classes", "0", "--trainer.logger", "false"),
         *("--model.init_args.tokenizer", chain.tokenizer),
     )
     assert "class outside" in said
@@ -195,8 +195,8 @@ def test_sample(fails: Fails, chain: Chain, tmp_path: Path) -> None:
 
     assert "The prompt '' is empty" in sample("--prompt", "")
     assert "tokens; the limit is 12" in sample("--prompt", "word " * 30)
-    assert "give --prompt or --prompts" in sample()
-    assert "give --prompt or --prompts, not --label" in sample("--label", "3")
+    assert sample() == "The checkpoint takes --prompt, not --label."
+    assert sample("--label", "3") == "The checkpoint takes --prompt, not --label."
     assert "top_k: -1 is not at least 0" in sample("--prompt", "a", "--top-k", "-1")
     assert "--guidance: Expected a float" in sample("--prompt", "a", "--guidance", "much")
     assert "guidance: inf is not from 0" in sample("--prompt", "a", "--guidance", ".inf")
@@ -245,9 +245,9 @@ def test_size_that_the_tokenizer_cannot_take(fails: Fails) -> None:
 
 
 def test_text_encoder_that_reads_more_than_the_prefix_holds(fails: Fails, chain: Chain) -> None:
-    longer = ("--model.init_args.text_encoder.init_args.max_length", "50")
+    longer = (f"{CONDITION}.encoder.init_args.max_length", "50")
     said = fails(*fit_stage2(chain, *longer, "--data.fields", '["codes", "caption"]'))
-    assert "max_length: 50 is above the transformer's text_length, 12" in said
+    assert said == "condition.encoder.max_length: 50 is above the condition's length, 12."
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

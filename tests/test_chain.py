@@ -22,7 +22,16 @@ from lgpl.checkpoints import load_module
 from lgpl.cli import main
 from lgpl.data import ShardDataModule
 from lgpl.data.shards import expand, read_shard
-from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, encode, fit_generator, logs
+from tests.conftest import (
+    CONDITION,
+    TINY,
+    TINY_GENERATOR,
+    TINY_TOKENIZER,
+    Chain,
+    encode,
+    fit_generator,
+    logs,
+)
 from tests.shards import EMOJI_TRAIN, count, samples, write_shard
 
 
@@ -277,7 +286,7 @@ def test_class_conditional(tmp_path: Path, chain: Chain) -> None:
                 f"{chain.codes}/val-*.tar",
             ),
             *("--data.batch_size", "8", "--data.epoch_samples", "16", "--trainer.max_epochs", "1"),
-            *("--model.init_args.transformer.init_args.num_classes", "9", *logs(tmp_path)),
+            *(f"{CONDITION}.num_classes", "9", *logs(tmp_path)),
             *("--model.init_args.tokenizer", chain.tokenizer),
         ]
     )

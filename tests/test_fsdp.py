@@ -18,19 +18,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lgpl.atomic import exchange
 from lgpl.checkpoints import read_checkpoint
-from tests.conftest import ROOT, TINY, TINY_GENERATOR, Chain, logs
+from tests.conftest import CONDITION, ROOT, TINY, TINY_GENERATOR, Chain, logs
 
 GENERATOR = "--model.init_args.transformer.init_args"
 KINDS = {
     "class": [
-        *("-c", "configs/generator/cifar10.yaml", f"{GENERATOR}.num_classes", "9"),
+        *("-c", "configs/generator/cifar10.yaml", f"{CONDITION}.num_classes", "9"),
         *(f"{GENERATOR}.dropout", "0", f"{GENERATOR}.token_dropout", "0"),
-        *(f"{GENERATOR}.condition_dropout", "0"),
+        *(f"{CONDITION}.dropout", "0"),
     ],
     "recomputed": [
-        *("-c", "configs/generator/cifar10.yaml", f"{GENERATOR}.num_classes", "9"),
+        *("-c", "configs/generator/cifar10.yaml", f"{CONDITION}.num_classes", "9"),
         *(f"{GENERATOR}.activation_checkpointing", "true", f"{GENERATOR}.dropout", "0"),
-        *(f"{GENERATOR}.token_dropout", "0", f"{GENERATOR}.condition_dropout", "0"),
+        *(f"{GENERATOR}.token_dropout", "0", f"{CONDITION}.dropout", "0"),
     ],
     # Its null condition never gets a gradient.
     "text": ["-c", "configs/generator/emoji_stage2.yaml", "--model.init_args.init_from", "null"],

@@ -17,11 +17,23 @@ from torch import Tensor
 from lgpl.cli import main
 from lgpl.errors import UserError
 from lgpl.generator.rotary import rotary_table
-from lgpl.generator.transformer import SIZES, Transformer
+from lgpl.generator.transformer import SIZES
 from lgpl.llamagen import llamagen_name, read_released
 from tests.golden import released, schema
+from tests.models import transformer
 
-TEXT = {"text_features": 2048, "text_length": 120, "trainable_null": False}
+T5 = {"name": "google/flan-t5-xl", "max_length": 120, "dtype": "bfloat16"}
+TEXT = {"features": 2048, "length": 120, "trainable_null": False}
+
+
+def condition(kind: str, **options: Any) -> dict[str, Any]:
+    return {"class_path": f"lgpl.generator.{kind}Condition", "init_args": options}
+
+
+CLASSES = condition("Class", num_classes=1000)
+CAPTIONS = condition(
+    "Text", **TEXT, encoder={"class_path": "lgpl.text.TextEncoder", "init_args": T5}
+)
 
 
 def save(content: Any, path: Path) -> Path:
@@ -56,8 +68,8 @@ def without_storage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, 
     [
         ("vq_ds16", "vq_ds16_c2i.pt", {"multipliers": "vq-16", "z_channels": 256}),
         ("vq_ds8", "vq_ds8_c2i.pt", {"multipliers": "vq-8", "z_channels": 256}),
-        ("c2i_B", "c2i_B_384.pt", {"size": "B", "grid": [24, 24], "num_classes": 1000}),
-        ("t2i_XL", "t2i_XL_stage2_512.pt", {"size": "XL", "grid": [32, 32], **TEXT}),
+        ("c2i_B", "c2i_B_384.pt", {"size": "B", "grid": [24, 24], "condition": CLASSES}),
+        ("t2i_XL", "t2i_XL_stage2_512.pt", {"size": "XL", "grid": [32, 32], "condition": CAPTIONS}),
     ],
 )
 def test_released_files(
@@ -72,15 +84,21 @@ def test_released_files(
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("condition", [{"num_classes": 1000}, {"text_features": 2048}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "condition"),
+    [({"num_classes": 1000}, CLASSES), ({"text_features": 2048}, CAPTIONS)],
+    ids=["class", "text"],
+)
 def test_every_size_is_told_from_its_shapes(
-    without_storage: Callable[..., dict[str, Any]], size: str, condition: dict[str, Any]
+    without_storage: Callable[..., dict[str, Any]],
+    size: str,
+    options: dict[str, Any],
+    condition: dict[str, Any],
 ) -> None:
     with torch.device("meta"):
-        state = Transformer(size, **condition).state_dict()
-    options = without_storage({llamagen_name(n): t for n, t in state.items()}, "x_256.pt")
-    assert options["size"] == size and options["grid"] == [16, 16]
-    assert options.items() >= condition.items()
+        state = transformer(size, **options).state_dict()
+    built = without_storage({llamagen_name(n): t for n, t in state.items()}, "x_256.pt")
+    assert built["size"] == size and built["grid"] == [16, 16] and built["condition"] == condition
 
 
 @pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod.", "module._orig_mod."])
@@ -211,6 +229,6 @@ def test_config_says_what_was_found(tmp_path: Path) -> None:
     entry = json.loads((tmp_path / "a/config.json").read_text())
     assert entry["kind"] == "generator"
     assert entry["config"]["init_args"]["transformer"]["init_args"] == {
-        "size": [3, 4, 128], "codebook_size": 256, "grid": [32, 32], "text_features": 48,
-        "text_length": 120, "trainable_null": False, "prefix_rope": "zero",
+        "size": [3, 4, 128], "codebook_size": 256, "grid": [32, 32], "prefix_rope": "zero",
+        "condition": condition("Text", **TEXT | {"features": 48}),
     }  # fmt: skip

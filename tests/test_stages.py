@@ -18,14 +18,14 @@ from PIL import Image
 from lgpl.checkpoints import load_module
 from lgpl.cli import CommandLine, main
 from lgpl.data.shards import read_shard
-from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, logs
+from tests.conftest import CONDITION, TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, logs
 from tests.shards import write_shard
 
 TRANSFORMER = "--model.init_args.transformer.init_args"
 SMALL = [
-    *(*TINY, *TINY_GENERATOR, f"{TRANSFORMER}.text_features", "384"),
-    *(f"{TRANSFORMER}.text_length", "12", "--model.init_args.text_encoder.init_args.name"),
-    *("minilm", "--model.init_args.text_encoder.init_args.max_length", "12"),
+    *(*TINY, *TINY_GENERATOR, f"{CONDITION}.features", "384", f"{CONDITION}.length", "12"),
+    *(f"{CONDITION}.encoder.init_args.name", "minilm"),
+    *(f"{CONDITION}.encoder.init_args.max_length", "12"),
     *("--data.batch_size", "8", "--data.num_workers", "0", "--trainer.accelerator", "cpu"),
     *("--trainer.max_epochs", "1"),
 ]

@@ -185,8 +185,9 @@ class Decoder:
             label = int(data)
         except ValueError as error:
             raise BadSample("class that is no number") from error
-        if not 0 <= label < (self.num_classes or LARGEST_LABEL + 1):
-            raise BadSample(f"class outside 0 to {(self.num_classes or LARGEST_LABEL + 1) - 1}")
+        last = LARGEST_LABEL if self.num_classes is None else self.num_classes - 1
+        if not 0 <= label <= last:
+            raise BadSample(f"class outside 0 to {last}")
         return label
 
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:

@@ -46,10 +46,14 @@ class Drawer:
         module: a generator, ready to sample.
         batch_size: pictures drawn together.
         compiled: by compiled code, which pays for many batches of that size on a GPU.
+        cut: prompts that are too long, as training cuts captions, instead of refusing them.
     """
 
-    def __init__(self, module: GeneratorModule, batch_size: int, compiled: bool = False) -> None:
+    def __init__(
+        self, module: GeneratorModule, batch_size: int, compiled: bool = False, cut: bool = False
+    ) -> None:
         self.module, self.batch_size, self._compiled = module, batch_size, compiled
+        self._cut = cut
         self._decoder = CompiledDecoder() if compiled else None
 
     def batches(
@@ -92,7 +96,9 @@ class Drawer:
                 watch(batch, count, codes)
 
         condition = self.module.model.condition
-        parsed = condition.parse_each([r.prompt for r in batch if r.inputs is None])
+        parsed = condition.parse_each(
+            [r.prompt for r in batch if r.inputs is None], self._cut
+        )
         fresh = iter(parsed)
         inputs = join([next(fresh) if r.inputs is None else r.inputs for r in batch])
         given = [r.given for r in batch if r.given is not None]
@@ -151,7 +157,7 @@ def draw_in_turn(
 ) -> Iterator[tuple[list[int], Tensor | None]]:
     """The pictures of a set in batches that are the same for any number of ranks.
 
-    They are dealt out in turn, as `dealt` says.
+    They are dealt out in turn, as `dealt` says. Prompts are a data set's, and cut as in training.
 
     Args:
         skip: whether a batch of these numbers need not be drawn.
@@ -159,7 +165,7 @@ def draw_in_turn(
     Yields:
         The numbers of a batch, and images [B, 3, H, W] in [-1, 1]; None where nothing was drawn.
     """
-    drawer, sharded = Drawer(module, batch_size), module.device_mesh is not None
+    drawer, sharded = Drawer(module, batch_size, cut=True), module.device_mesh is not None
     for numbers in dealt(len(requests), batch_size, rank, world):
         idle = numbers[0] == NO_IMAGE and not sharded
         if idle or (numbers[0] != NO_IMAGE and skip(numbers)):

@@ -23,6 +23,7 @@ from lgpl.generator import Sampling, generate
 from lgpl.generator.loss import cross_entropy
 from lgpl.generator.module import GeneratorModule
 from lgpl.generator.quantization import int8_weights
+from tests.models import on, some
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -40,27 +41,25 @@ def main() -> None:
     model = module.model.to(DEVICE, DTYPES[options.dtype])
     rounded = copy.deepcopy(model)
     int8_weights(rounded)
-    text = module.text_encoder is not None
+    limits = model.condition.limits()
     data = ShardDataModule(
         val=options.codes,
-        fields=("codes", "text") if text else ("codes", "class"),
+        fields=("codes", "text" if "text_length" in limits else "class"),
         batch_size=options.batch_size,
     )
-    data.expect(text_length=model.prefix_length if text else None)
+    data.expect(text_length=limits.get("text_length"))
     data.setup("validate")
     losses, alike, drawn, count = torch.zeros(2), 0.0, 0.0, 0
     for batch in tqdm(data.val_dataloader(), desc="int8", unit="batch"):
         real = batch["valid"].bool()
         codes = module.codes(batch)[real].to(DEVICE)
-        condition, lengths = module.condition(batch)
-        condition = condition[real].to(DEVICE)
-        lengths = None if lengths is None else lengths[real].to(DEVICE)
-        both = [m(codes, condition, lengths).float() for m in (model, rounded)]
+        inputs = on(some(model.condition.inputs(batch), real), DEVICE)
+        both = [m(codes, inputs).float() for m in (model, rounded)]
         for i, logits in enumerate(both):
             losses[i] += cross_entropy(logits.flatten(0, 1), codes.flatten()).sum().cpu()
         alike += (both[0].argmax(-1) == both[1].argmax(-1)).sum().item()
         greedy = Sampling(guidance=2.0, temperature=0.0)
-        one, other = (generate(m, condition, lengths, greedy) for m in (model, rounded))
+        one, other = (generate(m, inputs, greedy) for m in (model, rounded))
         drawn += (one == other).sum().item()
         count += codes.numel()
     before, after = (losses / count).tolist()

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from lgpl.callbacks import GradientNorms, NaNGuard, SkippedSamples, Throughput, TokenizerHealth
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.tokenizer import LPIPS, PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
+from tests.models import transformer
 
 WARMUP = 5  # steps of a turn that are not counted
 Batch = dict[str, Any]
@@ -52,7 +53,7 @@ class Clock(Callback):
 
 def generator(images: int) -> tuple[pl.LightningModule, Batch]:
     def build() -> Transformer:
-        return Transformer([6, 6, 384], codebook_size=1024, grid=(8, 8), num_classes=10)
+        return transformer([6, 6, 384], codebook_size=1024, grid=(8, 8), num_classes=10)
 
     module = GeneratorModule(build, lr=1e-4)
     codes = torch.randint(1024, (images, 8, 8))

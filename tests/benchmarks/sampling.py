@@ -39,9 +39,11 @@ from tqdm import tqdm
 
 from lgpl.generator import CompiledDecoder, Sampling, Transformer, generate
 from lgpl.generator.blocks import FeedForward
+from lgpl.generator.conditions import Inputs
 from lgpl.generator.packing import pack_weights
 from lgpl.generator.transformer import SIZES
 from tests.benchmarks.train_step import DEVICE, GIVES_BACK, seconds
+from tests.models import labels, on, transformer
 
 COLUMNS, CODEBOOK, CLASSES = 16, 16384, 1000
 SAMPLING = Sampling(guidance=2.0)
@@ -50,25 +52,27 @@ HEAD = ("dtype", "batch", "arm", "s", "images/s", "lgpl's time", "GiB")
 Draw = Callable[[int], object]
 
 
-def transformer(options: argparse.Namespace) -> Transformer:
+def weights(options: argparse.Namespace) -> Transformer:
     """Weights that tell codes apart: a fresh head is zero."""
     torch.manual_seed(0)
-    model = Transformer(options.size, grid=(options.rows, COLUMNS), num_classes=CLASSES)
+    model = transformer(options.size, grid=(options.rows, COLUMNS), num_classes=CLASSES)
     torch.nn.init.normal_(model.output.weight, 0.0, 0.02)
     return model.to(DEVICE, DTYPES[options.dtype]).eval()
 
 
+def classes(batch: int) -> Inputs:
+    return on(labels(*range(batch)), DEVICE)
+
+
 def lgpl(options: argparse.Namespace) -> Draw:
-    model = transformer(options)
+    model = weights(options)
     pack_weights(model)
-    return lambda batch: generate(model, torch.arange(batch, device=DEVICE), sampling=SAMPLING)
+    return lambda batch: generate(model, classes(batch), SAMPLING)
 
 
 def compiled(options: argparse.Namespace) -> Draw:
-    model, decoder = transformer(options), CompiledDecoder()
-    return lambda batch: generate(
-        model, torch.arange(batch, device=DEVICE), sampling=SAMPLING, decoder=decoder
-    )
+    model, decoder = weights(options), CompiledDecoder()
+    return lambda batch: generate(model, classes(batch), SAMPLING, decoder=decoder)
 
 
 def llama(cache: str, options: argparse.Namespace) -> Draw:
@@ -113,13 +117,12 @@ def vllm(options: argparse.Namespace) -> Draw:
     from vllm import LLM
 
     from lgpl.serving.vllm.client import Client
-    from tests.serving.generators import export_generator
+    from tests.serving.generators import class_config, export_generator
 
     with tempfile.TemporaryDirectory() as folder:
         grid = [options.rows, COLUMNS]
-        export_generator(
-            Path(folder), size=options.size, codebook_size=CODEBOOK, grid=grid, num_classes=CLASSES
-        )
+        sizes = {"size": options.size, "codebook_size": CODEBOOK, "grid": grid}
+        export_generator(Path(folder), class_config(CLASSES), **sizes)
         # The others are on the same device.
         share = {"gpu_memory_utilization": 0.3} if DEVICE.type == "cuda" else {}
         dtype = str(DTYPES[options.dtype]).removeprefix("torch.")
@@ -129,7 +132,7 @@ def vllm(options: argparse.Namespace) -> Draw:
     def draw(batch: int) -> None:
         images = list(range(batch))
         params = client.params(SAMPLING, seeds=images)
-        drawn = llm.generate(client.class_prompts(images), params, use_tqdm=False)
+        drawn = llm.generate(client.prompts([labels(i) for i in images]), params, use_tqdm=False)
         assert client.codes(drawn).shape == (batch, *client.grid)
 
     return draw
@@ -261,10 +264,10 @@ def parts(options: argparse.Namespace) -> None:
     """Time to the first row of codes, and the share of the detokenizer."""
     from lgpl.tokenizer import VectorQuantizer, VQModel
 
-    model, batch = transformer(options), max(options.batches)
+    model, batch = weights(options), max(options.batches)
     pack_weights(model)
     tokenizer = VQModel(VectorQuantizer()).to(DEVICE).eval()
-    labels, marks = torch.arange(batch, device=DEVICE), []
+    inputs, marks = classes(batch), []
     start = 0.0
 
     def note(count: int, codes: Tensor) -> None:
@@ -275,7 +278,7 @@ def parts(options: argparse.Namespace) -> None:
     decoding = []
     for _ in range(options.rounds):
         start = time.perf_counter()
-        codes = generate(model, labels, sampling=SAMPLING, progress=note)
+        codes = generate(model, inputs, SAMPLING, progress=note)
         with torch.no_grad():
             decoding.append(seconds(lambda codes=codes: tokenizer.decode(codes), 1))
     several = 2 if model.code_count > COLUMNS else 1  # marks of one batch
@@ -295,12 +298,12 @@ def bandwidth(rounds: int, size: str = "XL", side: int = 24, batch: int = 8) -> 
     if DEVICE.type != "cuda":
         tqdm.write(f"{size}, {side * side} codes, compiled: skipped, there is no GPU")
         return
-    model = Transformer(size, grid=(side, side), num_classes=CLASSES)
+    model = transformer(size, grid=(side, side), num_classes=CLASSES)
     model.to(DEVICE, torch.bfloat16).eval()
-    labels, decoder = torch.arange(batch, device=DEVICE), CompiledDecoder()
+    inputs, decoder = classes(batch), CompiledDecoder()
     ways = [
-        lambda: generate(model, labels, sampling=SAMPLING),
-        lambda: generate(model, labels, sampling=SAMPLING, decoder=decoder),
+        lambda: generate(model, inputs, SAMPLING),
+        lambda: generate(model, inputs, SAMPLING, decoder=decoder),
     ]
     times = [[seconds(way, 1) for way in ways] for _ in range(rounds + 1)][1:]
     eager, fast = (statistics.median(values) for values in zip(*times, strict=True))

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lgpl.generator import GeneratorModule, Transformer
+from lgpl.generator import GeneratorModule
 from lgpl.generator.blocks import FeedForward
 from lgpl.generator.transformer import SIZES
 from lgpl.optimizers import adamw
+from tests.models import transformer
 
 CODES, TEXT, FEATURES = 256, 120, 2048
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,7 +76,7 @@ def lgpl(
     """The generator; `lengths` says what captions a text model gets."""
     kind = {"num_classes": 1000} if lengths is None else {"text_features": FEATURES}
     build = partial(
-        Transformer, options.size, grid=grid, dropout=0.0, token_dropout=0.0,
+        transformer, options.size, grid=grid, dropout=0.0, token_dropout=0.0,
         condition_dropout=0.0, **kind,
     )  # fmt: skip
     module = GeneratorModule(build, compile=options.compile)

@@ -88,7 +88,7 @@ def test_training_the_generator_does_not_notice(chain: Chain, tmp_path: Path) ->
     """With text, every kind of dropout, bf16 and an average to evaluate, to the bit."""
     dropout = [
         part
-        for name in ("dropout", "token_dropout", "condition_dropout")
+        for name in ("dropout", "token_dropout", "condition.init_args.dropout")
         for part in (f"--model.init_args.transformer.init_args.{name}", "0.3")
     ]
     options = *dropout, "--trainer.precision", "bf16-mixed"

@@ -19,7 +19,7 @@ import lgpl
 from lgpl.checkpoints import build_module, load_module, write_checkpoint
 from lgpl.cli import main
 from lgpl.errors import UserError
-from tests.conftest import TINY, TINY_GENERATOR, TINY_TOKENIZER
+from tests.conftest import CONDITION, TINY, TINY_GENERATOR, TINY_TOKENIZER
 from tests.shards import samples, write_shard
 
 Config = dict[str, Any]
@@ -54,7 +54,10 @@ GENERATOR: Config = {
                 "size": [1, 2, 32],
                 "codebook_size": 16,
                 "grid": [4, 4],
-                "num_classes": 3,
+                "condition": {
+                    "class_path": "lgpl.generator.ClassCondition",
+                    "init_args": {"num_classes": 3},
+                },
             },
         },
         "tokenizer": None,
@@ -63,6 +66,10 @@ GENERATOR: Config = {
 LOSS = "init_args.loss.init_args.discriminator"
 AUTOENCODER = "init_args.autoencoder"
 TRANSFORMER = "init_args.transformer"
+CONDITIONED = f"{TRANSFORMER}.init_args.condition"
+TEXT: Config = {"class_path": "lgpl.generator.TextCondition", "init_args": {"features": 8}}
+ENCODER = "init_args.encoder"
+SEVERAL: Config = {"class_path": "lgpl.generator.Conditions", "init_args": {}}
 
 
 class Silent(nn.Module):
@@ -133,9 +140,15 @@ def attacks(marker: Path) -> dict[str, tuple[str, Any]]:
         "name": ("tokenizer", put(TOKENIZER, AUTOENCODER, "subprocess.Popen")),
         "callable": ("generator", put(GENERATOR, TRANSFORMER, command)),
         "callable name": ("generator", put(GENERATOR, TRANSFORMER, "os.abort")),
+        "condition": ("generator", put(GENERATOR, CONDITIONED, command)),
+        "condition name": ("generator", put(GENERATOR, CONDITIONED, "os.abort")),
+        "one of several conditions": (
+            "generator",
+            put(GENERATOR, CONDITIONED, put(SEVERAL, "init_args.parts", [TEXT, command])),
+        ),
         "callable re-exported": ("generator", put(GENERATOR, TRANSFORMER, "lgpl.cli.main")),
         "loader": ("tokenizer", {"class_path": "lgpl.checkpoints.load_module", "init_args": load}),
-        "text encoder": ("generator", put(GENERATOR, "init_args.text_encoder", command)),
+        "text encoder": ("generator", put(GENERATOR, CONDITIONED, put(TEXT, ENCODER, command))),
         "unknown keys": (
             "tokenizer",
             put(TOKENIZER, f"{AUTOENCODER}.dict_kwargs", {"more": command}),
@@ -195,7 +208,7 @@ SMALL = [  # the sizes of GENERATOR
     *("--model.init_args.transformer.init_args.size", "[1, 2, 32]"),
     *("--model.init_args.transformer.init_args.codebook_size", "16"),
     *("--model.init_args.transformer.init_args.grid", "[4, 4]"),
-    *("--model.init_args.transformer.init_args.num_classes", "3"),
+    *(f"{CONDITION}.num_classes", "3"),
 ]
 COMMANDS: dict[str, tuple[str, Callable[[str, str, Path], list[str]]]] = {
     "sample": (
@@ -283,8 +296,9 @@ def test_every_command_holds_it_back(tmp_path: Path, fails: Fails, command: str)
     kind, line = COMMANDS[command]
     marker, out = tmp_path / "ran", tmp_path / "out"
     write_shard(Path(f"{out}.tar"), samples(4))
-    key = LOSS if kind == "tokenizer" else "init_args.text_encoder"
-    config = put(TOKENIZER if kind == "tokenizer" else GENERATOR, key, popen(marker))
+    config = put(TOKENIZER, LOSS, popen(marker))
+    if kind == "generator":
+        config = put(GENERATOR, CONDITIONED, put(TEXT, ENCODER, popen(marker)))
     sound = saved(tmp_path / "sound", "generator", GENERATOR)
     said = fails(*line(saved(tmp_path, kind, config), sound, out))
     assert "names subprocess.Popen, and a checkpoint's config builds nothing but" in said

@@ -247,7 +247,7 @@ def test_mistakes_are_told(chain: Chain, tmp_path: Path, fails: Callable[..., st
     said = fails(*common, *drawing(chain), "--prompts", str(tmp_path / "prompts.txt"))
     assert f"line 2 of {tmp_path}/prompts.txt is empty" in said
     said = fails(*common, "--checkpoint", chain.stage2)
-    assert "text-conditional: give --prompts" in said
+    assert said == "The checkpoint needs --prompts."
     said = fails("evaluate", "reconstruction", *out, "--checkpoint", chain.tokenizer,
                  "--data", EMOJI_VAL)  # fmt: skip
     assert "give --image-size" in said

@@ -17,7 +17,6 @@ from torch import Tensor
 from lgpl.checkpoints import read_checkpoint
 from lgpl.cli import main
 from lgpl.data.shards import expand
-from lgpl.generator import Transformer
 from tests.conftest import (
     ROOT,
     TINY,
@@ -28,6 +27,7 @@ from tests.conftest import (
     fit_generator,
     logs,
 )
+from tests.models import transformer
 
 AUTOENCODER, TRANSFORMER = "autoencoder.", "transformer."
 
@@ -57,7 +57,7 @@ def test_weights_are_the_average_bit_for_bit(chain: Chain, exported: Chain) -> N
     assert not equal(weights, state(chain.tokenizer, AUTOENCODER, "current_model_state"))
     weights = load_file(f"{exported.stage2}/model.safetensors")
     assert equal(weights, state(chain.stage2, TRANSFORMER))
-    model = Transformer((2, 2, 32), 64, (8, 8), text_features=384, text_length=12)
+    model = transformer((2, 2, 32), 64, (8, 8), text_features=384, text_length=12)
     model.load_state_dict(weights)  # torch alone
     modes = {path.stat().st_mode for path in Path(exported.stage2).iterdir()}
     assert len(modes) == 1  # readable for whom the umask admits

@@ -15,7 +15,8 @@ from lgpl.data.transforms import normalize, to_image
 from lgpl.generator import Sampling
 from lgpl.pictures import MARGIN
 from tests.conftest import ROOT
-from tests.serving.generators import export_generator, export_tokenizer
+from tests.models import labels
+from tests.serving.generators import class_config, export_generator, export_tokenizer
 
 PHOTOGRAPHS = sorted((ROOT / "tests/data/photographs").glob("*.*g"))
 SIDE = 24  # pixels of what the generator draws
@@ -25,7 +26,7 @@ SIDE = 24  # pixels of what the generator draws
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     export_tokenizer(folder / "tokenizer")
-    export_generator(folder / "generator", num_classes=10, grid=[6, 6])
+    export_generator(folder / "generator", class_config(10), grid=[6, 6])
     return folder
 
 
@@ -90,8 +91,8 @@ def test_the_first_rows_are_kept_and_the_rest_is_drawn(models: Path, tmp_path: P
     module = load_generator(str(models / "generator"), None, "cpu")
     image = normalize(torch.from_numpy(given.copy()).permute(2, 0, 1)[None])
     begun = module.tokenizer.autoencoder.encode(image).flatten(1)[:, : 4 * 6].expand(3, -1)
-    labels, seeds = torch.tensor([7] * 3), [0, 1, 2]
-    codes = module.sample_codes(labels, None, Sampling(), seeds, prompt=begun)
+    seeds = [0, 1, 2]
+    codes = module.sample_codes(labels(7, 7, 7), Sampling(), seeds, prompt=begun)
     assert torch.equal(codes.flatten(1)[:, : 4 * 6], begun)
     assert len({tuple(rest.tolist()) for rest in codes[:, 4:].flatten(1)}) == 3
     for picture, expected in zip(drawn, module.decode(codes), strict=True):
@@ -110,10 +111,14 @@ def test_what_cannot_be_done_is_told(
         (reconstruct, (PHOTOGRAPHS[0], tmp_path), "is a folder"),
         (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "not a multiple of 4"),
         (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 4), "from 8 to 1024"),
-        (complete, (PHOTOGRAPHS[0], out, "--label", "dog"), "--label: Expected a int"),
+        (
+            complete,
+            (PHOTOGRAPHS[0], out, "--label", "dog"),
+            "'dog' is no class: give one from 0",
+        ),
         (complete, (broken, out, "--label", 1), "broken.jpg cannot be read as a picture"),
         (complete, (PHOTOGRAPHS[0], out, "--label", 1, "--rows", 6), "--rows: 6 is not between"),
-        (complete, (PHOTOGRAPHS[0], out), "give --label"),
+        (complete, (PHOTOGRAPHS[0], out), "The checkpoint takes --label, not --prompt."),
     ):
         with pytest.raises(SystemExit):
             command(models, *args)

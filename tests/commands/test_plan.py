@@ -16,6 +16,7 @@ from lgpl.commands.plan import per_device
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.rehearsal import LiveBytes, Step, forward_backward, rehearse
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
+from tests.models import transformer
 
 LAYERS, HEADS, DIM, HIDDEN, CODES, GRID, BATCH = 12, 4, 64, 256, 96, (8, 8), 4
 # Of the activations: a little stands beside what is kept for the backward pass for a moment, and a
@@ -25,7 +26,7 @@ TOLERANCE = 0.02
 
 def generator(**condition: int) -> GeneratorModule:
     def build() -> Transformer:
-        return Transformer((LAYERS, HEADS, DIM), CODES, GRID, text_length=16, **condition)  # type: ignore[arg-type]
+        return transformer((LAYERS, HEADS, DIM), CODES, GRID, text_length=16, **condition)
 
     return GeneratorModule(build)
 
@@ -100,7 +101,7 @@ def test_flops_are_those_of_the_matrices() -> None:
 def test_activation_checkpointing_shows() -> None:
     """Less is kept, and the forward pass of the blocks is taken twice."""
     build = partial(
-        Transformer, (LAYERS, HEADS, DIM), CODES, GRID, num_classes=5, activation_checkpointing=True
+        transformer, (LAYERS, HEADS, DIM), CODES, GRID, num_classes=5, activation_checkpointing=True
     )
     kept = planned("class", "bf16-mixed")
     again = rehearse(GeneratorModule(build), BATCH, 32, "bf16-mixed")

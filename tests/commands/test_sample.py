@@ -17,17 +17,19 @@ from torch import Tensor
 
 from lgpl.cli import main
 from lgpl.generator import GeneratorModule, Transformer
+from lgpl.generator.conditions import Inputs, rows
 from lgpl.generator.quantization import int8_weights
 from lgpl.text import TextEncoder
 from tests.conftest import ROOT
-from tests.serving.generators import MINILM, export_generator, export_tokenizer
+from tests.models import labels, transformer
+from tests.serving.generators import MINILM, class_config, export_generator, export_tokenizer
 
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     export_tokenizer(folder / "tokenizer")
-    export_generator(folder / "generator", num_classes=3)
+    export_generator(folder / "generator", class_config(3))
     return folder / "generator"
 
 
@@ -138,10 +140,10 @@ def test_a_full_memory_halves_the_batch(
     sample_codes, decode = GeneratorModule.sample_codes, GeneratorModule.decode
     allowed, drawn = 7, []
 
-    def some_codes(module: GeneratorModule, condition: Tensor, *rest: Any, **more: Any) -> Tensor:
-        if len(condition) > 2 * allowed:
+    def some_codes(module: GeneratorModule, inputs: Inputs, *rest: Any, **more: Any) -> Tensor:
+        if rows(inputs) > 2 * allowed:
             raise torch.OutOfMemoryError("no room")
-        drawn.append(sample_codes(module, condition, *rest, **more))
+        drawn.append(sample_codes(module, inputs, *rest, **more))
         return drawn[-1]
 
     def some_images(module: GeneratorModule, codes: Tensor) -> Tensor:
@@ -163,11 +165,11 @@ def test_a_grid_is_drawn_in_halves_too(
 ) -> None:
     sample_codes, drawn = GeneratorModule.sample_codes, []
 
-    def some_codes(module: GeneratorModule, condition: Tensor, *rest: Any, **more: Any) -> Tensor:
-        if len(condition) > 2:
+    def some_codes(module: GeneratorModule, inputs: Inputs, *rest: Any, **more: Any) -> Tensor:
+        if rows(inputs) > 2:
             raise torch.OutOfMemoryError("no room")
-        drawn.append(len(condition))
-        return sample_codes(module, condition, *rest, **more)
+        drawn.append(rows(inputs))
+        return sample_codes(module, inputs, *rest, **more)
 
     def run(out: str) -> bytes:
         labels = ["--label", "0", "1", "2", "0", "1"]
@@ -199,7 +201,7 @@ def test_a_rank_encodes_its_own_prompts(
 ) -> None:
     """And only what its folder lacks; a mistake in any of them is told before the first picture."""
     text = generator.parent / "text"
-    export_generator(text, num_classes=None, **MINILM)
+    export_generator(text, MINILM)
     prompts = [f"a picture of {what}" for what in ("a cat", "two dogs", "the red car", "it")]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     encoded: list[str] = []
@@ -244,12 +246,12 @@ def test_int8_needs_torchao_or_draws_nearly_the_same(
             draw(generator, tmp_path / "a", "--int8")
         assert "pip install 'lgpl[int8]'" in capsys.readouterr().err
         return
-    rounded = Transformer((2, 4, 64), codebook_size=48, grid=(6, 5), num_classes=3).eval()
+    rounded = transformer((2, 4, 64), codebook_size=48, grid=(6, 5), num_classes=3).eval()
     torch.nn.init.normal_(rounded.output.weight)
-    codes, labels = torch.randint(48, (8, 30)), torch.arange(8) % 3
+    codes, classes = torch.randint(48, (8, 30)), labels(*(i % 3 for i in range(8)))
     with torch.no_grad():
-        before = rounded(codes, labels)
+        before = rounded(codes, classes)
         int8_weights(rounded)
-        after = rounded(codes, labels)
+        after = rounded(codes, classes)
     assert 0 < (after - before).norm() < 0.05 * before.norm()
     assert len(draw(generator, tmp_path / "a", "--int8")) == 7

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lgpl.data.decode import BadSample, Decoder, Field, collate, left_pad
+from lgpl.data.decode import BadSample, Decoder, Field, collate
 from lgpl.data.transforms import center_crop, open_image, to_image, to_tensor, to_uint8
+from lgpl.text.padding import left_pad
 from tests.shards import picture
 
 

@@ -7,40 +7,49 @@ from typing import Any
 
 import torch
 
-from lgpl.checkpoints import write_checkpoint
-from lgpl.generator import Transformer
+from lgpl.checkpoints import build_module, write_checkpoint
+from lgpl.generator import GeneratorModule, Transformer
 from lgpl.tokenizer import VectorQuantizer, VQModel
 
+Config = dict[str, Any]
 FEATURES, TEXT_LENGTH = 24, 10
 
 
-# Those of the text encoder minilm.
-MINILM = {"text_features": 384, "text_length": 24}
+def class_config(number: int) -> Config:
+    """The config of a class condition."""
+    return {"class_path": "lgpl.generator.ClassCondition", "init_args": {"num_classes": number}}
 
 
-def export_generator(folder: Path, **changes: Any) -> Transformer:
+def text_config(features: int, length: int, encoder: Config | None = None) -> Config:
+    """The config of a text condition."""
+    options = {"features": features, "length": length, "encoder": encoder}
+    return {"class_path": "lgpl.generator.TextCondition", "init_args": options}
+
+
+# The condition of captions that the text encoder minilm reads.
+MINILM = text_config(
+    384, 24, {"class_path": "lgpl.text.TextEncoder", "init_args": {"max_length": 24}}
+)
+
+
+def export_generator(folder: Path, condition: Config, **changes: Any) -> Transformer:
     """Write a generator as `lgpl export` does, and give its model."""
-    arguments: dict[str, Any] = {"size": [2, 4, 64], "codebook_size": 48, "grid": [6, 5]}
-    arguments.update(changes)
+    sizes = {"size": [2, 4, 64], "codebook_size": 48, "grid": [6, 5], **changes}
+    built = {
+        "class_path": "lgpl.generator.Transformer",
+        "init_args": {"condition": condition, **sizes},
+    }
+    config = {
+        "class_path": "lgpl.generator.GeneratorModule",
+        "init_args": {"transformer": built, "tokenizer": str(folder.parent / "tokenizer")},
+    }
+    module = build_module(config)
+    assert isinstance(module, GeneratorModule)
     torch.manual_seed(0)
-    model = Transformer(**arguments).eval().requires_grad_(False)
+    model = module.model.eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.3)  # far from each other, so that no rounding decides
-    built = {"class_path": "lgpl.generator.Transformer", "init_args": arguments}
-    encoder = {
-        "class_path": "lgpl.text.TextEncoder",
-        "init_args": {"max_length": MINILM["text_length"]},
-    }
-    reads_minilm = arguments.get("text_features") == MINILM["text_features"]
-    config = {
-        "class_path": "lgpl.generator.GeneratorModule",
-        "init_args": {
-            "transformer": built,
-            "tokenizer": str(folder.parent / "tokenizer"),
-            "text_encoder": encoder if reads_minilm else None,
-        },
-    }
     write_checkpoint(folder, "generator", config, model.state_dict())
     return model
 

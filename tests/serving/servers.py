@@ -30,7 +30,7 @@ from lgpl.serving.engine import Engine
 from lgpl.serving.limits import Limits
 from lgpl.serving.server import Server as UvicornServer
 from tests.conftest import ROOT
-from tests.serving.generators import export_generator, export_tokenizer
+from tests.serving.generators import Config, class_config, export_generator, export_tokenizer
 
 TOKEN = "a secret"
 PROGRAM = "from lgpl.cli import main; main()"
@@ -53,11 +53,8 @@ class Server:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the server's: sums are rounded by how they are shared out
         try:
-            if isinstance(prompt, int):
-                asked: tuple[Any, Any] = torch.tensor([prompt]), None
-            else:
-                asked = self.module.encode_text([prompt])
-            image = self.module.sample(*asked, sampling, [seed])[0]
+            inputs = self.module.model.condition.parse(str(prompt))
+            image = self.module.sample(inputs, sampling, [seed])[0]
         finally:
             torch.set_num_threads(threads)
         buffer = io.BytesIO()
@@ -77,10 +74,10 @@ class Server:
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def export(folder: Path, **changes: Any) -> Path:
-    """A class model, unless the changes say otherwise, beside its tokenizer."""
+def export(folder: Path, condition: Config = class_config(10), **changes: Any) -> Path:
+    """A generator, of classes unless told otherwise, beside its tokenizer."""
     export_tokenizer(folder / "tokenizer")
-    export_generator(folder / "generator", **{"num_classes": 10, **changes})
+    export_generator(folder / "generator", condition, **changes)
     return folder / "generator"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from lgpl.cli import main
 from lgpl.serving import server
-from tests.serving.generators import export_generator
+from tests.serving.generators import class_config, export_generator, text_config
 from tests.serving.servers import TOKEN, export
 
 
@@ -41,14 +41,14 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes_on_the_command_line(
     tmp_path: Path, fails: Callable[..., str], options: list[str], says: str
 ) -> None:
-    export_generator(tmp_path / "generator", num_classes=10)
+    export_generator(tmp_path / "generator", class_config(10))
     assert says in fails("serve", "--checkpoint", str(tmp_path / "generator"), *options)
 
 
 def test_what_a_checkpoint_lacks_is_told(tmp_path: Path, fails: Callable[..., str]) -> None:
-    folder = str(export(tmp_path, num_classes=None, text_features=24, text_length=10))
+    folder = str(export(tmp_path, text_config(24, 10)))
     assert fails("serve", "--checkpoint", folder) == (
-        "model.text_encoder is not set; captions and prompts need it."
+        "condition.encoder is not set; captions and prompts need it."
     )
     config = tmp_path / "generator/config.json"
     entry = json.loads(config.read_text())

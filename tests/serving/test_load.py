@@ -65,7 +65,7 @@ def test_every_answer_is_the_samplers(classes: Server) -> None:
 
 
 def test_every_answer_to_text_is_the_samplers(tmp_path: Path) -> None:
-    folder = export(tmp_path, **SMALL, **MINILM, num_classes=None)
+    folder = export(tmp_path, MINILM, **SMALL)
     with serve(folder, "--batch-size", "32", "--queue", "64") as server:
         seen = asyncio.run(load(server, asked_of_text, 500, CONNECTIONS))
         report("text", seen)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lgpl.commands.sample import load_generator
 from lgpl.generator import GeneratorModule, Sampling
+from lgpl.generator.conditions import Inputs, rows
 from lgpl.serving.engine import Picture
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import export
@@ -58,11 +59,11 @@ def test_a_full_memory_halves_the_batch(
     whole, tried = draw(engine, [0, 1, 2, 3]), []
     sample_codes = GeneratorModule.sample_codes
 
-    def some(module: GeneratorModule, condition: Tensor, *rest: Any, **more: Any) -> Tensor:
-        tried.append(len(condition))
-        if len(condition) > 2:
+    def some(module: GeneratorModule, inputs: Inputs, *rest: Any, **more: Any) -> Tensor:
+        tried.append(rows(inputs))
+        if rows(inputs) > 2:
             raise torch.OutOfMemoryError("no room")
-        return sample_codes(module, condition, *rest, **more)
+        return sample_codes(module, inputs, *rest, **more)
 
     monkeypatch.setattr(GeneratorModule, "sample_codes", some)
     assert draw(engine, [0, 1, 2, 3]) == whole and tried == [4, 2, 2]

@@ -25,14 +25,14 @@ from safetensors.torch import load_file
 
 from lgpl.generator import Sampling, generate
 from tests.conftest import ROOT
-from tests.serving.generators import MINILM, export_generator
+from tests.models import labels
+from tests.serving.generators import MINILM, class_config, export_generator
 from tests.serving.servers import LONG, Server, export, serve, wait_until
 from tests.test_readme import README, blocks, commands
 
 pytestmark = pytest.mark.serving
 
 VLLM = ("--engine", "vllm", "--vllm.dtype", "float32", "--vllm.enforce_eager", "true")
-TEXT = {**MINILM, "num_classes": None}
 # Of one moment: every picture another guidance, none another random number.
 KINDS: list[dict[str, Any]] = [
     {},
@@ -59,7 +59,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(export(tmp_path_factory.mktemp("texts"), **TEXT), *VLLM) as running:
+    with serve(export(tmp_path_factory.mktemp("texts"), MINILM), *VLLM) as running:
         yield running
 
 
@@ -230,7 +230,7 @@ def test_the_readmes_command(tmp_path: Path) -> None:
 
 def test_the_readmes_snippet(tmp_path: Path) -> None:
     (code,) = [block for block in blocks(README, "python") if "import vllm" in block]
-    model = export_generator(tmp_path / "exported/c2i_b", num_classes=10)
+    model = export_generator(tmp_path / "exported/c2i_b", class_config(10))
     script = tmp_path / "script.py"
     script.write_text(f"{code}    import torch\n    torch.save(codes, 'codes.pt')\n")
     # All of the environment: without a PATH the compiler does not find its own parts.
@@ -240,5 +240,5 @@ def test_the_readmes_snippet(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     sampling = Sampling(guidance=2.0, temperature=0)
-    wanted = generate(model, torch.tensor([7, 3]), sampling=sampling)
+    wanted = generate(model, labels(7, 3), sampling=sampling)
     assert torch.equal(torch.load(tmp_path / "codes.pt"), wanted)

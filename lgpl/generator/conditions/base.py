@@ -108,10 +108,19 @@ class Condition(nn.Module, ABC):
         """What samples have to keep to: arguments of `ShardDataModule.expect`."""
         return {}
 
+    def parse_cut(self, prompt: str) -> Inputs:
+        """`parse` of what a data set holds: what is too long is cut, as it is in training."""
+        return self.parse(prompt)
+
     @torch.no_grad()
-    def parse_each(self, prompts: Sequence[str]) -> list[Inputs]:
-        """The inputs of each prompt, parsed alone, so that no neighbour changes a rounding."""
-        parsed = {prompt: self.parse(prompt) for prompt in dict.fromkeys(prompts)}
+    def parse_each(self, prompts: Sequence[str], cut: bool = False) -> list[Inputs]:
+        """The inputs of each prompt, parsed alone, so that no neighbour changes a rounding.
+
+        Args:
+            cut: by `parse_cut`.
+        """
+        parse = self.parse_cut if cut else self.parse
+        parsed = {prompt: parse(prompt) for prompt in dict.fromkeys(prompts)}
         return [parsed[prompt] for prompt in prompts]
 
     def check(self, prompt: str) -> None:

@@ -105,7 +105,7 @@ class ClassCondition(Condition):
         return Question(said, self.names or [], is_number=not self.names)
 
     def token(self, inputs: Inputs) -> int:
-        return int(inputs["class"][0])
+        return self.label(str(int(inputs["class"][0])))  # which refuses what is no class
 
     def of_tokens(self, tokens: Tensor) -> Inputs:
         return {"class": tokens}

@@ -50,8 +50,14 @@ class Conditions(Condition):
         return Prefix(x.gather(1, place[..., None].expand_as(x)), real.sum(1))
 
     def parse(self, prompt: str) -> Inputs:
-        texts = self._texts(prompt)
-        return self._merged([self._parsed(p, t) for p, t in zip(self._parts(), texts, strict=True)])
+        texts = zip(self._parts(), self._texts(prompt), strict=True)
+        return self._merged([part.parse(text) if text else _nothing(part) for part, text in texts])
+
+    def parse_cut(self, prompt: str) -> Inputs:
+        texts = zip(self._parts(), self._texts(prompt), strict=True)
+        return self._merged(
+            [part.parse_cut(text) if text else _nothing(part) for part, text in texts]
+        )
 
     def check(self, prompt: str) -> None:
         for part, text in zip(self._parts(), self._texts(prompt), strict=True):
@@ -93,13 +99,6 @@ class Conditions(Condition):
         return texts
 
     @staticmethod
-    def _parsed(part: Condition, text: str) -> Inputs:
-        if text:
-            return part.parse(text)
-        device = next(part.parameters()).device
-        return part.null({name: value.to(device) for name, value in part.zeros(1).items()})
-
-    @staticmethod
     def _merged(own: list[Inputs]) -> Inputs:
         return {f"{i}.{name}": v for i, inputs in enumerate(own) for name, v in inputs.items()}
 
@@ -109,6 +108,12 @@ class Conditions(Condition):
             number, _, name = key.partition(".")
             own[int(number)][name] = value
         return own
+
+
+def _nothing(part: Condition) -> Inputs:
+    """The null condition for one sample."""
+    device = next(part.parameters()).device
+    return part.null({name: value.to(device) for name, value in part.zeros(1).items()})
 
 
 def _real(prefix: Prefix) -> torch.Tensor:

@@ -84,6 +84,9 @@ class TextCondition(Condition):
     def parse(self, prompt: str) -> Inputs:
         return self._encode([prompt], refuse_long=True)  # alone, so that no neighbour rounds it
 
+    def parse_cut(self, prompt: str) -> Inputs:
+        return self._encode([prompt], refuse_long=False)
+
     def load(self) -> None:
         self._encoder().cleaned(["a picture"])
 

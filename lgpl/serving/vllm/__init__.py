@@ -2,7 +2,8 @@
 
     llm = vllm.LLM(model="exported/generator", dtype="float32")
     client = lgpl.serving.vllm.Client("exported/generator")
-    outputs = llm.generate(client.class_prompts([207]), client.params(Sampling(guidance=2.0), [0]))
+    prompts = client.prompts([client.condition.parse("207")])
+    outputs = llm.generate(prompts, client.params(Sampling(guidance=2.0), seeds=[0]))
     codes = client.codes(outputs)
 
 `lgpl serve --engine vllm` puts the HTTP API before it, see `lgpl.serving.vllm.engine`.

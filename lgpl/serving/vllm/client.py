@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lgpl.checkpoints import read_checkpoint
+from lgpl.errors import UserError
 from lgpl.generator import Sampling
 from lgpl.generator.conditions import Inputs
 from lgpl.serving.vllm.config import outline
@@ -37,7 +38,18 @@ class Client:
 
     @torch.no_grad()
     def prompts(self, wanted: Sequence[Inputs]) -> list[dict[str, Any]]:
-        """A prompt for each of the condition's inputs, of one sample each."""
+        """A prompt for each of the condition's inputs, of one sample each.
+
+        Raises:
+            UserError: they are of another condition, or not what it takes.
+        """
+        names = set(self.condition.zeros(1))
+        for inputs in wanted:
+            if set(inputs) != names:
+                raise UserError(
+                    f"The inputs have {', '.join(sorted(inputs))}, but the generator's condition "
+                    f"takes {', '.join(sorted(names))}."
+                )
         if self.condition.tokens:  # rows of a table, which stand behind the codes
             return [
                 {"prompt_token_ids": [self.codebook_size + self.condition.token(inputs)]}
