@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lgpl.atomic import write_text
 from lgpl.data.entries import place_of
 from lgpl.data.shards import Shard, expand
 from lgpl.data.store import Store
@@ -139,9 +139,7 @@ def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:
         else:
             inside = full.is_relative_to(folder)
             names[str(full.relative_to(folder) if inside else full)] = number
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({KIND: 1, **more, "shards": names}, indent=0) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps({KIND: 1, **more, "shards": names}, indent=0) + "\n")
 
 
 def is_index(path: str) -> bool:
