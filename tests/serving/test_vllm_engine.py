@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lgpl.commands.sample import load_generator
 from lgpl.generator import Sampling
@@ -136,3 +137,16 @@ def test_pictures_that_nobody_wants_end_nothing(
     (client,) = asked(engine, "")
     assert client.wait().startswith(b"\x89PNG") and engine.alive
     assert all(client.answer is None for client in left)
+
+
+def test_a_full_device_fails_one_picture(engine: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("a fault")
+
+    engine._vllm.gate.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "tensor", full)
+        (client,) = asked(engine, "")
+        assert str(client.wait()) == "a fault"
+    (client,) = asked(engine, "")
+    assert client.wait().startswith(b"\x89PNG") and engine.alive
