@@ -259,6 +259,7 @@ def test_keys_are_unique_and_without_dots() -> None:
     files = ["a/b.c.jpg", "a_b/c.jpg", "a/b_c.png", "ä b.webp", "a/b_c_2.jpg"]
     keys = [unique_key(file, taken) for file in files]
     assert keys == ["a_b_c", "a_b_c_2", "a_b_c_3", "ä b", "a_b_c_2_2"]
+    assert [unique_key(file, taken) for file in ("x\ny.jpg", "x_y.jpg")] == ["x_y", "x_y_2"]
 
 
 def test_long_and_foreign_names(tmp_path: Path) -> None:

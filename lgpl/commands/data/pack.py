@@ -25,6 +25,7 @@ from lgpl.commands.data.members import faults
 from lgpl.commands.data.processes import in_processes
 from lgpl.commands.data.sources import Picture, Source, by_class, extension, find, from_table
 from lgpl.data.index import count_samples, write_index
+from lgpl.data.keys import clean_key
 from lgpl.data.members import BadSample
 from lgpl.data.shards import LARGEST_MEMBER
 from lgpl.data.store import Store
@@ -189,9 +190,8 @@ def planned(
 
 
 def unique_key(file: str, taken: set[str]) -> str:
-    """`n01440764_x` for `n01440764/x.JPEG`: a key holds no dot, and no other sample has it."""
-    stem = readable(os.path.splitext(file)[0])
-    stem = stem.replace("/", "_").replace(".", "_")
+    """`n01440764_x` for `n01440764/x.JPEG`: a key that no other sample has."""
+    stem = clean_key(readable(os.path.splitext(file)[0]).replace("/", "_"))
     key, number = stem, 1
     while key in taken:
         number += 1
