@@ -137,14 +137,14 @@ class _IndexUnpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def load_build(self) -> None:
-        built = self.stack[-2]
+        built = self.stack[-2]  # type: ignore[attr-defined]
         if not isinstance(built, _BUILT):
             raise UserError(
                 f"A sharded checkpoint's index changes {built!r}, which is no part of it."
             )
-        super().load_build()
+        super().load_build()  # type: ignore[misc]
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     ADMITTED = {
         "torch.distributed.checkpoint.metadata": (

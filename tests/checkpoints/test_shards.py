@@ -177,6 +177,9 @@ def test_other_strategies_do_not_read_such_a_folder(folder: Path, fails: Fails) 
     options = ["--data.train", shards, "--data.val", shards, "--trainer.accelerator", "cpu"]
     said = fails(*RESUME, *options, "--ckpt_path", str(folder))
     assert "whose strategy is lgpl.checkpoints.ShardedStrategy" in said
-    strategy = "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy"
-    said = fails(*RESUME, *options, strategy, "--ckpt_path", "last")  # whatever that is
+    stock = folder.with_name("stock.yaml")
+    stock.write_text(
+        "trainer: {strategy: {class_path: lightning.pytorch.strategies.ModelParallelStrategy}}"
+    )
+    said = fails(*RESUME, *options, "-c", str(stock), "--ckpt_path", "last")  # whatever that is
     assert "cannot be read by ModelParallelStrategy" in said
