@@ -43,8 +43,10 @@ class PartialFile:
 
     def discard(self) -> None:
         """Leave nothing; without effect on a file that has its final name."""
-        self.file.close()
-        self.partial.unlink(missing_ok=True)
+        try:
+            self.file.close()  # which writes what is left, and so fails on a full disk
+        finally:
+            self.partial.unlink(missing_ok=True)
 
 
 @contextmanager

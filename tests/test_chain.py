@@ -87,7 +87,7 @@ def test_encoding_starts_again_where_it_stopped(
     shutil.copytree(chain.codes, codes)
     whole = (codes / "train-0001.tar").read_bytes()
     (codes / "train-0001.tar").unlink()
-    (codes / "train-0001.tar.partial").write_bytes(b"cut short")
+    (codes / "train-0001.tar.0123456789ab.partial").write_bytes(b"cut short")
     untouched = (codes / "train-0000.tar").stat().st_mtime_ns
     encode(chain.tokenizer, codes, 64)
     assert "4 of 5 code shards are there, 1 to write" in capsys.readouterr().out

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from lgpl.checkpoints.shards import read_into
 
 CURRENT = "current_model_state"  # Lightning's name for the raw weights beside an average
 
@@ -108,7 +110,7 @@ class EMA(Callback):
             set_model_state_dict(pl_module, checkpoint[CURRENT], options=options)
         else:
             raw = {f"{CURRENT}.{name}": t for name, t in pl_module.state_dict().items()}
-            dcp.load({"state_dict": raw}, checkpoint_id=trainer.ckpt_path)  # in place
+            read_into(Path(str(trainer.ckpt_path)), {"state_dict": raw})  # in place
 
 
 def _trained(module: pl.LightningModule) -> dict[str, Tensor]:

@@ -92,6 +92,7 @@ class SelfDescribing(pl.LightningModule):
         found = checkpoint.get("lgpl", {}).get("kind", "model of another program")
         if found != self.kind:
             raise UserError(f"The checkpoint holds a {found}, but a {self.kind} is wanted.")
+        _forget_foreign_paths(checkpoint)
         if "state_dict" in checkpoint:  # a sharded strategy has loaded the weights by itself
             check_weights(self.state_dict(), checkpoint["state_dict"], "The checkpoint")
 
@@ -168,6 +169,25 @@ def _built(config: dict[str, Any], without: tuple[str, ...], kind: str | None) -
     module = parser.instantiate(parsed).module
     module.config = built
     return module
+
+
+def _forget_foreign_paths(checkpoint: dict[str, Any]) -> None:
+    """Take out of the callbacks' states what is no plain path: ModelCheckpoint deletes the best
+    checkpoint so far, wherever a file says that it is, once there is a better one."""
+
+    def is_plain(path: object) -> bool:
+        text = str(path)
+        return "://" not in text and "::" not in text and ".." not in Path(text).parts
+
+    states = checkpoint.get("callbacks")
+    for state in states.values() if isinstance(states, dict) else ():
+        if not isinstance(state, dict):
+            continue
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            if not is_plain(state.get(name, "")):
+                state[name] = ""
+        if isinstance(best := state.get("best_k_models"), dict):
+            state["best_k_models"] = {path: v for path, v in best.items() if is_plain(path)}
 
 
 @contextmanager

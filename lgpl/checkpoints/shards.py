@@ -17,7 +17,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import ReadItem
 
 from lgpl.errors import UserError
@@ -111,8 +120,31 @@ class _Planner(dcp.DefaultLoadPlanner):
         super().load_bytes(read_item, checked)
 
 
-class _IndexUnpickler(pickle.Unpickler):
-    """Admits what an index of shards is made of, and nothing else."""
+# What may be filled with attributes.
+_BUILT = (
+    *(Metadata, MetadataIndex, StorageMeta, ChunkStorageMetadata, TensorProperties),
+    *(TensorStorageMetadata, BytesStorageMetadata, _StorageInfo),
+)
+
+
+class _IndexUnpickler(pickle._Unpickler):
+    """Admits what an index of shards is made of, and nothing else.
+
+    The unpickler in Python: that in C would set attributes of whatever is admitted, classes
+    included, for the whole process, and take as much memory as a few bytes ask for.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        built = self.stack[-2]  # type: ignore[attr-defined]
+        if not isinstance(built, _BUILT):
+            raise UserError(
+                f"A sharded checkpoint's index changes {built!r}, which is no part of it."
+            )
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
     ADMITTED = {
         "torch.distributed.checkpoint.metadata": (

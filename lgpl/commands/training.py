@@ -17,6 +17,7 @@ from lightning.pytorch.cli import (
     LightningCLI,
     SaveConfigCallback,
 )
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl.atomic import write_text
@@ -124,9 +125,12 @@ class CommandLine(LightningCLI):
         self.model.config, self.model.evaluated = self.model_config, self.evaluated
         self.model.trust = self.trust
         path = self.of_command.get("ckpt_path")
-        if path and is_sharded(path) and not isinstance(self.trainer.strategy, ShardedStrategy):
+        strategy = self.trainer and self.trainer.strategy
+        unpickles = isinstance(strategy, (FSDPStrategy, ModelParallelStrategy))
+        unpickles = unpickles or bool(path and is_sharded(path))
+        if path and unpickles and not isinstance(strategy, ShardedStrategy):
             raise UserError(
-                f"--ckpt_path: {path} is a sharded checkpoint, and only lgpl.checkpoints."
-                "ShardedStrategy reads one without running what it holds; add "
-                "-c configs/trainer/fsdp.yaml."
+                f"--ckpt_path: {path} cannot be read by {type(strategy).__name__}, which would run "
+                "what a sharded checkpoint holds; add -c configs/trainer/fsdp.yaml, whose strategy "
+                "is lgpl.checkpoints.ShardedStrategy."
             )

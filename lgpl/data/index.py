@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import posixpath
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lgpl.atomic import write_text
+from lgpl.data.entries import place_of
 from lgpl.data.shards import Shard, expand
-from lgpl.data.store import Store, Unreachable, is_url
+from lgpl.data.store import Store
+from lgpl.data.transfer import HTTP, Unreachable, is_url, scheme
 from lgpl.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,13 @@ def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, i
         store: what reads URLs.
 
     Raises:
-        UserError: see `expand` and `read_index`.
+        UserError: see `expand`, `read_index` and `Store.check`.
     """
     shards: dict[str, int | None] = {}
     for path in expand(patterns, what, store):
-        shards |= read_index(path, store) if path.endswith(".json") else {path: None}
+        shards |= read_index(path, store) if is_index(path) else {path: None}
+    if any(map(is_url, shards)):
+        store.check_cache()  # now, and not first in a worker process
     return shards
 
 
@@ -136,30 +139,29 @@ def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:
         else:
             inside = full.is_relative_to(folder)
             names[str(full.relative_to(folder) if inside else full)] = number
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({KIND: 1, **more, "shards": names}, indent=0) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps({KIND: 1, **more, "shards": names}, indent=0) + "\n")
+
+
+def is_index(path: str) -> bool:
+    """By its name, whatever query a URL has."""
+    return (path.partition("?")[0] if scheme(path) in HTTP else path).endswith(".json")
 
 
 def read_index(path: str, store: Store) -> dict[str, int | None]:
     """Shards and their counts.
 
     Raises:
-        UserError: the file is no index.
+        UserError: the file is no index, or a remote one that names what only a local one may.
     """
     try:
         index = json.loads(store.read(path))
         counts = {str(name): int(number) for name, number in index["shards"].items()}
-        if index[KIND] != 1 or any(number < 0 for number in counts.values()):
+        if index[KIND] != 1 or not all(map(_is_count, counts.values())):
             raise ValueError("unknown form")
     except Unreachable as error:
         raise UserError(f"{path}: the index cannot be read ({error}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no index; make one with `lgpl data index`.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as e:
+        raise UserError(f"{path} is no index; make one with `lgpl data index`.") from e
     if not counts:
         raise UserError(f"{path}: the index names no shards.")
-    base = path.rpartition("/")[0]
-    return {
-        name if is_url(name) or name.startswith("/") else posixpath.join(base, name): number
-        for name, number in counts.items()
-    }
+    return {place_of(name, path, store.allow_local): number for name, number in counts.items()}

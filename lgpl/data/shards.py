@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 import braceexpand
 
 from lgpl.data.members import BadSample, Raw
-from lgpl.data.store import PIECE, Store, is_url
+from lgpl.data.store import Store
 from lgpl.data.tar import MOST_MEMBERS, Table
+from lgpl.data.transfer import PIECE, is_url, scheme
 from lgpl.errors import UserError
 
 LARGEST_MEMBER = 256 * 2**20  # bytes; a larger one is read as missing
@@ -58,7 +59,7 @@ def expand(
     shards: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         store.check(pattern)
-        if pattern.startswith("pipe:"):
+        if scheme(pattern) == "pipe":
             shards[pattern] = None
             continue
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from webdataset import TarWriter
 
+from lgpl.atomic import ENDING, PartialFile, remove_partials, write_text
 from lgpl.data.datamodule import ShardDataModule
-from lgpl.data.decode import BadSample, features_name, read_caption
 from lgpl.data.index import count_samples, statistics, statistics_name, write_index
+from lgpl.data.keys import clean_extension, clean_key
+from lgpl.data.members import BadSample, features_name, read_caption
+from lgpl.data.transfer import HTTP, scheme
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
@@ -33,7 +37,8 @@ def npy(array: np.ndarray) -> bytes:
 
 def code_shard_name(shard: str) -> str:
     """`train-0000.tar` for `…/train-0000.tar.gz`."""
-    return shard.rstrip("/").rsplit("/", 1)[-1].split(".")[0] + ".tar"
+    place = shard.partition("?")[0] if scheme(shard) in HTTP else shard
+    return place.rstrip("/").rsplit("/", 1)[-1].split(".")[0] + ".tar"
 
 
 class ShardWriter:
@@ -45,18 +50,59 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        self._tar = TarWriter(str(self.partial), encoder=False, mtime=0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = PartialFile(path)
+        self._tar = TarWriter(self._partial.file, encoder=False, mtime=0)
+        self._last = ""  # key
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
         self.samples = 0
 
     def write(self, key: str, members: dict[str, bytes]) -> None:
-        self._tar.write({"__key__": key, **members})
+        """Add a sample; a key that could do harm or be mistaken for another is changed."""
+        named = {clean_extension(name): data for name, data in members.items()}
+        self._last = key = self._apart(clean_key(key), list(named))
+        self._tar.write({"__key__": key, **named})
+        self._files.update(f"{key}.{name}" for name in named)
+        self._folders.update(_above(key))
         self.samples += 1
 
     def close(self) -> None:
+        """Give the shard its name."""
         self._tar.close()
-        os.replace(self.partial, self.path)
+        self._partial.commit()
+
+    def discard(self) -> None:
+        """Leave nothing of a shard that was not closed."""
+        with suppress(OSError, ValueError):  # it writes the end of the tar, perhaps to a full disk
+            self._tar.close()
+        self._partial.discard()
+
+    def _apart(self, key: str, names: list[str]) -> str:
+        """A key that is not the last one's, of which no file takes the name of a folder or a folder
+        that of a file."""
+        found, number = key, 1
+        if not self._files.isdisjoint(_above(key)):
+            found = key = re.sub("[./]", "_", key)
+        while found == self._last or any(f"{found}.{name}" in self._folders for name in names):
+            number += 1
+            found = f"{key}_{number}"
+        return found
+
+
+def _above(key: str) -> list[str]:
+    """The folders of a key."""
+    return [key[: slash.start()] for slash in re.finditer("/", key)]
+
+
+def remove_left(paths: Sequence[Path]) -> None:
+    """Delete what a killed run left of files, where nobody writes them now; each folder of theirs
+    is read once, for it may hold as many."""
+    for folder in {path.parent for path in paths}:
+        left = {partial.name.rsplit(".", 2)[0] for partial in folder.glob(f"*{ENDING}")}
+        for path in paths:
+            if path.parent == folder and path.name in left:
+                remove_partials(path)
 
 
 class CodeShardWriter(BasePredictionWriter):
@@ -99,7 +145,9 @@ class CodeShardWriter(BasePredictionWriter):
             )
         left = [s for s in shards if not (self.out / code_shard_name(s)).exists()]
         data.shards["predict"] = left
-        if trainer.is_global_zero:
+        if trainer.is_global_zero:  # the other ranks have not begun yet
+            paths = [self.out / code_shard_name(shard) for shard in left]
+            remove_left([*paths, *(Path(statistics_name(str(path))) for path in paths)])
             done = len(shards) - len(left)
             print(
                 f"{self.out}: {done} of {len(shards)} code shards are there, {len(left)} to write."
@@ -142,9 +190,14 @@ class CodeShardWriter(BasePredictionWriter):
             self._writer.write(key, member)
         if batch["end_of_shard"]:
             found = {"successes": self._writer.samples, "made_by": self._made_by}
-            Path(statistics_name(str(self._writer.path))).write_text(json.dumps(found) + "\n")
+            write_text(statistics_name(str(self._writer.path)), json.dumps(found) + "\n")
             self._writer.close()
             self._writer = None
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave nothing of the shard that was being written."""
+        if self._writer is not None:
+            self._writer.discard()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.strategy.barrier()

@@ -96,9 +96,7 @@ class Drawer:
                 watch(batch, count, codes)
 
         condition = self.module.model.condition
-        parsed = condition.parse_each(
-            [r.prompt for r in batch if r.inputs is None], self._cut
-        )
+        parsed = condition.parse_each([r.prompt for r in batch if r.inputs is None], self._cut)
         fresh = iter(parsed)
         inputs = join([next(fresh) if r.inputs is None else r.inputs for r in batch])
         given = [r.given for r in batch if r.given is not None]

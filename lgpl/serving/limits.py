@@ -14,8 +14,8 @@ BODY_SECONDS = 30.0  # until a body is there as a whole
 HEADER_SECONDS = 20.0  # until the headers of a request are, from the end of the one before
 IDLE_SECONDS = 5  # of a connection between two requests
 READ_SECONDS = 60.0  # in which a client takes nothing of its answer
-# Open at once; whatever comes then is closed. What a process may open is often 1024 files.
-CONNECTIONS = 900
+CONNECTIONS = 1000  # open at once; whatever comes then is closed
+BACKLOG = 512  # connections that the server takes, or the system keeps for it, at a time
 ENDED_SECONDS = 5  # that answers may still take when the engine has ended
 
 

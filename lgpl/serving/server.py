@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
 import sys
 
 import uvicorn
@@ -34,6 +35,7 @@ class Server(uvicorn.Server):
             log_level="info",
             http=Connection,
             ws="none",
+            backlog=limits.BACKLOG,
             timeout_keep_alive=limits.IDLE_SECONDS,
             # A client that does not read its answer keeps the server from ending no longer.
             timeout_graceful_shutdown=math.ceil(seconds),
@@ -53,7 +55,21 @@ def run(app: FastAPI, engine: Engine, host: str, port: int, seconds: float) -> N
     Raises:
         SystemExit: the engine has ended; of status 1, and with the cause.
     """
+    _allow_files()
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C, after all is finished
         Server(app, engine, host, port, seconds).run()
     if engine.failure is not None:
         sys.exit(f"lgpl: error: the engine has ended: {engine.failure!r}")
+
+
+def _allow_files() -> None:
+    """Let the process open as many files as there may be connections, where it may say so itself.
+
+    It often starts with 1024. A connection too many needs one, too, until some steps of the event
+    loop later it is closed, and each step accepts as many as the backlog has.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.CONNECTIONS + 5 * limits.BACKLOG
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
-from lgpl.checkpoints import read_checkpoint
+from lgpl.callbacks.ema import CURRENT, EMA
+from lgpl.checkpoints import build_module, read_checkpoint
 from lgpl.checkpoints.shards import read_into
 from lgpl.errors import UserError
+from tests.checkpoints.test_trust import GENERATOR
 from tests.conftest import ROOT, TINY
 
 Fails = Callable[..., str]
@@ -62,6 +66,24 @@ def test_code_in_the_index_is_not_run(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_an_index_changes_nothing_but_itself(folder: Path) -> None:
+    """Attributes of an admitted class would be changed for the whole process."""
+    sound = (folder / ".metadata").read_bytes()
+    changes = b"\x80\x02cpathlib\nPosixPath\n(N}(X\x06\x00\x00\x00existsctorch\nSize\nutb0"
+    (folder / ".metadata").write_bytes(changes + sound[2:])
+    with pytest.raises(UserError, match=r"changes <class 'pathlib.*'>, which is no part of it"):
+        read_checkpoint(folder).weights()
+    assert Path("/tmp").exists() is True
+
+
+def test_six_bytes_take_no_gigabytes(folder: Path) -> None:
+    (folder / ".metadata").write_bytes(b"\x80\x02Nr" + (2**28).to_bytes(4, "little") + b".")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="is a damaged checkpoint"):
+        read_checkpoint(folder).weights()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB
+
+
 def test_code_among_the_numbers_is_not_run(folder: Path, tmp_path: Path) -> None:
     """torch reads whatever is no tensor by an unpickler of its own, unrestricted."""
     evil = {"optimizer_0": {"param_groups": [{"lr": Touch(tmp_path / "ran")}]}}
@@ -70,6 +92,38 @@ def test_code_among_the_numbers_is_not_run(folder: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"param_groups.*holds pickled code"):
         read_into(folder, {"optimizer_0": {"param_groups": [{"lr": 0.5}]}})
     assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_the_place_of_an_average_is_not_run(tmp_path: Path) -> None:
+    """The moving average is read by its callback, when a run is resumed."""
+    folder, module = tmp_path / "last.ckpt", build_module(GENERATOR)
+    module.configure_model()
+    raw = {f"{CURRENT}.{name}": tensor for name, tensor in module.state_dict().items()}
+    name = next(iter(raw))
+    resumed: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), ckpt_path=str(folder))
+    for value, is_code in ((raw[name] + 1, False), (Touch(tmp_path / "ran"), True)):
+        dcp.save({"state_dict": raw | {name: value}}, checkpoint_id=folder)
+        if is_code:
+            with pytest.raises(UserError):
+                EMA().on_load_checkpoint(resumed, module, {CURRENT: {}})
+        else:
+            EMA().on_load_checkpoint(resumed, module, {CURRENT: {}})
+            assert torch.equal(module.state_dict()[name.removeprefix(f"{CURRENT}.")], value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["local:///etc", "file:///etc", "s3://theirs/all", "a::file:///etc", "/runs/../etc"]
+)
+def test_what_a_callback_would_delete_is_a_plain_path(path: str) -> None:
+    """ModelCheckpoint deletes the best so far, recursively, once there is a better one."""
+    module = build_module(GENERATOR)
+    own, score = "/runs/last.ckpt", torch.ones(())
+    state = {"best_model_path": path, "last_model_path": own, "kth_best_model_path": path,
+             "best_k_models": {path: score, own: score}}  # fmt: skip
+    module.on_load_checkpoint({"lgpl": {"kind": "generator"}, "callbacks": {"any": state, "x": 1}})
+    assert state == {"best_model_path": "", "last_model_path": own, "kth_best_model_path": "",
+                     "best_k_models": {own: score}}  # fmt: skip
 
 
 def test_an_index_names_files_of_its_own_folder_alone(folder: Path, tmp_path: Path) -> None:
@@ -122,4 +176,10 @@ def test_other_strategies_do_not_read_such_a_folder(folder: Path, fails: Fails) 
     shards = "data/emoji/val-*.tar.gz"
     options = ["--data.train", shards, "--data.val", shards, "--trainer.accelerator", "cpu"]
     said = fails(*RESUME, *options, "--ckpt_path", str(folder))
-    assert "only lgpl.checkpoints.ShardedStrategy reads one" in said
+    assert "whose strategy is lgpl.checkpoints.ShardedStrategy" in said
+    stock = folder.with_name("stock.yaml")
+    stock.write_text(
+        "trainer: {strategy: {class_path: lightning.pytorch.strategies.ModelParallelStrategy}}"
+    )
+    said = fails(*RESUME, *options, "-c", str(stock), "--ckpt_path", "last")  # whatever that is
+    assert "cannot be read by ModelParallelStrategy" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -219,6 +220,27 @@ def test_captions_in_a_table(tmp_path: Path, name: str, capsys: pytest.CaptureFi
     assert sorted(batch["caption"]) == ["o", "t", "x"]
 
 
+def test_a_table_with_what_is_no_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing numbers, as pandas writes them, and files that no run would read."""
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / f"in/{name}.jpg").write_bytes(picture(1))
+    (tmp_path / "in/c.jpg").write_bytes(bytes(20_000))
+    monkeypatch.setattr("lgpl.commands.data.pack.LARGEST_MEMBER", 19_999)
+    table = tmp_path / "table.jsonl"
+    table.write_text(
+        '{"file_name": "a.jpg", "text": "a", "score": NaN, "width": Infinity, "exif": [1e999]}\n'
+        '{"file_name": "b.jpg", "text": "b \\ud83d", "score": 1.5, "alt": "\\ud83d"}\n'
+        '{"file_name": "c.jpg", "text": "c", "score": 1}\n'
+    )
+    pack(tmp_path / "in", tmp_path / "out", "--captions", table, "--val", 0)
+    found = packed(tmp_path / "out", "train")
+    assert {key: json.loads(members["json"]) for key, members in found.items()} == {
+        "a": {"score": None, "width": None, "exif": [None]}, "b": {"score": 1.5, "alt": "?"}
+    }  # fmt: skip
+    main(["data", "check", "--workers", "1", str(tmp_path / "out/train.json")])
+
+
 def test_a_picture_with_several_captions_is_never_on_both_sides(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     rows = []
@@ -237,6 +259,7 @@ def test_keys_are_unique_and_without_dots() -> None:
     files = ["a/b.c.jpg", "a_b/c.jpg", "a/b_c.png", "ä b.webp", "a/b_c_2.jpg"]
     keys = [unique_key(file, taken) for file in files]
     assert keys == ["a_b_c", "a_b_c_2", "a_b_c_3", "ä b", "a_b_c_2_2"]
+    assert [unique_key(file, taken) for file in ("x\ny.jpg", "x_y.jpg")] == ["x_y", "x_y_2"]
 
 
 def test_long_and_foreign_names(tmp_path: Path) -> None:
@@ -244,7 +267,10 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
     names = ["x" * 180, "größe 狐", os.fsdecode(b"latin-\xe4")]
     for i, name in enumerate(names):
         (tmp_path / "in/a" / f"{name}.jpg").write_bytes(picture(i))
+    (tmp_path / "in" / os.fsdecode(b"klasse-\xe4")).mkdir()
+    (tmp_path / "in" / os.fsdecode(b"klasse-\xe4") / "x.jpg").write_bytes(b"broken")
     pack(tmp_path / "in", tmp_path / "out", "--val", 0)
+    assert (tmp_path / "out/classes.txt").read_text() == "a\nklasse-\ufffd\n"
     keys = packed(tmp_path / "out", "train").keys()
     assert keys == {f"a_{'x' * 180}", "a_größe 狐", "a_latin-\ufffd"}
 
@@ -265,11 +291,15 @@ def test_killed_pack_goes_on_with_the_same_command(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    for name in ("train-00.tar", "train.json", "classes.txt", "other.tar"):
+        (out / f"{name}.0123456789ab.partial").write_bytes(b"half")
     assert 3 <= len(done) < 20 and not (out / "train.json").exists()
     main([*command, "--out", str(out)])
     assert all(path.stat().st_mtime_ns == then for path, then in done.items())
-    for folder in (whole, out):
-        assert not list(folder.glob("*.partial"))
+    assert not list(whole.glob("*.partial"))
+    (left,) = out.glob("*.partial")
+    assert left.name.startswith("other.tar")  # nobody's business
+    left.unlink()
     assert {p.name: p.read_bytes() for p in out.glob("*.[tj]*")} == {
         p.name: p.read_bytes() for p in whole.glob("*.[tj]*")
     }
@@ -341,6 +371,82 @@ def test_killed_process_is_told() -> None:
     assert list(in_processes(killed, [0, 1, 2], 2)) == [0, 1, 2]
     with pytest.raises(UserError, match="A worker process was killed"):
         list(in_processes(killed, range(10), 2))
+
+
+def children(process: int) -> set[int]:
+    """Processes that it started and that still run, by Linux' own list."""
+    tasks = Path(f"/proc/{process}/task").glob("*/children")
+    return {int(child) for task in tasks for child in task.read_text().split()}
+
+
+def running(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def ends(processes: set[int]) -> None:
+    deadline = time.monotonic() + 10
+    while left := set(filter(running, processes)):
+        if time.monotonic() > deadline:
+            for process in left:
+                os.kill(process, signal.SIGKILL)
+            raise AssertionError("workers outlive the command")
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_workers_end_with_a_killed_command(tmp_path: Path) -> None:
+    """Busy ones and idle ones: there are more workers than shards."""
+    (tmp_path / "in/a").mkdir(parents=True)
+    noise = Image.frombytes("RGB", (2000, 2000), os.urandom(2000 * 2000 * 3))
+    for number in range(4):
+        noise.save(tmp_path / f"in/a/{number}.png", compress_level=0)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "lgpl.cli", "data", "pack", str(tmp_path / "in"), "--val", "0"),
+            *("--out", str(tmp_path / "out"), "--shard-samples", "2", "--workers", "4"),
+        ],
+        cwd=ROOT,
+    )
+    workers: set[int] = set()
+    while len(workers) < 4:
+        assert process.poll() is None
+        workers = children(process.pid)
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    ends(workers)
+
+
+def waits(number: int) -> int:
+    if number == 0:
+        while True:  # in Python, where only the interpreter can stop it
+            number += 1
+    return number
+
+
+def all_waits() -> None:
+    list(in_processes(waits, range(3), 3))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+def test_workers_of_any_command_end_with_it() -> None:
+    process = multiprocessing.get_context("fork").Process(target=all_waits)
+    process.start()
+    assert process.pid is not None
+    workers: set[int] = set()
+    while len(workers) < 3:
+        assert process.is_alive()
+        workers = children(process.pid)
+        time.sleep(0.005)
+    time.sleep(0.5)
+    assert all(map(running, workers))  # one busy, two idle
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    ends(workers)
 
 
 def test_full_disk_ends_with_a_sentence(

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from lgpl.cli import main
-from lgpl.commands.sample import load_generator
 from lgpl.data.transforms import normalize, to_image
 from lgpl.generator import Sampling
+from lgpl.inference import load_generator
 from lgpl.pictures import MARGIN
 from tests.conftest import ROOT
 from tests.models import labels

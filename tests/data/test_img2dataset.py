@@ -15,8 +15,8 @@ from lgpl.data.filters import Condition, Filter
 from lgpl.data.index import count_samples
 from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
+from tests.data.servers import Server
 from tests.data.test_datamodule import module, take, train
-from tests.data.test_store import Server
 from tests.shards import picture
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
+import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lgpl.cli import main
+from lgpl.data.decode import Decoder
 from lgpl.data.index import count_samples
-from lgpl.data.shards import OpenShards, Shard, expand, read_shard
+from lgpl.data.order import Span
+from lgpl.data.shards import ALWAYS_UNPACKED, OpenShards, Shard, expand, read_shard
 from lgpl.data.store import Store
+from lgpl.data.streams import Request, Samples
 from lgpl.errors import UserError
-from tests.shards import samples, write_shard, write_shards
+from tests.data.test_tar import END, add, block, octal
+from tests.shards import EMOJI_TRAIN, picture, samples, write_shard, write_shards
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -98,3 +107,96 @@ def test_shards_stay_open_while_they_are_needed(tmp_path: Path) -> None:
     for path in paths[1:]:
         assert len(shards[path]) == 3
     assert shards[paths[0]] is not first and shards[paths[0]][2]["__key__"] == "00002"
+
+
+# bounds
+
+ENDINGS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_small_file_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """100 MiB out of 15 to 100 kB; what is above the bound never reaches the disk."""
+    made = []
+    temporary = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: made.append(temporary()) or made[-1])
+    path = tmp_path / f"bomb.tar.{ending}"
+    whole = block(b"0.jpg", b"0", octal(5), b"whole")
+    path.write_bytes(ENDINGS[ending](whole * 2 + bytes(100 * 2**20)))
+    shard = Shard(str(path), Store())
+    assert len(shard) == 1 and shard[0]["jpg"] == b"whole"  # before it the tar was whole
+    assert shard.damage == "unpacks to more than 600 times its size"
+    assert os.fstat(made[0].fileno()).st_size <= ALWAYS_UNPACKED
+    assert count_samples(str(path), Store())[1]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_labels_alone_compress_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """The bound leaves room for them, whatever their number."""
+    monkeypatch.setattr("lgpl.data.shards.ALWAYS_UNPACKED", 2**18)
+    rng = np.random.RandomState(0)
+    content = [{"__key__": f"{i:08d}", "cls": b"%d" % rng.randint(1000)} for i in range(4000)]
+    plain = Path(write_shard(tmp_path / "a.tar", content)).read_bytes()
+    path = tmp_path / f"a.tar.{ending}"
+    path.write_bytes(ENDINGS[ending](plain))
+    assert len(plain) / path.stat().st_size > 80
+    assert count_samples(str(path), Store()) == (4000, None)
+    for emoji in expand(EMOJI_TRAIN):
+        assert count_samples(emoji, Store())[1] is None
+
+
+def large(path: Path, members: dict[str, int]) -> str:
+    """A shard whose second sample has members of so many bytes, which take no room on the disk."""
+    with path.open("wb") as file:
+        for number, sizes in enumerate(({}, members, {})):
+            for name, size in ({"txt": 0} | sizes).items():
+                file.write(block(f"{number}.{name}".encode(), b"0", octal(size)))
+                file.seek(-(-size // 512) * 512, os.SEEK_CUR)
+            data = picture(number)
+            file.write(block(f"{number}.jpg".encode(), b"0", octal(len(data)), data))
+        file.write(END)
+    return str(path)
+
+
+def test_a_sample_of_gigabytes_is_skipped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = large(tmp_path / "a.tar", {f"{i}.txt": 255 * 2**20 for i in range(16)})
+    captions = {f"{i}.txt": 1.0 for i in range(16)} | {"txt": 1.0}
+    places, none = np.arange(3), np.zeros(3, np.int64)
+    wanted = Request(Span(none, none, places))
+    cause = "sample of more than 536870912 bytes"
+    samples = Samples([path], Decoder(("image", "caption"), 16, captions=captions), Store())
+    assert samples[wanted].skipped[cause] == 1
+    # Who does not read them does not mind them.
+    assert Samples([path], Decoder(("image",), 16), Store())[wanted].good == [0, 1, 2]
+    with pytest.raises(SystemExit):
+        main(["data", "check", "--workers", "1", path])
+    assert f"{path}: 1: {cause}\n" in capsys.readouterr().out
+    main(["data", "show", path])
+    assert f"1: {cause}, such as 1 in {path}" in capsys.readouterr().out
+
+
+def test_a_sample_of_very_many_members_is_skipped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "a.tar")
+    with tarfile.open(path, "w") as tar:
+        for number in range(3):
+            add(tar, f"{number}.jpg", picture(number))
+            for name in range(1001 if number == 1 else 999):
+                add(tar, f"{number}.{name}", b"")
+    places, none = np.arange(3), np.zeros(3, np.int64)
+    found = Samples([path], Decoder(("image",), 16), Store())[Request(Span(none, none, places))]
+    cause = "sample of more than 1000 members"
+    assert found.good == [0, 2] and found.skipped == {cause: 1}
+    with pytest.raises(SystemExit):
+        main(["data", "check", "--workers", "1", path])
+    assert f"{path}: 1: {cause}\n" in capsys.readouterr().out
+    main(["data", "show", path])
+    assert cause in capsys.readouterr().out
+    assert [raw["__key__"] for raw in read_shard(path)] == ["0", "2"]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
@@ -24,77 +20,6 @@ from lgpl.data.store import Store, Unreachable
 from lgpl.errors import UserError
 from tests.data.test_datamodule import module, take, train
 from tests.shards import samples, write_shard, write_shards
-
-
-class Server(ThreadingHTTPServer):
-    """Serves a folder on loopback; a share of the requests goes wrong in one of three ways."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path, failing: float = 0.0) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.failing, self.dice = folder, failing, random.Random(0)
-        self.requests: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
-        self.stop = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, *_: Any) -> None:
-        """Clients that give up are meant here."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.server.folder / unquote(self.path.partition("?")[0].lstrip("/"))
-        self.server.requests[self.path] += self.command == "GET"
-        fault = None
-        if self.server.dice.random() < self.server.failing:
-            fault = self.server.dice.choice(("error", "drop", "stall"))
-            self.server.failed[fault] += 1
-        if fault == "error" or not path.is_file():
-            self.send_error(500 if fault else 404)
-            return
-        data = path.read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        self.wfile.write(data[: len(data) // 2] if fault else data)
-        if fault == "stall":
-            self.server.stop.wait(30)
-
-    def log_message(self, *_: Any) -> None: ...
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Any]:
-    servers = []
-
-    def start(folder: Path, failing: float = 0.0) -> Server:
-        server = Server(folder, failing)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.stop.set()
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(cache=str(tmp_path / "cache"), timeout=0.5, retries=8)
 
 
 def cached(store: Store) -> list[Path]:
@@ -199,7 +124,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 700 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k,mode=700", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     yield folder

@@ -22,9 +22,9 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from lgpl.commands.sample import load_generator
 from lgpl.data.transforms import to_image
 from lgpl.generator import GeneratorModule, Sampling
+from lgpl.inference import load_generator
 from lgpl.serving.api import create_app
 from lgpl.serving.engine import Engine
 from lgpl.serving.limits import Limits

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lgpl.commands.sample import load_generator
+from lgpl.inference import load_generator
 from lgpl.serving.api import create_app
 from lgpl.serving.limits import Limits
 from lgpl.serving.page import HEADERS

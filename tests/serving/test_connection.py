@@ -17,8 +17,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from lgpl.commands.sample import load_generator
 from lgpl.generator import GeneratorModule
+from lgpl.inference import load_generator
 from lgpl.serving import limits
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import export, in_process, wait_until

@@ -17,15 +17,14 @@ import httpx
 import pytest
 import torch
 
-from lgpl.commands.sample import load_generator
 from lgpl.generator import GeneratorModule, Sampling
+from lgpl.inference import load_generator
 from lgpl.serving.api import create_app
 from lgpl.serving.engine import Ended, Engine, Picture, PictureQueue, Prompt
 from lgpl.serving.limits import Limits
 from lgpl.serving.painter import Painter
 from lgpl.serving.sampler import SamplerEngine
-from lgpl.serving.server import run
-from tests.serving.servers import Server, export, in_process, serve, wait_until
+from tests.serving.servers import Server, export, in_process, wait_until
 
 PROMPT = Prompt(torch.tensor(3), 1)
 SEED = 20261125
@@ -264,50 +263,6 @@ def test_clients_of_an_engine_that_ends_are_told_at_once(
     assert [status for status, _ in (*whole, late, health)] == [503] * 4
     bodies = [body for _, body in (*whole, stream, late, health)]
     assert {body["error"]["code"] for body in bodies} == {"engine_ended"}
-
-
-DIES = """
-import os, time
-from lgpl.cli import main
-from lgpl.generator import GeneratorModule
-
-def dies(*_, **__):
-    while not os.path.exists(os.environ["GATE"]):
-        time.sleep(0.05)
-    raise SystemExit("a fault")
-
-GeneratorModule.sample_codes = dies
-main()
-"""
-
-
-def test_the_server_ends_with_its_engine(
-    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    app = create_app(engine, "generator")
-    monkeypatch.setattr(engine, "_try", raises)
-    engine.submit([Client().picture])
-    with pytest.raises(SystemExit) as ended:  # of status 1: its argument is a text
-        run(app, engine, "127.0.0.1", 0, 600)
-    assert ended.value.code == "lgpl: error: the engine has ended: RuntimeError('a fault')"
-
-
-@pytest.mark.slow
-def test_the_process_ends_with_its_engine(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With an answer for everybody, the cause, and a status after which a supervisor restarts."""
-    monkeypatch.setenv("GATE", str(tmp_path / "gate"))
-    with serve(checkpoint, "--batch-size", "1", program=DIES) as server, ThreadPoolExecutor() as p:
-        asked = [p.submit(server.post, {"prompt": "1", "seed": i}) for i in range(3)]
-        wait_until(lambda: httpx.get(f"{server.url}/health").json()["waiting"] == 2)
-        (tmp_path / "gate").touch()
-        answers = [future.result(10) for future in asked]
-        assert server.process.wait(20) == 1
-        wait_until(lambda: "a fault" in server.said[-1])
-    assert [answer.status_code for answer in answers] == [503] * 3
-    assert {answer.json()["error"]["code"] for answer in answers} == {"engine_ended"}
-    assert server.said[-1] == "lgpl: error: the engine has ended: SystemExit('a fault')\n"
 
 
 def test_clients_that_leave_at_any_moment_end_no_engine(

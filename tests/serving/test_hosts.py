@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lgpl.commands.sample import load_generator
 from lgpl.errors import UserError
+from lgpl.inference import load_generator
 from lgpl.serving.api import create_app
 from lgpl.serving.hosts import host_of, is_loopback, trusted_host
 from lgpl.serving.limits import Limits

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lgpl.commands.sample import load_generator
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.conditions import Inputs, rows
+from lgpl.inference import load_generator
 from lgpl.serving.engine import Picture
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import export

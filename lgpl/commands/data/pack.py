@@ -20,15 +20,20 @@ from typing import NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from lgpl.atomic import write_text
 from lgpl.commands.data.members import faults
 from lgpl.commands.data.processes import in_processes
 from lgpl.commands.data.sources import Picture, Source, by_class, extension, find, from_table
 from lgpl.data.index import count_samples, write_index
+from lgpl.data.keys import clean_key
+from lgpl.data.members import BadSample
+from lgpl.data.shards import LARGEST_MEMBER
 from lgpl.data.store import Store
-from lgpl.data.writer import ShardWriter
+from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 
 RECORD = ".pack.json"  # tells the shards of one plan from those of another
+CLASSES = "classes.txt"
 
 
 class Planned(NamedTuple):
@@ -185,15 +190,19 @@ def planned(
 
 
 def unique_key(file: str, taken: set[str]) -> str:
-    """`n01440764_x` for `n01440764/x.JPEG`: a key holds no dot, and no other sample has it."""
-    stem = os.fsencode(os.path.splitext(file)[0]).decode("utf-8", "replace")
-    stem = stem.replace("/", "_").replace(".", "_")
+    """`n01440764_x` for `n01440764/x.JPEG`: a key that no other sample has."""
+    stem = clean_key(readable(os.path.splitext(file)[0]).replace("/", "_"))
     key, number = stem, 1
     while key in taken:
         number += 1
         key = f"{stem}_{number}"
     taken.add(key)
     return key
+
+
+def readable(name: str) -> str:
+    """The name of a file or folder, which need not be UTF-8, as text."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def begin(out: Path, plan: dict[str, list[Planned]], source: Source) -> None:
@@ -218,11 +227,11 @@ def begin(out: Path, plan: dict[str, list[Planned]], source: Source) -> None:
             f"--out: {min(strange)} is no shard of these pictures and options; name another folder "
             "or delete it."
         )
-    for partial in out.glob("*.tar.partial"):
-        partial.unlink()
-    (out / RECORD).write_text(json.dumps(record) + "\n")
+    others = [out / name for name in (RECORD, CLASSES, *(f"{split}.json" for split in plan))]
+    remove_left([*(shard.path for shard in itertools.chain(*plan.values())), *others])
+    write_text(out / RECORD, json.dumps(record) + "\n")
     if source.classes is not None:
-        (out / "classes.txt").write_text("\n".join(source.classes) + "\n", "utf-8")
+        write_text(out / CLASSES, "".join(f"{readable(name)}\n" for name in source.classes))
 
 
 def pack(
@@ -256,6 +265,9 @@ def pack_shard(shard: Planned) -> Packed:
             except OSError:
                 skipped.append((picture.file, "file that cannot be read"))
                 continue
+            except BadSample as error:
+                skipped.append((picture.file, str(error)))
+                continue
             wrong = faults({"__key__": key, **members})
             if wrong:
                 skipped.append((picture.file, wrong[0]))
@@ -266,15 +278,20 @@ def pack_shard(shard: Planned) -> Packed:
     except OSError as error:
         raise UserError(f"{shard.path} cannot be written ({error.strerror}).") from error
     finally:
-        writer.partial.unlink(missing_ok=True)
+        writer.discard()
     return Packed(writer.samples, skipped)
 
 
 def read(folder: Path, picture: Picture) -> dict[str, bytes]:
-    """The members of a sample."""
-    members = {extension(picture.file): (folder / picture.file).read_bytes()}
+    """The members of a sample.
+
+    Raises:
+        OSError: a file cannot be read.
+        BadSample: a file is larger than what is read of a shard.
+    """
+    members = {extension(picture.file): _content(folder / picture.file)}
     if picture.text is not None:
-        members["txt"] = (folder / picture.text).read_bytes()
+        members["txt"] = _content(folder / picture.text)
     if picture.caption is not None:
         members["txt"] = picture.caption.encode("utf-8", "replace")
     if picture.label is not None:
@@ -282,6 +299,12 @@ def read(folder: Path, picture: Picture) -> dict[str, bytes]:
     if picture.more is not None:
         members["json"] = json.dumps(picture.more, ensure_ascii=False).encode("utf-8", "replace")
     return members
+
+
+def _content(file: Path) -> bytes:
+    if file.stat().st_size > LARGEST_MEMBER:
+        raise BadSample(f"file of more than {LARGEST_MEMBER} bytes")
+    return file.read_bytes()
 
 
 def finish(
@@ -320,7 +343,7 @@ def report(
     for cause, count in causes.most_common():
         print(f"skipped {count}: {cause}, such as {such_as[cause]}")
     if source.classes is not None:
-        print(f"{out}/classes.txt: {len(source.classes)} classes")
+        print(f"{out}/{CLASSES}: {len(source.classes)} classes")
     for split, counts in splits.items():
         total = sum(counts.values())
         print(f"data.{split}: {out}/{split}.json  # {total} samples in {len(counts)} shards")

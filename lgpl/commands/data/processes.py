@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,6 +44,15 @@ def _begin(work: Callable[[Any], Any], items: Sequence[Any]) -> None:
     global _task
     _task = work, items
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to tell
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """A parent that is killed tells nobody: its workers would wait for their next item for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _answer(number: int) -> Any:

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from lgpl.atomic import atomic_file
 from lgpl.commands.data.summary import Summary
 from lgpl.data.index import named
 from lgpl.data.members import IMAGE_EXTENSIONS, BadSample, Raw, read_caption
@@ -41,7 +42,7 @@ def parser() -> ArgumentParser:
 
 def run(options: Namespace) -> None:
     out = Path(options.out) if options.out else None
-    if out and Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+    if out and _format(out) not in Image.SAVE:
         raise UserError(f"--out: {out} has no ending of a picture, such as .png.")
     if options.samples < 1:
         raise UserError(f"--samples: {options.samples} is below 1.")
@@ -75,6 +76,10 @@ def run(options: Namespace) -> None:
         print(f"{name:<{WIDTH}}{text}".rstrip())
     if out:
         sheet(out, tiles)
+
+
+def _format(out: Path) -> str | None:
+    return Image.registered_extensions().get(out.suffix.lower())
 
 
 def _size(store: Store, path: str) -> int:
@@ -111,7 +116,8 @@ def sheet(out: Path, tiles: list[tuple[Image.Image, str]]) -> None:
     pictures, captions = zip(*tiles, strict=True)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        grid(list(pictures), list(captions)).save(out)
+        with atomic_file(out) as file:
+            grid(list(pictures), list(captions)).save(file, _format(out))
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror or error}).") from error
     print(f"{'contact sheet':<{WIDTH}}{out}")

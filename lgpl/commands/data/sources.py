@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from lgpl.data.decode import IMAGE_EXTENSIONS
+from lgpl.data.members import IMAGE_EXTENSIONS
 from lgpl.errors import UserError
 
 READ = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -163,8 +164,8 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
                 return
             for number, line in enumerate(file, 1):
                 try:
-                    row = json.loads(line)
-                except ValueError as error:
+                    row = json.loads(line, parse_constant=_none, parse_float=_finite)
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{table}: line {number} is no JSON ({error}).") from error
                 if not isinstance(row, dict):
                     raise UserError(f"{table}: line {number} is no JSON object.")
@@ -173,6 +174,14 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"--captions: {table} is not UTF-8 ({error.reason}).") from error
     except (OSError, csv.Error) as error:
         raise UserError(f"--captions: {table} cannot be read ({error}).") from error
+
+
+def _none(_: str) -> None:
+    """NaN and Infinity, which Python's tables hold for what is missing, are no JSON."""
+
+
+def _finite(text: str) -> float | None:
+    return float(text) if math.isfinite(float(text)) else None
 
 
 def _files(folder: Path) -> list[str]:

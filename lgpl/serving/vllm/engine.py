@@ -134,7 +134,11 @@ class VLLMEngine(Engine):
             self._paint_codes(running.picture, codes, False)
 
     def _paint_codes(self, picture: Picture, drawn: list[int], whole: bool) -> None:
-        codes = torch.tensor(drawn, device=self.module.device)
+        try:
+            codes = torch.tensor(drawn, device=self.module.device)
+        except RuntimeError as error:  # the device has no room even for these
+            self._refuse(picture, error)
+            return
         self.paint(picture, codes.view(-1, self._painter.grid[1]), whole)
 
 

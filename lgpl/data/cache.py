@@ -1,0 +1,249 @@
+"""The folder of fetched shards that all processes of a machine share.
+
+What lies in it is read as training data, so it belongs to this user alone: nobody else can write
+to it, links in it are not followed, and a shard counts only with the record of its own fetching.
+The cache knows its files by names that no other program gives, and touches no others.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock
+
+from lgpl.atomic import PartialFile, write_text
+from lgpl.errors import UserError
+
+KIND = "lgpl_cached_shard"
+RECORD = ".lgpl.json"  # behind the shard's name
+LARGEST_RECORD = 4096  # bytes
+OWN = re.compile(r"[0-9a-f]{32}-[A-Za-z0-9._-]{0,100}")
+OWN_RECORD = re.compile(OWN.pattern + re.escape(RECORD))
+OWN_PARTIAL = re.compile(OWN.pattern + r"\.[0-9a-f]{12}\.partial")
+ABANDONED = 3600  # seconds without a byte after which nobody writes a partial file any more
+NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENXIO, errno.EISDIR)
+
+
+@dataclass
+class ShardCache:
+    """Keeps the shards that were used last.
+
+    Attributes:
+        folder: where; it is made when it is needed.
+        gigabytes: of 10^9 bytes, above which the shards unused for the longest time are deleted.
+    """
+
+    folder: Path
+    gigabytes: float
+
+    def check(self) -> None:
+        """Refuse a folder that stands and that others can write to.
+
+        Raises:
+            UserError: see above.
+        """
+        try:
+            found = os.stat(self.folder)  # of a link what it leads to, which is what is written to
+        except OSError:
+            return
+        mode = stat.S_IMODE(found.st_mode)
+        if found.st_uid != os.geteuid():
+            raise UserError(
+                f"data.store.cache: {self.folder} belongs to another user, who could put anything "
+                "there; name a folder of your own that only you can write to (chmod 700)."
+            )
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UserError(
+                f"data.store.cache: {self.folder} has mode {mode:o}, so that others could put "
+                f"anything there; run `chmod 700 {self.folder}`."
+            )
+
+    def make(self) -> None:
+        """Make the folder, for this user alone.
+
+        Raises:
+            UserError: see `check`.
+            OSError: it cannot be made.
+        """
+        _make(Path(os.path.realpath(self.folder)), 0o700)
+        self.check()
+
+    def lock(self, url: str) -> FileLock:
+        """What a process holds while it opens or fetches a URL."""
+        place = self._place(url)
+        path = place.with_name(place.name + ".lock")
+        if path.is_symlink():  # from when others could write here; it would be written through
+            path.unlink()
+        return FileLock(path)
+
+    def holds(self, url: str) -> bool:
+        """Whether there is a shard, as far as its name tells."""
+        return os.path.lexists(self._place(url))
+
+    def open(self, url: str) -> BinaryIO | None:
+        """A kept shard opened to read; None where there is none, or it is not as it was fetched."""
+        place = self._place(url)
+        file = _open_own(place)
+        if file is None:
+            return None
+        record = _read_record(_record(place))
+        size = os.fstat(file.fileno()).st_size
+        if record.get("url") != _digest(url) or record.get("size") != size:
+            file.close()
+            return None
+        os.utime(file.fileno())  # used now
+        return file
+
+    def add(self, url: str, copy: Callable[[BinaryIO], str | None]) -> None:
+        """Keep a shard, and delete others until it fits.
+
+        Args:
+            url: where it comes from.
+            copy: writes its bytes into a file and gives its ETag.
+        """
+        place = self._place(url)
+        while missing := self._write(url, place, copy):
+            # What does not fit leaves the room to others.
+            if not self._delete(self._kept(), missing):
+                raise OSError("the cache's disk is full")
+        kept = self._kept()
+        excess = sum(size for _, size, _ in kept) - self.gigabytes * 1e9
+        self._delete([shard for shard in kept if shard[2] != place], excess)
+        self._sweep()
+
+    def _place(self, url: str) -> Path:
+        """Where a URL is kept: its last name is for people, the digest tells it from others."""
+        last = url.partition("?")[0].rpartition("/")[2]
+        name = re.sub(r"[^A-Za-z0-9._-]", "", last)[-100:]
+        return self.folder / f"{_digest(url)[:32]}-{name}"
+
+    def _write(self, url: str, place: Path, copy: Callable[[BinaryIO], str | None]) -> int:
+        """Write a shard; gives about how many bytes a full disk lacks, or 0."""
+        partial = PartialFile(place)
+        try:
+            etag = copy(partial.file)
+            partial.file.flush()
+            size = os.fstat(partial.file.fileno()).st_size
+            # The record first: a shard without one is fetched again.
+            record, path = (
+                {KIND: 1, "url": _digest(url), "size": size, "etag": etag},
+                _record(place),
+            )
+            _remove_folder(path)
+            write_text(path, json.dumps(record) + "\n")
+            _remove_folder(place)
+            partial.commit()
+            return 0
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return 2 * partial.partial.stat().st_size + 1
+        finally:
+            with suppress(OSError):  # which a full disk also raises where the file is closed
+                partial.discard()
+
+    def _kept(self) -> list[tuple[float, int, Path]]:
+        """Time of the last use, bytes and path of all shards in the cache, the oldest first."""
+        names, kept = set(os.listdir(self.folder)), []
+        for name in names:
+            if OWN.fullmatch(name) and name + RECORD in names:
+                found = _regular(self.folder / name)
+                if found is not None:
+                    kept.append((found.st_mtime, found.st_size, self.folder / name))
+        return sorted(kept)
+
+    def _delete(self, kept: list[tuple[float, int, Path]], excess: float) -> int:
+        """Delete the first shards until so many bytes are free; gives how many are.
+
+        A shard that is open stays readable after its name is gone.
+        """
+        freed = 0
+        for _, size, path in kept:
+            if freed >= excess:
+                break
+            path.unlink(missing_ok=True)
+            _record(path).unlink(missing_ok=True)
+            freed += size
+        return freed
+
+    def _sweep(self) -> None:
+        """Delete what killed processes left: half a shard, or a record without its shard."""
+        names = set(os.listdir(self.folder))
+        for name in names:
+            alone = OWN_RECORD.fullmatch(name) and name.removesuffix(RECORD) not in names
+            if alone or OWN_PARTIAL.fullmatch(name):
+                found = _regular(self.folder / name)
+                if found is not None and found.st_mtime < time.time() - ABANDONED:
+                    (self.folder / name).unlink(missing_ok=True)
+
+
+def _digest(url: str) -> str:
+    """A URL by its SHA-256: it may hold a password or a signature, which stay off the disk."""
+    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _record(place: Path) -> Path:
+    return place.with_name(place.name + RECORD)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What is known of a shard; nothing where the record is missing or none of ours."""
+    file = _open_own(path)
+    if file is None:
+        return {}
+    with file:
+        try:
+            record = json.loads(file.read(LARGEST_RECORD))
+        except (ValueError, RecursionError):
+            return {}
+    return record if isinstance(record, dict) and record.get(KIND) == 1 else {}
+
+
+def _open_own(path: Path) -> BinaryIO | None:
+    """A regular file of this user, opened without following a link; None for anything else."""
+    try:
+        # Not blocking, or a pipe of that name would wait for its other end.
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in NOT_OURS:
+            return None
+        raise
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(number)
+        return None
+    return os.fdopen(number, "rb")
+
+
+def _regular(path: Path) -> os.stat_result | None:
+    """What is known of a regular file; None for a link, a folder, or what is gone meanwhile."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if stat.S_ISREG(found.st_mode):
+            return found
+    return None
+
+
+def _remove_folder(path: Path) -> None:
+    """Anything else makes way by itself for the file that takes its name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+
+
+def _make(folder: Path, mode: int) -> None:
+    """Make a folder and those above it that are missing, none for others to write to."""
+    if not folder.is_dir():
+        _make(folder.parent, 0o755)
+        folder.mkdir(mode, exist_ok=True)

@@ -1,0 +1,137 @@
+"""The bytes of a URL: http by urllib, s3 and the like by fsspec, `pipe:` by a shell."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.client
+import string
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from typing import IO, Any
+
+import fsspec
+
+Write = Callable[[bytes], object]
+
+PIECE = 2**20  # bytes copied at a time
+BUSY = (408, 425, 429)  # answers of a server that another try may change
+HTTP, S3, GCS = ("http", "https"), ("s3", "s3a"), ("gs", "gcs")
+
+
+class Unreachable(OSError):
+    """A shard could not be fetched; the message is the cause."""
+
+
+def is_url(path: str) -> bool:
+    return "://" in path or path[:5].lower() == "pipe:"
+
+
+def scheme(path: str) -> str:
+    """`https` for `HTTPS://host/a.tar`, `pipe` for `pipe:COMMAND`, empty for a path."""
+    return path.partition(":")[0].lower() if is_url(path) else ""
+
+
+def transfer(url: str, write: Write, timeout: float) -> str | None:
+    """Write the whole body of a URL and give its ETag, where the server has one.
+
+    Raises:
+        Unreachable: it is not there; another try would not help.
+        Exception: anything else, as the store's client raises it; another try may help.
+    """
+    kind = scheme(url)
+    if kind == "pipe":
+        _command(url.partition(":")[2], write)
+        return None
+    if kind in HTTP:
+        return _http(url, write, timeout)
+    return _by_fsspec(kind + url[len(kind) :], write, _limits(kind, timeout))
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to http and https alone, as often as urllib does, which would also follow to ftp."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, to: str
+    ) -> Any:  # type: ignore[override]
+        if scheme(to) not in HTTP:
+            raise Unreachable(f"the server redirects to {to}, which is no http(s)://")
+        return super().redirect_request(req, fp, code, msg, headers, to)
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
+
+
+def _http(url: str, write: Write, timeout: float) -> str | None:
+    """By urllib: fsspec's client calls every fault a file that is not there."""
+    try:
+        with _opener().open(_request(url), timeout=timeout) as body:
+            seen = _copy(body, write)
+            promised, etag = body.headers.get("Content-Length"), body.headers.get("ETag")
+    except urllib.error.HTTPError as error:
+        if error.code < 500 and error.code not in BUSY:
+            raise Unreachable(f"the server answers {error.code} {error.reason}") from error
+        raise
+    except http.client.InvalidURL as error:
+        raise Unreachable(f"no URL ({error})") from error
+    if promised is not None and seen != int(promised):
+        raise OSError(f"the connection broke after {seen} of {promised} bytes")
+    return etag
+
+
+def _request(url: str) -> urllib.request.Request:
+    """Spaces and letters of any language are written as servers know them, and `user:password@`,
+    which urllib takes for a host, goes into a header that no redirect hands on."""
+    url = urllib.parse.quote(url, safe=string.punctuation)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise Unreachable(f"no URL ({error})") from error
+    user, _, host = parts.netloc.rpartition("@")
+    if not user:
+        return urllib.request.Request(url)
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    token = base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
+    request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
+
+
+def _by_fsspec(url: str, write: Write, limits: dict[str, Any]) -> str | None:
+    with fsspec.open(url, "rb", **limits).open() as body:
+        seen = _copy(body, write)
+        details = getattr(body, "details", None)
+    known = details if isinstance(details, dict) else {}
+    if isinstance(known.get("size"), int) and seen != known["size"]:
+        raise OSError(f"the connection broke after {seen} of {known['size']} bytes")
+    return known.get("ETag") or known.get("etag")
+
+
+def _limits(kind: str, timeout: float) -> dict[str, Any]:
+    """What each store's client calls a timeout."""
+    if kind in S3:
+        return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout}}
+    if kind in GCS:
+        return {"requests_timeout": timeout}
+    return {}
+
+
+def _command(command: str, write: Write) -> None:
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        _copy(process.stdout, write)
+    if process.returncode:
+        raise OSError(f"the command ended with status {process.returncode}")
+
+
+def _copy(body: IO[bytes], write: Write) -> int:
+    """Copy to the end; gives the number of bytes."""
+    seen = 0
+    while piece := body.read(PIECE):
+        write(piece)
+        seen += len(piece)
+    return seen
