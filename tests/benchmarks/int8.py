@@ -38,7 +38,7 @@ def main() -> None:
     options = p.parse_args()
     module = load_module(options.checkpoint, "generator")
     assert isinstance(module, GeneratorModule)
-    model = module.model.to(DEVICE, DTYPES[options.dtype])
+    model = module.model.to(DEVICE, getattr(torch, DTYPES[options.dtype]))
     rounded = copy.deepcopy(model)
     int8_weights(rounded)
     limits = model.condition.limits()

@@ -19,6 +19,7 @@ import lgpl
 from lgpl.checkpoints import build_module, load_module, write_checkpoint
 from lgpl.cli import main
 from lgpl.errors import UserError
+from lgpl.tokenizer import TokenizerModule
 from tests.conftest import CONDITION, TINY, TINY_GENERATOR, TINY_TOKENIZER
 from tests.shards import samples, write_shard
 
@@ -327,7 +328,9 @@ def test_packages_are_trusted_by_name(
     with pytest.raises(UserError, match="give --trust tests, LGPL_TRUST=tests or trust"):
         load_module(path)
     for granted in (["tests"], [__name__], ["other", "tests.checkpoints"]):
-        assert isinstance(lgpl.load(path, trust=granted).loss.discriminator, Silent)
+        opened = lgpl.load(path, trust=granted).module
+        assert isinstance(opened, TokenizerModule)
+        assert isinstance(opened.loss.discriminator, Silent)
     picture = str(tmp_path / "two.png")
     line = ["reconstruct", ".github/page-light.png", picture, "--checkpoint", path,
             "--image-size", "64", "--lpips", "none"]  # fmt: skip

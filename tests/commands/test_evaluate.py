@@ -21,7 +21,7 @@ from PIL import Image
 from lgpl.checkpoints import load_module
 from lgpl.cli import main
 from lgpl.data.transforms import normalize
-from lgpl.metrics import protocols
+from lgpl.generator import GeneratorModule
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import open_images, resize, write_npz
 from tests.conftest import ROOT, Chain
@@ -95,15 +95,17 @@ def test_an_interrupted_evaluation_gives_no_figure_and_goes_on(
 ) -> None:
     npz, drawn = tmp_path / "s.npz", []
 
-    def draw(module: Any, numbers: list[int], *rest: Any) -> Any:
+    sample_codes = GeneratorModule.sample_codes
+
+    def some(module: Any, inputs: Any, sampling: Any, seeds: list[int], *rest: Any) -> Any:
         if len(drawn) == 2:
             raise KeyboardInterrupt
-        drawn.append(numbers)
-        return protocols.draw(module, numbers, *rest)
+        drawn.append(seeds)
+        return sample_codes(module, inputs, sampling, seeds, *rest)
 
     options = drawing(chain, "--batch-size", "16")
     with monkeypatch.context() as patched:
-        patched.setattr("lgpl.commands.evaluate.draw", draw)
+        patched.setattr(GeneratorModule, "sample_codes", some)
         with pytest.raises(SystemExit) as stopped:
             evaluate(tmp_path / "a.json", "generation", *options, "--npz", str(npz))
         assert stopped.value.code == 130 and not npz.exists()

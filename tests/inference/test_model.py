@@ -15,14 +15,14 @@ import lgpl
 from lgpl.cli import main
 from lgpl.errors import UserError
 from lgpl.inference import Model, Tokenizer
-from tests.serving.generators import MINILM, export_generator, export_tokenizer, of_classes
+from tests.serving.generators import MINILM, class_config, export_generator, export_tokenizer
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     export_tokenizer(folder / "tokenizer")
-    export_generator(folder / "classes", of_classes(10))
+    export_generator(folder / "classes", class_config(10))
     export_generator(folder / "text", MINILM)
     return folder
 

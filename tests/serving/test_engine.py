@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.inference import load_generator
@@ -24,9 +23,10 @@ from lgpl.serving.engine import Ended, Engine, Picture, PictureQueue, Prompt
 from lgpl.serving.limits import Limits
 from lgpl.serving.painter import Painter
 from lgpl.serving.sampler import SamplerEngine
+from tests.models import labels
 from tests.serving.servers import Server, export, in_process, wait_until
 
-PROMPT = Prompt(torch.tensor(3), 1)
+PROMPT = Prompt(labels(3), 1)
 SEED = 20261125
 
 
@@ -184,7 +184,7 @@ def test_a_closed_event_loop_ends_no_engine(
     "fault",
     [
         lambda patch, engine: patch.setattr(GeneratorModule, "sample_codes", exits),
-        lambda patch, engine: patch.setattr(engine, "_try", raises),
+        lambda patch, engine: patch.setattr(engine, "_draw", raises),
         lambda patch, engine: patch.setattr(engine, "_take", lambda *_, **__: []),
         lambda patch, engine: patch.setattr(engine, "on_batch", exits),
     ],
