@@ -23,7 +23,7 @@ from lgpl.serving import limits
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import export, in_process, wait_until
 
-LATE = 0.5  # seconds that a client has
+LATE = 0.8  # seconds that a client has
 PATIENCE = 10  # after which a test gives up, on a busy machine
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = (
@@ -178,7 +178,7 @@ def test_who_waits_for_a_picture_is_not_late(
 
     def slowly(module: GeneratorModule, *rest: Any) -> Any:
         def progress(count: int, codes: Any) -> None:
-            time.sleep(0.05)
+            time.sleep(0.06)
             rest[-1](count, codes)
 
         return sample_codes(module, *rest[:-1], progress)
