@@ -55,7 +55,7 @@ COMMANDS = {
     "plan": "lgpl.commands.plan",
     "quickstart": "lgpl.commands.quickstart",
 }
-__getattr__ = lazily(__name__, {"CommandLine": "lgpl.commands.training"})
+__getattr__ = lazily("lgpl.commands", {"training": ("CommandLine",)})
 
 
 def main(args: list[str] | None = None) -> None:

@@ -6,21 +6,22 @@ A model is used with torch alone; Lightning and its like come with the modules t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
-def lazily(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+def lazily(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str], Any]:
     """A package's `__getattr__`.
 
     Args:
         package: its name.
-        places: name -> module that defines it.
+        names: module of the package -> what is to be had of it.
     """
+    places = {name: module for module, its in names.items() for name in its}
 
     def find(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(places[name]), name)
+        return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
 
     return find

@@ -1,4 +1,4 @@
-"""A model needs torch alone."""
+"""A model needs torch alone, and a command what it does."""
 
 from __future__ import annotations
 
@@ -30,3 +30,28 @@ def test_a_model_needs_torch_alone(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "seconds", "absent"),
+    [
+        (["--help"], 0.5, "torch"),
+        (["sample", "--help"], 2.0, "torch"),
+        (["serve", "--help"], 2.0, "torch"),
+        (["data", "show", "--help"], None, "lightning"),
+        (["fitt"], 0.5, "torch"),
+    ],
+    ids=str,
+)
+def test_a_command_imports_what_it_needs(
+    command: list[str], seconds: float | None, absent: str
+) -> None:
+    script = (
+        "import sys, time\nfrom lgpl.cli import main\n"
+        f"try: main({command})\nexcept SystemExit: pass\n"
+        f"print({absent!r} in sys.modules, time.process_time())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    imported, took = done.stdout.split()[-2:]
+    assert imported == "False"
+    assert seconds is None or float(took) < seconds

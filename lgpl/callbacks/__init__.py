@@ -1,6 +1,7 @@
 """Callbacks to name in a config."""
 
 from lgpl.callbacks.checkpoint import Checkpoint
+from lgpl.callbacks.code_shards import CodeShardWriter
 from lgpl.callbacks.ema import EMA
 from lgpl.callbacks.evaluation import GenerationEvaluation, ReconstructionEvaluation
 from lgpl.callbacks.health import NaNGuard, TokenizerHealth
@@ -11,6 +12,7 @@ from lgpl.callbacks.throughput import Throughput
 
 __all__ = [
     "Checkpoint",
+    "CodeShardWriter",
     "CodebookHistogram",
     "EMA",
     "GenerationEvaluation",

@@ -1,22 +1,27 @@
 """Checkpoints that say what they hold: read in three forms, written as safetensors + JSON."""
 
-from lgpl.checkpoints.files import (
-    Checkpoint,
-    check_weights,
-    is_exported,
-    load_tensors,
-    read_checkpoint,
-    write_checkpoint,
-)
-from lgpl.checkpoints.module import (
-    SelfDescribing,
-    build_described,
-    build_module,
-    load_module,
-)
-from lgpl.checkpoints.shards import is_sharded
-from lgpl.checkpoints.strategy import ShardedStrategy
-from lgpl.checkpoints.trust import add_trust, split_trust
+from typing import TYPE_CHECKING
+
+from lgpl.lazy import lazily
+
+if TYPE_CHECKING:
+    from lgpl.checkpoints.files import (
+        Checkpoint,
+        check_weights,
+        is_exported,
+        load_tensors,
+        read_checkpoint,
+        write_checkpoint,
+    )
+    from lgpl.checkpoints.module import (
+        SelfDescribing,
+        build_described,
+        build_module,
+        load_module,
+    )
+    from lgpl.checkpoints.shards import is_sharded
+    from lgpl.checkpoints.strategy import ShardedStrategy
+    from lgpl.checkpoints.trust import add_trust, split_trust
 
 __all__ = [
     "Checkpoint",
@@ -34,3 +39,17 @@ __all__ = [
     "split_trust",
     "write_checkpoint",
 ]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "files": (
+            *("Checkpoint", "check_weights", "is_exported", "load_tensors", "read_checkpoint"),
+            "write_checkpoint",
+        ),
+        "module": ("SelfDescribing", "build_described", "build_module", "load_module"),
+        "shards": ("is_sharded",),
+        "strategy": ("ShardedStrategy",),
+        "trust": ("add_trust", "split_trust"),
+    },
+)

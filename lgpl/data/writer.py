@@ -1,44 +1,16 @@
-"""Samples -> shards: the callback of `lgpl predict` that writes code shards."""
+"""Samples -> shards."""
 
 from __future__ import annotations
 
-import io
-import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
-import numpy as np
-from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
 from webdataset import TarWriter
 
-from lgpl.atomic import ENDING, PartialFile, remove_partials, write_text
-from lgpl.data.datamodule import ShardDataModule
-from lgpl.data.index import count_samples, statistics, statistics_name, write_index
+from lgpl.atomic import ENDING, PartialFile, remove_partials
 from lgpl.data.keys import clean_extension, clean_key
-from lgpl.data.members import BadSample, features_name, read_caption
-from lgpl.data.transfer import HTTP, scheme
-from lgpl.errors import UserError
-from lgpl.text import TextEncoder
-
-LARGEST_CODEBOOK = 2**16  # codes are stored as uint16
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def code_shard_name(shard: str) -> str:
-    """`train-0000.tar` for `…/train-0000.tar.gz`."""
-    place = shard.partition("?")[0] if scheme(shard) in HTTP else shard
-    return place.rstrip("/").rsplit("/", 1)[-1].split(".")[0] + ".tar"
 
 
 class ShardWriter:
@@ -103,130 +75,3 @@ def remove_left(paths: Sequence[Path]) -> None:
         for path in paths:
             if path.parent == folder and path.name in left:
                 remove_partials(path)
-
-
-class CodeShardWriter(BasePredictionWriter):
-    """Writes the codes of each predicted shard, with text features and the samples' own texts.
-
-    A shard whose code shard stands is skipped; one that was not finished is written anew. Beside
-    each stands `NAME_stats.json` with its samples and what made it, and at the end `index.json`
-    with those of all.
-
-    Args:
-        out: folder of the code shards, each named like its source.
-        text_encoder: also write the features of each caption in `data.captions`; None leaves them
-            out.
-    """
-
-    def __init__(self, out: str, text_encoder: TextEncoder | None = None) -> None:
-        super().__init__(write_interval="batch")
-        self.out = Path(out)
-        self.text_encoder = text_encoder
-        self._captions: list[str] = []
-        self._writer: ShardWriter | None = None
-        self._made_by: dict[str, Any] = {}
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if stage != "predict":
-            return
-        if not isinstance(data, ShardDataModule):
-            raise UserError("CodeShardWriter encodes shards and needs the ShardDataModule.")
-        if self.text_encoder is not None:
-            self._captions = list(data.captions)
-            if "caption" not in data.fields:
-                data.fields.append("caption")  # so that a sample without one is skipped and counted
-        shards = data.shards["predict"]
-        twice = [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]
-        if twice:
-            raise UserError(
-                f"data.predict: several shards would be written as {self.out / twice[0]}; "
-                "encode them into different folders."
-            )
-        left = [s for s in shards if not (self.out / code_shard_name(s)).exists()]
-        data.shards["predict"] = left
-        if trainer.is_global_zero:  # the other ranks have not begun yet
-            paths = [self.out / code_shard_name(shard) for shard in left]
-            remove_left([*paths, *(Path(statistics_name(str(path))) for path in paths)])
-            done = len(shards) - len(left)
-            print(
-                f"{self.out}: {done} of {len(shards)} code shards are there, {len(left)} to write."
-            )
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Now that the weights are loaded: the shards that stand must come from the same."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(pl_module, "fingerprint"):
-            raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
-        self._made_by = {
-            "tokenizer": pl_module.fingerprint(),  # type: ignore[operator]
-            "image_size": data.image_size,
-            "ten_crop": data.ten_crop,
-            "text_encoder": self.text_encoder and self.text_encoder.name,
-        }
-        for path in sorted(self.out.glob("*.tar")):
-            found = statistics(str(path), data.store).get("made_by", {})
-            for name, value in found.items():
-                if value != self._made_by.get(name):
-                    raise UserError(
-                        f"{path} was made with {name} {value}, not {self._made_by.get(name)}: give "
-                        "another folder as out, or delete the code shards in it."
-                    )
-
-    def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        if self._writer is None:
-            self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))
-        members = self._members(prediction, batch, pl_module)
-        for key, member in zip(batch["key"], members, strict=True):
-            self._writer.write(key, member)
-        if batch["end_of_shard"]:
-            found = {"successes": self._writer.samples, "made_by": self._made_by}
-            write_text(statistics_name(str(self._writer.path)), json.dumps(found) + "\n")
-            self._writer.close()
-            self._writer = None
-
-    def on_exception(self, *_: Any) -> None:
-        """Leave nothing of the shard that was being written."""
-        if self._writer is not None:
-            self._writer.discard()
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        store = trainer.datamodule.store  # type: ignore[attr-defined]
-        paths = [str(path) for path in sorted(self.out.glob("*.tar"))]
-        if paths:
-            counts = {path: count_samples(path, store)[0] for path in paths}
-            write_index(self.out / "index.json", counts, made_by=self._made_by)
-
-    def _members(
-        self, codes: Tensor, batch: dict[str, Any], pl_module: pl.LightningModule
-    ) -> list[dict[str, bytes]]:
-        arrays = codes.cpu().numpy()
-        assert arrays.max() < LARGEST_CODEBOOK
-        members = [
-            {"codes.npy": npy(array.astype(np.uint16)), **own}
-            for array, own in zip(arrays, batch["members"], strict=True)
-        ]
-        for name in self._captions:
-            captions = {}
-            for index, own in enumerate(batch["members"]):
-                with suppress(BadSample):  # not every sample has every caption
-                    captions[index] = read_caption(own, name)
-            if captions:
-                assert self.text_encoder is not None
-                features = self.text_encoder.encode([*captions.values()], pl_module.device)
-                for index, feature in zip(captions, features, strict=True):
-                    array = feature.cpu().numpy().astype(np.float16)
-                    members[index][features_name(name)] = npy(array)
-        return members

@@ -28,15 +28,11 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
-        "ClassCondition": "lgpl.generator.conditions",
-        "CompiledDecoder": "lgpl.generator.decoding",
-        "Condition": "lgpl.generator.conditions",
-        "Conditions": "lgpl.generator.conditions",
-        "GeneratorModule": "lgpl.generator.module",
-        "RandomOrder": "lgpl.generator.order",
-        "Sampling": "lgpl.generator.sampling",
-        "TextCondition": "lgpl.generator.conditions",
-        "Transformer": "lgpl.generator.transformer",
-        "generate": "lgpl.generator.decoding",
+        "conditions": ("ClassCondition", "Condition", "Conditions", "TextCondition"),
+        "decoding": ("CompiledDecoder", "generate"),
+        "module": ("GeneratorModule",),
+        "order": ("RandomOrder",),
+        "sampling": ("Sampling",),
+        "transformer": ("Transformer",),
     },
 )

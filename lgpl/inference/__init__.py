@@ -32,17 +32,10 @@ DTYPES = {"float32": "float32", "bf16": "bfloat16"}  # what options call them ->
 __getattr__ = lazily(
     __name__,
     {
-        "Drawer": "lgpl.inference.drawing",
-        "Model": "lgpl.inference.model",
-        "PictureFolder": "lgpl.inference.sinks",
-        "Pictures": "lgpl.inference.sinks",
-        "Request": "lgpl.inference.request",
-        "Tokenizer": "lgpl.inference.model",
-        "draw_in_turn": "lgpl.inference.drawing",
-        "draw_into": "lgpl.inference.drawing",
-        "load_generator": "lgpl.inference.load",
-        "paint": "lgpl.inference.drawing",
-        "requests_for": "lgpl.inference.request",
-        "usable_device": "lgpl.inference.load",
+        "drawing": ("Drawer", "draw_in_turn", "draw_into", "paint"),
+        "load": ("load_generator", "usable_device"),
+        "model": ("Model", "Tokenizer"),
+        "request": ("Request", "requests_for"),
+        "sinks": ("PictureFolder", "Pictures"),
     },
 )

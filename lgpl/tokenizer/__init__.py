@@ -26,4 +26,4 @@ __all__ = [
     "VectorQuantizer",
 ]
 
-__getattr__ = lazily(__name__, {"TokenizerModule": "lgpl.tokenizer.module"})
+__getattr__ = lazily(__name__, {"module": ("TokenizerModule",)})

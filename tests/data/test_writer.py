@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from webdataset import TarWriter
 
+from lgpl.callbacks.code_shards import CodeShardWriter, code_shard_name
 from lgpl.cli import main
 from lgpl.data.index import write_index
 from lgpl.data.shards import read_shard
-from lgpl.data.writer import CodeShardWriter, ShardWriter, code_shard_name, remove_left
+from lgpl.data.writer import ShardWriter, remove_left
 from tests.commands.test_data_pack import class_folder, pack
 from tests.shards import EMOJI_VAL, samples, write_shard
 
