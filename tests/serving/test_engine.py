@@ -15,7 +15,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from lgpl.commands.sample import load_generator
 from lgpl.generator import GeneratorModule, Sampling
@@ -25,9 +24,10 @@ from lgpl.serving.limits import Limits
 from lgpl.serving.painter import Painter
 from lgpl.serving.sampler import SamplerEngine
 from lgpl.serving.server import run
+from tests.models import labels
 from tests.serving.servers import Server, export, in_process, serve, wait_until
 
-PROMPT = Prompt(torch.tensor(3), 1)
+PROMPT = Prompt(labels(3), 1)
 SEED = 20261125
 
 
