@@ -167,7 +167,7 @@ class Generations:
             reading = asyncio.to_thread(self.engine.prepare, body.prompt)
             prompt = await asyncio.wait_for(reading, self.limits.seconds)
         except UserError as error:
-            raise APIError(400, str(error), "prompt", "invalid_value") from error
+            raise APIError(400, f"prompt: {error}", "prompt", "invalid_value") from error
         except asyncio.TimeoutError:
             raise _late(self.limits.seconds) from None
         given = body.model_dump(include=SAMPLING)

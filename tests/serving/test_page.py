@@ -123,8 +123,8 @@ def test_what_is_refused_is_said_where_it_was_typed(browser: Browser, server: Se
     """By the page or by the server; sent as it stands, a wrong class of ten is the server's."""
     wrong: list[tuple[dict[str, object], str, str]] = [
         ({"prompt": ""}, "prompt", "Say what to show."),
-        ({"prompt": "a dog"}, "prompt", "a class, 0 to 9"),
-        ({"prompt": 10}, "prompt", "a class, 0 to 9"),
+        ({"prompt": "a dog"}, "prompt", "'a dog' is no class: give one from 0 to 9."),
+        ({"prompt": 10}, "prompt", "'10' is no class: give one from 0 to 9."),
         ({"prompt": 1, "n": 5}, "n", "from 1 to 4"),
         ({"prompt": 1, "n": 1, "top_p": 0}, "top_p", "top_p"),
         ({"prompt": 1, "top_p": 1, "guidance": -1}, "guidance", "guidance"),
