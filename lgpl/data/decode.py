@@ -102,7 +102,9 @@ class Decoder:
     def shapes(self, sample: Sample) -> Shapes:
         """What all samples of a batch must have in common: rows and columns of the codes, width of
         the text features, where they are open."""
-        return {f: tuple(sample[f].shape[f == "text" :]) for f in self.open_shapes}
+        return {
+            f: sample[f].shape[1:] if f == "text" else sample[f].shape for f in self.open_shapes
+        }
 
     def __call__(self, raw: Raw, rng: random.Random) -> Sample:
         """Decode one sample; one of the same `open_shapes` as others can be collated with them.
@@ -200,10 +202,12 @@ class Decoder:
             raise BadSample(f"codes of {describe(codes)} where the model's grid is {by(self.grid)}")
         if codes.size > MOST_CODES:
             raise BadSample(f"codes of {describe(codes)}, more than {MOST_CODES}")
-        limit = self.codebook_size or LARGEST_LABEL + 1
-        if codes.min() < 0 or int(codes.max()) >= limit:
-            raise BadSample(f"codes outside 0 to {limit - 1}")
-        return torch.from_numpy(codes.astype(np.int64))
+        codes = codes.astype(np.int64)  # uint64 beyond it becomes negative
+        if codes.min() < 0 or (
+            self.codebook_size is not None and codes.max() >= self.codebook_size
+        ):
+            raise BadSample(f"codes outside 0 to {(self.codebook_size or LARGEST_LABEL + 1) - 1}")
+        return torch.from_numpy(codes)
 
     def _text(self, data: bytes) -> Tensor:
         features = read_array(data, "text features")
@@ -217,11 +221,18 @@ class Decoder:
             )
         if features.size > MOST_FEATURES:
             raise BadSample(f"text features of {describe(features)}, more than {MOST_FEATURES}")
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
-            features = features.astype(np.float32)
+        features = _float32(features)
         if not np.isfinite(features).all():
             raise BadSample("text features that are not finite")
         return torch.from_numpy(features)
+
+
+def _float32(features: np.ndarray) -> np.ndarray:
+    """What float32 does not hold becomes infinite."""
+    if features.dtype.itemsize <= 4:
+        return features.astype(np.float32)
+    with np.errstate(over="ignore"):
+        return features.astype(np.float32)
 
 
 def _has_caption(raw: Raw, name: str) -> bool:

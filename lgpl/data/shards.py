@@ -11,6 +11,7 @@ import glob
 import gzip
 import lzma
 import os
+import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -27,7 +28,7 @@ from lgpl.errors import UserError
 
 LARGEST_MEMBER = 256 * 2**20  # bytes; a larger one is read as missing
 LARGEST_SAMPLE = 512 * 2**20  # bytes of all members that are read
-TOGETHER = 2**20  # bytes at the most that are read at once and then cut into members
+TOGETHER = 2**20  # bytes of members that are read at once and then cut apart
 # A compressed shard may come to so many times the bytes that were read of it. Pictures and codes
 # reach 5, labels 100 (gzip) to 240 (bzip2), one label or caption throughout 150 to 520 (xz).
 LARGEST_RATIO = 600
@@ -143,22 +144,20 @@ class Shard:
         raw: Raw = {"__key__": self._table.key(sample), "__shard__": self.path}
         if extensions is None:
             extensions = {name for name in places if not name.startswith("__")}  # `Raw` has those
-        wanted = {
-            extension: (offset, size)
-            for extension, (offset, size) in places.items()
-            if size <= LARGEST_MEMBER and extension in extensions
-        }
-        if not wanted:
-            return raw
-        first = min(offset for offset, _ in wanted.values())
-        end = max(offset + size for offset, size in wanted.values())
-        total = sum(size for _, size in wanted.values())
+        wanted: list[tuple[str, int, int]] = []
+        first, end, total = sys.maxsize, 0, 0
+        for extension, (offset, size) in places.items():
+            if size <= LARGEST_MEMBER and extension in extensions:
+                wanted.append((extension, offset, size))
+                total += size
+                first = offset if offset < first else first
+                end = offset + size if offset + size > end else end
         if total > LARGEST_SAMPLE:
             raise BadSample(f"sample of more than {LARGEST_SAMPLE} bytes")
-        near = end - first <= min(total + GAP, TOGETHER)
+        near = end - first <= total + GAP and total <= TOGETHER
         try:
-            together = os.pread(self._file.fileno(), end - first, first) if near else b""
-            for extension, (offset, size) in wanted.items():
+            together = os.pread(self._file.fileno(), end - first, first) if wanted and near else b""
+            for extension, offset, size in wanted:
                 if near:
                     data = together[offset - first : offset - first + size]
                 else:

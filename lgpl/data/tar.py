@@ -48,6 +48,7 @@ class Table:
         self.crowded: set[int] = set()
         self._keys: list[str] = []
         self._first = array("q")  # member of each sample, and one entry more at the end
+        self._full = 0  # members with which the latest sample has as many as are kept
         self._extensions: list[str] = []
         self._offsets = array("q")
         self._sizes = array("q")
@@ -146,7 +147,8 @@ class Table:
         if key != last:
             self._keys.append(key)
             self._first.append(len(self._sizes))
-        elif len(self._sizes) - self._first[-1] >= MOST_MEMBERS:
+            self._full = len(self._sizes) + MOST_MEMBERS
+        elif len(self._sizes) >= self._full:
             self.crowded.add(len(self._keys) - 1)
             return key
         self._extensions.append(sys.intern(extension.lower()))
