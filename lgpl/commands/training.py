@@ -32,6 +32,7 @@ from lgpl.checkpoints import (
 )
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
+from lgpl.generator.conditions.classes import with_names
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -99,7 +100,7 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = dump[self.subcommand] if self.subcommand else dump
-        self.model_config = config["model"]
+        self.model_config = with_names(config["model"])
         self.trainer_defaults["callbacks"] = [SkippedSamples()]
         if config["trainer"]["enable_progress_bar"] is not False:
             # Plain lines, also where the output is no terminal, and no thread of its own.

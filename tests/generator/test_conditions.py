@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lgpl.checkpoints import load_module
-from lgpl.cli import main
+from lgpl.checkpoints import build_module, load_module
+from lgpl.cli import CommandLine, main
 from lgpl.errors import UserError
 from lgpl.generator import (
     ClassCondition,
@@ -26,7 +26,7 @@ from lgpl.generator import (
     generate,
 )
 from lgpl.generator.conditions import Inputs, Question, join
-from lgpl.metrics.protocols import draw
+from lgpl.inference import draw_in_turn, requests_for
 from lgpl.text import TextEncoder
 from tests.conftest import ROOT
 from tests.generator.test_own_condition import MeanColours
@@ -67,7 +67,7 @@ def test_a_class_has_a_number_and_a_name() -> None:
     condition = named(NAMES)
     assert condition.num_classes == condition.tokens == 4
     prompts = ["golden retriever", " HAMSTER ", "1", "Tabby Cat"]
-    assert condition.parse_each(prompts)["class"].tolist() == [1, 2, 1, 0]
+    assert join(condition.parse_each(prompts))["class"].tolist() == [1, 2, 1, 0]
     assert named([*NAMES, *"abcd"]).parse("7")["class"].tolist() == [7]  # a number before a name
     assert condition.parse("7")["class"].tolist() == [3]  # which it is no number of
     batch = {"class": torch.tensor([1, 0])}
@@ -193,7 +193,7 @@ def test_a_prompt_has_a_part_for_each_condition() -> None:
         found = condition.parse(prompt)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    assert condition.parse_each(["3 | a", "| bc", "3 | a"])["0.class"].tolist() == [3, 5, 3]
+    assert join(condition.parse_each(["3 | a", "| bc", "3 | a"]))["0.class"].tolist() == [3, 5, 3]
 
 
 @pytest.mark.parametrize(
@@ -295,14 +295,32 @@ def test_captions_of_data_are_cut_where_prompts_are_refused(tmp_path: Path) -> N
         with pytest.raises(UserError, match="tokens; the limit is 24"):
             ask(long)
     wanted = condition.inputs({"caption": [long]})
-    found = condition.parse_each([long, "a cat"], cut=True)
+    found = join(condition.parse_each([long, "a cat"], cut=True))
     assert torch.equal(found["text"][:1], wanted["text"]) and found["text_lengths"][0] == 24
     alone = condition.parse("a cat")
     assert join([alone])["text"].equal(found["text"][1:])  # to the bit, whatever stands beside it
-    images = draw(module, [0, 1], [long, "a cat"], Sampling(), 0, None)
-    assert images.shape == (2, 3, 24, 20)
+    requests = requests_for([long, "a cat"], Sampling(), 0)
+    ((numbers, images),) = draw_in_turn(module, requests, 2)
+    assert numbers == [0, 1] and images is not None and images.shape == (2, 3, 24, 20)
 
 
 def test_nobody_asks_what_kind_a_condition_is() -> None:
     for path in (ROOT / "lgpl").rglob("*.py"):
         assert not re.search(r"isinstance\([^()]*Condition", path.read_text("utf-8")), path
+
+
+def test_a_checkpoint_carries_the_names_themselves(tmp_path: Path) -> None:
+    """Whoever gets it has no file of them."""
+    names = [f"kind {i}" for i in range(10)]
+    (tmp_path / "classes.txt").write_text("\n".join(names) + "\n")
+    condition = "--model.init_args.transformer.init_args.condition.init_args"
+    line = ["-c", "configs/generator/cifar10.yaml", "--trainer.logger", "false"]
+    line += [f"{condition}.names", str(tmp_path / "classes.txt"), "--trainer.accelerator", "cpu"]
+    config = CommandLine(line, run=False).model.config
+    (tmp_path / "classes.txt").unlink()
+    with torch.device("meta"):
+        module = build_module(config)
+        module.configure_model()
+    assert isinstance(module, GeneratorModule)
+    assert isinstance(module.model.condition, ClassCondition)
+    assert module.model.condition.names == names

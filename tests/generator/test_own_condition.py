@@ -17,7 +17,7 @@ from lgpl.checkpoints import build_module
 from lgpl.cli import main
 from lgpl.errors import UserError
 from lgpl.generator import Condition, GeneratorModule, Sampling, generate
-from lgpl.generator.conditions import Inputs, Prefix
+from lgpl.generator.conditions import Inputs, Prefix, join
 from lgpl.rehearsal import rehearse
 from tests.serving.generators import Config, class_config, export_generator, export_tokenizer
 
@@ -107,7 +107,7 @@ def test_ones_own_condition_trains_and_samples(config: Config, prompts: list[str
     assert losses[-1] < 0.1 < losses[0]
     still = [name for name, p in condition.named_parameters() if torch.equal(p, before[name])]
     assert [name.split(".")[-1] for name in still] == ["nothing"]  # without dropout
-    inputs = condition.parse_each(prompts)
+    inputs = join(condition.parse_each(prompts))
     drawn = module.sample_codes(inputs, Sampling(guidance=1.0, temperature=0.0), [0] * len(prompts))
     assert drawn[0].unique().tolist() == [2] and drawn[1].unique().tolist() == [7]
     guided = generate(module.model, inputs, Sampling(guidance=3.0))

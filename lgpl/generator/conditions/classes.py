@@ -111,6 +111,19 @@ class ClassCondition(Condition):
         return {"class": tokens}
 
 
+def with_names(config: Any) -> Any:
+    """A config in which the names of classes stand themselves, in place of the file that has them:
+    whoever gets the checkpoint has no such file."""
+    if isinstance(config, list):
+        return [with_names(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    found = {key: with_names(part) for key, part in config.items()}
+    if isinstance(found.get("names"), str):
+        found["names"] = read_names(found["names"])
+    return found
+
+
 def read_names(path: str) -> list[str]:
     """The lines of a file of names.
 
