@@ -6,6 +6,7 @@ through a link, and one that is killed leaves what had the name before.
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import os
 import secrets
@@ -69,14 +70,30 @@ def write_text(path: str | Path, text: str) -> None:
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A new folder that takes its name when the block ends well, in place of what had it."""
-    path = Path(path).resolve()
+    path = Path(path).absolute()
     partial = _partial(path)
     partial.mkdir(parents=True)
     try:
         yield partial
-        exchange(partial, path)
+        if not path.exists():
+            partial.rename(path)
+        elif not _swapped(partial, path):
+            old = _partial(path)
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Whether two names could change what they stand for in one step, as Linux can."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 def exchange(new: Path, path: Path) -> None:
@@ -92,7 +109,7 @@ def exchange(new: Path, path: Path) -> None:
 
 def remove_partials(path: Path) -> None:
     """Delete what killed writers left of a file or folder; only where nobody else writes it now."""
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*{ENDING}"):
+    for left in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 12}{ENDING}"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:

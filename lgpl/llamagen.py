@@ -26,6 +26,7 @@ from lgpl.checkpoints import (
     check_weights,
     load_tensors,
 )
+from lgpl.checkpoints.module import told
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
 from lgpl.generator.rotary import rotary_table
@@ -135,7 +136,7 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
     Raises:
         UserError: the model has something that LlamaGen's code does not know.
     """
-    with torch.device("meta"):
+    with told(checkpoint.path), torch.device("meta"):
         module = build_described(checkpoint, trust=trust)
         module.configure_model()
     config = checkpoint.described()

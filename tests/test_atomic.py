@@ -76,12 +76,40 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
-    for name in ("a.0f.partial", "ab.0f.partial", "a", "a.partial.txt"):
+    kept = ["a", "a.my.partial", "a.partial.txt", "ab.0123456789ab.partial"]
+    for name in ("a.0123456789ab.partial", *kept):
         (tmp_path / name).write_text("")
-    (tmp_path / "a.1f.partial").mkdir()
-    (tmp_path / "a.1f.partial/half").write_text("")
+    (tmp_path / "a.ba9876543210.partial").mkdir()
+    (tmp_path / "a.ba9876543210.partial/half").write_text("")
     remove_partials(tmp_path / "a")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.partial.txt", "ab.0f.partial"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == kept
+
+
+@pytest.mark.parametrize("can_swap", [True, False])
+def test_neighbours_of_a_folder_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_swap: bool
+) -> None:
+    if not can_swap:
+        monkeypatch.setattr("lgpl.atomic._swapped", lambda one, other: False)
+    neighbours = ["model-old", "model.old", "model.my.partial", "model-old.ckpt"]
+    for name in neighbours:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years")
+    for step in (1, 2):
+        weights = {"w": torch.full((1,), float(step))}
+        write_checkpoint(tmp_path / "model", "generator", GENERATOR, weights)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*neighbours, "model"])
+    assert all((tmp_path / name / "thesis.tex").exists() for name in neighbours)
+    assert load_file(tmp_path / "model/model.safetensors")["w"] == 2
+
+
+def test_a_folder_takes_no_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_text("days of training")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("last.ckpt", "link"):
+        with pytest.raises(UserError, match="is no folder; name a new one"):
+            write_checkpoint(tmp_path / name, "generator", GENERATOR, {"w": torch.zeros(1)})
+    assert (tmp_path / "last.ckpt").read_text() == "days of training"
 
 
 def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
@@ -151,8 +179,6 @@ def made(folder: Path, config: dict[str, Any], value: int) -> str:
 
 def whole(out: Path, form: str) -> int:
     """Which of both stands there; one that is torn is neither."""
-    if not out.exists():  # between the two names of an exchange
-        out = out.with_stem(f"{out.stem}-old")
     if form == "llamagen":
         weights = torch.load(out, weights_only=True)["model"]
     else:

@@ -95,7 +95,7 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
             f"{path}: no such checkpoint; give the .ckpt file or the folder of a {kind or 'run'}."
         )
     found = entry.get("kind") if isinstance(entry, dict) else None
-    if found not in MODEL:
+    if not isinstance(found, str) or found not in MODEL:
         raise UserError(
             f"{path} is no checkpoint of lgpl; `lgpl import` makes one of LlamaGen's files."
         )
@@ -104,7 +104,11 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     prefix = "" if is_exported(path) else f"{MODEL[found]}."
 
     def weights() -> dict[str, Tensor]:
-        return {n.removeprefix(prefix): t for n, t in read().items() if n.startswith(prefix)}
+        try:
+            state = read().items()
+            return {n.removeprefix(prefix): t for n, t in state if n.startswith(prefix)}
+        except (KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{path} holds no weights where they should be.") from error
 
     return Checkpoint(path, found, entry.get("config"), weights)
 
@@ -123,6 +127,8 @@ def write_checkpoint(
     """
     folder = Path(folder)
     known = (CONFIG, WEIGHTS)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--out: {folder} is no folder; name a new one.")
     others = [path.name for path in folder.glob("*") if path.name not in known]
     if others:
         raise UserError(f"--out: {folder} holds {min(others)}; name a new folder.")
@@ -133,6 +139,10 @@ def write_checkpoint(
             _write(partial, kind, config, weights)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--out: {folder} cannot be written ({error}).") from error
+    except (RuntimeError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"--out: {folder}: what it would hold cannot be written ({error})."
+        ) from error
 
 
 def _write(folder: Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -194,7 +204,7 @@ def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
         with torch.serialization.safe_globals(list(data_classes)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises many kinds for a file that is none of its own
-        code = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", str(error))
+        code = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", str(error))
         if code:
             raise UserError(
                 f"{path} holds pickled code ({code[1]}), which is never run here; ask for a file "

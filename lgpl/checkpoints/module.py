@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -13,10 +14,15 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
 from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, read_checkpoint
-from lgpl.checkpoints.trust import imported, only_trusted, refusal
+from lgpl.checkpoints.trust import imported, lock, only_classes, only_trusted, refusal
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError, behind
 from lgpl.optimizers import Schedule
+
+MOST_VALUES = 100_000  # of a checkpoint's config, which may hold the names of classes
+LONGEST_VALUE = 10_000  # characters of one
+# A string may be read as YAML, where what is named once can stand again, and grow without end.
+ANCHOR, ALIAS = (re.compile(rf"(^|[\s\[\]{{}},:-]){mark}\w") for mark in ("&", r"\*"))
 
 
 class SelfDescribing(pl.LightningModule):
@@ -92,7 +98,8 @@ class SelfDescribing(pl.LightningModule):
         found = checkpoint.get("lgpl", {}).get("kind", "model of another program")
         if found != self.kind:
             raise UserError(f"The checkpoint holds a {found}, but a {self.kind} is wanted.")
-        _forget_foreign_paths(checkpoint)
+        path = self._trainer and self.trainer.ckpt_path
+        _forget_foreign_paths(checkpoint, Path(path) if path else None)
         if "state_dict" in checkpoint:  # a sharded strategy has loaded the weights by itself
             check_weights(self.state_dict(), checkpoint["state_dict"], "The checkpoint")
 
@@ -105,7 +112,8 @@ def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> SelfD
         without: keys that are set to None where the config has their parents, such as a loss that
             is not needed.
     """
-    return _built(config, without, None)
+    with lock:  # or another thread's loading would hold this back
+        return _built(config, without, None)
 
 
 def build_described(
@@ -123,7 +131,7 @@ def build_described(
             or cannot be built.
     """
     trust = tuple(trust)
-    with _told(checkpoint.path), only_trusted(trust):
+    with told(checkpoint.path), only_trusted(trust):
         module = _built(checkpoint.described(), without, checkpoint.kind)
     module.trust, module.from_checkpoint = trust, True
     return module
@@ -148,13 +156,15 @@ def load_module(
     """
     checkpoint = read_checkpoint(path, kind)
     module = build_described(checkpoint, without, trust)
-    with _told(path):
+    with told(path):
         module.configure_model()
         module.load_weights(checkpoint)
     return module.eval().requires_grad_(False)
 
 
 def _built(config: dict[str, Any], without: tuple[str, ...], kind: str | None) -> SelfDescribing:
+    if kind is not None:
+        _check_size(config)
     built = copy.deepcopy(config)
     for key in without:
         *parents, last = key.split(".")
@@ -163,35 +173,52 @@ def _built(config: dict[str, Any], without: tuple[str, ...], kind: str | None) -
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--module", type=SelfDescribing)
     parsed = parser.parse_object({"module": built})  # nothing is built by that
-    named = parsed.module.class_path
-    if kind is not None and getattr(imported(named), "kind", None) != kind:
-        raise UserError(f"The config names {named}, which is no {kind}.")
+    if kind is not None:
+        named = parsed.module.class_path
+        if getattr(imported(named), "kind", None) != kind:
+            raise UserError(f"The config names {named}, which is no {kind}.")
+        only_classes(parsed)
     module = parser.instantiate(parsed).module
     module.config = built
     return module
 
 
-def _forget_foreign_paths(checkpoint: dict[str, Any]) -> None:
-    """Take out of the callbacks' states what is no plain path: ModelCheckpoint deletes the best
-    checkpoint so far, wherever a file says that it is, once there is a better one."""
+def _check_size(config: Any) -> None:
+    """Raises UserError for a config larger than any model's, or one that holds itself."""
+    left, seen = [config], 0
+    while left:
+        value, seen = left.pop(), seen + 1
+        grows = isinstance(value, str) and (
+            len(value) > LONGEST_VALUE or (ANCHOR.search(value) and ALIAS.search(value))
+        )
+        if seen > MOST_VALUES or grows:
+            raise UserError("The config is larger than that of any model.")
+        left += value.values() if isinstance(value, dict) else ()
+        left += value if isinstance(value, (list, tuple)) else ()
+
+
+def _forget_foreign_paths(checkpoint: dict[str, Any], resumed: Path | None) -> None:
+    """Take out of the callbacks' states the paths that do not lie beside the checkpoint itself:
+    ModelCheckpoint deletes the best one so far, wherever a file says that it is, once there is a
+    better one."""
 
     def is_plain(path: object) -> bool:
-        text = str(path)
-        return "://" not in text and "::" not in text and ".." not in Path(text).parts
+        beside = resumed and resumed.absolute().parent
+        return beside is not None and Path(str(path)).absolute().parent == beside
 
     states = checkpoint.get("callbacks")
     for state in states.values() if isinstance(states, dict) else ():
         if not isinstance(state, dict):
             continue
         for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            if not is_plain(state.get(name, "")):
+            if name in state and not is_plain(state[name]):
                 state[name] = ""
         if isinstance(best := state.get("best_k_models"), dict):
             state["best_k_models"] = {path: v for path, v in best.items() if is_plain(path)}
 
 
 @contextmanager
-def _told(source: object) -> Iterator[None]:
+def told(source: object) -> Iterator[None]:
     """Turn whatever a checkpoint's config leads to into one sentence: it can hold anything."""
     try:
         yield

@@ -6,6 +6,7 @@ torch unpickles the index of the shards, and every value that is no tensor, with
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ def read_module(folder: Path) -> dict[str, Tensor]:
     """
     with _told(folder):
         found = _Reader(folder).read_metadata().state_dict_metadata
+        _check_sizes(folder, found)
         state = {
             name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
             for name, entry in found.items()
@@ -66,6 +68,19 @@ def read_into(folder: Path, state: dict[str, Any]) -> None:
     """
     with _told(folder):
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
+
+
+def _check_sizes(folder: Path, found: dict[str, Any]) -> None:
+    """Raises ValueError where tensors have gaps, or claim more bytes than the folder has."""
+    claimed = 0
+    for name, entry in found.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            continue
+        if math.prod(entry.size) != sum(math.prod(chunk.sizes) for chunk in entry.chunks):
+            raise ValueError(f"{name} is not whole")
+        claimed += math.prod(entry.size) * entry.properties.dtype.itemsize
+    if claimed > sum(file.stat().st_size for file in folder.iterdir()):
+        raise ValueError(f"{claimed} bytes of tensors are not there")
 
 
 @contextmanager
@@ -90,8 +105,8 @@ class _Reader(dcp.FileSystemReader):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        with (folder / INDEX).open("rb") as file:
-            self._index: Metadata = _IndexUnpickler(file).load()
+        content = io.BytesIO((folder / INDEX).read_bytes())  # reads no more than there is
+        self._index: Metadata = _IndexUnpickler(content).load()
         for stored in self._index.storage_data.values():
             if Path(stored.relative_path).name != str(stored.relative_path):
                 raise UserError(
@@ -135,13 +150,13 @@ class _IndexUnpickler(pickle._Unpickler):
     """
 
     dispatch = dict(pickle._Unpickler.dispatch)
+    del dispatch[pickle.BYTEARRAY8[0]]  # takes as much memory as it says
 
     def load_build(self) -> None:
         built = self.stack[-2]  # type: ignore[attr-defined]
         if not isinstance(built, _BUILT):
-            raise UserError(
-                f"A sharded checkpoint's index changes {built!r}, which is no part of it."
-            )
+            name = getattr(built, "__name__", type(built).__name__)
+            raise UserError(f"A sharded checkpoint's index changes {name}, which is no part of it.")
         super().load_build()  # type: ignore[misc]
 
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]

@@ -35,6 +35,8 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         partial = path.with_name(path.name + ".partial")  # one name for all ranks
         if self.is_global_zero:
+            if partial.is_symlink():  # or a link that somebody put there would take the shards
+                partial.unlink()
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
         super().save_checkpoint(checkpoint, partial, storage_options)

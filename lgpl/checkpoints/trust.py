@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -22,10 +23,28 @@ from jsonargparse import _common as settings  # nothing public gives settings ba
 
 from lgpl.errors import UserError
 
-# The rooms whose classes make up a model. The others hold what writes, fetches and runs.
-OWN = ("lgpl.generator", "lgpl.optimizers", "lgpl.text", "lgpl.tokenizer")
+# What a checkpoint's config is made of. Not whole rooms: they hold functions, too, which would be
+# called, and classes that compile or fetch.
+OWN = (
+    "lgpl.generator.GeneratorModule",
+    "lgpl.generator.RandomOrder",
+    "lgpl.generator.Transformer",
+    "lgpl.optimizers.Schedule",
+    "lgpl.text.TextEncoder",
+    "lgpl.tokenizer.BSQ",
+    "lgpl.tokenizer.FSQ",
+    "lgpl.tokenizer.IBQ",
+    "lgpl.tokenizer.LPIPS",
+    "lgpl.tokenizer.PatchGAN",
+    "lgpl.tokenizer.TokenizerLoss",
+    "lgpl.tokenizer.TokenizerModule",
+    "lgpl.tokenizer.VQModel",
+    "lgpl.tokenizer.VectorQuantizer",
+)
 VARIABLE = "LGPL_TRUST"  # packages with commas between
-_lock = threading.RLock()  # jsonargparse's settings are of the whole process
+# Whose every class is anybody's: to trust one of them is to trust the file.
+TOO_MUCH = {"lgpl", "lightning", "pytorch_lightning", "torch", "transformers", "jsonargparse"}
+lock = threading.RLock()  # jsonargparse's settings are of the whole process
 
 
 def add_trust(parser: jsonargparse.ArgumentParser) -> None:
@@ -61,21 +80,26 @@ def only_trusted(trust: Iterable[str] = ()) -> Iterator[None]:
     Raises:
         UserError: one of them is no name of a package.
     """
-    allowed = [*OWN, *trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
-    with _lock:
+    given = [*trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
+    given = [name.strip() for name in given]
+    if any(name.partition(".")[0] == "lgpl" for name in given):
+        raise UserError("--trust: lgpl's own models need no word, and the rest of it gets none.")
+    defined = [imported(path) for path in OWN]
+    allowed = [*OWN, *(f"{own.__module__}.{own.__qualname__}" for own in defined), *given]
+    with lock:
         before = dict(settings.parsing_settings)
         settings.parsing_settings["import_path_verdicts"] = {}  # what was allowed for other ends
         try:
             try:
                 jsonargparse.set_parsing_settings(
                     import_path_denylist=["*"],
-                    import_path_allowlist=[name.strip() for name in allowed],
+                    import_path_allowlist=allowed,
                     instantiate_subclass_spec_in_any=False,
                 )
             except ValueError as error:
                 raise UserError(
-                    f"--trust: {', '.join(trust)} should be names of packages, such as my_models "
-                    f"(and so should {VARIABLE})."
+                    f"--trust and {VARIABLE}: {', '.join(map(repr, given))} should be names of "
+                    "packages, such as my_models."
                 ) from error
             yield
         finally:
@@ -91,7 +115,7 @@ def refusal(error: BaseException, source: object) -> UserError | None:
     name = denied[1]
     package = name.partition(".")[0]
     said = f"{source} names {name}, and a checkpoint's config builds nothing but lgpl's own models"
-    if package == "lgpl" or package in sys.stdlib_module_names:
+    if package in TOO_MUCH or package in sys.stdlib_module_names:
         return UserError(f"{said}.")
     return UserError(
         f"{said}; if you trust the package, give --trust {package}, {VARIABLE}={package} or "
@@ -103,3 +127,19 @@ def imported(class_path: Any) -> Any:
     """The object of a path that jsonargparse has let pass."""
     module, _, name = str(class_path).rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def only_classes(value: Any) -> None:
+    """Raises UserError where a parsed config of lgpl's own names anything but classes."""
+    if isinstance(value, jsonargparse.Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        path = value.get("class_path")
+        if str(path).startswith("lgpl.") and not inspect.isclass(imported(path)):
+            raise UserError(f"The config names {path}, which is no class.")
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            only_classes(part)
+    elif inspect.isroutine(value):
+        raise UserError(f"The config names {value.__qualname__}, which is no class.")

@@ -27,11 +27,12 @@ from lgpl.data.store import is_url
 from lgpl.data.streams import Place
 from lgpl.data.transforms import CENTER_CROP, center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
-from lgpl.metrics.npz import DAMAGED, Member, member
+from lgpl.metrics.npz import Member, member
 from lgpl.metrics.ranks import place
 
 IMAGES = "arr_0"  # ADM's name for them in an npz
 LARGEST_IMAGE = 2**22  # pixels of one in an npz; a batch of them is read at once
+SMALLEST_IMAGE = 64  # or a small file could hold more images than memory has features for
 NO_CROP = "none: as they are"
 
 
@@ -155,10 +156,10 @@ class NpzImages:
             raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
         self.count, self.shape = shape[0], shape[1:]
         self.size = shape[1]
-        if not 0 < self.shape[0] * self.shape[1] <= LARGEST_IMAGE:
+        if not SMALLEST_IMAGE <= self.shape[0] * self.shape[1] <= LARGEST_IMAGE:
             raise UserError(
-                f"{path}: images of {self.shape[1]}x{self.shape[0]} pixels; they should have 1 to "
-                f"{LARGEST_IMAGE} pixels."
+                f"{path}: images of {self.shape[1]}x{self.shape[0]} pixels; they should have "
+                f"{SMALLEST_IMAGE} to {LARGEST_IMAGE} pixels."
             )
         self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
 
@@ -181,7 +182,7 @@ class NpzImages:
     def _read(self, images: Member, size: int) -> bytes:
         try:
             return images.file.read(size)
-        except DAMAGED as error:
+        except Exception as error:  # as many kinds as there are compressions
             raise UserError(f"{self.path} is damaged ({error}).") from error
 
 
@@ -208,7 +209,13 @@ class SampleFile:
         try:
             if rank.index == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                same = described.exists() and described.read_text() == text
+                same = described.exists() and described.read_bytes() == text.encode()
+                if path.exists() and not described.exists():
+                    raise UserError(
+                        f"--npz: {path} is there, and not of this command; name another file."
+                    )
+                if self.partial.is_symlink():  # or somebody's link would be written through
+                    self.partial.unlink()
                 if not same:
                     path.unlink(missing_ok=True)
                     self.partial.unlink(missing_ok=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -20,8 +21,8 @@ DAMAGED = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zli
            zipfile.BadZipFile)  # fmt: skip
 LONGEST_HEADER = 4096  # bytes of what stands before an array
 LARGEST_RATIO = 100  # of an array to what it takes in the file; flat images may come to it,
-SMALL = 64 * 2**20  # bytes up to which the ratio is nobody's business
-LARGEST_WHOLE = 2**30  # bytes of an array that is read at once, such as 8192 x 8192 covariances
+SMALL = 32 * 2**20  # bytes up to which the ratio is nobody's business
+LARGEST_WHOLE = 2**30  # bytes that are read at once, such as two covariances of 8192 x 8192
 
 
 @dataclass(frozen=True)
@@ -64,54 +65,61 @@ def member(path: str, name: str) -> Iterator[Member]:
         UserError: the file is no npz or lacks the array; or the array is none of plain values,
             claims another size than it has, or would unpack to many times what it takes.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
             info = archive.getinfo(f"{name}.npy")
-            _check_ratio(info)
-            with archive.open(info) as file:
-                shape, order, dtype, start = _header(file)
-                size = math.prod(shape) * dtype.itemsize  # Python's numbers do not overflow
-                if size != info.file_size - start:
-                    raise ValueError(
-                        f"{name} of {_by(shape)} {dtype} takes {size} bytes and has "
-                        f"{info.file_size - start}"
-                    )
-                yield Member(file, shape, order, dtype, start)
-    except UserError:
-        raise
-    except DAMAGED as error:
-        raise UserError(f"{path} cannot be read as an npz of plain arrays ({error}).") from error
-    except KeyError as error:
-        raise UserError(f"{path} holds no {name}.") from error
+            _check_ratio(info, os.path.getsize(path))
+            file = stack.enter_context(archive.open(info))
+            shape, order, dtype, start = _header(file)
+            size = math.prod(shape) * dtype.itemsize  # Python's numbers do not overflow
+            if size != info.file_size - start:
+                raise ValueError(
+                    f"{name} of {_by(shape)} {dtype} takes {size} bytes and has "
+                    f"{info.file_size - start}"
+                )
+        except KeyError as error:
+            raise UserError(f"{path} holds no {name}.") from error
+        except Exception as error:  # numpy parses a header as Python, with all that may fail there
+            raise UserError(
+                f"{path} cannot be read as an npz of plain arrays ({error})."
+            ) from error
+        yield Member(file, shape, order, dtype, start)
 
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
     """Those of the named arrays that the file has; no others are looked at.
 
     Raises:
-        UserError: see `member`; or an array is too large.
+        UserError: see `member`; or the arrays are too large.
     """
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(names_in(path)):
         if name not in names:
             continue
         with member(path, name) as opened:
             size = math.prod(opened.shape) * opened.dtype.itemsize
-            if size > LARGEST_WHOLE:
+            if size + sum(array.nbytes for array in found.values()) > LARGEST_WHOLE:
                 raise UserError(
                     f"{path}: {name} of {_by(opened.shape)} takes {size} bytes; no statistics are "
                     f"larger than {LARGEST_WHOLE}."
                 )
-            flat = np.frombuffer(opened.file.read(size), opened.dtype)
+            try:
+                flat = np.frombuffer(opened.file.read(size), opened.dtype)
+            except Exception as error:  # as many kinds as there are compressions
+                raise UserError(f"{path} is damaged ({error}).") from error
             found[name] = flat.reshape(opened.shape, order=opened.order).copy()
     return found
 
 
-def _check_ratio(info: zipfile.ZipInfo) -> None:
-    if info.file_size > max(SMALL, LARGEST_RATIO * info.compress_size):
+def _check_ratio(info: zipfile.ZipInfo, there: int) -> None:
+    """Raises ValueError where a member would grow out of proportion to the `there` bytes that the
+    file really has, whatever it says of itself."""
+    packed = min(info.compress_size, there)
+    if info.file_size > max(SMALL, LARGEST_RATIO * packed):
         raise ValueError(
-            f"{info.filename} of {info.compress_size} bytes would unpack to {info.file_size}, more "
-            f"than {LARGEST_RATIO} times as much"
+            f"{info.filename} of {packed} bytes would unpack to {info.file_size}, more than "
+            f"{LARGEST_RATIO} times as much"
         )
 
 

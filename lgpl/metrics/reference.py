@@ -186,7 +186,7 @@ def read_summary(
         count = int(arrays["count"])
         pooled = _gaussian(arrays, "", count)
         spatial = _gaussian(arrays, "_s", count) if "mu_s" in arrays else None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is no whole file of reference statistics ({error}).") from error
     for key, wanted, option in (
         ("extractor", extractor.name, "--extractor"),
@@ -199,6 +199,10 @@ def read_summary(
                 f"evaluated with {wanted}; make both equal ({option})."
             )
     features = _numbers(arrays, "features") if "features" in arrays else None
+    if features is not None and (features.dim() != 2 or features.shape[1] != len(pooled.mean)):
+        raise UserError(
+            f"{path}: features are {[*features.shape]}; they should be [N, {len(pooled.mean)}]."
+        )
     return Summary(pooled, spatial, features), provenance
 
 

@@ -36,10 +36,17 @@ def load_pretrained(
         raise UserError(
             f"{what} needs transformers, which is not installed: pip install 'lgpl[text]'."
         ) from error
+    from transformers import dynamic_module_utils
+
+    # A model in a model, such as an image encoder beside a text's, is built without our word, and
+    # transformers asks on standard input whether to run its code; after no time it has a no.
+    asks = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError("its weights are quantised; give the model that it was made from")
+        _forget_code(config)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = _model(choose(transformers, config), source, config, options)
     except Exception as error:  # it is anybody's folder
@@ -47,7 +54,17 @@ def load_pretrained(
         if isinstance(error, pickle.UnpicklingError):  # torch recommends to run it
             reason = "its weights are pickled code, which is never run here; ask for safetensors"
         raise UserError(f"{what}: {source!r} cannot be loaded: {reason}") from error
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = asks
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def _forget_code(config: Any) -> None:
+    """Take out of a config, and of those in it, where code of its own would be."""
+    vars(config).pop("auto_map", None)
+    for part in vars(config).values():
+        if hasattr(part, "model_type"):
+            _forget_code(part)
 
 
 def _model(kind: Any, source: str, config: Any, options: dict[str, Any]) -> Any:

@@ -172,6 +172,81 @@ def test_no_config_runs_anything(tmp_path: Path, attack: str) -> None:
     assert "antigravity" not in set(sys.modules) - before
 
 
+FUNCTIONS = {
+    "generate": {"class_path": "lgpl.generator.decoding.generate", "init_args": {"codes": []}},
+    "compiled": {"class_path": "lgpl.generator.CompiledDecoder", "dict_kwargs": {"options": {}}},
+    "file": {"class_path": "lgpl.tokenizer.perceptual._from_package",
+             "init_args": {"path": "/etc/passwd"}},
+    "model": {"class_path": "lgpl.text.pretrained.load_pretrained", "init_args": {"source": "x"}},
+    "method": {"class_path": "lgpl.generator.Transformer.step"},
+    "rotary": {"class_path": "lgpl.generator.rotary.rotary_table"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_functions_are_not_called(tmp_path: Path, function: str) -> None:
+    """Where a callable is wanted, jsonargparse would call any, with what the file says."""
+    for value in (FUNCTIONS[function], FUNCTIONS[function]["class_path"]):
+        path = saved(tmp_path, "generator", put(GENERATOR, TRANSFORMER, value))
+        with pytest.raises(UserError, match=r"names|cannot be built"):
+            load_module(path)
+
+
+@pytest.mark.parametrize("name", ["lgpl", "lgpl.commands", "lgpl.metrics.extractors"])
+def test_lgpl_itself_gets_no_trust(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="lgpl's own models need no word"):
+        load_module(saved(tmp_path, "generator", GENERATOR), trust=[name])
+
+
+def test_nobody_is_told_to_trust_what_is_everybodys(tmp_path: Path) -> None:
+    for named in ("torch.nn.Identity", "lightning.pytorch.LightningModule"):
+        path = saved(tmp_path, "tokenizer", put(TOKENIZER, LOSS, {"class_path": named}))
+        with pytest.raises(UserError, match="names") as told:
+            load_module(path)
+        assert "--trust" not in str(told.value)
+
+
+def grown(levels: int) -> list[Any]:
+    """A list of 2**levels, of which each half is the same."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+YAML = "\n".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}1]" for i in range(30)).replace("*a-1, ", "")
+
+
+GROWING = {  # by name: a test that fails would print the value itself
+    "doubled": grown(40),
+    "endless": ENDLESS,
+    "long": "x" * 10**6,
+    "yaml": YAML,
+    "yaml in a dict": {"a": YAML},
+}
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_a_config_that_grows_without_end(tmp_path: Path, kind: str) -> None:
+    path, value = tmp_path / "a.ckpt", GROWING[kind]
+    for key in ("init_args.lr", AUTOENCODER):
+        entry = {"kind": "tokenizer", "config": put(TOKENIZER, key, value)}
+        torch.save({"lgpl": entry, "state_dict": {}}, path)
+        with pytest.raises(UserError, match="config"):
+            load_module(path)
+
+
+@pytest.mark.parametrize("state", [None, [1], {1: torch.ones(1)}, {"transformer.a": 3}])
+@pytest.mark.parametrize("kind", ["generator", ["generator"], {}])
+def test_what_is_no_state_is_told(tmp_path: Path, fails: Fails, state: Any, kind: Any) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({"lgpl": {"kind": kind, "config": GENERATOR}, "state_dict": state}, path)
+    assert fails("export", str(path), "--out", str(tmp_path / "out"))
+    assert fails("export", str(path), "--format", "llamagen", "--out", str(tmp_path / "o.pt"))
+
+
 @pytest.mark.parametrize("form", ["folder", "file", "shards"])
 def test_every_form_of_a_checkpoint_is_held_back(tmp_path: Path, form: str) -> None:
     marker = tmp_path / "ran"

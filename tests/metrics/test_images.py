@@ -103,11 +103,12 @@ def zipped(path: Path, name: str, shape: Any, zeros: int, descr: str = "|u1") ->
     [
         ((1, 2**13, 2**13, 3), 3 * 2**26, "would unpack to .* more than 100 times"),
         ((4000, 128, 128, 3), 4000 * 3 * 2**14, "would unpack to .* more than 100 times"),
-        ((1, 2**11, 2**12, 3), 3 * 2**23, "should have 1 to 4194304 pixels"),
+        ((1, 2**11, 2**12, 3), 3 * 2**23, "should have 64 to 4194304 pixels"),
         ((2**32, 2**32, 1, 3), 100, "takes 55340232221128654848 bytes and has 100"),
-        ((2**62, 4, 4, 3), 48, "takes .* bytes and has 48"),
+        ((2**62, 8, 8, 3), 48, "takes .* bytes and has 48"),
+        ((2**20, 1, 1, 3), 3 * 2**20, "should have 64 to 4194304 pixels"),
         ((2, 8, 8, 3), 100, "takes 384 bytes and has 100"),
-        ((0, 0, 0, 3), 0, "should have 1 to 4194304 pixels"),
+        ((0, 0, 0, 3), 0, "should have 64 to 4194304 pixels"),
         ((-1, 8, 8, 3), 192, "cannot be read"),
     ],
 )

@@ -121,6 +121,24 @@ def test_code_of_a_folder_is_not_run_whatever_the_answer(tmp_path: Path, whose: 
     assert "[y/N]" not in done.stdout and not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("inner", ["pix2struct", "own"])
+def test_code_of_a_model_in_a_model_is_not_run(tmp_path: Path, inner: str) -> None:
+    name = folder_of(tmp_path / "own")
+    text = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "vocab_size": 100,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    code = {"model_type": inner, "name_or_path": name, "_name_or_path": name,
+            "auto_map": {"AutoModel": "own.M", "AutoConfig": "own.C"}}  # fmt: skip
+    config = {"model_type": "llava", "text_config": text, "vision_config": code}
+    Path(name, "config.json").write_text(json.dumps(config))
+    Path(name, "own.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    script = f"from lgpl.text import TextEncoder\nTextEncoder({name!r}).encode(['cat'])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], input="y\n" * 9, capture_output=True, text=True
+    )
+    assert "UserError: The text encoder: " in done.stderr and "[y/N]" not in done.stdout
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_a_config_does_not_choose_the_attention(tmp_path: Path, key: str) -> None:
     """Kernels are fetched from the hub and run where it does."""
