@@ -26,8 +26,11 @@ from lgpl.errors import UserError
 # What a checkpoint's config is made of. Not whole rooms: they hold functions, too, which would be
 # called, and classes that compile or fetch.
 OWN = (
+    "lgpl.generator.ClassCondition",
+    "lgpl.generator.Conditions",
     "lgpl.generator.GeneratorModule",
     "lgpl.generator.RandomOrder",
+    "lgpl.generator.TextCondition",
     "lgpl.generator.Transformer",
     "lgpl.optimizers.Schedule",
     "lgpl.text.TextEncoder",

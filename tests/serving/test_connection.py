@@ -179,9 +179,9 @@ def test_who_waits_for_a_picture_is_not_late(
     def slowly(module: GeneratorModule, *rest: Any) -> Any:
         def progress(count: int, codes: Any) -> None:
             time.sleep(0.06)
-            rest[-1](count, codes)
+            rest[3](count, codes)
 
-        return sample_codes(module, *rest[:-1], progress)
+        return sample_codes(module, *rest[:3], progress, *rest[4:])
 
     monkeypatch.setattr(GeneratorModule, "sample_codes", slowly)
     body = {"prompt": "1", "stream": stream, "partial_images": 3 if stream else None}

@@ -53,7 +53,8 @@ class Standing(VLLMEngine):
 
     def __init__(self, folder: Path) -> None:
         module = load_generator(str(folder), None, "cpu")
-        Engine.__init__(self, module, SEATS, 8, lambda pictures: None)
+        condition = module.model.condition
+        Engine.__init__(self, module, condition, SEATS, 8, lambda pictures: None)
         self.client: Any = SimpleNamespace(params=lambda *_: [SimpleNamespace()])
         self._running, self._names = {}, map(str, range(1000))
         self._vllm = Stand(self.codes)
