@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser
 
-from lgpl.atomic import atomic_file
+from lgpl.atomic import atomic_file, remove_partials
 from lgpl.checkpoints import add_trust, read_checkpoint, write_checkpoint
 from lgpl.errors import UserError
 from lgpl.llamagen import to_llamagen
@@ -42,6 +42,7 @@ def main(args: list[str]) -> None:
         content = to_llamagen(checkpoint, options.trust)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
+            remove_partials(out)
             with atomic_file(out) as file:
                 torch.save(content, file)
         except (OSError, RuntimeError) as error:

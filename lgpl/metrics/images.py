@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgpl.atomic import atomic_file, write_text
+from lgpl.atomic import atomic_file, remove_partials, write_text
 from lgpl.data import ShardDataModule
 from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
@@ -258,6 +258,7 @@ class SampleFile:
         """The npz takes its name when it is whole."""
         if self.path.exists():
             return
+        remove_partials(self.path)
         with atomic_file(self.path) as file:
             write_npz(file, (self.read(i, i + 1) for i in range(self.total)), self.total, self.size)
         self.partial.unlink()
