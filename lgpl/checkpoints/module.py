@@ -193,7 +193,12 @@ def _check_size(config: Any) -> None:
         )
         if seen > MOST_VALUES or grows:
             raise UserError("The config is larger than that of any model.")
-        left += value.values() if isinstance(value, dict) else ()
+        if isinstance(value, dict):
+            if isinstance(value.get("names"), str):  # whose lines a page would show to anybody
+                raise UserError(
+                    f"The config takes names from {value['names']}; a checkpoint has them itself."
+                )
+            left += value.values()
         left += value if isinstance(value, (list, tuple)) else ()
 
 

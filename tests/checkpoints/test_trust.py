@@ -219,6 +219,17 @@ ENDLESS.append(ENDLESS)
 YAML = "\n".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}1]" for i in range(30)).replace("*a-1, ", "")
 
 
+def test_no_file_of_this_machine_is_read_for_names(tmp_path: Path) -> None:
+    (tmp_path / "secrets.txt").write_text("one\ntwo\nthree\n")
+    condition = {"class_path": "lgpl.generator.ClassCondition",
+                 "init_args": {"names": str(tmp_path / "secrets.txt")}}  # fmt: skip
+    path = saved(
+        tmp_path, "generator", put(GENERATOR, f"{TRANSFORMER}.init_args.condition", condition)
+    )
+    with pytest.raises(UserError, match=r"takes names from .*secrets\.txt"):
+        load_module(path)
+
+
 GROWING = {  # by name: a test that fails would print the value itself
     "doubled": grown(40),
     "endless": ENDLESS,

@@ -79,7 +79,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     """In a folder of many shards, too."""
     (tmp_path / "a").mkdir()
     paths = [tmp_path / "a" / f"{i:05d}.tar" for i in range(3000)]
-    ours, theirs = ("x".join((f"{p}.", ".partial")) for p in (paths[7], tmp_path / "a/other.tar"))
+    ours, theirs = (f"{p}.0123456789ab.partial" for p in (paths[7], tmp_path / "a/other.tar"))
     for path in (ours, theirs):
         Path(path).write_bytes(b"")
     begin = time.process_time()

@@ -112,7 +112,7 @@ class Conditions(Condition):
 
 def _nothing(part: Condition) -> Inputs:
     """The null condition for one sample."""
-    device = next(part.parameters()).device
+    device = next((p.device for p in part.parameters()), torch.device("cpu"))
     return part.null({name: value.to(device) for name, value in part.zeros(1).items()})
 
 
