@@ -161,10 +161,21 @@ class GeneratorModule(SelfDescribing):
             self._tokenizer.append(module)
         return self._tokenizer[0].to(self.device)
 
-    def use_tokenizer(self, path: str) -> None:
-        """Take another checkpoint for the tokenizer than the config names."""
-        self.tokenizer_path = path
-        self._tokenizer.clear()
+    def use_tokenizer(self, path: str | None, source: object) -> None:
+        """Take this checkpoint for the tokenizer, or with None the one that the config names.
+
+        Args:
+            path: see `read_checkpoint`.
+            source: where the config is from, for the message.
+
+        Raises:
+            UserError: neither names one.
+        """
+        if path is not None:
+            self.tokenizer_path = path
+            self._tokenizer.clear()
+        elif self.tokenizer_path is None:
+            raise UserError(f"{source} names no tokenizer; give its checkpoint with --tokenizer.")
 
     def check_tokenizer(self) -> None:
         """Raise a UserError where tokenizer and generator do not belong together."""

@@ -47,10 +47,7 @@ def load_generator(
     """
     module = load_module(path, "generator", trust=trust)
     assert isinstance(module, GeneratorModule)
-    if tokenizer is not None:
-        module.use_tokenizer(tokenizer)
-    elif module.tokenizer_path is None:
-        raise UserError(f"{path} names no tokenizer; give its checkpoint with --tokenizer.")
+    module.use_tokenizer(tokenizer, path)
     module.to(device)
     module.check_tokenizer()
     module.model.to(dtype)

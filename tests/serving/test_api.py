@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from lgpl.inference import load_generator
 from lgpl.serving.api import create_app
 from lgpl.serving.limits import Limits
 from lgpl.serving.page import HEADERS
 from lgpl.serving.sampler import SamplerEngine
-from tests.serving.servers import TOKEN, export
+from tests.serving.servers import TOKEN
 
 BODY = json.dumps({"prompt": "1"}).encode()
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SamplerEngine]:
-    checkpoint = export(tmp_path_factory.mktemp("model"))
-    made = SamplerEngine(load_generator(str(checkpoint), None, "cpu"))
-    yield made
-    made.close()
 
 
 def ask(

@@ -18,10 +18,9 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from lgpl.generator import GeneratorModule
-from lgpl.inference import load_generator
 from lgpl.serving import limits
 from lgpl.serving.sampler import SamplerEngine
-from tests.serving.servers import export, in_process, wait_until
+from tests.serving.servers import in_process, wait_until
 
 LATE = 0.8  # seconds that a client has
 PATIENCE = 10  # after which a test gives up, on a busy machine
@@ -30,14 +29,6 @@ POST = (
     b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
     b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
 )
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SamplerEngine]:
-    checkpoint = export(tmp_path_factory.mktemp("model"))
-    made = SamplerEngine(load_generator(str(checkpoint), None, "cpu"))
-    yield made
-    made.close()
 
 
 @pytest.fixture

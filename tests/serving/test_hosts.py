@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from lgpl.errors import UserError
-from lgpl.inference import load_generator
 from lgpl.serving.api import create_app
 from lgpl.serving.hosts import host_of, is_loopback, trusted_host
 from lgpl.serving.limits import Limits
 from lgpl.serving.sampler import SamplerEngine
-from tests.serving.servers import export, in_process
+from tests.serving.servers import in_process
 
 HERE = ["localhost", "LOCALHOST:8000", "localhost:", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000",
         "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]:80"]  # fmt: skip
@@ -32,14 +30,6 @@ ROUTES = [
     ("GET", "/health"), ("GET", "/metrics"), ("GET", "/v1/models"), ("GET", "/nowhere"),
     ("HEAD", "/"), ("OPTIONS", "/v1/images/generations"), ("POST", "/v1/images/generations"),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SamplerEngine]:
-    checkpoint = export(tmp_path_factory.mktemp("model"))
-    made = SamplerEngine(load_generator(str(checkpoint), None, "cpu"))
-    yield made
-    made.close()
 
 
 def ask(

@@ -155,10 +155,7 @@ def load_outline(
         raise UserError(f"{folder} is not exported; `lgpl export {folder} --out FOLDER` does it.")
     module = build_described(read_checkpoint(folder, "generator"), trust=trust)
     assert isinstance(module, GeneratorModule)
-    if tokenizer is not None:
-        module.use_tokenizer(tokenizer)
-    elif module.tokenizer_path is None:
-        raise UserError(f"{folder} names no tokenizer; give its checkpoint with --tokenizer.")
+    module.use_tokenizer(tokenizer, folder)
     module.to(device)
     with torch.device("meta"):
         module.configure_model()
