@@ -1,0 +1,81 @@
+"""How the codes of an image are laid out; without torch, for who only reads options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lgpl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageSize = tuple[int, int]  # height and width, pixels
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """Rows and columns of places, with `depth` codes at each; a 1-D tokenizer has one row.
+
+    Codes are [B, rows, columns], or [B, depth, rows, columns] where the depth is above 1. A
+    generator takes them flat, place by place in raster order, the codes of a place together.
+    """
+
+    rows: int
+    columns: int
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns, self.depth) < 1:
+            raise UserError(f"layout: rows, columns and depth must be at least 1, got {self}.")
+
+    @property
+    def places(self) -> int:
+        """Places of an image."""
+        return self.rows * self.columns
+
+    @property
+    def codes(self) -> int:
+        """Codes of an image."""
+        return self.places * self.depth
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's codes."""
+        grid = (self.rows, self.columns)
+        return grid if self.depth == 1 else (self.depth, *grid)
+
+    def flatten(self, codes: Tensor) -> Tensor:
+        """Codes [B, *shape] as [B, codes]."""
+        if self.depth == 1:
+            return codes.flatten(1)
+        return codes.flatten(2).transpose(1, 2).flatten(1)  # [B, depth, places] -> by places
+
+    def unflatten(self, codes: Tensor) -> Tensor:
+        """Codes [B, codes] as [B, *shape]."""
+        if self.depth == 1:
+            return codes.view(len(codes), *self.shape)
+        by_place = codes.view(len(codes), self.places, self.depth)
+        return by_place.transpose(1, 2).reshape(len(codes), *self.shape)
+
+    def __str__(self) -> str:
+        """`16x16`, or `16x16x4` with a depth."""
+        numbers = (self.rows, self.columns, *((self.depth,) if self.depth > 1 else ()))
+        return "x".join(map(str, numbers))
+
+
+def image_size(given: int | Sequence[int], name: str = "image_size") -> ImageSize:
+    """Height and width of a side, or of both.
+
+    Raises:
+        UserError: they are no positive sides; the message calls them `name`.
+    """
+    sides = (given, given) if isinstance(given, int) else tuple(given)
+    if len(sides) == 1:
+        sides *= 2
+    if len(sides) != 2 or min(sides) < 1:
+        raise UserError(
+            f"{name} must be a side, or height and width, of at least 1 pixel, got {given}."
+        )
+    return sides
