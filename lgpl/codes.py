@@ -59,6 +59,20 @@ class CodeLayout:
         by_place = codes.view(len(codes), self.places, self.depth)
         return by_place.transpose(1, 2).reshape(len(codes), *self.shape)
 
+    def places_of(self, drawn: Tensor) -> Tensor:
+        """Places [B, rows, columns] all of whose codes are among the drawn ones [B, codes]."""
+        return drawn.view(len(drawn), self.rows, self.columns, self.depth).all(-1)
+
+    def shown_at(self, partial: int) -> list[int]:
+        """After how many drawn places an image is shown that is shown so often before it is whole.
+
+        After whole rows, as far as there are several.
+        """
+        unit = self.columns if self.rows > 1 else 1
+        units = self.places // unit
+        shown = {round(units * (i + 1) / (partial + 1)) for i in range(partial)}
+        return sorted(unit * n for n in shown & {*range(1, units)})
+
     def __str__(self) -> str:
         """`16x16`, or `16x16x4` with a depth."""
         numbers = (self.rows, self.columns, *((self.depth,) if self.depth > 1 else ()))

@@ -27,8 +27,9 @@ from lgpl.checkpoints import (
     load_tensors,
 )
 from lgpl.checkpoints.module import told
+from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
-from lgpl.generator import GeneratorModule
+from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
@@ -143,21 +144,24 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
     weights = {llamagen_name(n): t for n, t in checkpoint.weights().items() if n != OURS}
     source = f"{checkpoint.path} cannot be written for LlamaGen: it"
     if isinstance(module, TokenizerModule):
-        quantizer = module.autoencoder.quantizer
+        quantizer = getattr(module.autoencoder, "quantizer", None)
         if not isinstance(quantizer, VectorQuantizer) or not quantizer.l2_norm:
             raise UserError(f"{source} has another quantizer than VectorQuantizer with l2_norm.")
         theirs = _tokenizer_config(weights, checkpoint.path)
     else:
         assert isinstance(module, GeneratorModule)
         model = module._outline()
+        if not isinstance(model, Transformer):
+            raise UserError(f"{source} is a {type(model).__name__}, not a Transformer.")
         if model.prefix_rope != "zero":
             raise UserError(f"{source} was trained with prefix_rope {model.prefix_rope}, not zero.")
         for name in ("qk_norm", "target_positions"):
             if config["init_args"]["transformer"]["init_args"].get(name):
                 raise UserError(f"{source} has {name}, which LlamaGen's model has not.")
-        if model.grid[0] != model.grid[1]:
-            raise UserError(f"{source} has a grid that is no square.")
-        theirs = _generator_config(weights, checkpoint.path, None, model.grid[0], model.heads)
+        layout = model.layout
+        if layout.rows != layout.columns or layout.depth > 1:
+            raise UserError(f"{source} has codes of {layout}, not a square of single ones.")
+        theirs = _generator_config(weights, checkpoint.path, None, layout.rows, model.heads)
     expected = {llamagen_name(n): t for n, t in _outline(theirs)[1].items() if n != OURS}
     check_weights(expected, weights, source, "LlamaGen's model")
     if isinstance(module, TokenizerModule):
@@ -286,12 +290,12 @@ def _read_rope(
     rope: Tensor, path: Path, prefix: int, dim: int, grid: int | None
 ) -> tuple[int, int, str]:
     """Grid, heads and prefix rule of a rotary table [prefix + grid^2, head dim / 2, 2]."""
-    side = isqrt(max(0, len(rope) - prefix))
+    side = isqrt(max(1, len(rope) - prefix))
     if grid not in (None, side):
         raise UserError(f"--grid: {grid} is not {path}'s, whose {ROPE} is for {side}x{side} codes.")
     for rule in ("zero", "identity"):
         if rope.dim() == 3 and rope.shape[1] and dim % (2 * rope.shape[1]) == 0:
-            table = rotary_table(prefix, (side, side), 2 * rope.shape[1], rule)
+            table = rotary_table(prefix, CodeLayout(side, side), 2 * rope.shape[1], rule)
             # the table may have been saved in half precision
             if table.shape == rope.shape and torch.allclose(rope.float(), table, atol=1e-2):
                 return side, dim // (2 * rope.shape[1]), rule

@@ -68,9 +68,9 @@ def test_trainer_that_contradicts_itself(fails: Fails) -> None:
 
 
 def test_order_without_target_positions(fails: Fails, chain: Chain) -> None:
-    order = ("--model.init_args.order.start", "2", "--model.init_args.order.end", "4")
-    said = fails(*fit_stage2(chain, *order))
-    assert said.startswith("model.order: orders other than raster need the transformer's target")
+    order = "--model.init_args.transformer.init_args.order"
+    said = fails(*fit_stage2(chain, f"{order}.start", "2", f"{order}.end", "4"))
+    assert said == "order: orders other than raster need target_positions; set it to true."
 
 
 def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:

@@ -13,7 +13,7 @@ from lgpl.generator import Sampling, generate
 from lgpl.metrics import ImageSet, figures
 from lgpl.metrics.extractors import ModuleFeatures
 from tests.conftest import TINY, TINY_TOKENIZER, Chain, fit_generator, logs
-from tests.generator.test_decoding import LABELS
+from tests.generator.test_decoders import LABELS
 from tests.generator.test_training import BATCH, module
 from tests.generator.test_transformer import small
 from tests.metrics.pixels import Pixels

@@ -232,7 +232,7 @@ class GenerationEvaluation(Evaluation):
         """The report; all ranks must ask together."""
         extractor = self.extractor(module.device)
         made = ImageSet(extractor, self.images)
-        size = self.resize or module.model.grid[0] * module.tokenizer.autoencoder.downsampling
+        size = self.resize or module.image_size
         if self._known is None:
             known = reference(self.reference, extractor, size, self.cache, self.batch_size)
             self._known = *known, self._read_prompts(trainer, module)

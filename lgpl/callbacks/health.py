@@ -154,7 +154,7 @@ class TokenizerHealth(Callback):
 
     def _advice(self, name: str, value: torch.Tensor, module: TokenizerModule) -> str:
         if name == "train/usage":
-            quantizer = module.autoencoder.quantizer
+            quantizer = getattr(module.autoencoder, "quantizer", module.autoencoder)
             knobs = (
                 ("revive_after", "set revive_after to 50 or so"),
                 ("entropy_weight", "raise entropy_weight"),

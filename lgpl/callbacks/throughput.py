@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lgpl.checkpoints import SelfDescribing, build_module
+from lgpl.codes import image_size
 from lgpl.data import ShardDataModule
 from lgpl.generator.blocks import Block
 from lgpl.generator.module import GeneratorModule
@@ -65,7 +66,7 @@ class Throughput(Callback):
                 for part in module.modules():
                     if isinstance(part, Block):
                         part.recompute = False
-                step = rehearse(module, 1, data.image_size, str(trainer.precision))
+                step = rehearse(module, 1, image_size(data.image_size), str(trainer.precision))
             self._flops_per_image = step.flops
 
     def on_train_batch_start(
@@ -98,7 +99,7 @@ class Throughput(Callback):
         }
         if isinstance(pl_module, GeneratorModule):
             figures["train/tokens_per_second"] = (
-                rate * trainer.world_size * pl_module.model.code_count
+                rate * trainer.world_size * pl_module.model.layout.codes
             )
         if self._flops_per_image is not None:
             achieved = rate * self._flops_per_image

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from jsonargparse import ArgumentParser
+from torch import nn
 
 from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, read_checkpoint
 from lgpl.checkpoints.trust import imported, lock, only_classes, only_trusted, refusal
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError, behind
 from lgpl.optimizers import Schedule
@@ -53,6 +56,26 @@ class SelfDescribing(pl.LightningModule):
     def accumulated(self) -> int:
         """Training batches of an optimizer step."""
         return self.trainer.accumulate_grad_batches
+
+    def one_step(self, batch: dict[str, Any]) -> None:
+        """Forward and backward of a training step at its heaviest, without a Trainer."""
+        raise NotImplementedError
+
+    def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
+        """A batch of zeros to plan with, of images of a size."""
+        raise NotImplementedError
+
+    def code_layout(self, size: ImageSize) -> CodeLayout:
+        """Of the codes of an image of a size."""
+        raise NotImplementedError
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Parts that a sharded strategy gathers one by one."""
+        return ()
+
+    def drawing_memory(self, images: int, dtype: torch.dtype) -> int:
+        """Bytes beside the weights for drawing so many guided images."""
+        return 0
 
     def peak_factor(self, schedule: Schedule) -> float:
         """What the config's peak learning rate is multiplied by for the run's global batch."""

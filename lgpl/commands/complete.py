@@ -51,27 +51,27 @@ def main(args: list[str]) -> None:
     picture = opened(options.picture)
     device = usable_device(options.device)
     module = load_generator(options.checkpoint, options.tokenizer, device, trust=options.trust)
-    rows, columns = module.model.grid
-    kept = rows // 2 if options.rows is None else options.rows
-    if not 0 < kept < rows:
-        raise UserError(f"--rows: {kept} is not between 1 and {rows - 1}.")
-    if rows != columns:
-        raise UserError(f"The checkpoint draws {rows}x{columns} codes; a square is completed.")
+    layout = module.model.layout
+    kept = layout.rows // 2 if options.rows is None else options.rows
+    if not 0 < kept < layout.rows:
+        raise UserError(
+            f"--rows must be from 1 to {layout.rows - 1} of the checkpoint's {layout} codes, "
+            f"got {kept}."
+        )
     prompts = chosen(
         module.model.condition,
         [] if options.prompt is None else [options.prompt],
         [] if options.label is None else [options.label],
         options.count,
     )
-    side = rows * module.tokenizer.autoencoder.downsampling
-    image = normalize(to_uint8(center_crop(picture, side))[None])
+    image = normalize(to_uint8(center_crop(picture, module.image_size))[None])
     with torch.inference_mode():
-        codes = module.tokenizer.autoencoder.encode(image.to(module.device))
-    begun = codes.flatten()[: kept * columns]
-    requests = requests_for(prompts, sampling, options.seed, begun)
+        codes = layout.flatten(module.tokenizer.autoencoder.encode(image.to(module.device)))[0]
+    codes[kept * layout.columns * layout.depth :] = -1
+    requests = requests_for(prompts, sampling, options.seed, codes.clone())
     pictures = Pictures()
     draw_into(module, requests, pictures, options.count)
     seeds, images = [request.seed for request in requests], pictures.images()
     captions = ["given", *(f"seed {seed}" for seed in seeds)]
     save(grid(torch.cat((image, images)), captions), out)
-    print(f"{out}: {kept} of {rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")
+    print(f"{out}: {kept} of {layout.rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")

@@ -163,7 +163,7 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
     assert isinstance(module, TokenizerModule)
     real_set, fake_set = (ImageSet(extractor, originals.count) for _ in range(2))
     pairs = Similarity(None if options.lpips == "none" else options.lpips).to(device)
-    usage = CodebookUsage(module.autoencoder.quantizer.codebook_size).to(device)
+    usage = CodebookUsage(module.autoencoder.codebook_size).to(device)
     for batch, number in batches(originals, options.batch_size, "reconstructions"):
         batch = batch.to(device)
         with torch.inference_mode(), _precision(options.precision, device):
@@ -214,7 +214,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     if not prompts or (given and prompts is not given):
         said = "is class-conditional: leave --prompts out" if given else "needs --prompts"
         raise UserError(f"The checkpoint {said}.")
-    own = module.model.grid[0] * module.tokenizer.autoencoder.downsampling
+    own = module.image_size
     side = options.resize or own
     ImageSet(extractor, options.images, name="--images")  # too few are told before the rest
     real, source = reference(held[0], extractor, side, *held[2:])

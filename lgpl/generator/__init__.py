@@ -6,7 +6,8 @@ from lgpl.lazy import lazily
 
 if TYPE_CHECKING:
     from lgpl.generator.conditions import ClassCondition, Condition, Conditions, TextCondition
-    from lgpl.generator.decoding import CompiledDecoder, generate
+    from lgpl.generator.decoders import Decoder, Raster, UncachedRaster, generate
+    from lgpl.generator.model import Model
     from lgpl.generator.module import GeneratorModule
     from lgpl.generator.order import RandomOrder
     from lgpl.generator.sampling import Sampling
@@ -14,14 +15,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassCondition",
-    "CompiledDecoder",
     "Condition",
     "Conditions",
+    "Decoder",
     "GeneratorModule",
+    "Model",
     "RandomOrder",
+    "Raster",
     "Sampling",
     "TextCondition",
     "Transformer",
+    "UncachedRaster",
     "generate",
 ]
 
@@ -29,7 +33,8 @@ __getattr__ = lazily(
     __name__,
     {
         "conditions": ("ClassCondition", "Condition", "Conditions", "TextCondition"),
-        "decoding": ("CompiledDecoder", "generate"),
+        "decoders": ("Decoder", "Raster", "UncachedRaster", "generate"),
+        "model": ("Model",),
         "module": ("GeneratorModule",),
         "order": ("RandomOrder",),
         "sampling": ("Sampling",),

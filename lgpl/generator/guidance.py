@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lgpl.generator.sampling import Sampling
+
+if TYPE_CHECKING:
+    from lgpl.generator.decoders.base import Task
 
 GREEDY = 1e-5  # a temperature below is taken for 0, as by vLLM: logits over it may be infinite
 
@@ -18,32 +22,46 @@ def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-class Guidance:
-    """Guided logits of images that may have a scale each.
+class Picker:
+    """Draws codes from logits as each image's sampling says.
 
     Args:
-        sampling: of each image.
-        count: codes of an image.
+        task: the images.
+
+    Attributes:
+        guided: whether any image is guided; then logits of null rows stand behind the others.
     """
 
-    def __init__(self, sampling: Sequence[Sampling], count: int, device: torch.device) -> None:
-        is_guided = [one.guidance != 1.0 for one in sampling]
-        self.guided = any(is_guided)  # then there are null rows behind the conditional ones
+    def __init__(self, task: Task) -> None:
+        device, count = task.uniform.device, task.uniform.shape[1]
+        is_guided = [one.guidance != 1.0 for one in task.sampling]
+        self.guided = any(is_guided)
         # Of an image without guidance the logits are the conditional ones to the bit.
         mixed = self.guided and not all(is_guided)
-        self.is_guided = torch.tensor(is_guided, device=device)[:, None] if mixed else None
-        scales = torch.tensor([one.scales(count) for one in sampling], device=device)
-        self.scales = scales.T.unsqueeze(-1)  # [N, B, 1], float32
+        self._is_guided = torch.tensor(is_guided, device=device)[:, None] if mixed else None
+        scales = torch.tensor([one.scales(count) for one in task.sampling], device=device)
+        self._scales = scales.T.unsqueeze(-1)  # [N, B, 1], float32
+        self._groups, self._uniform = alike(task.sampling), task.uniform
 
     def __call__(self, logits: Tensor, index: int) -> Tensor:
-        """[B, K] of [2B, K], or of [B, K] where no image is guided, for the code at that place."""
+        """Codes [B] of logits [B, K], or where guided [2B, K], for the code at `index`."""
+        logits, uniform = self.guide(logits, index), self._uniform[:, index]
+        if len(self._groups) == 1:
+            return pick(logits, self._groups[0][0], uniform)
+        codes = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        for one, images in self._groups:
+            codes[images] = pick(logits[images], one, uniform[images])
+        return codes
+
+    def guide(self, logits: Tensor, index: int) -> Tensor:
+        """[B, K] of [2B, K], or of [B, K] where no image is guided, for the code at `index`."""
         if not self.guided:
             return logits
         logits = logits.float()
-        mixed = guide(logits, self.scales[index])
-        if self.is_guided is None:
+        mixed = guide(logits, self._scales[index])
+        if self._is_guided is None:
             return mixed
-        return torch.where(self.is_guided, mixed, logits[: len(mixed)])
+        return torch.where(self._is_guided, mixed, logits[: len(mixed)])
 
 
 def alike(sampling: Sequence[Sampling]) -> list[tuple[Sampling, list[int]]]:

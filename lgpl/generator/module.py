@@ -1,4 +1,4 @@
-"""GeneratorModule: trains and evaluates a Transformer on codes or on images, and samples from
+"""GeneratorModule: trains and evaluates a generator model on codes or on images, and samples from
 it."""
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import Checkpoint, SelfDescribing, build_described, load_module
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs
-from lgpl.generator.decoding import CompiledDecoder, generate
-from lgpl.generator.loss import cross_entropy
-from lgpl.generator.order import RandomOrder
+from lgpl.generator.decoders import Decoder, Progress, generate
+from lgpl.generator.decoders.base import check_decoder
+from lgpl.generator.model import Model
 from lgpl.generator.sampling import Sampling
-from lgpl.generator.sharding import gathered, shard
-from lgpl.generator.transformer import Transformer
+from lgpl.generator.sharding import shard, whole_weights
 from lgpl.optimizers import MuonAdamW, Schedule, adamw
 from lgpl.tokenizer.module import TokenizerModule
 
@@ -47,15 +47,14 @@ class GeneratorModule(SelfDescribing):
         schedule: of the learning rates, in optimizer steps.
         gradient_clip: largest norm of the gradient; 0 does not clip.
         compile: fuse the operations of each block by torch.compile; sampling stays as it is.
-        order: of the codes in training; None is raster order. Evaluation and sampling are always in
-            raster order.
+        decoder: draws codes; None is the model's own.
     """
 
     kind = "generator"
 
     def __init__(
         self,
-        transformer: Callable[[], Transformer],
+        transformer: Callable[[], Model],
         tokenizer: str | None = None,
         init_from: str | None = None,
         lr: float = 1e-4,
@@ -65,16 +64,16 @@ class GeneratorModule(SelfDescribing):
         schedule: Schedule = Schedule(),
         gradient_clip: float = 1.0,
         compile: bool = False,
-        order: RandomOrder | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.build = transformer
-        self.transformer: Transformer | None = None
+        self.transformer: Model | None = None
         self.tokenizer_path = tokenizer
         self.init_from = init_from
         self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
         self.schedule, self.gradient_clip = schedule, gradient_clip
-        self.compiled, self.order = compile, order
+        self.compiled, self.own_decoder = compile, decoder
         self.val_loss = MeanMetric()
         # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's
         # buckets.
@@ -87,64 +86,44 @@ class GeneratorModule(SelfDescribing):
             self.transformer = self.build()
         self.start_weights()
         if self.compiled:
-            for layer in self.transformer.layers:
-                layer.compile()  # in place, so that checkpoints keep their names
+            for block in self.transformer.blocks() or [self.transformer]:
+                block.compile()  # in place, so that checkpoints keep their names
         if self.device_mesh is not None:
             mixed = self.trainer.precision == "bf16-mixed"
             shard(self.transformer, self.device_mesh["data_parallel"], mixed)
 
     @property
-    def model(self) -> Transformer:
+    def model(self) -> Model:
         if self.transformer is None:
             self.configure_model()
         assert self.transformer is not None
         return self.transformer
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Rotary tables are computed, so the checkpoint's grid may be another.
-
-        Raises:
-            UserError: the weights do not fit, or were trained with another attention.
-        """
+        """Raises a UserError where they do not fit, see `Model.check_start`."""
         super().load_weights(checkpoint)
         if checkpoint.config in (None, self.config):
             return
         theirs = build_described(checkpoint, trust=self.trust)
         assert isinstance(theirs, GeneratorModule)
-        ours, outline = self.model, theirs._outline()
-        for name in ("heads", "prefix_rope"):  # what shapes do not show
-            found, wanted = getattr(outline, name), getattr(ours, name)
-            if found != wanted:
-                raise UserError(
-                    f"{checkpoint.path} was trained with {name} {found}, but the config's "
-                    f"transformer has {wanted}; give it {found}."
-                )
-        if any(mine < their for mine, their in zip(ours.grid, outline.grid, strict=True)):
-            raise UserError(
-                f"{checkpoint.path} was trained on a grid of {outline.grid[0]}x{outline.grid[1]}, "
-                f"the config's is smaller, {ours.grid[0]}x{ours.grid[1]}; it can only grow."
-            )
+        self.model.check_start(theirs._outline(), checkpoint.path)
 
     def setup(self, stage: str) -> None:
-        if self.order is not None and self._outline().target is None:
-            raise UserError(
-                "model.order: orders other than raster need the transformer's target_positions; "
-                "set it to true."
-            )
+        check_decoder(self._outline(), self.decoder)
         if self.tokenizer_path is not None:
             self.check_tokenizer()
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ShardDataModule):
             model = self._outline()
             data.expect(
-                grid=model.grid,
+                grid=(model.layout.rows, model.layout.columns),
                 codebook_size=model.codebook_size,
                 **model.condition.limits(),
                 tokenizer=self.tokenizer.fingerprint() if self.tokenizer_path else None,
             )
 
-    def _outline(self) -> Transformer:
-        """The model, or before it is built one without memory, to ask for its sizes."""
+    def _outline(self) -> Model:
+        """The model, or before it is built one on the meta device, to ask for its sizes."""
         if self.transformer is not None:
             return self.transformer
         with self.guard(), torch.device("meta"):
@@ -179,13 +158,28 @@ class GeneratorModule(SelfDescribing):
 
     def check_tokenizer(self) -> None:
         """Raise a UserError where tokenizer and generator do not belong together."""
-        model = self._outline()
-        size = self.tokenizer.autoencoder.quantizer.codebook_size
-        if size != model.codebook_size:
+        model, tokenizer = self._outline(), self.tokenizer.autoencoder
+        if tokenizer.codebook_size != model.codebook_size:
             raise UserError(
-                f"{self.tokenizer_path} has {size} codes, the generator {model.codebook_size}: "
+                f"{self.tokenizer_path} has {tokenizer.codebook_size} codes, the generator "
+                f"{model.codebook_size}: they do not belong together."
+            )
+        found = tokenizer.layout(*tokenizer.image_size(model.layout))
+        if found != model.layout:
+            raise UserError(
+                f"{self.tokenizer_path} has codes of {found}, the generator of {model.layout}: "
                 "they do not belong together."
             )
+
+    @property
+    def decoder(self) -> Decoder:
+        """What draws codes."""
+        return self.own_decoder or self._outline().decoder()
+
+    @property
+    def image_size(self) -> ImageSize:
+        """Height and width of the images that it draws."""
+        return self.tokenizer.autoencoder.image_size(self.model.layout)
 
     def configure_optimizers(self) -> Any:
         model = self.model
@@ -198,9 +192,9 @@ class GeneratorModule(SelfDescribing):
                 "set it to null."
             )
         else:
-            hidden, others = model.hidden_matrices()
+            hidden = model.hidden_matrices()
             optimizer = MuonAdamW(
-                hidden, others, self.muon_lr, self.lr, self.betas, self.weight_decay
+                hidden, _others(model, hidden), self.muon_lr, self.lr, self.betas, self.weight_decay
             )
         scheduler = self.schedule.scheduler(optimizer, self.peak_factor(self.schedule))
         steps = {"scheduler": scheduler, "interval": "step"}
@@ -217,34 +211,45 @@ class GeneratorModule(SelfDescribing):
             self.log("train/gradient_norm", norm)
 
     def codes(self, batch: dict[str, Any]) -> Tensor:
-        """Codes [B, N] of a batch in raster order."""
+        """Codes [B, N] of a batch, flat by the model's layout."""
+        layout = self.model.layout
         if "codes" in batch:
-            return batch["codes"].flatten(1)
+            return layout.flatten(batch["codes"])
         if "image" not in batch:
             raise UserError(
                 "data.fields names neither codes nor image; the generator needs one of them."
             )
-        with torch.no_grad():
-            codes = self.tokenizer.autoencoder.encode(batch["image"])
-        if codes.shape[1:] != self.model.grid:
+        image, tokenizer = batch["image"], self.tokenizer.autoencoder
+        found = tokenizer.layout(*image.shape[-2:])
+        if found != layout:
             raise UserError(
-                f"data.image_size gives {codes.shape[1]}x{codes.shape[2]} codes, the model's grid "
-                f"is {self.model.grid[0]}x{self.model.grid[1]}."
+                f"data.image_size: images of {image.shape[-1]}x{image.shape[-2]} pixels have codes "
+                f"of {found}, the generator is for {layout}."
             )
-        return codes.flatten(1)
+        with torch.no_grad():
+            return layout.flatten(tokenizer.encode(image))
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Cross-entropy [B] per image, the mean over its codes, in nats."""
-        return self.code_loss(self.codes(batch), self.model.condition.inputs(batch))
+        """Loss [B] of each image, in nats a code."""
+        inputs = self.model.condition.inputs(batch)
+        return self.model.loss(self.codes(batch), inputs, self.global_step)
 
-    def code_loss(self, codes: Tensor, inputs: Inputs) -> Tensor:
-        """`loss` of codes [B, N] and the inputs of the condition."""
-        order = None
-        if self.training and self.order is not None:
-            order = self.order.draw(len(codes), codes.shape[1], self.global_step, codes.device)
-            codes = codes.gather(1, order)
-        logits = self.model(codes, inputs, order)
-        return cross_entropy(logits.flatten(0, 1), codes.flatten()).view(codes.shape).mean(1)
+    def one_step(self, batch: dict[str, Any]) -> None:
+        self.loss(batch).mean().backward()
+
+    def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
+        layout = self.model.layout
+        codes = torch.zeros(batch_size, *layout.shape, dtype=torch.int64)
+        return {"codes": codes, **self.model.condition.zeros(batch_size)}
+
+    def code_layout(self, size: ImageSize) -> CodeLayout:
+        return self.model.layout
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.model.blocks()
+
+    def drawing_memory(self, images: int, dtype: torch.dtype) -> int:
+        return self.decoder.memory(self.model, images, dtype)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch).mean()
@@ -268,19 +273,13 @@ class GeneratorModule(SelfDescribing):
         )
 
     def sample(
-        self,
-        inputs: Inputs,
-        sampling: Sampling,
-        seeds: list[int],
-        progress: Callable[[int, Tensor], None] | None = None,
-        prompt: Tensor | None = None,
+        self, inputs: Inputs, sampling: Sampling, seeds: list[int], progress: Progress | None = None
     ) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see `generate` for the arguments.
 
-        Of a sharded model all ranks must ask together, each for its own images.
+        All ranks of a sharded model must call this, each for its own images.
         """
-        codes = self.sample_codes(inputs, sampling, seeds, progress, prompt)
-        return self.decode(codes)
+        return self.decode(self.sample_codes(inputs, sampling, seeds, progress))
 
     @torch.no_grad()
     def sample_codes(
@@ -288,20 +287,35 @@ class GeneratorModule(SelfDescribing):
         inputs: Inputs,
         sampling: Sampling | Sequence[Sampling],
         seeds: list[int],
-        progress: Callable[[int, Tensor], None] | None = None,
-        prompt: Tensor | None = None,
-        decoder: CompiledDecoder | None = None,
+        progress: Progress | None = None,
+        given: Tensor | None = None,
+        decoder: Decoder | None = None,
+        same: Sequence[int] | None = None,
     ) -> Tensor:
-        """Codes [B, rows, columns] of `sample`."""
-        with gathered(self.model), torch.compiler.set_stance("force_eager"):
-            return generate(self.model, inputs, sampling, seeds, prompt, progress, decoder)
+        """Codes [B, *layout.shape] of `sample`."""
+        decoder = decoder or self.decoder
+        with whole_weights(self.model), torch.compiler.set_stance("force_eager"):
+            return generate(self.model, inputs, sampling, seeds, given, progress, decoder, same)
 
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] of codes [B, rows, columns].
+    def decode(self, codes: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """Images [B, 3, H, W] in [-1, 1] of codes [B, *layout.shape].
 
         On a CPU one by one, which takes no longer: its convolutions round otherwise in a batch.
+
+        Args:
+            drawn: [B, rows, columns], the places that are drawn; None where all are.
         """
-        parts = codes.split(1) if codes.is_cpu else (codes,)
-        images = torch.cat([self.tokenizer.autoencoder.decode(part) for part in parts])
+        tokenizer = self.tokenizer.autoencoder
+        if drawn is not None:
+            images = tokenizer.decode_partial(codes, drawn)
+        else:
+            parts = codes.split(1) if codes.is_cpu else (codes,)
+            images = torch.cat([tokenizer.decode(part) for part in parts])
         return images.float().clamp(-1, 1)
+
+
+def _others(model: Model, hidden: list[Tensor]) -> list[Tensor]:
+    """Trainable parameters that are not among `hidden`."""
+    known = {id(p) for p in hidden}
+    return [p for p in model.parameters() if p.requires_grad and id(p) not in known]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from lgpl.errors import UserError
-from lgpl.generator.transformer import Transformer
+from lgpl.generator.model import Model
 
 
-def int8_weights(model: Transformer) -> None:
-    """Round the matrices of blocks and head to 8 bits, with one scale for each output, in place.
+def int8_weights(model: Model) -> None:
+    """Round all matrices but the condition's to 8 bits, with one scale for each output, in place.
 
     What they are multiplied with stays as it is, and so does the dtype of the products (torchao).
 
@@ -22,6 +22,6 @@ def int8_weights(model: Transformer) -> None:
         raise UserError("--int8 needs torchao: pip install 'lgpl[int8]'.") from error
 
     def chosen(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and name.startswith(("layers.", "output"))
+        return isinstance(module, nn.Linear) and not name.startswith("condition.")
 
     quantize_(model, Int8WeightOnlyConfig(), filter_fn=chosen)

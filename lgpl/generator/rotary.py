@@ -5,21 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lgpl.codes import CodeLayout
+
 
 def rotary_table(
-    prefix: int, grid: tuple[int, int], head_dim: int, prefix_rope: str, base: float = 10000.0
+    prefix: int, layout: CodeLayout, head_dim: int, prefix_rope: str, base: float = 10000.0
 ) -> Tensor:
-    """cos and sin [prefix + rows * columns, head_dim / 2, 2] of rotary positions in two dimensions.
+    """cos and sin [prefix + codes, head_dim / 2, 2] of rotary positions in two dimensions.
 
     The first half of the pairs turns with the row, the second with the column (arXiv 2104.09864,
-    section 3.4.2, applied to each axis).
+    section 3.4.2, applied to each axis); all codes of a place have its position.
 
     Args:
         prefix: number of condition positions, which have no place in the grid.
         prefix_rope: `identity` leaves them unrotated; `zero` sets cos = sin = 0, as in LlamaGen's
             released weights, whose prefix queries and keys are therefore zero.
     """
-    rows, columns = grid
+    rows, columns = layout.rows, layout.columns
     quarter = head_dim // 4
     frequencies = base ** (-torch.arange(quarter, dtype=torch.float32) * 2 / (head_dim // 2))
     row_angle = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(
@@ -31,7 +33,7 @@ def rotary_table(
     head = torch.zeros(prefix, head_dim // 2, 2)
     if prefix_rope == "identity":
         head[..., 0] = 1.0
-    return torch.cat((head, table))
+    return torch.cat((head, table.repeat_interleave(layout.depth, dim=0)))
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:

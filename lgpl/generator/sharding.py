@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and optimizer of a Transformer sharded over the ranks
+"""FSDP2: parameters, gradients and optimizer of a model sharded over the ranks
 (arXiv 2304.11277)."""
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from lgpl.generator.transformer import Transformer
+from lgpl.generator.model import Model
 
 
-def shard(model: Transformer, mesh: DeviceMesh, mixed: bool) -> None:
+def shard(model: Model, mesh: DeviceMesh, mixed: bool) -> None:
     """Shard in place: every block its own unit, the rest one more.
 
     Args:
@@ -26,16 +26,16 @@ def shard(model: Transformer, mesh: DeviceMesh, mixed: bool) -> None:
     if mixed:
         # The rotary table is passed as it is.
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    for block in model.blocks():
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def whole_weights(model: nn.Module) -> Iterator[None]:
     """Whole weights on every rank, for work outside of `forward`; nothing where none is sharded.
 
-    All ranks must enter together, after a forward pass.
+    All ranks must enter this, after a forward pass.
     """
     units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)]
     for unit in units:

@@ -4,21 +4,26 @@ Design (LlamaGen, arXiv 2406.06525, section 2.3): pre-norm blocks with RMSNorm, 
 biases, rotary positions in two dimensions (half of a head's dimension for rows, half for columns),
 untied head that starts at zero. No Lightning here: use it in a notebook with torch.
 
-The sequence is `prefix` positions of condition, then the codes in raster order; position i
-predicts code i + 1 - prefix.
+The sequence is `prefix` positions of condition, then the codes in raster order, those of one place
+behind each other; position i predicts code i + 1 - prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator.blocks import Block, LayerCache, RMSNorm
 from lgpl.generator.conditions import Condition, Inputs
+from lgpl.generator.decoders import Decoder, Raster
+from lgpl.generator.loss import cross_entropy
+from lgpl.generator.model import Model
+from lgpl.generator.order import RandomOrder
 from lgpl.generator.rotary import rotary_table
 
 # name -> (layers, heads, dim)
@@ -40,22 +45,24 @@ def take(x: Tensor, position: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, (row + position).flatten()).view(*position.shape, -1)
 
 
-class Transformer(nn.Module):
+class Transformer(Model):
     """Predicts the codes of an image one after the other.
 
     Args:
         condition: builds what the model is conditioned on, given its width.
         size: a name of `SIZES` or (layers, heads, dim).
         codebook_size: number of codes.
-        grid: rows and columns of codes.
+        grid: rows and columns of places.
+        depth: codes a place, as the tokenizer has; each depth has embeddings of its own.
         dropout: on the outputs of attention and feed-forward.
         token_dropout: on the embeddings of prefix and codes.
         drop_path: probability that the last block's branches are left out for a sample in training;
             it rises linearly from 0 at the first.
         prefix_rope: see `rotary_table`.
         qk_norm: see `Attention`.
-        target_positions: tell every position which place of the grid it predicts, by a learned
-            embedding that starts at zero; what `RandomOrder` needs (arXiv 2411.00776, section 3.2).
+        target_positions: tell every position which code it predicts, by a learned embedding that
+            starts at zero; what `order` needs (arXiv 2411.00776, section 3.2).
+        order: of the places in training; None is raster order. Evaluation is in raster order.
         activation_checkpointing: keep only what stands between the blocks for the backward pass,
             and compute each block again there (arXiv 1604.06174): much less memory, a third more
             work.
@@ -67,12 +74,14 @@ class Transformer(nn.Module):
         size: str | tuple[int, int, int] = "B",
         codebook_size: int = 16384,
         grid: tuple[int, int] = (16, 16),
+        depth: int = 1,
         dropout: float = 0.1,
         token_dropout: float = 0.1,
         drop_path: float = 0.0,
         prefix_rope: Literal["identity", "zero"] = "identity",
         qk_norm: bool = False,
         target_positions: bool = False,
+        order: RandomOrder | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -86,21 +95,27 @@ class Transformer(nn.Module):
                 f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must "
                 "be a multiple of 4, half for rows and half for columns."
             )
-        self.codebook_size = codebook_size
-        self.grid = tuple(grid)
+        if order is not None and not target_positions:
+            raise UserError(
+                "order: orders other than raster need target_positions; set it to true."
+            )
+        self.codebook_size, self.order = codebook_size, order
+        self.layout = CodeLayout(*grid, depth)
         self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
         self.condition = condition(dim)
         self.prefix_length = self.condition.length
-        self.tok_embeddings = nn.Embedding(codebook_size, dim)
+        self.tok_embeddings = nn.Embedding(depth * codebook_size, dim)
         self.token_dropout = nn.Dropout(token_dropout)
         paths = torch.linspace(0.0, drop_path, layers, device="cpu").tolist()
         self.layers = nn.ModuleList(
             Block(dim, heads, dropout, path, qk_norm, activation_checkpointing) for path in paths
         )
-        self.target = nn.Parameter(torch.zeros(self.code_count, dim)) if target_positions else None
+        self.target = (
+            nn.Parameter(torch.zeros(self.layout.codes, dim)) if target_positions else None
+        )
         self.norm = RMSNorm(dim)
         self.output = nn.Linear(dim, codebook_size, bias=False)
-        table = rotary_table(self.prefix_length, grid, dim // heads, prefix_rope)
+        table = rotary_table(self.prefix_length, self.layout, dim // heads, prefix_rope)
         self.register_buffer("rope", table, persistent=False)
         self.rope: Tensor
         self.apply(self._init)
@@ -119,22 +134,70 @@ class Transformer(nn.Module):
             self.rope = table.to(self.rope.device)
         return self
 
-    @property
-    def code_count(self) -> int:
-        """Codes of one image."""
-        return self.grid[0] * self.grid[1]
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.layers)
 
-    def hidden_matrices(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Matrices between embeddings and head, which Muon is made for, and all other
-        parameters."""
-        hidden = [
-            m.weight for m in self.modules() if isinstance(m, nn.Linear) and m is not self.output
+    def hidden_matrices(self) -> list[Tensor]:
+        """Those between embeddings and head, with the condition's."""
+        linear = [m for m in self.modules() if isinstance(m, nn.Linear) and m is not self.output]
+        return [m.weight for m in linear]
+
+    def decoder(self) -> Decoder:
+        return Raster()
+
+    def check_start(self, other: Model, source: object) -> None:
+        """Rotary tables are computed, so the grid may grow."""
+        if not isinstance(other, Transformer):
+            raise UserError(f"{source} holds a {type(other).__name__}, which is no Transformer.")
+        for name in ("heads", "prefix_rope"):  # what shapes do not show
+            found, wanted = getattr(other, name), getattr(self, name)
+            if found != wanted:
+                raise UserError(
+                    f"{source} was trained with {name} {found}, but the config's transformer has "
+                    f"{wanted}; give it {found}."
+                )
+        theirs, ours = other.layout, self.layout
+        if ours.rows < theirs.rows or ours.columns < theirs.columns:
+            raise UserError(
+                f"{source} was trained on a grid of {theirs}, the config's is smaller, {ours}; it "
+                "can only grow."
+            )
+
+    def pack(self) -> None:
+        from lgpl.generator.packing import pack_weights
+
+        pack_weights(self)
+
+    def loss(self, codes: Tensor, inputs: Inputs, step: int) -> Tensor:
+        order = None
+        if self.training and self.order is not None:
+            depth = torch.arange(self.layout.depth, device=codes.device)
+            places = self.order.draw(len(codes), self.layout.places, step, codes.device)
+            order = (places.unsqueeze(-1) * self.layout.depth + depth).flatten(1)
+            codes = codes.gather(1, order)
+        logits = self(codes, inputs, order)
+        return cross_entropy(logits.flatten(0, 1), codes.flatten()).view(codes.shape).mean(1)
+
+    def embed(self, codes: Tensor, index: Tensor) -> Tensor:
+        """Embeddings [B, n, dim] of codes [B, n].
+
+        Args:
+            index: their places in the flat order, [n] or [B, n].
+        """
+        if self.layout.depth > 1:
+            codes = codes + index % self.layout.depth * self.codebook_size
+        return self.tok_embeddings(codes)
+
+    def new_cache(
+        self, batch: int, dtype: torch.dtype, length: int | None = None
+    ) -> list[LayerCache]:
+        """Empty cache for `batch` sequences of so many positions; of a whole image by default."""
+        length = self.prefix_length + self.layout.codes if length is None else length
+        shape = (batch, self.heads, length, self.dim // self.heads)
+        return [
+            LayerCache(*(torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)))
+            for _ in self.layers
         ]
-        known = {id(p) for p in hidden}
-        others: list[Tensor] = [
-            p for p in self.parameters() if p.requires_grad and id(p) not in known
-        ]
-        return hidden, others
 
     def forward(
         self,
@@ -147,13 +210,14 @@ class Transformer(nn.Module):
         Args:
             codes: [B, N] in the order in which they are predicted.
             inputs: of the condition, of B samples.
-            order: places of the codes in raster order [B, N]; None where that is their order.
+            order: index of each code in the flat order [B, N]; None where that is their order.
 
         Returns:
             Logits [B, N, codebook_size]; those at i are for code i.
         """
         prefix, lengths = self.condition(inputs)
-        x = torch.cat((prefix, self.tok_embeddings(codes[:, :-1])), dim=1)
+        index = torch.arange(codes.shape[1], device=codes.device) if order is None else order
+        x = torch.cat((prefix, self.embed(codes[:, :-1], index[..., :-1])), dim=1)
         heads = slice(self.prefix_length - 1, None)
         if self.target is not None:
             target = self.target if order is None else self.target[order]
@@ -201,7 +265,7 @@ class Transformer(nn.Module):
         if self.target is None:
             return x
         code = position + 1 - self.prefix_length
-        target = self.target[code.clamp(0, self.code_count - 1)]
+        target = self.target[code.clamp(0, self.layout.codes - 1)]
         return x + target * (code >= 0).unsqueeze(-1)
 
     def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: list[LayerCache]) -> Tensor:

@@ -13,13 +13,12 @@ from tqdm import tqdm
 
 from lgpl.errors import UserError
 from lgpl.generator.conditions import join
-from lgpl.generator.decoding import CompiledDecoder
 from lgpl.generator.module import GeneratorModule
 from lgpl.inference.request import Request
 
-# After every code: the batch, the number of codes drawn so far, and all codes [B, N]. What it
-# raises ends the batch.
-Watch = Callable[[Sequence[Request], int, Tensor], None]
+# After every step: the batch, and `Progress`'s codes and which are drawn. What it raises ends the
+# batch.
+Watch = Callable[[Sequence[Request], Tensor, Tensor], None]
 
 NO_IMAGE = -1  # number of an image that only keeps the ranks of a sharded model together
 PENDING = 2  # batches that wait for the detokenizer before the generator does
@@ -54,7 +53,7 @@ class Drawer:
     ) -> None:
         self.module, self.batch_size, self._compiled = module, batch_size, compiled
         self._cut = cut
-        self._decoder = CompiledDecoder() if compiled else None
+        self._decoder = module.decoder.compiled() if compiled else None
 
     def batches(
         self, requests: Sequence[Request], watch: Watch | None = None, bar: tqdm | None = None
@@ -80,7 +79,7 @@ class Drawer:
                 if bar is not None:
                     bar.n = before
                 self.batch_size = len(batch) // 2
-                self._decoder = CompiledDecoder() if self._compiled else None
+                self._decoder = self.module.decoder.compiled() if self._compiled else None
                 tqdm.write(f"The device's memory is full: {self.batch_size} pictures at a time now")
                 continue
             start += len(batch)
@@ -89,25 +88,43 @@ class Drawer:
     def _draw(self, batch: list[Request], watch: Watch | None, bar: tqdm | None) -> Tensor:
         before = bar.n if bar is not None else 0.0
 
-        def progress(count: int, codes: Tensor) -> None:
+        def progress(codes: Tensor, drawn: Tensor) -> None:
             if bar is not None:
-                bar.update(before + len(codes) * count / codes.shape[1] - bar.n)
+                bar.update(before + len(codes) * drawn.float().mean().item() - bar.n)
             if watch is not None:
-                watch(batch, count, codes)
+                watch(batch, codes, drawn)
 
         condition = self.module.model.condition
         parsed = condition.parse_each([r.prompt for r in batch if r.inputs is None], self._cut)
         fresh = iter(parsed)
-        inputs = join([next(fresh) if r.inputs is None else r.inputs for r in batch])
-        given = [r.given for r in batch if r.given is not None]
         return self.module.sample_codes(
-            inputs,
+            join([next(fresh) if r.inputs is None else r.inputs for r in batch]),
             [r.sampling for r in batch],
             [r.seed for r in batch],
             progress,
-            torch.stack(given) if given else None,
+            self._given(batch),
             self._decoder if len(batch) == self.batch_size else None,
+            _same(batch),
         )
+
+    def _given(self, batch: list[Request]) -> Tensor | None:
+        """Codes [B, N] that are known."""
+        if all(request.given is None for request in batch):
+            return None
+        none = torch.full((self.module.model.layout.codes,), -1)
+        return torch.stack([none if r.given is None else r.given.cpu() for r in batch])
+
+
+def _same(batch: list[Request]) -> list[int]:
+    """For each request the first one with the same prompt and the same given codes."""
+    keys = [
+        (
+            r.prompt if r.inputs is None else id(r.inputs),
+            None if r.given is None else r.given.cpu().numpy().tobytes(),
+        )
+        for r in batch
+    ]
+    return [keys.index(key) for key in keys]
 
 
 def draw_into(
@@ -185,6 +202,13 @@ def dealt(total: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterato
         first = (turn * world + rank) * batch_size
         numbers = list(range(first, min(first + batch_size, total)))
         yield numbers or [NO_IMAGE]
+
+
+def passed(shown: list[int], count: int) -> bool:
+    """Whether so many drawn places are enough for the next showing, which is then taken off."""
+    due = [n for n in shown if n <= count]
+    del shown[: len(due)]
+    return bool(due)
 
 
 def paint(module: GeneratorModule, codes: Tensor) -> Tensor:

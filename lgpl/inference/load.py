@@ -9,8 +9,8 @@ import torch
 
 from lgpl.checkpoints import load_module
 from lgpl.errors import UserError
+from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import GeneratorModule
-from lgpl.generator.packing import pack_weights
 from lgpl.generator.quantization import int8_weights
 
 
@@ -50,8 +50,9 @@ def load_generator(
     module.use_tokenizer(tokenizer, path)
     module.to(device)
     module.check_tokenizer()
+    check_decoder(module.model, module.decoder)
     module.model.to(dtype)
     if int8:
         int8_weights(module.model)
-    pack_weights(module.model)
+    module.model.pack()
     return module

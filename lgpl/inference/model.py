@@ -18,7 +18,7 @@ from lgpl.errors import UserError
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
 from lgpl.generator.sampling import Sampling
 from lgpl.inference import DTYPES
-from lgpl.inference.drawing import Drawer
+from lgpl.inference.drawing import Drawer, passed
 from lgpl.inference.load import load_generator, usable_device
 from lgpl.inference.request import Request, requests_for
 from lgpl.tokenizer.module import TokenizerModule
@@ -56,13 +56,13 @@ class Tokenizer:
 
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> Tensor:
-        """Codes [rows, columns], int64, of an RGB image whose sides are whole codes."""
+        """Codes [*layout.shape], int64, of an RGB image of a size that the tokenizer takes."""
         pixels = normalize(to_uint8(image.convert("RGB"))[None]).to(self.module.device)
         return self.module.autoencoder.encode(pixels)[0].cpu().clone()
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Image.Image:
-        """The image of codes [rows, columns]."""
+        """The image of codes [*layout.shape]."""
         images = self.module.autoencoder.decode(codes[None].to(self.module.device))
         return to_image(images[0].float().clamp(-1, 1))
 
@@ -104,45 +104,47 @@ class Model:
         requests = self._requests(prompts, seed, sampling)
         for request in requests:
             self.module.model.condition.check(request.prompt)
-        codes, total = self.module.model.code_count, len(requests)
+        codes, total = self.module.model.layout.codes, len(requests)
 
-        def watch(batch: Sequence[Request], count: int, _: Tensor) -> None:
+        def watch(batch: Sequence[Request], _: Tensor, drawn: Tensor) -> None:
             if progress is not None:
-                progress(batch[0].number * codes + len(batch) * count, total * codes)
+                progress(batch[0].number * codes + int(drawn.sum()), total * codes)
 
         drawer = Drawer(self.module, batch_size)
         drawn = [codes for _, codes in drawer.batches(requests, watch)]
         return [to_image(image) for part in drawn for image in self.module.decode(part)]
 
     def stream(
-        self, prompt: str, seed: int = 0, every: int = 1, **sampling: Any
+        self, prompt: str, seed: int = 0, partial: int = 8, **sampling: Any
     ) -> Iterator[Image.Image]:
-        """One image as it grows: after every so many rows of codes, and at last whole.
+        """One image as it grows: so often before it is whole, and then whole.
 
-        What is still to come is grey. Leaving the loop ends the drawing.
+        What is not drawn yet is grey. Leaving the loop ends the drawing.
 
         Args:
             prompt: see `draw`.
             seed: see `draw`.
-            every: rows between two images.
+            partial: images before the whole one, at the most.
             sampling: see `draw`.
         """
         requests = self._requests(prompt, seed, sampling)
         self.module.model.condition.check(prompt)
-        rows, columns = self.module.model.grid
-        found: queue.Queue[Tensor | BaseException | None] = queue.Queue()
+        layout = self.module.model.layout
+        shown = layout.shown_at(partial)
+        found: queue.Queue[tuple[Tensor, Tensor] | BaseException | None] = queue.Queue()
         left = threading.Event()
 
-        def watch(_: Sequence[Request], count: int, codes: Tensor) -> None:
+        def watch(_: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:
             if left.is_set():
                 raise _Left
-            if count % (every * columns) == 0 and count < rows * columns:
-                found.put(codes[0, :count].clone())
+            places = layout.places_of(drawn)
+            if (count := int(places.sum())) < layout.places and passed(shown, count):
+                found.put((layout.unflatten(codes.clone()), places))
 
         def work() -> None:
             try:
                 for _, codes in Drawer(self.module, 1).batches(requests, watch):
-                    found.put(codes[0].flatten())
+                    found.put((codes, torch.ones(1, layout.rows, layout.columns, dtype=torch.bool)))
                 found.put(None)
             except _Left:
                 pass
@@ -155,7 +157,8 @@ class Model:
             while (some := found.get()) is not None:
                 if isinstance(some, BaseException):
                     raise some
-                yield self._partial(some.view(-1, columns))
+                codes, places = some
+                yield to_image(self.module.decode(codes, None if places.all() else places)[0])
         finally:
             left.set()
             thread.join()
@@ -165,14 +168,6 @@ class Model:
     ) -> list[Request]:
         wanted = [prompts] if isinstance(prompts, str) else list(prompts)
         return requests_for(wanted, Sampling(**sampling), seed)
-
-    def _partial(self, codes: Tensor) -> Image.Image:
-        """The image of the first rows of codes, grey where the others lack."""
-        image = self.module.decode(codes[None])[0]
-        rows = self.module.model.grid[0]
-        whole = image.new_zeros(3, image.shape[1] // len(codes) * rows, image.shape[2])
-        whole[:, : image.shape[1]] = image
-        return to_image(whole)
 
 
 class _Left(Exception):

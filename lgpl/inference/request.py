@@ -20,7 +20,7 @@ class Request:
         prompt: what it shows, see `Condition.parse`.
         sampling: how its codes are drawn.
         seed: of its random numbers; it depends on nothing else but the above.
-        given: codes [n] that it begins with.
+        given: codes [codes] in the flat order that are known, -1 at all others.
         inputs: the prompt, where it has been parsed already.
     """
 

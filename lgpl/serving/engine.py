@@ -171,7 +171,7 @@ class Engine(ABC):
         on_batch: Callable[[int], None],
     ) -> None:
         self.module, self.batch_size, self.on_batch = module, batch_size, on_batch
-        self.codes, (self.rows, _) = module.model.code_count, module.model.grid
+        self.codes = module.model.layout.codes
         self._painter = Painter(module)
         self.height, self.width = self._painter.height, self._painter.width
         self.condition = condition
@@ -213,20 +213,25 @@ class Engine(ABC):
         self._thread.join()
         self._painting.shutdown()
 
-    def paint(self, picture: Picture, codes: Tensor, whole: bool) -> None:
-        """Have codes [rows, columns] of a picture shown, by the thread that paints."""
+    def paint(self, picture: Picture, codes: Tensor, drawn: Tensor | None = None) -> None:
+        """Have codes [*layout.shape] of a picture shown, by the thread that paints.
+
+        Args:
+            drawn: [rows, columns], the places that are drawn; None where the picture is whole.
+        """
         try:
-            self._painting.submit(self._paint, picture, codes, whole)
+            self._painting.submit(self._paint, picture, codes, drawn)
         except RuntimeError as error:  # there is no thread to be had
             self._refuse(picture, error)
-        if whole:
+        if drawn is None:
             self._drawing.discard(picture)
 
-    def _paint(self, picture: Picture, codes: Tensor, whole: bool) -> None:
+    def _paint(self, picture: Picture, codes: Tensor, drawn: Tensor | None) -> None:
         if picture.cancelled.is_set():
             return
+        whole = drawn is None
         try:
-            shown: bytes | BaseException = self._painter.png(codes)
+            shown: bytes | BaseException = self._painter.png(codes, drawn)
         except BaseException as error:  # one picture fails, the thread goes on
             shown, whole = error, True
         _show(picture, shown, whole)

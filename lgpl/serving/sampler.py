@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from lgpl.generator import GeneratorModule
-from lgpl.inference.drawing import Drawer
+from lgpl.inference.drawing import Drawer, passed
 from lgpl.inference.request import Request
 from lgpl.serving.engine import Engine, Picture
 
@@ -56,24 +56,23 @@ class SamplerEngine(Engine):
             Request(i, "", picture.sampling, picture.seed, inputs=picture.prompt.content)
             for i, picture in enumerate(batch)
         ]
-        rows, columns = self.module.model.grid
-        shown = [self._painter.rows_shown(picture.partial) for picture in batch]
+        layout = self.module.model.layout
+        shown = [layout.shown_at(picture.partial) for picture in batch]
 
-        def watch(drawn: Sequence[Request], count: int, codes: Tensor) -> None:
+        def watch(drawing: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:
             if all(picture.cancelled.is_set() for picture in batch if picture in self._drawing):
                 raise _Abandoned
-            row, column = divmod(count, columns)
-            if column or row == rows:
-                return
-            for request, own in zip(drawn, codes, strict=True):
-                picture = batch[request.number]
-                if row in shown[request.number] and not picture.cancelled.is_set():
-                    self.paint(picture, own[:count].clone().view(row, columns), False)
+            places = layout.places_of(drawn)
+            for request, own, its in zip(drawing, codes, places, strict=True):
+                picture, count = batch[request.number], int(its.sum())
+                due = count < layout.places and passed(shown[request.number], count)
+                if due and not picture.cancelled.is_set():
+                    self.paint(picture, layout.unflatten(own[None].clone())[0], its)
 
         try:
             for drawn, codes in self._drawer.batches(requests, watch):
                 for request, own in zip(drawn, codes, strict=True):
-                    self.paint(batch[request.number], own, True)
+                    self.paint(batch[request.number], own)
         except _Abandoned:
             return
         except Exception as error:  # one batch fails, the server goes on

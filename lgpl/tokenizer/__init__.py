@@ -4,15 +4,25 @@ from typing import TYPE_CHECKING
 
 from lgpl.lazy import lazily
 from lgpl.tokenizer.autoencoder import VQModel
+from lgpl.tokenizer.base import Autoencoder
 from lgpl.tokenizer.discriminators import PatchGAN
 from lgpl.tokenizer.losses import TokenizerLoss
 from lgpl.tokenizer.perceptual import LPIPS
-from lgpl.tokenizer.quantizers import BSQ, FSQ, IBQ, Quantized, Quantizer, VectorQuantizer
+from lgpl.tokenizer.quantizers import (
+    BSQ,
+    FSQ,
+    IBQ,
+    Quantized,
+    Quantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+)
 
 if TYPE_CHECKING:
     from lgpl.tokenizer.module import TokenizerModule
 
 __all__ = [
+    "Autoencoder",
     "BSQ",
     "FSQ",
     "IBQ",
@@ -20,6 +30,7 @@ __all__ = [
     "PatchGAN",
     "Quantized",
     "Quantizer",
+    "ResidualQuantizer",
     "TokenizerLoss",
     "TokenizerModule",
     "VQModel",

@@ -8,14 +8,16 @@ with torch.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.errors import UserError
+from lgpl.tokenizer.base import Autoencoder
 from lgpl.tokenizer.quantizers import Quantized, Quantizer
 
 # name -> width multipliers of the levels, highest resolution first; each level but the last halves
@@ -126,7 +128,7 @@ def middle(channels: int, dropout: float) -> nn.ModuleList:
     )
 
 
-class Encoder(nn.Module):
+class ConvEncoder(nn.Module):
     """Image [B, 3, H, W] in [-1, 1] -> features [B, z_channels, H/f, W/f]."""
 
     def __init__(
@@ -171,7 +173,7 @@ def unfold(channels: int, patch: int) -> nn.Sequential:
     )
 
 
-class Decoder(nn.Module):
+class ConvDecoder(nn.Module):
     """Features [B, z_channels, h, w] -> image [B, 3, h*f, w*f]; one residual block more a level."""
 
     def __init__(
@@ -200,11 +202,6 @@ class Decoder(nn.Module):
         self.unfold = unfold(previous, patch) if patch > 1 else nn.Identity()
         self.conv_out = nn.Conv2d(SEAM_CHANNELS if patch > 1 else previous, 3, 3, padding=1)
 
-    @property
-    def last_layer(self) -> Tensor:
-        """The weight against whose gradient the adaptive adversarial weight is measured."""
-        return self.conv_out.weight
-
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_in(z)
         for block in (*self.mid, *self.conv_blocks):
@@ -212,8 +209,8 @@ class Decoder(nn.Module):
         return self.conv_out(self.unfold(F.silu(self.norm_out(x))))
 
 
-class VQModel(nn.Module):
-    """Image tokenizer: images [B, 3, H, W] in [-1, 1] <-> codes [B, h, w].
+class VQModel(Autoencoder):
+    """Image tokenizer: a code, or several of a quantizer with depth, for each square of pixels.
 
     Args:
         quantizer: what turns features into codes; its `dim` sets the width of the code vectors.
@@ -248,43 +245,68 @@ class VQModel(nn.Module):
         if width % 32:
             raise UserError(f"width: {width} is not a multiple of 32, the groups of GroupNorm.")
         self.downsampling = patch * 2 ** (len(multipliers) - 1)
-        self.encoder = Encoder(width, multipliers, blocks, z_channels, patch, dropout)
-        self.decoder = Decoder(width, multipliers, blocks, z_channels, patch, dropout)
+        self.encoder = ConvEncoder(width, multipliers, blocks, z_channels, patch, dropout)
+        self.decoder = ConvDecoder(width, multipliers, blocks, z_channels, patch, dropout)
         self.quantizer = quantizer
+        self.codebook_size = quantizer.codebook_size
         self.quant_conv = nn.Conv2d(z_channels, quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(quantizer.dim, z_channels, 1)
 
+    def layout(self, height: int, width: int) -> CodeLayout:
+        if height % self.downsampling or width % self.downsampling or not height or not width:
+            raise UserError(
+                f"An image of {width}x{height} pixels cannot be tokenized: both sides must be "
+                f"multiples of {self.downsampling}."
+            )
+        rows, columns = height // self.downsampling, width // self.downsampling
+        return CodeLayout(rows, columns, self.quantizer.depth)
+
+    def image_size(self, layout: CodeLayout) -> ImageSize:
+        if layout.depth != self.quantizer.depth:
+            raise UserError(
+                f"The tokenizer has {self.quantizer.depth} codes a place, the layout {layout} "
+                f"{layout.depth}."
+            )
+        return layout.rows * self.downsampling, layout.columns * self.downsampling
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.conv_out.weight
+
+    def encoding_parts(self) -> Iterable[nn.Module]:
+        return self.encoder, self.quant_conv, self.quantizer
+
     def features(self, image: Tensor) -> Tensor:
         """Continuous features [B, dim, h, w] of an image, before quantization."""
-        if image.shape[-1] % self.downsampling or image.shape[-2] % self.downsampling:
-            raise UserError(
-                f"An image of {image.shape[-1]}x{image.shape[-2]} pixels cannot be tokenized: "
-                f"both sides must be multiples of {self.downsampling}."
-            )
+        self.layout(*image.shape[-2:])
         return self.quant_conv(self.encoder(image))
 
     def encode(self, image: Tensor) -> Tensor:
-        """Codes [B, h, w] (int64) of an image [B, 3, H, W] in [-1, 1]."""
         return self.quantizer(self.features(image)).codes
 
-    def fingerprint(self) -> str:
-        """Names what makes codes: equal only where `encode` gives equal codes."""
-        digest = hashlib.sha256()
-        for part in (self.encoder, self.quant_conv, self.quantizer):
-            for name, weight in part.named_parameters():
-                digest.update(name.encode())
-                digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-        digest.update(self.quantizer.extra_repr().encode())
-        return digest.hexdigest()[:16]
-
     def decode(self, codes: Tensor) -> Tensor:
-        """Image [B, 3, H, W], about [-1, 1], of codes [B, h, w]."""
         return self.decode_features(self.quantizer.lookup(codes))
+
+    def decode_partial(self, codes: Tensor, drawn: Tensor) -> Tensor:
+        """What is not drawn is grey; rows of which no image has anything are not decoded."""
+        begun = drawn.any(-1).any(0).nonzero()  # rows
+        last = int(begun.max()) + 1 if len(begun) else 1
+        seen = super().decode_partial(codes[..., :last, :], drawn[:, :last])
+        known = drawn[:, None].float()
+        known = F.interpolate(known, scale_factor=self.downsampling, mode="nearest")  # pixels
+        image = seen.new_zeros(*seen.shape[:2], *known.shape[2:])
+        image[:, :, : seen.shape[2]] = seen
+        return image * known.to(image.dtype)
 
     def decode_features(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
-        """Reconstruction [B, 3, H, W] and what the quantizer did, for training."""
-        quantized = self.quantizer(self.features(image))
+        z = self.features(image)
+        quantized = self.quantizer(z)
+        quantized.features = z.detach()
         return self.decode_features(quantized.z), quantized
+
+    def observe(self, quantized: Quantized) -> dict[str, Any]:
+        assert quantized.features is not None
+        return self.quantizer.observe(quantized.features, quantized.codes)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgpl.tokenizer.base import Autoencoder
+
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """mean relu(1 - D(x)) / 2 + mean relu(1 + D(x')) / 2 (arXiv 1705.02894)."""
@@ -124,7 +126,7 @@ class TokenizerLoss(nn.Module):
         return loss, parts
 
     def adversarial_term(
-        self, reconstructed: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
+        self, reconstructed: Tensor, reconstruction_loss: Tensor, autoencoder: Autoencoder
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The autoencoder's part of the GAN game, weighted, and its terms by name."""
         assert self.discriminator is not None
@@ -133,7 +135,7 @@ class TokenizerLoss(nn.Module):
         )
         weight = self.adversarial_weight * torch.ones((), device=loss.device)
         if self.adaptive_weight:
-            weight = weight * _gradient_ratio(reconstruction_loss, loss, last_layer)
+            weight = weight * _gradient_ratio(reconstruction_loss, loss, autoencoder.last_layer)
         return weight * loss, {"adversarial": loss.detach(), "adversarial_weight": weight.detach()}
 
     def discriminator_loss(

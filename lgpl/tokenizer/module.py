@@ -1,4 +1,4 @@
-"""TokenizerModule: trains and evaluates a VQModel, and encodes with it.
+"""TokenizerModule: trains and evaluates an autoencoder, and encodes with it.
 
 Two optimizers, so the optimization is manual. Three things follow from Lightning's rules:
 the discriminator's optimizer is stepped directly, because every step through Lightning counts
@@ -9,18 +9,29 @@ are counted in a buffer of the module.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import SelfDescribing
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.errors import UserError
 from lgpl.optimizers import Schedule, adamw
-from lgpl.tokenizer.autoencoder import VQModel
+from lgpl.tokenizer.base import Autoencoder
 from lgpl.tokenizer.losses import TokenizerLoss
+from lgpl.tokenizer.quantizers import Quantized, Quantizer
 from lgpl.tokenizer.usage import CodebookUsage
+
+
+class AutoencoderStep(NamedTuple):
+    """Loss, its terms by name, reconstructions [B, 3, H, W], and what the quantizer did."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    reconstructed: Tensor
+    quantized: Quantized
 
 
 class TokenizerModule(SelfDescribing):
@@ -45,7 +56,7 @@ class TokenizerModule(SelfDescribing):
 
     def __init__(
         self,
-        autoencoder: VQModel,
+        autoencoder: Autoencoder,
         loss: TokenizerLoss,
         init_from: str | None = None,
         lr: float = 1e-4,
@@ -67,12 +78,13 @@ class TokenizerModule(SelfDescribing):
         self.discriminator_start = discriminator_start
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         if compile:  # in place, so that checkpoints keep their names
-            for part in (autoencoder.encoder, autoencoder.decoder, *loss.children()):
-                part.compile()
+            for part in (*autoencoder.children(), *loss.children()):
+                if not isinstance(part, Quantizer):
+                    part.compile()
         self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
         self.train_step: Tensor
         self._batches, self._peak = 0, lr
-        codebook_size = autoencoder.quantizer.codebook_size
+        codebook_size = autoencoder.codebook_size
         self.train_usage = CodebookUsage(codebook_size, window=65536, sync_on_compute=False)
         self.val_usage = CodebookUsage(codebook_size)
         self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in ("psnr", "mse", "lpips")})
@@ -108,6 +120,39 @@ class TokenizerModule(SelfDescribing):
         self._batches = int(self.train_step)  # read once: a buffer on a GPU is a wait in every step
         self._peak = self.lr * self.peak_factor(self.schedule)
 
+    def autoencoder_loss(self, image: Tensor, adversarial: bool) -> AutoencoderStep:
+        """The autoencoder's loss on images [B, 3, H, W], with the adversarial term or without."""
+        reconstructed, quantized = self.autoencoder(image)
+        loss, parts = self.loss.reconstruction(reconstructed, image, quantized.loss)
+        if adversarial:
+            assert self.loss.discriminator is not None
+            self.loss.discriminator.requires_grad_(False)
+            term, more = self.loss.adversarial_term(reconstructed, loss, self.autoencoder)
+            loss, parts = loss + term, parts | more
+        return AutoencoderStep(loss, parts, reconstructed, quantized)
+
+    def discriminator_loss(
+        self, reconstructed: Tensor, image: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss, and its terms by name."""
+        assert self.loss.discriminator is not None
+        self.loss.discriminator.requires_grad_(True)
+        return self.loss.discriminator_loss(reconstructed, image)
+
+    def one_step(self, batch: dict[str, Any]) -> None:
+        """Forward and backward of a training step at its heaviest, with the discriminator."""
+        adversarial = self.loss.discriminator is not None
+        made = self.autoencoder_loss(batch["image"], adversarial)
+        made.loss.backward()
+        if adversarial:
+            self.discriminator_loss(made.reconstructed, batch["image"])[0].backward()
+
+    def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
+        return {"image": torch.zeros(batch_size, 3, *size)}
+
+    def code_layout(self, size: ImageSize) -> CodeLayout:
+        return self.autoencoder.layout(*size)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
@@ -115,27 +160,15 @@ class TokenizerModule(SelfDescribing):
         discriminator = self.loss.discriminator
         adversarial = discriminator is not None and step >= self.discriminator_start
 
-        z = self.autoencoder.features(image)
-        quantized = self.autoencoder.quantizer(z)
-        reconstructed = self.autoencoder.decode_features(quantized.z)
-        loss, parts = self.loss.reconstruction(reconstructed, image, quantized.loss)
-        if adversarial:
-            assert discriminator is not None
-            discriminator.requires_grad_(False)
-            term, adversarial_parts = self.loss.adversarial_term(
-                reconstructed, loss, self.autoencoder.decoder.last_layer
-            )
-            loss, parts = loss + term, parts | adversarial_parts
-        self.manual_backward(loss / self.accumulate)
-        last = (step + 1) % self.accumulate == 0
+        made = self.autoencoder_loss(image, adversarial)
+        self.manual_backward(made.loss / self.accumulate)
+        last, parts = (step + 1) % self.accumulate == 0, made.parts
         if last:
             self._step(optimizers[0], self.autoencoder)
-            parts |= self.autoencoder.quantizer.observe(z.detach(), quantized.codes)
-
+            parts |= self.autoencoder.observe(made.quantized)
         if adversarial:
             assert discriminator is not None
-            discriminator.requires_grad_(True)
-            loss_d, parts_d = self.loss.discriminator_loss(reconstructed, image)
+            loss_d, parts_d = self.discriminator_loss(made.reconstructed, image)
             self.manual_backward(loss_d / self.accumulate)
             if last:
                 self._step(optimizers[1].optimizer, discriminator)
@@ -144,15 +177,15 @@ class TokenizerModule(SelfDescribing):
 
         self.train_step += 1
         self._batches += 1
-        self.train_usage.update(quantized.codes)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.train_usage.update(made.quantized.codes)
+        self.log("train/loss", made.loss.detach(), prog_bar=True)
         # Lightning takes about 0.4 ms for each figure, also in the steps whose figures go nowhere.
         if self.trainer._logger_connector.should_update_logs:
             usage = self.train_usage.compute()
             self.log("train/usage", usage["usage"], prog_bar=True)
             self.log("train/perplexity", usage["perplexity"])
             self.log("train/lr", optimizers[0].param_groups[0]["lr"])
-            self._log("train", parts | quantized.parts)
+            self._log("train", parts | made.quantized.parts)
 
     def _step(self, optimizer: Any, model: nn.Module) -> None:
         """Clip, set the learning rate, step, clear."""
@@ -210,11 +243,11 @@ class TokenizerModule(SelfDescribing):
         self._log("test", self.val_usage.compute())
 
     def fingerprint(self) -> str:
-        """Names the weights that make codes, see `VQModel.fingerprint`."""
+        """See `Autoencoder.fingerprint`."""
         return self.autoencoder.fingerprint()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Codes [B, h, w] of the batch's images, or [B, views, h, w] of several views of each."""
+        """Codes [B, *layout.shape] of the batch's images, or [B, views, *layout.shape] of views."""
         image = batch["image"]
         if image.ndim == 4:
             return self.autoencoder.encode(image)

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lgpl.generator import CompiledDecoder, Sampling, Transformer, generate
+from lgpl.generator import Raster, Sampling, Transformer, generate
 from lgpl.generator.blocks import FeedForward
 from lgpl.generator.conditions import Inputs
 from lgpl.generator.packing import pack_weights
@@ -71,7 +71,7 @@ def lgpl(options: argparse.Namespace) -> Draw:
 
 
 def compiled(options: argparse.Namespace) -> Draw:
-    model, decoder = weights(options), CompiledDecoder()
+    model, decoder = weights(options), Raster().compiled()
     return lambda batch: generate(model, classes(batch), SAMPLING, decoder=decoder)
 
 
@@ -133,7 +133,7 @@ def vllm(options: argparse.Namespace) -> Draw:
         images = list(range(batch))
         params = client.params(SAMPLING, seeds=images)
         drawn = llm.generate(client.prompts([labels(i) for i in images]), params, use_tqdm=False)
-        assert client.codes(drawn).shape == (batch, *client.grid)
+        assert client.codes(drawn).shape == (batch, *client.layout.shape)
 
     return draw
 
@@ -270,8 +270,9 @@ def parts(options: argparse.Namespace) -> None:
     inputs, marks = classes(batch), []
     start = 0.0
 
-    def note(count: int, codes: Tensor) -> None:
-        if count in (COLUMNS, model.code_count):
+    def note(codes: Tensor, drawn: Tensor) -> None:
+        count = int(drawn[0].sum())
+        if count in (COLUMNS, model.layout.codes):
             codes[:, count - 1].tolist()  # waits for the device
             marks.append(time.perf_counter() - start)
 
@@ -281,7 +282,7 @@ def parts(options: argparse.Namespace) -> None:
         codes = generate(model, inputs, SAMPLING, progress=note)
         with torch.no_grad():
             decoding.append(seconds(lambda codes=codes: tokenizer.decode(codes), 1))
-    several = 2 if model.code_count > COLUMNS else 1  # marks of one batch
+    several = 2 if model.layout.codes > COLUMNS else 1  # marks of one batch
     first, whole = (
         statistics.median(marks[::several]),
         statistics.median(marks[several - 1 :: several]),
@@ -300,7 +301,7 @@ def bandwidth(rounds: int, size: str = "XL", side: int = 24, batch: int = 8) -> 
         return
     model = transformer(size, grid=(side, side), num_classes=CLASSES)
     model.to(DEVICE, torch.bfloat16).eval()
-    inputs, decoder = classes(batch), CompiledDecoder()
+    inputs, decoder = classes(batch), Raster().compiled()
     ways = [
         lambda: generate(model, inputs, SAMPLING),
         lambda: generate(model, inputs, SAMPLING, decoder=decoder),
@@ -318,7 +319,7 @@ def bandwidth(rounds: int, size: str = "XL", side: int = 24, batch: int = 8) -> 
     moved = sum(x.numel() * x.element_size() for x in read)
     tqdm.write(
         f"{size}, {side * side} codes, bf16, batch {batch}: {eager:.2f} s eager, {fast:.2f} s "
-        f"compiled ({eager / fast:.2f}x), {moved * model.code_count / fast / rate:.0%} of a copy's "
+        f"compiled ({eager / fast:.2f}x), {moved * model.layout.codes / fast / rate:.0%} of a copy "
         f"{rate / 1e12:.2f} TB/s"
     )
 

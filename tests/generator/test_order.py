@@ -14,7 +14,7 @@ from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, RandomOrder, Sampling, Transformer, generate
 from lgpl.generator.conditions import Inputs
 from tests.conftest import Chain, fit_generator
-from tests.generator.test_decoding import LABELS
+from tests.generator.test_decoders import LABELS
 from tests.generator.test_transformer import small
 from tests.models import text, transformer
 
@@ -96,7 +96,7 @@ def test_normalised_heads_do_not_grow_with_the_weights() -> None:
 
 
 def test_only_training_is_shuffled() -> None:
-    module = GeneratorModule(partial(with_target), order=RandomOrder(10, 20))
+    module = GeneratorModule(partial(with_target, order=RandomOrder(10, 20)))
     module.configure_model()
     batch = {"codes": CODES.view(3, 3, 4), **LABELS}
     module.eval()
@@ -132,7 +132,8 @@ def test_fits_and_samples_by_command(chain: Chain, tmp_path: Path, fails: Any) -
         tmp_path, "stage2", chain.tokenizer, chain.codes,
         "-c", "configs/generator/variant/rar.yaml",
         "-c", "configs/generator/variant/qk_norm.yaml", "--model.init_args.init_from", "null",
-        "--model.init_args.order.start", "1", "--model.init_args.order.end", "3",
+        "--model.init_args.transformer.init_args.order.start", "1",
+        "--model.init_args.transformer.init_args.order.end", "3",
         "--model.init_args.transformer.init_args.prefix_rope", "zero",
     )  # fmt: skip
     checkpoint, out = tmp_path / "stage2/checkpoints/last.ckpt", tmp_path / "out.png"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lgpl.tokenizer import LPIPS, PatchGAN, TokenizerLoss
+from lgpl.tokenizer import LPIPS, Autoencoder, PatchGAN, TokenizerLoss
 from lgpl.tokenizer.losses import (
     LeCam,
     generator_adversarial_loss,
@@ -58,7 +61,8 @@ def test_adaptive_weight_balances_the_gradients() -> None:
     loss = TokenizerLoss(discriminator=disc, adaptive_weight=True, adversarial_weight=1.0)
     made = last(features)
     reconstruction, _ = loss.reconstruction(made, image, torch.zeros(()))
-    term, parts = loss.adversarial_term(made, reconstruction, last.weight)
+    autoencoder = cast(Autoencoder, SimpleNamespace(last_layer=last.weight))
+    term, parts = loss.adversarial_term(made, reconstruction, autoencoder)
     norm_r = torch.autograd.grad(reconstruction, last.weight, retain_graph=True)[0].norm()
     norm_a = torch.autograd.grad(term, last.weight)[0].norm()
     assert norm_a.item() == pytest.approx(norm_r.item(), rel=1e-2)

@@ -41,7 +41,7 @@ def page(engine: Engine, model: str, defaults: Sampling, limits: Limits) -> APIR
         "height": engine.height,
         "images": limits.images,
         "prompt": limits.prompt,
-        "partial": min(engine.rows - 1, MOST_PARTIAL),
+        "partial": len(engine.module.model.layout.shown_at(MOST_PARTIAL)),
         "defaults": {
             name: getattr(defaults, name) for name in ("guidance", "temperature", "top_k", "top_p")
         },

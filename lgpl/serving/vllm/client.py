@@ -27,7 +27,7 @@ class Client:
     def __init__(self, folder: str | Path, trust: Iterable[str] = ()) -> None:
         checkpoint = read_checkpoint(folder, "generator")
         model = outline(checkpoint.described(), trust)
-        self.codebook_size, self.grid = model.codebook_size, model.grid
+        self.codebook_size, self.layout = model.codebook_size, model.layout
         self.condition = model.condition.eval().requires_grad_(False)
         weights = {
             name.removeprefix("condition."): tensor
@@ -79,7 +79,7 @@ class Client:
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
                 seed=seed,
-                max_tokens=self.grid[0] * self.grid[1],
+                max_tokens=self.layout.codes,
                 ignore_eos=True,
                 detokenize=False,
                 extra_args=guidance,
@@ -89,4 +89,4 @@ class Client:
 
     def codes(self, outputs: Sequence[Any]) -> Tensor:
         """Codes [B, rows, columns], int64, of finished requests."""
-        return torch.tensor([out.outputs[0].token_ids for out in outputs]).view(-1, *self.grid)
+        return self.layout.unflatten(torch.tensor([out.outputs[0].token_ids for out in outputs]))

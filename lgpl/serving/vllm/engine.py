@@ -19,16 +19,17 @@ from lgpl.checkpoints import build_described, is_exported, read_checkpoint
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
 from lgpl.generator.conditions import Inputs
+from lgpl.inference.drawing import passed
 from lgpl.serving.engine import Engine, Picture
 from lgpl.serving.vllm.client import Client
 
 
 @dataclass
 class _Running:
-    """A picture in vLLM, and the rows after which it is still to be shown."""
+    """A picture in vLLM, and the numbers of places after which it is still to be shown."""
 
     picture: Picture
-    rows: list[int]
+    shown: list[int]
 
 
 class VLLMEngine(Engine):
@@ -107,8 +108,8 @@ class VLLMEngine(Engine):
             except Exception as error:  # of this request alone; `_watch` sees that vLLM has ended
                 self._refuse(picture, error)
                 continue
-            rows = self._painter.rows_shown(picture.partial)
-            self._running[name] = _Running(picture, rows)
+            shown = self.module.model.layout.shown_at(picture.partial)
+            self._running[name] = _Running(picture, shown)
         return bool(pictures or self._running)
 
     def _abort_cancelled(self) -> None:
@@ -121,25 +122,26 @@ class VLLMEngine(Engine):
     def _look_at(self, output: Any) -> None:
         """Have a request's codes so far painted, where that is due."""
         running, drawn = self._running[output.request_id], output.outputs[0].token_ids
-        columns = self._painter.grid[1]
         if output.finished:
             del self._running[output.request_id]
             if len(drawn) == self.codes:
-                self._paint_codes(running.picture, list(drawn), True)
+                self._paint_codes(running.picture, list(drawn))
             else:  # as it does when it is told to end
                 self._refuse(running.picture, RuntimeError("vLLM has given the picture up."))
             return
-        while running.rows and len(drawn) >= running.rows[0] * columns:
-            codes = list(drawn[: running.rows.pop(0) * columns])
-            self._paint_codes(running.picture, codes, False)
+        if passed(running.shown, len(drawn)):
+            self._paint_codes(running.picture, list(drawn))
 
-    def _paint_codes(self, picture: Picture, drawn: list[int], whole: bool) -> None:
+    def _paint_codes(self, picture: Picture, drawn: list[int]) -> None:
+        layout, count = self.module.model.layout, len(drawn)
         try:
-            codes = torch.tensor(drawn, device=self.module.device)
+            codes = torch.tensor(drawn + [0] * (self.codes - count), device=self.module.device)
         except RuntimeError as error:  # the device has no room even for these
             self._refuse(picture, error)
             return
-        self.paint(picture, codes.view(-1, self._painter.grid[1]), whole)
+        places = layout.places_of(torch.arange(self.codes)[None] < count)[0]
+        whole = count == self.codes
+        self.paint(picture, layout.unflatten(codes[None])[0], None if whole else places)
 
 
 def load_outline(

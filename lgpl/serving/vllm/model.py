@@ -67,9 +67,8 @@ class Body(nn.Module):
         super().__init__()
         # Without memory: the weights come with load_weights.
         model = self.transformer = outline(vllm_config.model_config.hf_config.config)
-        rows, columns = model.grid
         table = rotary_table(
-            model.prefix_length, (rows, columns), model.dim // model.heads, model.prefix_rope
+            model.prefix_length, model.layout, model.dim // model.heads, model.prefix_rope
         )
         model.rope = table.to(vllm_config.device_config.device)
         for i, layer in enumerate(model.layers):

@@ -33,7 +33,7 @@ class LlamaGenConfig(PretrainedConfig):
     def __init__(self, config: dict[str, Any] | None = None, **rest: Any) -> None:
         if config is not None:
             model = outline(config)
-            self.codes, self.code_count = model.codebook_size, model.code_count
+            self.codes, self.code_count = model.codebook_size, model.layout.codes
             self.has_table = model.condition.tokens > 0
             tokens = model.codebook_size + model.condition.tokens
             self.vocab_size = max(2 * model.codebook_size, tokens)
@@ -41,7 +41,7 @@ class LlamaGenConfig(PretrainedConfig):
             self.num_hidden_layers = len(model.layers)
             self.num_attention_heads = self.num_key_value_heads = 2 * model.heads
             self.head_dim = padded_head(model.dim // model.heads)
-            self.max_position_embeddings = model.prefix_length + model.code_count
+            self.max_position_embeddings = model.prefix_length + model.layout.codes
             # Positions come from the model (M-RoPE); only the first of the three channels is read.
             self.rope_parameters = {
                 "rope_type": "default",

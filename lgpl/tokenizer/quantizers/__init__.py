@@ -4,6 +4,7 @@ from lgpl.tokenizer.quantizers.base import Quantized, Quantizer
 from lgpl.tokenizer.quantizers.bsq import BSQ
 from lgpl.tokenizer.quantizers.fsq import FSQ
 from lgpl.tokenizer.quantizers.ibq import IBQ
+from lgpl.tokenizer.quantizers.residual import ResidualQuantizer
 from lgpl.tokenizer.quantizers.vector import VectorQuantizer
 
-__all__ = ["BSQ", "FSQ", "IBQ", "Quantized", "Quantizer", "VectorQuantizer"]
+__all__ = ["BSQ", "FSQ", "IBQ", "Quantized", "Quantizer", "ResidualQuantizer", "VectorQuantizer"]

@@ -19,26 +19,31 @@ class Quantized:
 
     Attributes:
         z: quantized features [B, D, h, w], float32, differentiable towards the input.
-        codes: indices into the codebook [B, h, w], int64.
+        codes: indices into the codebook [B, h, w], or [B, depth, h, w], int64.
         loss: the quantizer's own loss, a scalar.
         parts: the terms of that loss by name, detached, for logging.
+        features: that were quantized, detached, where whoever called keeps them.
     """
 
     z: Tensor
     codes: Tensor
     loss: Tensor
     parts: dict[str, Tensor]
+    features: Tensor | None = None
 
 
 class Quantizer(nn.Module):
     """Interface of all quantizers.
 
-    What decides about the codes beside the parameters stands in `extra_repr`: it goes into
-    `VQModel.fingerprint`.
+    Attributes:
+        codebook_size: number of codes.
+        dim: width of the features.
+        depth: codes of each place; above 1 their tensors are [B, depth, h, w].
     """
 
     codebook_size: int
     dim: int
+    depth: int = 1
 
     def forward(self, z: Tensor) -> Quantized:
         raise NotImplementedError
@@ -55,7 +60,7 @@ class Quantizer(nn.Module):
             codes: their codes [B, h, w].
 
         Returns:
-            Figures to log.
+            Metrics to log.
         """
         return {}
 

@@ -40,9 +40,6 @@ class BSQ(Quantizer):
         self.codebook_size, self.dim = 2**bits, bits
         self.entropy_weight, self.temperature = entropy_weight, temperature
 
-    def extra_repr(self) -> str:
-        return f"bits={self.dim}"
-
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
             u = F.normalize(channels_last(z), dim=-1)  # [B, h, w, D]

@@ -38,10 +38,6 @@ class FSQ(Quantizer):
         places = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor([*levels]), persistent=False)
         self.register_buffer("places", torch.tensor(places), persistent=False)
-        self._written = [*levels]
-
-    def extra_repr(self) -> str:
-        return f"levels={self._written}"
 
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):

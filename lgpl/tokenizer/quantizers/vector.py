@@ -67,9 +67,6 @@ class VectorQuantizer(Quantizer):
         self.register_buffer("idle", torch.full((codebook_size,), -1 if kmeans_iterations else 0))
         self.idle: Tensor
 
-    def extra_repr(self) -> str:
-        return "" if self.l2_norm else "l2_norm=False"
-
     def vectors(self) -> Tensor:
         """The codebook as it is compared and looked up, [K, D], float32."""
         weight = self.codebook.weight.float()
@@ -90,7 +87,7 @@ class VectorQuantizer(Quantizer):
                 entropy = self.entropy_weight * entropy_loss(log_p)
                 loss = loss + entropy
                 parts["entropy"] = entropy.detach()
-            source = rotate(flat, chosen.detach()) if self.gradient == "rotation" else flat
+            source = turn_onto(flat, chosen.detach()) if self.gradient == "rotation" else flat
             passed = straight_through(chosen, source)
         b, d, h, w = z.shape
         z_q = passed.view(b, h, w, d).permute(0, 3, 1, 2)
@@ -153,7 +150,7 @@ class VectorQuantizer(Quantizer):
         return centres
 
 
-def rotate(e: Tensor, q: Tensor) -> Tensor:
+def turn_onto(e: Tensor, q: Tensor) -> Tensor:
     """Features e [N, D] turned and scaled onto code vectors q, as a constant linear map.
 
     So a gradient at q reaches e with the angle to e that it has to q, times |q| / |e|

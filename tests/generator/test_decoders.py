@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lgpl.generator import CompiledDecoder, GeneratorModule, Sampling, generate
+from lgpl.generator import Decoder, GeneratorModule, Raster, Sampling, UncachedRaster, generate
 from lgpl.generator.packing import pack_weights
 from tests.generator.test_transformer import small
 from tests.models import labels, on, some, text, transformer
@@ -65,7 +65,7 @@ def test_images_with_settings_of_their_own_share_a_batch() -> None:
 
 
 def test_what_rows_begin_with_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of six guided pictures of two prompts of one length: both, and the null condition."""
+    """Of six guided images of two prompts: both, and the null condition of each."""
     model = small(text_features=6, text_length=5)
     features = torch.randn(2, 5, 6)
     inputs = text(features, torch.tensor([3, 3]))
@@ -74,19 +74,13 @@ def test_what_rows_begin_with_is_computed_once(monkeypatch: pytest.MonkeyPatch) 
     rows: list[int] = []
     step = model.step
     monkeypatch.setattr(model, "step", lambda x, *rest: rows.append(len(x)) or step(x, *rest))
-    codes = generate(model, some(inputs, six), sampling, [0] * 6)
-    assert rows == [3] + [12] * (model.code_count - 1)
+    same = [six.index(prompt) for prompt in six]
+    codes = generate(model, some(inputs, six), sampling, [0] * 6, same=same)
+    assert rows == [4] + [12] * (model.layout.codes - 1)
     assert torch.equal(codes, torch.cat([alone[i] for i in six]))
-    # The same null condition behind paddings of two lengths is two.
-    rows.clear()
-    generate(model, text(features, torch.tensor([3, 4])), sampling)
-    assert rows[0] == 4
-    long = small(text_features=6, text_length=260).bfloat16()
-    step = long.step
-    rows.clear()
-    monkeypatch.setattr(long, "step", lambda x, *rest: rows.append(len(x)) or step(x, *rest))
-    generate(long, text(torch.randn(2, 260, 6), torch.tensor([256, 257])), sampling)
-    assert rows[0] == 4
+    rows.clear()  # nothing is known of these
+    generate(model, some(inputs, six), sampling, [0] * 6)
+    assert rows[0] == 12
 
 
 @pytest.mark.parametrize("spread", [0.3, 0.001])
@@ -121,7 +115,7 @@ def test_compiled_decoding_is_the_eager_one(is_text: bool) -> None:
     def no_gradients(*_: object) -> None:
         assert not torch.is_grad_enabled()
 
-    decoder, wanted = CompiledDecoder(backend=keep), LABELS
+    decoder, wanted = Raster().compiled(backend=keep), LABELS
     model = small()
     if is_text:
         model = small(text_features=6, text_length=5)
@@ -135,7 +129,8 @@ def test_compiled_decoding_is_the_eager_one(is_text: bool) -> None:
         eager = generate(model, wanted, sampling, seeds)
         compiled = generate(model, wanted, sampling, seeds, progress=no_gradients, decoder=decoder)
         assert torch.equal(compiled, eager)
-        cache = decoder.cache(model, 6, torch.float32)
+        assert decoder._compiled is not None
+        cache = decoder._compiled.cache(model, 6, torch.float32)
         assert kept is None or cache is kept
         kept = cache
     assert len(graphs) == 1
@@ -146,7 +141,7 @@ def test_compiled_decoding_of_a_module() -> None:
     module = GeneratorModule(small, compile=True)
     sampling, seeds = Sampling(guidance=2.0), [0, 1, 2]
     eager = module.sample_codes(LABELS, sampling, seeds)
-    decoder = CompiledDecoder(backend="aot_eager")
+    decoder = Raster().compiled(backend="aot_eager")
     assert torch.equal(module.sample_codes(LABELS, sampling, seeds, decoder=decoder), eager)
 
 
@@ -165,7 +160,7 @@ def test_compiled_kernels_draw_what_eager_ones_draw(device: str, dtype: torch.dt
     torch.manual_seed(0)
     model = transformer((4, 4, 128), grid=(8, 8), num_classes=5).eval().to(device, dtype)
     torch.nn.init.normal_(model.output.weight, 0.0, 3.0)
-    decoder, classes = CompiledDecoder(), on(LABELS, device)
+    decoder, classes = Raster().compiled(), on(LABELS, device)
     for guidance in (1.5, 2.0, 4.0):
         sampling = Sampling(guidance, temperature=0.0)
         codes = generate(model, classes, sampling=sampling, decoder=decoder).flatten(1)
@@ -178,25 +173,38 @@ def test_compiled_kernels_draw_what_eager_ones_draw(device: str, dtype: torch.dt
         assert (lacking <= (1e-3 if dtype == torch.float32 else 0.1) * logits.std(-1)).all()
 
 
-def test_prompt_codes_are_kept() -> None:
+@pytest.mark.parametrize("decoder", [Raster(), UncachedRaster()])
+@pytest.mark.parametrize("places", [[0, 1, 2, 3, 4], [0, 1, 7], [11]])
+def test_given_codes_are_kept(decoder: Decoder, places: list[int]) -> None:
+    """Those that an image begins with, and any others; what comes behind sees them."""
     model = small()
-    prompt = torch.randint(16, (3, 5))
+    given = torch.full((3, 12), -1)
+    given[:, places] = torch.randint(16, (3, len(places)))
     sampling = Sampling(guidance=2.0, temperature=0.0)
-    codes = generate(model, LABELS, sampling=sampling, prompt=prompt).flatten(1)
-    assert torch.equal(codes[:, :5], prompt)
+    codes = generate(model, LABELS, sampling, given=given, decoder=decoder).flatten(1)
+    assert torch.equal(codes[:, places], given[:, places])
     c, u = model(codes, LABELS), model(codes, model.condition.null(LABELS))
-    assert torch.equal((u + 2.0 * (c - u)).argmax(-1)[:, 5:], codes[:, 5:])
+    drawn = [place for place in range(12) if place not in places]
+    assert torch.equal((u + 2.0 * (c - u)).argmax(-1)[:, drawn], codes[:, drawn])
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(3.0, top_k=8)])
+def test_without_a_cache_the_same_codes_are_drawn(sampling: Sampling) -> None:
+    model = small()
+    cached = generate(model, LABELS, sampling)
+    assert torch.equal(cached, generate(model, LABELS, sampling, decoder=UncachedRaster()))
 
 
 def test_progress_and_mode() -> None:
     model = small().train()
-    seen: list[tuple[int, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     codes = generate(
-        model, LABELS, progress=lambda n, codes: seen.append((n, codes[:, :n].clone()))
+        model, LABELS, progress=lambda codes, drawn: seen.append((codes.clone(), drawn.clone()))
     )
-    assert [n for n, _ in seen] == list(range(1, 13)) and model.training
+    assert [int(drawn.sum()) for _, drawn in seen] == [3 * n for n in range(1, 13)]
+    assert model.training
     model(codes.flatten(1), LABELS).sum().backward()  # what was drawn can be trained on
-    assert all(torch.equal(drawn, codes.flatten(1)[:, :n]) for n, drawn in seen)
+    assert all(torch.equal(part[drawn], codes.flatten(1)[drawn]) for part, drawn in seen)
 
 
 def test_schedule_is_followed() -> None:
@@ -216,7 +224,7 @@ def test_packed_weights_draw_what_plain_ones_draw(dtype: torch.dtype, is_text: b
         model = small(text_features=6, text_length=5)
         wanted = text(torch.randn(3, 5, 6), torch.tensor([0, 2, 5]))
     model.to(dtype)
-    packed, codes = copy.deepcopy(model), torch.randint(16, (3, model.code_count))
+    packed, codes = copy.deepcopy(model), torch.randint(16, (3, model.layout.codes))
     pack_weights(packed)
     assert not any(isinstance(module, torch.nn.Linear) for module in packed.layers.modules())
     with torch.no_grad():

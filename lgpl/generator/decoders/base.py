@@ -1,0 +1,163 @@
+"""The contract between a decoder and what draws with it.
+
+Every image draws from its own stream of random numbers, so it does not depend on its neighbours.
+Kernels round differently with other numbers of rows: in float32 the codes were equal in batches of
+1 to 16, greedy and drawn; two codes closer than rounding can still change places, which in bf16 is
+to be expected.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lgpl.errors import UserError
+from lgpl.generator.conditions import Inputs, rows
+from lgpl.generator.sampling import Sampling
+
+if TYPE_CHECKING:
+    from lgpl.generator.model import Model
+
+# After every step: all codes [B, N] and, on the CPU, which of them are drawn [B, N]. Both go on
+# changing. What it raises ends the drawing.
+Progress = Callable[[Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images that are drawn together.
+
+    Attributes:
+        inputs: of the condition, of B samples.
+        sampling: of each image.
+        uniform: numbers in [0, 1) for each image's codes [B, N], on the model's device.
+        given: codes that are known [B, N], -1 at all others, on the CPU; None gives none.
+        same: for each image the first one with the same condition and the same given codes.
+    """
+
+    inputs: Inputs
+    sampling: Sequence[Sampling]
+    uniform: Tensor
+    given: Tensor | None
+    same: Sequence[int]
+
+
+class Step(NamedTuple):
+    """Codes that a decoder has drawn, or was given.
+
+    Attributes:
+        places: in the flat order of codes: a slice or [n] for all images, or [B, n].
+        codes: [B, n].
+    """
+
+    places: slice | Tensor
+    codes: Tensor
+
+
+class Decoder(ABC):
+    """Draws the codes of images in steps; holds nothing of an image between two tasks.
+
+    Attributes:
+        needs: class or runtime-checkable Protocol of the models that it can draw with.
+        is_compiled: whether it runs compiled code, which takes no inference tensors.
+    """
+
+    needs: type = torch.nn.Module
+    is_compiled = False
+
+    @abstractmethod
+    def steps(self, model: Model, task: Task) -> Iterator[Step]:
+        """Steps that together draw every code of every image once; the given ones are kept.
+
+        Called without gradients, with the model in evaluation mode.
+        """
+
+    def compiled(self, **options: Any) -> Decoder:
+        """One like it for many batches of one size, by compiled code where it has any.
+
+        Args:
+            options: of torch.compile.
+        """
+        return self
+
+    def memory(self, model: Model, images: int, dtype: torch.dtype) -> int:
+        """Bytes beside the weights for so many guided images, for `lgpl plan`."""
+        return 0
+
+
+def generate(
+    model: Model,
+    inputs: Inputs,
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
+    seeds: Sequence[int] | None = None,
+    given: Tensor | None = None,
+    progress: Progress | None = None,
+    decoder: Decoder | None = None,
+    same: Sequence[int] | None = None,
+) -> Tensor:
+    """Codes of new images, [B, *layout.shape], int64.
+
+    Args:
+        inputs: of the condition, of B samples.
+        sampling: of all images or of each.
+        seeds: one for each image; 0, 1, 2, ... by default.
+        given: see `Task`.
+        progress: see `Progress`.
+        decoder: the model's own by default.
+        same: see `Task`; by default nothing is known.
+
+    Raises:
+        UserError: the model cannot serve the decoder.
+    """
+    batch, count = rows(inputs), model.layout.codes
+    decoder = decoder or model.decoder()
+    check_decoder(model, decoder)
+    task = Task(
+        inputs,
+        [sampling] * batch if isinstance(sampling, Sampling) else sampling,
+        _uniform(seeds if seeds is not None else range(batch), count).to(model.device),
+        given,
+        range(batch) if same is None else same,
+    )
+    codes = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
+    drawn = torch.zeros(batch, count, dtype=torch.bool)
+    was_training = model.training
+    model.eval()
+    try:
+        # Inference mode is worth a tenth of the time on a CPU.
+        with torch.no_grad() if decoder.is_compiled else torch.inference_mode():
+            for places, new in decoder.steps(model, task):
+                if isinstance(places, Tensor) and places.dim() == 2:
+                    codes.scatter_(1, places.to(codes.device), new)
+                    drawn.scatter_(1, places.cpu(), True)
+                else:
+                    codes[:, places] = new
+                    drawn[:, places] = True
+                if progress is not None:
+                    progress(codes, drawn)
+    finally:
+        model.train(was_training)
+    if not drawn.all():
+        raise RuntimeError(f"{type(decoder).__name__} has left codes undrawn.")
+    return model.layout.unflatten(codes.clone())  # a tensor for any use again
+
+
+def check_decoder(model: Model, decoder: Decoder) -> None:
+    """Raise a UserError where the model cannot serve the decoder."""
+    if not model.serves(decoder):
+        raise UserError(
+            f"model.decoder: {type(model).__name__} cannot serve {type(decoder).__name__}, which "
+            f"needs a {decoder.needs.__name__}; set it to null for the model's own."
+        )
+
+
+def _uniform(seeds: Sequence[int], count: int) -> Tensor:
+    """Numbers in [0, 1), [B, count]: one generator per image, on the CPU, equal on every device."""
+    return torch.stack(
+        [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )

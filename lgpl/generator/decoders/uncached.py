@@ -1,0 +1,38 @@
+"""Code after code, with a whole forward pass for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from lgpl.generator.conditions import join, rows
+from lgpl.generator.decoders.base import Decoder, Step, Task
+from lgpl.generator.guidance import Picker
+
+if TYPE_CHECKING:
+    from lgpl.generator.model import Model
+
+
+class UncachedRaster(Decoder):
+    """Draws in raster order with any autoregressive model, by its `forward` alone.
+
+    As slow as it is simple: the default of models without a cache.
+    """
+
+    def steps(self, model: Model, task: Task) -> Iterator[Step]:
+        batch, count = rows(task.inputs), model.layout.codes
+        picker = Picker(task)
+        inputs = task.inputs
+        if picker.guided:
+            inputs = join([inputs, model.condition.null(inputs)])
+        codes = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
+        given = None if task.given is None else task.given.to(codes.device)
+        for index in range(count):
+            both = torch.cat((codes, codes)) if picker.guided else codes
+            new = picker(model(both, inputs)[:, index], index)
+            if given is not None:
+                new = torch.where(given[:, index] < 0, new, given[:, index])
+            codes[:, index] = new
+            yield Step(slice(index, index + 1), codes[:, index : index + 1])

@@ -1,0 +1,110 @@
+"""The contract between a tokenizer and what trains it or draws with it."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from lgpl.codes import CodeLayout, ImageSize
+from lgpl.errors import UserError
+from lgpl.tokenizer.quantizers import Quantized
+
+
+class Autoencoder(nn.Module, ABC):
+    """Images [B, 3, H, W] in [-1, 1] <-> codes [B, *layout.shape].
+
+    Attributes:
+        codebook_size: number of codes; those of an image are from 0 to it, exclusive.
+    """
+
+    codebook_size: int
+
+    @abstractmethod
+    def layout(self, height: int, width: int) -> CodeLayout:
+        """Of the codes of an image of that size.
+
+        Raises:
+            UserError: it cannot be tokenized.
+        """
+
+    @abstractmethod
+    def image_size(self, layout: CodeLayout) -> ImageSize:
+        """Height and width of the image that codes of a layout are decoded to.
+
+        Raises:
+            UserError: it has no such codes.
+        """
+
+    @abstractmethod
+    def encode(self, image: Tensor) -> Tensor:
+        """Codes [B, *layout.shape], int64."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images, about [-1, 1], of codes [B, *layout.shape]."""
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
+        """Reconstruction [B, 3, H, W] and what the quantizer did, for training."""
+
+    def decode_partial(self, codes: Tensor, drawn: Tensor) -> Tensor:
+        """Images of codes [B, *layout.shape] that are drawn at some places alone.
+
+        Args:
+            codes: any where they are not drawn.
+            drawn: [B, rows, columns], true where all codes of a place are drawn.
+        """
+        known = drawn if codes.dim() == drawn.dim() else drawn.unsqueeze(1)
+        return self.decode(codes.where(known, 0))
+
+    def observe(self, quantized: Quantized) -> dict[str, Any]:
+        """Called once for each optimizer step with its last batch; gives metrics to log."""
+        return {}
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight against whose gradient the adaptive adversarial weight is measured."""
+        raise UserError(
+            f"{type(self).__name__} names no last_layer, which loss.adaptive_weight needs; set it "
+            "to false."
+        )
+
+    def encoding_parts(self) -> Iterable[nn.Module]:
+        """What decides which codes an image gets."""
+        return [self]
+
+    def fingerprint(self) -> str:
+        """Names what makes codes: equal only where `encode` gives equal codes.
+
+        It covers parameters, buffers, classes and their settings of all `encoding_parts`.
+        """
+        digest = hashlib.sha256(_path(self).encode())
+        for part in self.encoding_parts():
+            for name, module in part.named_modules():
+                settings = dict(sorted(_settings(module)))
+                digest.update(f"{name} {_path(module)} {settings}".encode())
+            for name, weight in [*part.named_parameters(), *part.named_buffers()]:
+                digest.update(f"{name} {[*weight.shape]}".encode())
+                digest.update(weight.detach().double().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _path(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The plain attributes of a module, which its constructor has set."""
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name != "training" and _is_plain(value):
+            yield name, value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, (bool, int, float, str))
