@@ -178,7 +178,7 @@ def test_images_of_another_grid(fails: Fails, chain: Chain) -> None:
     images = ("--data.fields", '["image", "caption"]', "--data.image_size", "32")
     shards = ("--data.train", "data/emoji/train-*.tar.gz", "--data.val", "data/emoji/val-*.tar.gz")
     said = fails(*fit_stage2(chain, *shards, *images))
-    assert "data.image_size gives 4x4 codes, the model's grid is 8x8" in said
+    assert "images of 32x32 pixels have codes of 4x4, the generator is for 8x8" in said
 
 
 def test_tokenizer_that_does_not_belong(fails: Fails, chain: Chain) -> None:

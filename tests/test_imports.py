@@ -19,7 +19,7 @@ BLOCKED = ("lightning", "pytorch_lightning", "jsonargparse", "webdataset")
         "lgpl.tokenizer.quantizers",
         "lgpl.generator.transformer",
         "lgpl.generator.conditions",
-        "lgpl.generator.decoding",
+        "lgpl.generator.decoders",
         "lgpl.data.decode",
     ],
 )

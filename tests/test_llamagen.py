@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lgpl.cli import main
+from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
@@ -125,7 +126,7 @@ def test_checkpoint_of_the_training_scripts(tmp_path: Path) -> None:
 def test_rotary_table_tells_grid_heads_and_rule(tmp_path: Path) -> None:
     state = released("c2i")
     for rule in ("zero", "identity"):
-        state["freqs_cis"] = rotary_table(1, (4, 4), 32, rule).bfloat16()
+        state["freqs_cis"] = rotary_table(1, CodeLayout(4, 4), 32, rule).bfloat16()
         options = found(save(state, tmp_path / "c2i_B_256.pt"))  # the name says 16
         assert options["grid"] == [4, 4] and options["size"] == [3, 4, 128]
         assert options["prefix_rope"] == rule
@@ -158,7 +159,7 @@ def test_what_llamagen_does_not_know_is_not_written_for_it(
     fails: Callable[..., str], tmp_path: Path
 ) -> None:
     state = released("c2i")
-    state["freqs_cis"] = rotary_table(1, (4, 4), 32, "identity")
+    state["freqs_cis"] = rotary_table(1, CodeLayout(4, 4), 32, "identity")
     main(["import", str(save(state, tmp_path / "a.pt")), "--out", str(tmp_path / "a")])
     export = ["export", str(tmp_path / "a"), "--format", "llamagen", "--out"]
     assert "prefix_rope identity, not zero" in fails(*export, str(tmp_path / "b.pt"))

@@ -235,12 +235,12 @@ class GeneratorModule(SelfDescribing):
         return self.model.loss(self.codes(batch), inputs, self.global_step)
 
     def one_step(self, batch: dict[str, Any]) -> None:
-        self.loss(batch).mean().backward()
+        self.model.loss(self.codes(batch), batch["inputs"], 0).mean().backward()
 
     def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
         layout = self.model.layout
         codes = torch.zeros(batch_size, *layout.shape, dtype=torch.int64)
-        return {"codes": codes, **self.model.condition.zeros(batch_size)}
+        return {"codes": codes, "inputs": self.model.condition.zeros(batch_size)}
 
     def code_layout(self, size: ImageSize) -> CodeLayout:
         return self.model.layout

@@ -90,10 +90,11 @@ def test_the_first_rows_are_kept_and_the_rest_is_drawn(models: Path, tmp_path: P
     given, *drawn = tiles(tmp_path / "out.png", SIDE, SIDE)
     module = load_generator(str(models / "generator"), None, "cpu")
     image = normalize(torch.from_numpy(given.copy()).permute(2, 0, 1)[None])
-    begun = module.tokenizer.autoencoder.encode(image).flatten(1)[:, : 4 * 6].expand(3, -1)
+    begun = module.tokenizer.autoencoder.encode(image).flatten(1).expand(3, -1).clone()
+    begun[:, 4 * 6 :] = -1
     seeds = [0, 1, 2]
-    codes = module.sample_codes(labels(7, 7, 7), Sampling(), seeds, prompt=begun)
-    assert torch.equal(codes.flatten(1)[:, : 4 * 6], begun)
+    codes = module.sample_codes(labels(7, 7, 7), Sampling(), seeds, given=begun)
+    assert torch.equal(codes.flatten(1)[:, : 4 * 6], begun[:, : 4 * 6])
     assert len({tuple(rest.tolist()) for rest in codes[:, 4:].flatten(1)}) == 3
     for picture, expected in zip(drawn, module.decode(codes), strict=True):
         assert (picture == np.asarray(to_image(expected))).all()
@@ -117,7 +118,11 @@ def test_what_cannot_be_done_is_told(
             "'dog' is no class: give one from 0",
         ),
         (complete, (broken, out, "--label", 1), "broken.jpg cannot be read as a picture"),
-        (complete, (PHOTOGRAPHS[0], out, "--label", 1, "--rows", 6), "--rows: 6 is not between"),
+        (
+            complete,
+            (PHOTOGRAPHS[0], out, "--label", 1, "--rows", 6),
+            "--rows must be from 1 to 5 of",
+        ),
         (complete, (PHOTOGRAPHS[0], out), "The checkpoint takes --label, not --prompt."),
     ):
         with pytest.raises(SystemExit):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from lgpl.codes import CodeLayout
 from lgpl.data import ShardDataModule
 from lgpl.generator import GeneratorModule
 from lgpl.generator.blocks import DropPath, SwiGLU
@@ -86,7 +87,7 @@ def test_swiglu_keeps_its_gradient() -> None:
 
 
 def test_both_ways_to_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, rope = torch.randn(2, 10, 3, 16), rotary_table(1, (3, 3), 16, "identity")
+    x, rope = torch.randn(2, 10, 3, 16), rotary_table(1, CodeLayout(3, 3), 16, "identity")
     complex_product = rotate(x, rope)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(rotate(x, rope), complex_product)

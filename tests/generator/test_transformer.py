@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lgpl.checkpoints import load_module
+from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling, Transformer, generate
 from lgpl.generator.conditions import Inputs
@@ -150,10 +151,10 @@ def test_a_fresh_head_is_uniform() -> None:
 
 
 def test_rotary_table() -> None:
-    table = rotary_table(2, (3, 4), 8, "identity")
+    table = rotary_table(2, CodeLayout(3, 4), 8, "identity")
     assert table.shape == (14, 4, 2)
     assert table[:2, :, 0].eq(1).all() and table[:2, :, 1].eq(0).all()
-    assert rotary_table(2, (3, 4), 8, "zero")[:2].eq(0).all()
+    assert rotary_table(2, CodeLayout(3, 4), 8, "zero")[:2].eq(0).all()
     # rows turn the first half of the pairs, columns the second
     same_row, same_column = (
         table[2:].view(3, 4, 4, 2)[1, :, :2],

@@ -60,7 +60,7 @@ def test_one_prompt_batches_and_progress(models: Path) -> None:
 
 def test_an_image_grows_and_its_drawing_ends_with_the_loop(models: Path) -> None:
     model = opened(models / "classes")
-    images = list(model.stream("4", seed=2, every=2))
+    images = list(model.stream("4", seed=2, partial=2))
     assert len(images) == 3 and {image.size for image in images} == {images[0].size}
     assert images[-1].tobytes() == model.draw("4", seed=2)[0].tobytes()
     grey = np.asarray(images[0])[-1]

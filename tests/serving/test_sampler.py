@@ -87,5 +87,6 @@ def test_one_picture_without_room_fails_alone(
 
 def test_rows_come_in_order_and_each_once(engine: SamplerEngine) -> None:
     (shown,) = draw(engine, [7], partial=64)
-    assert [whole for _, whole in shown] == [False] * (engine.rows - 1) + [True]
-    assert len({png for png, _ in shown}) == engine.rows
+    rows = engine.module.model.layout.rows
+    assert [whole for _, whole in shown] == [False] * (rows - 1) + [True]
+    assert len({png for png, _ in shown}) == rows
