@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from lgpl.atomic import PartialFile, atomic_file, atomic_folder, remove_partials, write_text
-from lgpl.checkpoints import build_module, write_checkpoint
+from lgpl.checkpoints import write_checkpoint
 from lgpl.errors import UserError
+from lgpl.training import build_module
 from tests.checkpoints.test_trust import GENERATOR
 from tests.conftest import ROOT
 

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lgpl.checkpoints import load_module
 from lgpl.cli import main
 from lgpl.data import ShardDataModule
 from lgpl.data.shards import expand, read_shard
+from lgpl.training import load_module
 from tests.conftest import (
     CONDITION,
     TINY,

@@ -15,9 +15,9 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from lgpl.checkpoints import load_module
 from lgpl.cli import CommandLine, main
 from lgpl.data.shards import read_shard
+from lgpl.training import load_module
 from tests.conftest import CONDITION, TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, logs
 from tests.shards import write_shard
 

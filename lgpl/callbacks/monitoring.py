@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from lgpl.checkpoints import SelfDescribing
 from lgpl.tokenizer.module import TokenizerModule
+from lgpl.training import TrainingModule
 
 
 class CodebookHistogram(Callback):
@@ -84,7 +84,7 @@ class HyperParameters(Callback):
     loggers get the config."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, SelfDescribing)
+        assert isinstance(pl_module, TrainingModule)
         config: dict[str, Any] = {"model": pl_module.config or {}}
         figures = {
             name: value.item()

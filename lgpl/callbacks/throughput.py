@@ -14,12 +14,12 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lgpl.checkpoints import SelfDescribing, build_module
 from lgpl.codes import image_size
 from lgpl.data import ShardDataModule
 from lgpl.generator.blocks import Block
 from lgpl.generator.module import GeneratorModule
-from lgpl.rehearsal import rehearse
+from lgpl.training import TrainingModule, build_module
+from lgpl.training.estimate import rehearse
 
 GIB = 2**30
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -56,7 +56,7 @@ class Throughput(Callback):
         data = getattr(trainer, "datamodule", None)
         if not wanted or not trainer.is_global_zero or not isinstance(data, ShardDataModule):
             return
-        if isinstance(pl_module, SelfDescribing) and pl_module.config is not None:
+        if isinstance(pl_module, TrainingModule) and pl_module.config is not None:
             config = copy.deepcopy(pl_module.config)
             config["init_args"]["compile"] = False
             with isolate_rng():

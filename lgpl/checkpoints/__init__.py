@@ -13,27 +13,15 @@ if TYPE_CHECKING:
         read_checkpoint,
         write_checkpoint,
     )
-    from lgpl.checkpoints.module import (
-        SelfDescribing,
-        build_described,
-        build_module,
-        load_module,
-    )
     from lgpl.checkpoints.shards import is_sharded
-    from lgpl.checkpoints.strategy import ShardedStrategy
     from lgpl.checkpoints.trust import add_trust, split_trust
 
 __all__ = [
     "Checkpoint",
-    "SelfDescribing",
-    "ShardedStrategy",
     "add_trust",
-    "build_described",
-    "build_module",
     "check_weights",
     "is_exported",
     "is_sharded",
-    "load_module",
     "load_tensors",
     "read_checkpoint",
     "split_trust",
@@ -47,9 +35,7 @@ __getattr__ = lazily(
             *("Checkpoint", "check_weights", "is_exported", "load_tensors", "read_checkpoint"),
             "write_checkpoint",
         ),
-        "module": ("SelfDescribing", "build_described", "build_module", "load_module"),
         "shards": ("is_sharded",),
-        "strategy": ("ShardedStrategy",),
         "trust": ("add_trust", "split_trust"),
     },
 )

@@ -42,8 +42,7 @@ class Checkpoint:
     Attributes:
         path: where it was read.
         kind: `tokenizer` or `generator`.
-        config: `class_path` and `init_args` of its module; None where it was trained without the
-            command line.
+        config: `class_path` and `init_args` of its module; None where they could not be written.
         weights: reads the state dict of the model itself, without optimizer and discriminator.
     """
 
@@ -60,8 +59,8 @@ class Checkpoint:
         """
         if self.config is None:
             raise UserError(
-                f"{self.path} was saved without the command line and does not say how it was "
-                "built; build the module yourself and call load_state_dict."
+                f"{self.path} does not say how it was built, because a part of its module does not "
+                "remember its arguments; build the module yourself and call load_state_dict."
             )
         return self.config
 

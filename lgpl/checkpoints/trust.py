@@ -34,7 +34,7 @@ OWN = (
     "lgpl.generator.TextCondition",
     "lgpl.generator.Transformer",
     "lgpl.generator.UncachedRaster",
-    "lgpl.optimizers.Schedule",
+    "lgpl.training.Schedule",
     "lgpl.text.TextEncoder",
     "lgpl.tokenizer.BSQ",
     "lgpl.tokenizer.FSQ",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from lgpl.checkpoints import add_trust, load_module
+from lgpl.checkpoints import add_trust
 from lgpl.commands.parser import ArgumentParser
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
@@ -39,6 +39,7 @@ from lgpl.metrics.reference import CACHE, batches, progress, reference, summaris
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
 from lgpl.tokenizer.usage import CodebookUsage
+from lgpl.training import load_module
 
 SWEPT = ("guidance", "top_k", "top_p", "temperature")
 

@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 
 from lgpl.atomic import atomic_file, remove_partials
 from lgpl.checkpoints import add_trust, read_checkpoint, write_checkpoint
+from lgpl.checkpoints.released.llamagen import to_llamagen
 from lgpl.errors import UserError
-from lgpl.llamagen import to_llamagen
 
 
 def parser() -> ArgumentParser:

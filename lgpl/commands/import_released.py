@@ -5,8 +5,8 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser
 
 from lgpl.checkpoints import write_checkpoint
+from lgpl.checkpoints.released.llamagen import read_released
 from lgpl.errors import UserError
-from lgpl.llamagen import read_released
 
 
 def parser() -> ArgumentParser:

@@ -13,7 +13,7 @@ from lgpl.callbacks import EMA
 from lgpl.codes import image_size
 from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
-from lgpl.rehearsal import SAMPLES, Step, rehearse
+from lgpl.training.estimate import SAMPLES, Step, rehearse
 
 GIB = 2**30
 NOT_COUNTED = "not counted: the driver (about 1 GiB), fragmentation, a frozen tokenizer or encoder"

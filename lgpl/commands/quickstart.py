@@ -22,7 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lgpl.atomic import write_text
-from lgpl.checkpoints import load_module
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
@@ -31,6 +30,7 @@ from lgpl.inference import Pictures, draw_into, load_generator, requests_for
 from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
 from lgpl.pictures import grid, save
 from lgpl.tokenizer.usage import CodebookUsage
+from lgpl.training import load_module
 
 TRAIN, HELD_OUT = "data/emoji/train-*.tar.gz", "data/emoji/val-*.tar.gz"
 SAMPLING = Sampling(temperature=0.0)  # a memorised set is best asked for its likeliest codes

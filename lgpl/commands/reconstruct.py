@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lgpl.checkpoints import add_trust, load_module
+from lgpl.checkpoints import add_trust
 from lgpl.commands.parser import ArgumentParser
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
@@ -17,6 +17,7 @@ from lgpl.inference import usable_device
 from lgpl.metrics import Similarity
 from lgpl.pictures import grid, picture_path, save
 from lgpl.tokenizer import TokenizerModule
+from lgpl.training import load_module
 
 LARGEST = 1024  # pixels of a side; attention's memory grows with the fourth power of it
 SMALLEST = 8  # SSIM's window

@@ -22,17 +22,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl.atomic import write_text
 from lgpl.callbacks import SkippedSamples
-from lgpl.checkpoints import (
-    SelfDescribing,
-    ShardedStrategy,
-    is_exported,
-    is_sharded,
-    read_checkpoint,
-    split_trust,
-)
+from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
-from lgpl.generator.conditions.classes import with_names
+from lgpl.training import ShardedStrategy, TrainingModule
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -56,7 +49,7 @@ class CommandLine(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         super().__init__(
-            SelfDescribing,
+            TrainingModule,
             ShardDataModule,
             subclass_mode_model=True,
             save_config_callback=SaveTrainingConfig,
@@ -100,7 +93,7 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = dump[self.subcommand] if self.subcommand else dump
-        self.model_config = with_names(config["model"])
+        self.model_config = config["model"]
         self.trainer_defaults["callbacks"] = [SkippedSamples()]
         if config["trainer"]["enable_progress_bar"] is not False:
             # Plain lines, also where the output is no terminal, and no thread of its own.
@@ -133,5 +126,5 @@ class CommandLine(LightningCLI):
             raise UserError(
                 f"--ckpt_path: {path} cannot be read by {type(strategy).__name__}, which would run "
                 "what a sharded checkpoint holds; add -c configs/trainer/fsdp.yaml, whose strategy "
-                "is lgpl.checkpoints.ShardedStrategy."
+                "is lgpl.training.ShardedStrategy."
             )

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgpl.codes import CodeLayout
+from lgpl.described import Described
 from lgpl.generator.conditions import Condition, Inputs
 from lgpl.generator.decoders import Decoder, UncachedRaster
 
 
-class Model(nn.Module, ABC):
+class Model(Described, nn.Module, ABC):
     """Predicts the codes of images under a condition.
 
     The least that one needs is `forward`: codes [B, N] and the inputs of the condition to logits

@@ -11,24 +11,26 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
-from lgpl.checkpoints import Checkpoint, SelfDescribing, build_described, load_module
+from lgpl.checkpoints import Checkpoint
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs
+from lgpl.generator.conditions.classes import with_names
 from lgpl.generator.decoders import Decoder, Progress, generate
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.model import Model
 from lgpl.generator.sampling import Sampling
 from lgpl.generator.sharding import shard, whole_weights
-from lgpl.optimizers import MuonAdamW, Schedule, adamw
 from lgpl.tokenizer.module import TokenizerModule
+from lgpl.training import TrainingModule, build_described, load_module
+from lgpl.training.optimizers import MuonAdamW, Schedule, adamw
 
 # Of the frozen tokenizer's config: its weights are large, and only training needs them.
 PERCEPTUAL = "init_args.loss.init_args.perceptual"
 
 
-class GeneratorModule(SelfDescribing):
+class GeneratorModule(TrainingModule):
     """Next-code prediction with a class or text condition (LlamaGen, arXiv 2406.06525, section
     2.3).
 
@@ -78,6 +80,15 @@ class GeneratorModule(SelfDescribing):
         # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's
         # buckets.
         self._tokenizer: list[TokenizerModule] = []
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """Names of classes stand in it themselves: who gets the checkpoint has no file of them."""
+        return with_names(super().config)
+
+    @config.setter
+    def config(self, config: dict[str, Any] | None) -> None:
+        self._config = config
 
     def configure_model(self) -> None:
         if self.transformer is not None:

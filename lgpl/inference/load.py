@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import torch
 
-from lgpl.checkpoints import load_module
 from lgpl.errors import UserError
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import GeneratorModule
 from lgpl.generator.quantization import int8_weights
+from lgpl.training import load_module
 
 
 def usable_device(name: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lgpl.checkpoints import load_module, read_checkpoint
+from lgpl.checkpoints import read_checkpoint
 from lgpl.data.transforms import normalize, to_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
@@ -22,6 +22,7 @@ from lgpl.inference.drawing import Drawer, passed
 from lgpl.inference.load import load_generator, usable_device
 from lgpl.inference.request import Request, requests_for
 from lgpl.tokenizer.module import TokenizerModule
+from lgpl.training import load_module
 
 
 def open_checkpoint(

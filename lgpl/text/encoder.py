@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lgpl.described import Described
 from lgpl.errors import UserError
 from lgpl.text.captions import clean
 from lgpl.text.pretrained import load_pretrained
@@ -17,7 +18,7 @@ MINILM = "minilm"
 T5_TYPES = ("t5", "mt5", "umt5")
 
 
-class TextEncoder:
+class TextEncoder(Described):
     """A frozen encoder of the transformers library; loaded when it is first used.
 
     Args:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lgpl.codes import CodeLayout, ImageSize
+from lgpl.described import Described
 from lgpl.errors import UserError
 from lgpl.tokenizer.quantizers import Quantized
 
 
-class Autoencoder(nn.Module, ABC):
+class Autoencoder(Described, nn.Module, ABC):
     """Images [B, 3, H, W] in [-1, 1] <-> codes [B, *layout.shape].
 
     Attributes:

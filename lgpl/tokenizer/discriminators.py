@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lgpl.described import Described
 
-class PatchGAN(nn.Module):
+
+class PatchGAN(Described, nn.Module):
     """Convolutional discriminator that judges overlapping patches (pix2pix, arXiv 1611.07004).
 
     Args:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgpl.described import Described
 from lgpl.tokenizer.base import Autoencoder
 
 
@@ -63,7 +64,7 @@ class LeCam(nn.Module):
         return (real - self.fake).square().mean() + (fake - self.real).square().mean()
 
 
-class TokenizerLoss(nn.Module):
+class TokenizerLoss(Described, nn.Module):
     """Weighs the terms of the autoencoder's loss and holds its discriminator.
 
     Args:

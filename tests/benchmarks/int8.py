@@ -16,13 +16,13 @@ import copy
 import torch
 from tqdm import tqdm
 
-from lgpl.checkpoints import load_module
 from lgpl.data import ShardDataModule
 from lgpl.generator import Sampling, generate
 from lgpl.generator.loss import cross_entropy
 from lgpl.generator.module import GeneratorModule
 from lgpl.generator.quantization import int8_weights
 from lgpl.inference import DTYPES
+from lgpl.training import load_module
 from tests.models import on, some
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lgpl.generator import GeneratorModule
 from lgpl.generator.blocks import FeedForward
 from lgpl.generator.transformer import SIZES
-from lgpl.optimizers import adamw
+from lgpl.training.optimizers import adamw
 from tests.models import transformer
 
 CODES, TEXT, FEATURES = 256, 120, 2048

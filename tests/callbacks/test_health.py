@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lgpl.callbacks import TokenizerHealth
-from lgpl.checkpoints import load_module
 from lgpl.cli import main
+from lgpl.training import load_module
 from tests.callbacks.test_evaluation import generator, scalars, short, stacked, tokenizer
 from tests.conftest import Chain
 

@@ -14,9 +14,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lgpl.callbacks.monitoring import layer_of
-from lgpl.checkpoints import build_module, read_checkpoint
+from lgpl.checkpoints import read_checkpoint
 from lgpl.cli import main
-from lgpl.rehearsal import rehearse
+from lgpl.training import build_module
+from lgpl.training.estimate import rehearse
 from tests.callbacks.test_evaluation import (
     RECONSTRUCTION,
     generator,

@@ -18,9 +18,10 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from lgpl.callbacks.ema import CURRENT, EMA
-from lgpl.checkpoints import build_module, read_checkpoint
+from lgpl.checkpoints import read_checkpoint
 from lgpl.checkpoints.shards import read_into
 from lgpl.errors import UserError
+from lgpl.training import build_module
 from tests.checkpoints.test_trust import GENERATOR
 from tests.conftest import ROOT, TINY
 
@@ -210,7 +211,7 @@ def test_other_strategies_do_not_read_such_a_folder(folder: Path, fails: Fails) 
     shards = "data/emoji/val-*.tar.gz"
     options = ["--data.train", shards, "--data.val", shards, "--trainer.accelerator", "cpu"]
     said = fails(*RESUME, *options, "--ckpt_path", str(folder))
-    assert "whose strategy is lgpl.checkpoints.ShardedStrategy" in said
+    assert "whose strategy is lgpl.training.ShardedStrategy" in said
     stock = folder.with_name("stock.yaml")
     stock.write_text(
         "trainer: {strategy: {class_path: lightning.pytorch.strategies.ModelParallelStrategy}}"

@@ -16,10 +16,11 @@ from jsonargparse._common import get_parsing_setting
 from torch import nn
 
 import lgpl
-from lgpl.checkpoints import build_module, load_module, write_checkpoint
+from lgpl.checkpoints import write_checkpoint
 from lgpl.cli import main
 from lgpl.errors import UserError
 from lgpl.tokenizer import TokenizerModule
+from lgpl.training import build_module, load_module
 from tests.conftest import CONDITION, TINY, TINY_GENERATOR, TINY_TOKENIZER
 from tests.shards import samples, write_shard
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lgpl.checkpoints import load_module
 from lgpl.cli import main
 from lgpl.data.transforms import normalize
 from lgpl.generator import GeneratorModule
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import open_images, resize, write_npz
+from lgpl.training import load_module
 from tests.conftest import ROOT, Chain
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL
 

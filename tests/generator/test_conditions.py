@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lgpl.checkpoints import build_module, load_module
 from lgpl.cli import CommandLine, main
 from lgpl.errors import UserError
 from lgpl.generator import (
@@ -28,6 +27,7 @@ from lgpl.generator import (
 from lgpl.generator.conditions import Inputs, Question, join
 from lgpl.inference import draw_in_turn, requests_for
 from lgpl.text import TextEncoder
+from lgpl.training import build_module, load_module
 from tests.conftest import ROOT
 from tests.generator.test_own_condition import MeanColours
 from tests.models import labels, some, text

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lgpl.generator.loss import ROWS, cross_entropy
-from lgpl.rehearsal import LiveBytes
+from lgpl.training.estimate import LiveBytes
 
 
 def plain(logits: Tensor, codes: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from lgpl.checkpoints import build_module
 from lgpl.cli import main
 from lgpl.errors import UserError
 from lgpl.generator import Condition, GeneratorModule, Sampling, generate
 from lgpl.generator.conditions import Inputs, Prefix, join
-from lgpl.rehearsal import rehearse
+from lgpl.training import build_module
+from lgpl.training.estimate import rehearse
 from tests.serving.generators import Config, class_config, export_generator, export_tokenizer
 
 DIM = 32

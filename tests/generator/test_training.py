@@ -16,7 +16,7 @@ from lgpl.data import ShardDataModule
 from lgpl.generator import GeneratorModule
 from lgpl.generator.blocks import DropPath, SwiGLU
 from lgpl.generator.rotary import rotary_table, rotate
-from lgpl.optimizers import Schedule
+from lgpl.training.optimizers import Schedule
 from tests.generator.test_transformer import small
 from tests.models import transformer
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgpl.checkpoints import load_module
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling, Transformer, generate
 from lgpl.generator.conditions import Inputs
 from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
+from lgpl.training import load_module
 from tests.golden import GOLDEN, fill, import_golden
 from tests.models import labels, text, transformer
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from lgpl.checkpoints import build_module, write_checkpoint
+from lgpl.checkpoints import write_checkpoint
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.tokenizer import VectorQuantizer, VQModel
+from lgpl.training import build_module
 
 Config = dict[str, Any]
 FEATURES, TEXT_LENGTH = 24, 10

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lgpl.checkpoints import load_module
 from lgpl.errors import UserError
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer, VQModel
+from lgpl.training import load_module
 from tests.golden import GOLDEN, fill, import_golden
 
 

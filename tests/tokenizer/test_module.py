@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lgpl.callbacks import Checkpoint
 from lgpl.data import ShardDataModule
-from lgpl.optimizers import Schedule
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
 from lgpl.tokenizer.usage import CodebookUsage
+from lgpl.training.optimizers import Schedule
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL
 
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from lgpl.checkpoints import load_module
 from lgpl.cli import main
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.tokenizer import BSQ, FSQ, IBQ, Quantizer, TokenizerModule, VectorQuantizer, VQModel
 from lgpl.tokenizer.quantizers.base import entropy_loss
+from lgpl.training import load_module
 from tests.conftest import TINY, logs
 from tests.shards import EMOJI_VAL
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lgpl.described import Described
+
 # What a batch or a prompt tells a condition: tensors by name, whose first dimension is the batch's.
 Inputs = dict[str, Tensor]
 
@@ -43,7 +45,7 @@ class Question(NamedTuple):
     is_number: bool = False
 
 
-class Condition(nn.Module, ABC):
+class Condition(Described, nn.Module, ABC):
     """Batches and prompts -> prefixes. `Transformer` builds it with its own width, `dim`.
 
     Args:

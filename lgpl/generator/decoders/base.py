@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lgpl.described import Described
 from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs, rows
 from lgpl.generator.sampling import Sampling
@@ -59,7 +60,7 @@ class Step(NamedTuple):
     codes: Tensor
 
 
-class Decoder(ABC):
+class Decoder(Described, ABC):
     """Draws the codes of images in steps; holds nothing of an image between two tasks.
 
     Attributes:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from lgpl.checkpoints import Checkpoint, build_described
+from lgpl.checkpoints import Checkpoint
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
+from lgpl.training import build_described
 
 
 def outline(config: dict[str, Any], trust: Iterable[str] = ()) -> Transformer:

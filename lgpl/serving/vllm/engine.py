@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from lgpl.checkpoints import build_described, is_exported, read_checkpoint
+from lgpl.checkpoints import is_exported, read_checkpoint
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
 from lgpl.generator.conditions import Inputs
 from lgpl.inference.drawing import passed
 from lgpl.serving.engine import Engine, Picture
 from lgpl.serving.vllm.client import Client
+from lgpl.training import build_described
 
 
 @dataclass

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lgpl.described import Described
+
 
 @dataclass
 class Quantized:
@@ -32,7 +34,7 @@ class Quantized:
     features: Tensor | None = None
 
 
-class Quantizer(nn.Module):
+class Quantizer(Described, nn.Module):
     """Interface of all quantizers.
 
     Attributes:

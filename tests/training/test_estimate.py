@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lgpl.checkpoints import SelfDescribing
 from lgpl.cli import main
 from lgpl.commands.plan import per_device
 from lgpl.generator import GeneratorModule, Transformer
-from lgpl.rehearsal import LiveBytes, Step, rehearse
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
+from lgpl.training import TrainingModule
+from lgpl.training.estimate import LiveBytes, Step, rehearse
 from tests.models import transformer
 
 LAYERS, HEADS, DIM, HIDDEN, CODES, GRID, BATCH = 12, 4, 64, 256, 96, (8, 8), 4
@@ -36,7 +36,7 @@ def tokenizer() -> TokenizerModule:
     return TokenizerModule(autoencoder, TokenizerLoss(discriminator=PatchGAN(8, 1)))
 
 
-MODULES: dict[str, Callable[[], SelfDescribing]] = {
+MODULES: dict[str, Callable[[], TrainingModule]] = {
     "class": lambda: generator(num_classes=5),
     "text": lambda: generator(text_features=24),
     "tokenizer": tokenizer,

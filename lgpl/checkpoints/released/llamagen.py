@@ -19,20 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgpl.checkpoints import (
-    Checkpoint,
-    build_described,
-    build_module,
-    check_weights,
-    load_tensors,
-)
-from lgpl.checkpoints.module import told
+from lgpl.checkpoints import Checkpoint, check_weights, load_tensors
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
+from lgpl.training import build_described, build_module
+from lgpl.training.build import told
 
 # Where a file keeps its weights, the averaged ones first; it may also be nothing but weights.
 WEIGHTS = ("ema", "model", "module", "state_dict")

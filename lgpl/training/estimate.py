@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgpl.checkpoints import SelfDescribing
 from lgpl.codes import ImageSize
+from lgpl.training import TrainingModule
 
 SAMPLES = 16  # images of the KV cache's line, guided: `lgpl sample` draws so many together
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -117,7 +117,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def rehearse(
-    module: SelfDescribing, batch_size: int, size: ImageSize, precision: str, sharded: bool = False
+    module: TrainingModule, batch_size: int, size: ImageSize, precision: str, sharded: bool = False
 ) -> Step:
     """Take one training step without memory.
 
@@ -162,7 +162,7 @@ def _bytes(tensors: Iterable[Any]) -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))
 
 
-def _gathered(module: SelfDescribing, cast: float) -> int:
+def _gathered(module: TrainingModule, cast: float) -> int:
     """Bytes that FSDP puts together.
 
     What is in no block stays gathered, beside it the block at work and the next; then the gradient
@@ -177,7 +177,7 @@ def _gathered(module: SelfDescribing, cast: float) -> int:
     return int((root + 2 * block) * cast + max(root, block) * (1 + cast))
 
 
-def _update(module: SelfDescribing) -> tuple[int, int]:
+def _update(module: TrainingModule) -> tuple[int, int]:
     """Bytes of all gradients, and of the optimizers' state after an update."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     configured: Any = module.configure_optimizers()

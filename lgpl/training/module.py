@@ -1,39 +1,33 @@
-"""Modules that describe themselves in their checkpoints, and are built again from them."""
+"""TrainingModule: what the modules of tokenizers and generators share."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser
 from torch import nn
 
 from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, read_checkpoint
-from lgpl.checkpoints.trust import imported, lock, only_classes, only_trusted, refusal
+from lgpl.checkpoints.trust import only_trusted
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
-from lgpl.errors import UserError, behind
-from lgpl.optimizers import Schedule
+from lgpl.described import Described, Undescribable, describe
+from lgpl.errors import UserError
+from lgpl.training.optimizers import Schedule
 
-MOST_VALUES = 100_000  # of a checkpoint's config, which may hold the names of classes
-LONGEST_VALUE = 10_000  # characters of one
-# A string may be read as YAML, where what is named once can stand again, and grow without end.
-ANCHOR, ALIAS = (re.compile(rf"(^|[\s\[\]{{}},:-]){mark}\w") for mark in ("&", r"\*"))
+log = logging.getLogger(__name__)
 
 
-class SelfDescribing(pl.LightningModule):
+class TrainingModule(Described, pl.LightningModule):
     """A LightningModule whose checkpoints say what they are.
 
     Attributes:
         kind: `tokenizer` or `generator`.
-        config: `class_path` and `init_args` in plain types; the command line sets it.
         init_from: checkpoint whose weights training starts from.
         evaluated: checkpoint whose weights the other commands take, where it is none that the
             Trainer reads by itself; the command line sets it.
@@ -42,11 +36,38 @@ class SelfDescribing(pl.LightningModule):
     """
 
     kind: str
-    config: dict[str, Any] | None = None
     init_from: str | None = None
     evaluated: str | None = None
     trust: tuple[str, ...] = ()
     from_checkpoint: bool = False
+
+    _config: dict[str, Any] | None = None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """`class_path` and `init_args` in plain types: the command line's, or what the constructor
+        was called with; None where that cannot be written down."""
+        if self._config is None:
+            try:
+                return describe(self)
+            except Undescribable as error:
+                log.warning("The checkpoint will not say how its module is built: %s.", error)
+        return self._config
+
+    @config.setter
+    def config(self, config: dict[str, Any] | None) -> None:
+        self._config = config
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, map_location: Any = None, **options: Any
+    ) -> Any:
+        """The module of a checkpoint in evaluation mode; arguments beside are those of
+        `load_module`."""
+        from lgpl.training.build import load_module
+
+        module = load_module(checkpoint_path, cls.kind, **options)
+        return module if map_location is None else module.to(map_location)
 
     def guard(self) -> AbstractContextManager[None]:
         """In which what the config left for later is built: all of a checkpoint's is held back."""
@@ -127,104 +148,6 @@ class SelfDescribing(pl.LightningModule):
             check_weights(self.state_dict(), checkpoint["state_dict"], "The checkpoint")
 
 
-def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> SelfDescribing:
-    """The module of a config that is the user's own, with fresh weights; it may name any class.
-
-    Args:
-        config: `class_path` and `init_args`.
-        without: keys that are set to None where the config has their parents, such as a loss that
-            is not needed.
-    """
-    with lock:  # or another thread's loading would hold this back
-        return _built(config, without, None)
-
-
-def build_described(
-    checkpoint: Checkpoint, without: tuple[str, ...] = (), trust: Iterable[str] = ()
-) -> SelfDescribing:
-    """The module that a checkpoint's config describes, with fresh weights.
-
-    Args:
-        checkpoint: whoever made it.
-        without: see `build_module`.
-        trust: packages whose classes it may name beside lgpl's own.
-
-    Raises:
-        UserError: it has no config, names a class of another package or of another kind of module,
-            or cannot be built.
-    """
-    trust = tuple(trust)
-    with told(checkpoint.path), only_trusted(trust):
-        module = _built(checkpoint.described(), without, checkpoint.kind)
-    module.trust, module.from_checkpoint = trust, True
-    return module
-
-
-def load_module(
-    path: str | Path,
-    kind: str | None = None,
-    without: tuple[str, ...] = (),
-    trust: Iterable[str] = (),
-) -> SelfDescribing:
-    """The module of a checkpoint in evaluation mode, built from the config inside.
-
-    Args:
-        path: see `read_checkpoint`.
-        kind: what it must hold; None takes any.
-        without: see `build_module`.
-        trust: see `build_described`.
-
-    Raises:
-        UserError: see `read_checkpoint` and `build_described`.
-    """
-    checkpoint = read_checkpoint(path, kind)
-    module = build_described(checkpoint, without, trust)
-    with told(path):
-        module.configure_model()
-        module.load_weights(checkpoint)
-    return module.eval().requires_grad_(False)
-
-
-def _built(config: dict[str, Any], without: tuple[str, ...], kind: str | None) -> SelfDescribing:
-    if kind is not None:
-        _check_size(config)
-    built = copy.deepcopy(config)
-    for key in without:
-        *parents, last = key.split(".")
-        inner = functools.reduce(lambda part, name: part.get(name, {}), parents, built)
-        inner[last] = None
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--module", type=SelfDescribing)
-    parsed = parser.parse_object({"module": built})  # nothing is built by that
-    if kind is not None:
-        named = parsed.module.class_path
-        if getattr(imported(named), "kind", None) != kind:
-            raise UserError(f"The config names {named}, which is no {kind}.")
-        only_classes(parsed)
-    module = parser.instantiate(parsed).module
-    module.config = built
-    return module
-
-
-def _check_size(config: Any) -> None:
-    """Raises UserError for a config larger than any model's, or one that holds itself."""
-    left, seen = [config], 0
-    while left:
-        value, seen = left.pop(), seen + 1
-        grows = isinstance(value, str) and (
-            len(value) > LONGEST_VALUE or (ANCHOR.search(value) and ALIAS.search(value))
-        )
-        if seen > MOST_VALUES or grows:
-            raise UserError("The config is larger than that of any model.")
-        if isinstance(value, dict):
-            if isinstance(value.get("names"), str):  # whose lines a page would show to anybody
-                raise UserError(
-                    f"The config takes names from {value['names']}; a checkpoint has them itself."
-                )
-            left += value.values()
-        left += value if isinstance(value, (list, tuple)) else ()
-
-
 def _forget_foreign_paths(checkpoint: dict[str, Any], resumed: Path | None) -> None:
     """Take out of the callbacks' states the paths that do not lie beside the checkpoint itself:
     ModelCheckpoint deletes the best one so far, wherever a file says that it is, once there is a
@@ -243,16 +166,3 @@ def _forget_foreign_paths(checkpoint: dict[str, Any], resumed: Path | None) -> N
                 state[name] = ""
         if isinstance(best := state.get("best_k_models"), dict):
             state["best_k_models"] = {path: v for path, v in best.items() if is_plain(path)}
-
-
-@contextmanager
-def told(source: object) -> Iterator[None]:
-    """Turn whatever a checkpoint's config leads to into one sentence: it can hold anything."""
-    try:
-        yield
-    except Exception as error:
-        mistake = behind(error) or refusal(error, source)
-        if mistake is None:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            mistake = UserError(f"{source} has a config that cannot be built ({reason}).")
-        raise mistake from error

@@ -1,0 +1,86 @@
+"""Objects that remember how they were made, so that a checkpoint can say it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+
+class Described:
+    """Remembers the arguments of its constructor; a base of whatever a checkpoint rebuilds."""
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        self = super().__new__(cls)
+        object.__setattr__(self, "_arguments", (args, kwargs))
+        return self
+
+
+class Undescribable(Exception):
+    """A value has no form in a config."""
+
+
+def describe(value: Any) -> Any:
+    """A value in plain types: `class_path` and `init_args` of objects, classes and partials.
+
+    A function that builds a part, such as a lambda, is described by the part that it has built.
+
+    Raises:
+        Undescribable: it holds something else.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(part) for part in value]
+    if isinstance(value, Mapping):
+        return {str(name): describe(part) for name, part in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, type):
+        return _entry(value, {})
+    if isinstance(value, functools.partial):
+        if value.args or not isinstance(value.func, type):
+            raise Undescribable(f"{value} is no class with named arguments")
+        return _entry(value.func, {name: describe(part) for name, part in value.keywords.items()})
+    if isinstance(value, Described):
+        return _of_object(value)
+    raise Undescribable(f"{type(value).__name__} does not remember its arguments")
+
+
+def _of_object(value: Described) -> dict[str, Any]:
+    args, kwargs = value._arguments
+    signature = inspect.signature(type(value).__init__)
+    bound = signature.bind(value, *args, **kwargs).arguments
+    _, *given = bound.items()  # without self
+    described = {}
+    for name, argument in given:
+        kind = signature.parameters[name].kind
+        if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            raise Undescribable(f"{type(value).__name__} takes any arguments")
+        try:
+            described[name] = describe(argument)
+        except Undescribable:
+            built = getattr(value, name, None)
+            if not callable(argument) or not isinstance(built, Described):
+                raise
+            described[name] = _without_first(describe(built), built)
+    return _entry(type(value), described)
+
+
+def _without_first(entry: dict[str, Any], built: Described) -> dict[str, Any]:
+    """The entry of a part without what the whole gave to its builder, such as the width."""
+    args, _ = built._arguments
+    names = [name for name in inspect.signature(type(built).__init__).parameters if name != "self"]
+    for name in names[: len(args)]:
+        entry["init_args"].pop(name, None)
+    return entry
+
+
+def _entry(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    if "<locals>" in cls.__qualname__ or cls.__module__ == "__main__":
+        raise Undescribable(f"{cls.__qualname__} has no path from which it can be imported")
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
