@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,7 @@ def _of_object(value: Described) -> dict[str, Any]:
     signature = inspect.signature(type(value).__init__)
     bound = signature.bind(value, *args, **kwargs).arguments
     _, *given = bound.items()  # without self
+    hints = typing.get_type_hints(type(value).__init__)
     described = {}
     for name, argument in given:
         kind = signature.parameters[name].kind
@@ -65,17 +67,18 @@ def _of_object(value: Described) -> dict[str, Any]:
             described[name] = describe(argument)
         except Undescribable:
             built = getattr(value, name, None)
-            if not callable(argument) or not isinstance(built, Described):
+            is_builder = callable(argument) and not isinstance(argument, Described)
+            if not is_builder or not isinstance(built, Described):
                 raise
-            described[name] = _without_first(describe(built), built)
+            given_by_whole = len(typing.get_args(hints[name])[0])  # Callable[[int], Condition]
+            described[name] = _without_first(describe(built), built, given_by_whole)
     return _entry(type(value), described)
 
 
-def _without_first(entry: dict[str, Any], built: Described) -> dict[str, Any]:
-    """The entry of a part without what the whole gave to its builder, such as the width."""
-    args, _ = built._arguments
+def _without_first(entry: dict[str, Any], built: Described, count: int) -> dict[str, Any]:
+    """The entry of a part without what the whole gives to its builder, such as the width."""
     names = [name for name in inspect.signature(type(built).__init__).parameters if name != "self"]
-    for name in names[: len(args)]:
+    for name in names[:count]:
         entry["init_args"].pop(name, None)
     return entry
 

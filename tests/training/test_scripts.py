@@ -62,7 +62,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ResidualQuantizer(partial(VectorQuantizer, codebook_size=16, dim=4), depth=2),
         (1, 1, 1), width=32, blocks=1, z_channels=32,
     )  # fmt: skip
-    module = TokenizerModule(autoencoder, TokenizerLoss(), schedule=Schedule(warmup_steps=2))
+    module = TokenizerModule(autoencoder, TokenizerLoss(), schedule=Schedule(warmup=2))
     runner = trainer(folder)
     runner.fit(module, data(folder, "image"))
     runner.save_checkpoint(folder / "tokenizer.ckpt")
@@ -71,7 +71,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_tokenizer_of_a_script_is_loaded(tokenizer: Path) -> None:
     found = TokenizerModule.load_from_checkpoint(tokenizer)
-    assert found.schedule.warmup_steps == 2 and found.autoencoder.layout(16, 16).depth == 2
+    assert found.schedule.warmup == 2 and found.autoencoder.layout(16, 16).depth == 2
     model = lgpl.load(tokenizer, device="cpu")
     held = torch.load(tokenizer, weights_only=True)["state_dict"]
     for name, weight in found.state_dict().items():
