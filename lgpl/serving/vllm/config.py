@@ -32,11 +32,11 @@ def outline(config: dict[str, Any], trust: Iterable[str] = ()) -> Transformer:
     if not isinstance(module.model, Transformer):
         raise UserError(
             f"vLLM runs lgpl.generator.Transformer, not {type(module.model).__name__}; "
-            "`lgpl serve` without --backend vllm takes it."
+            "`lgpl serve` without --engine vllm takes it."
         )
     if module.model.layout.depth > 1:
         raise UserError(
             f"vLLM runs generators with one code a place, not {module.model.layout.depth}; `lgpl "
-            "serve` without --backend vllm takes this one."
+            "serve` without --engine vllm takes this one."
         )
     return module.model
