@@ -49,7 +49,7 @@ def stacked(config: Path) -> list[str]:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_config_builds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lgpl"])
-    # Whatever device it is for: the strategy, the precision and the rest of the Trainer are its own.
+    # Only the device is another: strategy, precision and the rest of the Trainer are its own.
     args = [*stacked(config), "--trainer.logger", "false", "--trainer.accelerator", "cpu"]
     with torch.device("meta"):  # the largest model has billions of parameters
         cli = CommandLine(args, run=False)
