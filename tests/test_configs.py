@@ -17,9 +17,10 @@ CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*.yaml")
 # What a partial config is stacked on to make a whole.
 BASES = {
     "data": "configs/tokenizer/vq_ds16.yaml",
+    "size": "configs/generator/c2i.yaml",
     "quantizer": "configs/tokenizer/emoji.yaml",
-    "trainer": "configs/generator/c2i_b.yaml",
-    "variant": "configs/generator/c2i_b.yaml",
+    "trainer": "configs/generator/c2i.yaml",
+    "variant": "configs/generator/c2i.yaml",
 }
 EVALUATED = {
     "cifar10.yaml": "configs/generator/cifar10.yaml",
@@ -56,6 +57,9 @@ def test_config_builds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(cli.model, GeneratorModule):
         model = cli.model._outline()
         assert isinstance(model, Transformer) and sum(p.numel() for p in model.parameters()) > 1e6
+        if config.parent.name == "size":
+            chosen = cli.config.model.init_args.transformer.init_args
+            assert chosen.size == config.stem.upper()
     else:
         assert isinstance(cli.model, TokenizerModule)
         size = cli.datamodule.image_size

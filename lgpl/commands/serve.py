@@ -72,7 +72,7 @@ def parser() -> ArgumentParser:
         help="of the weights and cache of lgpl's sampler, float32 by default; vLLM's is "
         "--vllm.dtype",
     )  # fmt: skip
-    add_sampling(p, "how codes are drawn where a request does not say it")
+    add_sampling(p)  # where a request does not say it
     return p
 
 
