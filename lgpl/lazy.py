@@ -9,6 +9,8 @@ import importlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from lgpl.errors import UserError
+
 
 def lazily(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str], Any]:
     """A package's `__getattr__`.
@@ -25,3 +27,21 @@ def lazily(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str]
         return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
 
     return find
+
+
+def needs(what: str, package: str, extra: str, otherwise: str = "") -> None:
+    """What an optional part does before it imports its package.
+
+    Args:
+        what: the part, as the message names it.
+        package: its name on PyPI.
+        extra: of lgpl, that brings the package.
+        otherwise: what else the user could do, as the end of the sentence.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    from lightning_utilities.core.imports import RequirementCache
+
+    if not RequirementCache(package):
+        raise UserError(f"{what} needs {package}: pip install 'lgpl[{extra}]'{otherwise}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lgpl.atomic import atomic_file
 from lgpl.errors import UserError
+from lgpl.lazy import needs
 
 Curve = Sequence[tuple[float, float]]
 COLUMNS = 3
@@ -23,10 +24,9 @@ def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
     Raises:
         UserError: matplotlib is not installed, or the picture cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("Plots need matplotlib: pip install 'lgpl[plots]'.") from error
+    needs("A plot", "matplotlib", "plots")
+    from matplotlib.figure import Figure
+
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lgpl.cli import main
 
@@ -35,6 +37,13 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+def wait_until(done: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @dataclass
 class Chain:
     """Checkpoints and code shards of a run of seconds."""
@@ -48,6 +57,14 @@ class Chain:
 
 def logs(folder: Path) -> list[str]:
     return ["--trainer.logger.init_args.save_dir", str(folder)]
+
+
+def scalars(folder: Path) -> dict[str, float]:
+    """The last value of each tag in TensorBoard; NaN for images."""
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    found = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    return found | {tag: float("nan") for tag in events.Tags()["images"]}
 
 
 def fit_generator(folder: Path, stage: str, tokenizer: str, codes: str, *options: str) -> None:

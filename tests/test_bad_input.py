@@ -197,10 +197,12 @@ def test_sample(fails: Fails, chain: Chain, tmp_path: Path) -> None:
     assert "tokens; the limit is 12" in sample("--prompt", "word " * 30)
     assert sample() == "The checkpoint takes --prompt, not --label."
     assert sample("--label", "3") == "The checkpoint takes --prompt, not --label."
-    assert "top_k: -1 is not at least 0" in sample("--prompt", "a", "--top-k", "-1")
+    assert "top_k must be >= 0, got -1" in sample("--prompt", "a", "--top-k", "-1")
     assert "--guidance: Expected a float" in sample("--prompt", "a", "--guidance", "much")
-    assert "guidance: inf is not from 0" in sample("--prompt", "a", "--guidance", ".inf")
-    assert f"--seed: {2**64} is not from 0" in sample("--prompt", "a", "--seed", str(2**64))
+    assert "guidance must be finite, got inf" in sample("--prompt", "a", "--guidance", ".inf")
+    assert f"--seed must be from 0 to 2**63 - 1, got {2**64}" in sample(
+        "--prompt", "a", "--seed", str(2**64)
+    )
     assert "--count: 0 is below 1" in sample("--prompt", "a", "--count", "0")
     assert "--columns: 0 is below 1" in sample("--prompt", "a", "--columns", "0")
     assert "no ending of a picture" in sample("--prompt", "a", out="picture")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lgpl.cli import main
 from lgpl.data import ShardDataModule
@@ -31,15 +31,24 @@ from tests.conftest import (
     encode,
     fit_generator,
     logs,
+    scalars,
 )
 from tests.shards import EMOJI_TRAIN, count, samples, write_shard
 
+# Kills itself where its second shard would take its name.
+KILLED = """
+import os, signal
+from lgpl.cli import main
+from lgpl.data.writer import ShardWriter
 
-def scalars(folder: Path) -> dict[str, float]:
-    events = EventAccumulator(str(folder), size_guidance={"images": 0})
-    events.Reload()
-    found = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
-    return found | {tag: float("nan") for tag in events.Tags()["images"]}
+def close(writer, closed=[], close=ShardWriter.close):
+    if closed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    closed.append(close(writer))
+
+ShardWriter.close = close
+main()
+"""
 
 
 def test_tensorboard_holds_what_people_look_at(chain: Chain) -> None:
@@ -98,23 +107,18 @@ def test_encoding_starts_again_where_it_stopped(
 
 def test_encoding_killed_leaves_only_whole_shards(chain: Chain, tmp_path: Path) -> None:
     codes = tmp_path / "codes"
-    shards = [write_shard(tmp_path / f"{i}.tar", samples(600, 600 * i)) for i in range(3)]
+    shards = [write_shard(tmp_path / f"{i}.tar", samples(6, 6 * i)) for i in range(3)]
     command = [
-        *(sys.executable, "-m", "lgpl.cli", "predict", "-c", "configs/tokenizer/emoji.yaml"),
-        *TINY_TOKENIZER,
+        *("predict", "-c", "configs/tokenizer/emoji.yaml", *TINY_TOKENIZER),
         *("-c", "configs/tokenizer/encode_emoji.yaml", "--ckpt_path", chain.tokenizer),
-        *("--data.predict", str(shards).replace("'", '"'), "--data.eval_batch_size", "2"),
+        *("--data.predict", json.dumps(shards), "--data.num_workers", "0"),
         *("--trainer.callbacks.init_args.out", str(codes)),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(codes.glob("*.partial")) and process.poll() is None:
-        pass
-    process.kill()
-    process.wait()
-    assert list(codes.glob("*.partial"))  # it was in the middle of a shard
-    assert all(count(str(shard)) == 600 for shard in codes.glob("*.tar"))
-    subprocess.run([*command, "--data.eval_batch_size", "64"], check=True, capture_output=True)
-    assert [count(s) for s in expand(f"{codes}/*.tar")] == [600] * 3
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(codes.glob("*.partial"))) == 1 and len(list(codes.glob("*.tar"))) == 1
+    main(command)
+    assert [count(s) for s in expand(f"{codes}/*.tar")] == [6] * 3
     assert not list(codes.glob("*.partial"))
 
 
@@ -186,19 +190,20 @@ def test_codes_of_another_tokenizer_are_refused(
     assert "was made with image_size 64, not 32" in fails(*predict, *small)
 
 
-def test_validate_gives_the_figures_of_the_checkpoint(
-    chain: Chain, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = [*TINY, "--trainer.logger", "false"]
-    tokenizer = ["-c", "configs/tokenizer/emoji.yaml", *TINY_TOKENIZER, *options]
+def test_validate_gives_the_metrics_of_the_checkpoint(chain: Chain, tmp_path: Path) -> None:
+    """The last validation of the fit that wrote it, to the last digit."""
+    tokenizer = ["-c", "configs/tokenizer/emoji.yaml", *TINY_TOKENIZER, *TINY, *logs(tmp_path)]
     main(["validate", *tokenizer, "--ckpt_path", chain.tokenizer])
-    assert "val/psnr" in capsys.readouterr().out
-    generator = ["-c", "configs/generator/emoji_stage2.yaml", *TINY_GENERATOR, *options]
+    generator = ["-c", "configs/generator/emoji_stage2.yaml", *TINY_GENERATOR, *TINY]
     main(
-        ["validate", *generator, "--ckpt_path", chain.stage2, "--data.val",
-         f"{chain.codes}/val-*.tar", "--model.init_args.tokenizer", chain.tokenizer]
+        ["validate", *generator, *logs(tmp_path), "--ckpt_path", chain.stage2, "--data.val",
+         f"{chain.codes}/val-*.tar", "--model.init_args.tokenizer", chain.tokenizer,
+         "--data.batch_size", "8"]
     )  # fmt: skip
-    assert "val/loss" in capsys.readouterr().out
+    for stage, names in (("tokenizer", ("val/psnr", "val/lpips")), ("stage2", ("val/loss",))):
+        fitted, found = scalars(chain.folder / stage), scalars(tmp_path / stage)
+        for name in names:
+            assert found[name] == pytest.approx(fitted[name], rel=1e-6)
 
 
 def test_generator_trains_on_images_through_the_frozen_tokenizer(
@@ -249,15 +254,20 @@ def test_sample(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "12 pictures, seeds 0 to 11" in capsys.readouterr().out
 
 
-def test_moved_tokenizer(chain: Chain, tmp_path: Path) -> None:
-    moved = tmp_path / "moved.ckpt"
-    shutil.copy(chain.tokenizer, moved)
-    out = tmp_path / "a.png"
-    main(
-        ["sample", "--checkpoint", chain.stage2, "--tokenizer", str(moved), "--prompt", "a",
-         "--out", str(out)]
-    )  # fmt: skip
-    assert out.exists()
+def test_moved_tokenizer(chain: Chain, tmp_path: Path, fails: Callable[..., str]) -> None:
+    def draw(name: str, *options: str) -> bytes:
+        out = tmp_path / name
+        main([*command, "--out", str(out), *options])
+        return out.read_bytes()
+
+    command = ["sample", "--checkpoint", chain.stage2, "--prompt", "a"]
+    before, moved = draw("before.png"), tmp_path / "moved.ckpt"
+    shutil.move(chain.tokenizer, moved)
+    try:
+        assert chain.tokenizer in fails(*command, "--out", str(tmp_path / "none.png"))
+        assert draw("after.png", "--tokenizer", str(moved)) == before
+    finally:
+        shutil.move(moved, chain.tokenizer)
 
 
 def test_ema_checkpoint_holds_the_average_and_resumes(chain: Chain, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from lgpl.cli import main
 from lgpl.generator import Sampling, generate
 from lgpl.metrics import ImageSet, figures
 from lgpl.metrics.extractors import ModuleFeatures
-from tests.conftest import TINY, TINY_TOKENIZER, Chain, fit_generator, logs
+from tests.conftest import TINY, TINY_TOKENIZER, Chain, fit_generator, logs, scalars
 from tests.generator.test_decoders import LABELS
 from tests.generator.test_training import BATCH, module
 from tests.generator.test_transformer import small
@@ -46,7 +47,16 @@ def test_quantizer_gives_the_codes_of_the_cpu(name: str) -> None:
     assert (made.codes.cpu() == expected).float().mean() > 0.99  # all but ties within rounding
 
 
-def test_tokenizer_with_gan_trains_in_bf16(tmp_path: Path) -> None:
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of the last checkpoint, all of them finite."""
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    weights: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    return weights
+
+
+def test_tokenizer_with_gan_trains_in_bf16(chain: Chain, tmp_path: Path) -> None:
+    """Its losses are nearly those of the CPU in float32, and both networks move."""
     main(
         ["fit", "-c", "configs/tokenizer/emoji.yaml", "-c", "configs/trainer/gpu.yaml", *TINY,
          *TINY_TOKENIZER, *logs(tmp_path), "--data.epoch_samples", "64",
@@ -54,7 +64,14 @@ def test_tokenizer_with_gan_trains_in_bf16(tmp_path: Path) -> None:
          "--model.init_args.loss.init_args.discriminator", "lgpl.tokenizer.PatchGAN",
          "--model.init_args.discriminator_start", "1"]
     )  # fmt: skip
-    assert (tmp_path / "tokenizer/checkpoints/last.ckpt").exists()
+    expected, found = scalars(chain.folder / "tokenizer"), scalars(tmp_path / "tokenizer")
+    for name in ("train/l2", "train/lpips", "val/psnr"):
+        assert found[name] == pytest.approx(expected[name], rel=0.1)
+    assert math.isfinite(found["train/discriminator/loss"])
+    before = torch.load(chain.tokenizer, weights_only=True)["state_dict"]
+    weights = trained(tmp_path / "tokenizer")
+    name = "autoencoder.decoder.conv_out.weight"
+    assert not torch.equal(weights[name], before[name])  # what the discriminator's loss adds
 
 
 def test_compiled_and_recomputed_blocks_train_alike() -> None:
@@ -88,7 +105,14 @@ def test_generator_trains_in_bf16(chain: Chain, tmp_path: Path) -> None:
     gpu = ("-c", "configs/trainer/gpu.yaml")
     fit_generator(tmp_path, "stage2", chain.tokenizer, chain.codes, *gpu,
                   "--model.init_args.init_from", chain.stage1)  # fmt: skip
-    assert (tmp_path / "stage2/checkpoints/last.ckpt").exists()
+    expected, found = scalars(chain.folder / "stage2"), scalars(tmp_path / "stage2")
+    for name in ("train/loss", "val/loss"):
+        assert found[name] == pytest.approx(expected[name], rel=0.02)
+    before = torch.load(chain.stage1, weights_only=True)["state_dict"]
+    weights = trained(tmp_path / "stage2")
+    assert not torch.equal(
+        weights["transformer.output.weight"], before["transformer.output.weight"]
+    )
 
 
 def test_figures_are_those_of_the_cpu() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 
 import pytest
 
+from lgpl.errors import UserError
+from lgpl.lazy import needs
 from tests.conftest import ROOT
 
 BLOCKED = ("lightning", "pytorch_lightning", "jsonargparse", "webdataset")
@@ -55,3 +59,32 @@ def test_a_command_imports_what_it_needs(
     imported, took = done.stdout.split()[-2:]
     assert imported == "False"
     assert seconds is None or float(took) < seconds
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    needs("A plot", "torch", "plots")
+    with pytest.raises(UserError, match=r"A plot needs no-such: pip install 'lgpl\[plots\]'\."):
+        needs("A plot", "no-such", "plots")
+
+
+# Modules whose package is called otherwise.
+PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
+# Packages that the user brings along: her logger, and vLLM, which has an environment of its own.
+BROUGHT = {"wandb", "vllm"}
+
+
+def test_what_is_imported_is_declared() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lists = [project["dependencies"], *(extras[name] for name in extras if name != "dev")]
+    declared = {re.split(r"[^\w-]", line)[0].lower() for names in lists for line in names}
+    for path in sorted((ROOT / "lgpl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            for top in {name.partition(".")[0] for name in names}:
+                if top not in (*sys.stdlib_module_names, "lgpl", *BROUGHT):
+                    package = PACKAGES.get(top, top.replace("_", "-"))
+                    assert package in declared, f"{path} imports {top}"

@@ -182,7 +182,7 @@ class GenerationEvaluation(Evaluation):
             evaluates in every validation.
         prompts: text file with one a line, or shards whose captions are taken; the validation
             shards by default. A class-conditional model needs none.
-        guidance, temperature, top_k, top_p: see `Sampling`.
+        sampling: how their codes are drawn.
         seed: of the first image.
         batch_size: images drawn together.
         resize: pixels at which images are compared, such as 256 of a model for 384.
@@ -196,10 +196,7 @@ class GenerationEvaluation(Evaluation):
         extractor: str = "inception",
         every: int = 0,
         prompts: str | None = None,
-        guidance: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: Sampling = Sampling(),
         seed: int = 0,
         batch_size: int = 32,
         resize: int | None = None,
@@ -207,8 +204,8 @@ class GenerationEvaluation(Evaluation):
     ) -> None:
         super().__init__(extractor, every, resize)
         self.reference, self.images, self.prompts = reference, images, prompts
-        self.sampling = Sampling(guidance, None, temperature, top_k, top_p)
-        self.seed, self.batch_size, self.cache = seed, batch_size, cache
+        self.sampling, self.seed = sampling, seed
+        self.batch_size, self.cache = batch_size, cache
         self._known: tuple[Summary, dict[str, Any], list[str]] | None = None
 
     def on_validation_batch_end(

@@ -62,19 +62,11 @@ class SamplePictures(Callback):
 
     Args:
         count: number of images.
-        guidance, temperature, top_k, top_p: see `Sampling`.
+        sampling: how their codes are drawn.
     """
 
-    def __init__(
-        self,
-        count: int = 16,
-        guidance: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-    ) -> None:
-        self.count = count
-        self.sampling = Sampling(guidance, None, temperature, top_k, top_p)
+    def __init__(self, count: int = 16, sampling: Sampling = Sampling()) -> None:
+        self.count, self.sampling = count, sampling
 
     def on_validation_batch_end(
         self,

@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust
 from lgpl.commands.parser import ArgumentParser
+from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
@@ -85,10 +86,13 @@ def _generation() -> ArgumentParser:
     )
     p.add_argument("--images", type=int, default=50_000, help="N")
     p.add_argument("--prompts", help="text file, one a line, or shards whose captions are taken")
-    p.add_argument("--guidance", type=float, nargs="+", default=[1.0], help="several are a sweep")
-    p.add_argument("--top-k", type=int, nargs="+", default=[0], help="several are a sweep")
-    p.add_argument("--top-p", type=float, nargs="+", default=[1.0], help="several are a sweep")
-    p.add_argument("--temperature", type=float, nargs="+", default=[1.0], help="as before")
+    add_sampling(p, skip=SWEPT)
+    for name in SWEPT:
+        default = getattr(Sampling(), name)
+        p.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), nargs="+", default=[default],
+            help="see `lgpl sample`; several values are a sweep",
+        )  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--npz", help="file for the images, for ADM's evaluator; what was interrupted "
                                  "goes on with it")  # fmt: skip
@@ -220,14 +224,14 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     ImageSet(extractor, options.images, name="--images")  # too few are told before the rest
     real, source = reference(held[0], extractor, side, *held[2:])
     settings = list(itertools.product(*(options[name] for name in SWEPT)))
-    for guidance, top_k, top_p, temperature in settings:
+    for values in settings:
         begin = time.perf_counter()
-        sampling = Sampling(guidance, None, temperature, top_k, top_p)
+        sampling = sampling_of(options, **dict(zip(SWEPT, values, strict=True)))
         file = None
         if options.npz:
             path = Path(options.npz)
             if len(settings) > 1:
-                path = path.with_stem(f"{path.stem}-{guidance}-{top_k}-{top_p}-{temperature}")
+                path = path.with_stem("-".join(map(str, (path.stem, *values))))
             file = SampleFile(path, _settings(options, sampling, given), options.images, side)
         fake = _drawn(module, extractor, options, prompts, sampling, side, file)
         yield report(

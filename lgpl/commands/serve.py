@@ -17,6 +17,7 @@ from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.errors import UserError
 from lgpl.inference import DTYPES
+from lgpl.lazy import needs
 
 if TYPE_CHECKING:
     from lgpl.serving.engine import Engine
@@ -71,7 +72,7 @@ def parser() -> ArgumentParser:
         help="of the weights and cache of lgpl's sampler, float32 by default; vLLM's is "
         "--vllm.dtype",
     )  # fmt: skip
-    add_sampling(p, "how codes are drawn where a request does not say it")
+    add_sampling(p)  # where a request does not say it
     return p
 
 
@@ -83,12 +84,12 @@ def main(args: list[str]) -> None:
             raise UserError(f"--{name.replace('_', '-')}: {options[name]} is not above 0.")
     if not 0 <= options.port < 65536:
         raise UserError(f"--port: {options.port} is not between 0 and 65535.")
-    try:
-        from lgpl.serving.api import create_app
-        from lgpl.serving.metrics import Metrics
-        from lgpl.serving.server import run
-    except ImportError as error:
-        raise UserError(f"Serving needs {error.name}: pip install 'lgpl[serve]'.") from error
+    for package in ("fastapi", "uvicorn", "prometheus-client"):
+        needs("lgpl serve", package, "serve")
+    from lgpl.serving.api import create_app
+    from lgpl.serving.metrics import Metrics
+    from lgpl.serving.server import run
+
     limits, metrics = _limits(options), Metrics()
     engine = _engine(options, metrics.batch.observe)
     name = options.name or Path(options.checkpoint).stem

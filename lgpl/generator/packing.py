@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgpl.generator.blocks import Block, FeedForward
 from lgpl.generator.transformer import Transformer
+
+log = logging.getLogger(__name__)
 
 
 def pack_weights(model: Transformer) -> None:
@@ -16,11 +22,12 @@ def pack_weights(model: Transformer) -> None:
     On two cores (AMD with AVX-512, no AMX) 16 rows of 768 to 2304 take half as long in float32 and
     0.6 times as long in bf16, and a row of two or more comes out the same, bit by bit, whatever
     stands beside it; with many rows nothing is lost. The model can no longer be trained or saved,
-    nor sampled under autocast. Nothing happens to weights of 8 bits, or without such products.
+    nor sampled under autocast. Nothing happens to weights of 8 bits, or where torch's private
+    operations for it are missing or give other numbers than a plain product.
     """
     weight = model.output.weight
     # Weights of 8 bits are no plain parameters and have products of their own.
-    if type(weight) is not nn.Parameter or not _packs(weight):
+    if type(weight) is not nn.Parameter or not weight.is_cpu or not _packs(weight.dtype):
         return
     for layer in model.layers:
         assert isinstance(layer, Block)
@@ -30,11 +37,24 @@ def pack_weights(model: Transformer) -> None:
     model.add_module("output", PackedLinear(model.output))
 
 
-def _packs(weight: Tensor) -> bool:
-    if not weight.is_cpu or not torch.backends.mkldnn.is_available():
+@functools.cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Tried once on a small product: other versions of torch may lack the operations."""
+    if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
         return False
-    bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return bf16 or weight.dtype == torch.float32
+    try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        numbers = torch.linspace(0, 40 * math.pi, 64 * 32).sin().to(dtype)  # no random ones
+        linear = nn.Linear(32, 64, bias=False, dtype=dtype)
+        linear.weight.data = numbers.view(64, 32)
+        x = numbers[:96].view(3, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(PackedLinear(linear)(x), linear(x))
+    except Exception as error:  # as many kinds as there are ways to change
+        log.warning("weights are not packed for the CPU: %s", str(error).partition("\n")[0])
+        return False
+    return True
 
 
 class PackedLinear(nn.Module):

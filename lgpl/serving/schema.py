@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import fields
+from typing import Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
+import docstring_parser
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    create_model,
+    field_validator,
+)
+
+from lgpl.generator.sampling import Sampling
 
 
-class ImagesRequest(BaseModel):
-    """OpenAI's fields, and behind them lgpl's own."""
+def _sampling() -> dict[str, Any]:
+    """The fields of `Sampling` with their bounds; None takes the server's default."""
+    kinds = get_type_hints(Sampling)
+    docs = docstring_parser.parse(str(Sampling.__doc__)).params
+    said = {part.arg_name: " ".join(str(part.description).split()) for part in docs}
+    made = {}
+    for field in fields(Sampling):
+        options: dict[str, Any] = {"description": said[field.name]}
+        if field.metadata:  # a number, beyond whose largest nothing can be meant
+            largest = 100 if kinds[field.name] is float else 2**31
+            options |= {"le": largest, "strict": True, **field.metadata}
+        made[field.name] = (kinds[field.name] | None, Field(None, **options))
+    return made
+
+
+_Sampling: Any = create_model("_Sampling", **_sampling())
+
+
+class ImagesRequest(_Sampling):
+    """OpenAI's fields, and lgpl's own: the seed, and those of `Sampling`."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -31,22 +62,6 @@ class ImagesRequest(BaseModel):
     seed: StrictInt | None = Field(
         None, ge=0, lt=2**63, description="Picture i is drawn from seed + i; random by default."
     )
-    guidance: float | None = Field(None, ge=0, le=100, strict=True)
-    guidance_schedule: Literal["constant", "linear", "cosine", "power-cosine"] | None = Field(
-        None, description="How the scale rises from 1 at the first code to `guidance` at the last."
-    )
-    guidance_power: float | None = Field(
-        None, gt=0, le=100, strict=True, description="Of power-cosine: above 1 keeps it low longer."
-    )
-    guidance_start: StrictInt | None = Field(
-        None, ge=0, le=2**31, description="Codes before guidance sets in."
-    )
-    guidance_steps: StrictInt | None = Field(
-        None, ge=0, le=2**31, description="Codes after which guidance ends."
-    )
-    temperature: float | None = Field(None, ge=0, le=100, strict=True)
-    top_k: StrictInt | None = Field(None, ge=0, le=2**31)
-    top_p: float | None = Field(None, gt=0, le=1, strict=True)
 
     @field_validator("prompt")
     @classmethod

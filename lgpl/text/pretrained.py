@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lgpl.errors import UserError
+from lgpl.lazy import needs
 
 # PyTorch's own. A config may name others, up to kernels that transformers fetches and runs.
 ATTENTION = ("sdpa", "eager")
@@ -30,12 +31,8 @@ def load_pretrained(
         UserError: transformers is missing; or the model can be neither read nor fetched, brings
             code of its own, or is stored in a form that needs other packages.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"{what} needs transformers, which is not installed: pip install 'lgpl[text]'."
-        ) from error
+    needs(what, "transformers", "text")
+    import transformers
     from transformers import dynamic_module_utils
 
     # A model in a model, such as an image encoder beside a text's, is built without our word, and

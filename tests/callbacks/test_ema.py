@@ -38,10 +38,14 @@ def test_a_short_run_forgets_its_first_weights() -> None:
     assert averaged([100.0] + [1.0] * 999, 0.9999) < 1.001
 
 
+def test_the_first_decays_are_a_quarter_and_four_thirteenths() -> None:
+    """(1 + t) / (10 + t) of the steps 2 and 3, of a weight that falls from 1 to 0."""
+    assert averaged([1.0, 0.0], 0.9999) == pytest.approx(1 / 4)
+    assert averaged([1.0, 0.0, 0.0], 0.9999) == pytest.approx(1 / 4 * 4 / 13)
+
+
 def test_the_decay_is_reached_and_kept() -> None:
-    values = [float(i % 7) for i in range(50)]
-    expected = values[0]
-    for step, value in enumerate(values[1:], 2):
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * value
-    assert averaged(values, 0.5) == pytest.approx(expected, rel=1e-5)
+    """From step 8 on a decay of 0.5 halves what a step has added, with every further step."""
+    for later, share in enumerate((0.5, 0.25, 0.125)):
+        assert averaged([0.0] * 7 + [1.0] + [0.0] * later, 0.5) == pytest.approx(share)
+        assert averaged([0.0] * 50 + [1.0] + [0.0] * later, 0.5) == pytest.approx(share)

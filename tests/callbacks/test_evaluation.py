@@ -32,7 +32,7 @@ RECONSTRUCTION = {
 
 def generation(cache: Path, **options: Any) -> dict[str, Any]:
     arguments = {"extractor": PIXELS, "reference": EMOJI_TRAIN, "images": 60, "cache": str(cache)}
-    arguments |= {"prompts": EMOJI_VAL, "guidance": 2.0, "batch_size": 8, **options}
+    arguments |= {"prompts": EMOJI_VAL, "sampling": {"guidance": 2.0}, "batch_size": 8, **options}
     return {"class_path": "lgpl.callbacks.GenerationEvaluation", "init_args": arguments}
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,22 @@ from lgpl.text import TextEncoder
 from tests.conftest import ROOT
 from tests.models import labels, transformer
 from tests.serving.generators import MINILM, class_config, export_generator, export_tokenizer
+
+# Kills itself before the fourth image.
+KILLED = """
+import os, signal
+from lgpl.cli import main
+from lgpl.generator import GeneratorModule
+
+def sample_codes(*args, drawn=[], sample_codes=GeneratorModule.sample_codes, **options):
+    if len(drawn) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    drawn.append(1)
+    return sample_codes(*args, **options)
+
+GeneratorModule.sample_codes = sample_codes
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +75,10 @@ def test_ranks_and_a_stop_change_no_picture(
 
 def test_a_killed_run_goes_on_with_what_is_missing(generator: Path, tmp_path: Path) -> None:
     whole, out = draw(generator, tmp_path / "whole"), tmp_path / "killed"
-    command = [sys.executable, "-m", "lgpl.cli", "sample", "--checkpoint", str(generator)]
+    command = [sys.executable, "-c", KILLED, "sample", "--checkpoint", str(generator)]
     command += ["--balanced", "7", "--batch-size", "1", "--out", f"{out}/"]
-    running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    while running.poll() is None and not list(out.glob("*.png")):
-        time.sleep(0.005)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert killed.returncode == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert 0 < len(kept) < 7
     assert draw(generator, out) == whole

@@ -18,6 +18,7 @@ from lgpl.data.index import count_samples, counted, named, write_index
 from lgpl.data.shards import read_shard
 from lgpl.data.store import Store, Unreachable
 from lgpl.errors import UserError
+from tests.conftest import wait_until
 from tests.data.test_datamodule import module, take, train
 from tests.shards import samples, write_shard, write_shards
 
@@ -34,9 +35,8 @@ def test_a_bad_connection_costs_no_sample(
     server = serve(tmp_path / "data", failing=0.2)
     urls = f"{server.url}/{{0000..0029}}.tar"
     data = module(train=urls, num_workers=workers, epoch_samples=120, store=store, shuffle=20)
-    begin = time.monotonic()
     assert sorted(take(train(data), 30)) == [f"{i:05d}" for i in range(120)]
-    assert time.monotonic() - begin < 60 and sum(server.failed.values()) >= 2
+    assert sum(server.failed.values()) >= 2
 
 
 def test_a_shard_is_fetched_once_for_all_readers(tmp_path: Path, serve: Any, store: Store) -> None:
@@ -110,8 +110,7 @@ def test_killed_while_it_fetches(tmp_path: Path, serve: Any, store: Store) -> No
     url = f"{server.url}/0000.tar"
     code = f"from lgpl.data.store import Store; Store(cache={store.cache!r}).open({url!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
-    while not list(Path(str(store.cache)).glob("*.partial")):
-        time.sleep(0.01)
+    wait_until(lambda: any(Path(str(store.cache)).glob("*.partial")))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not cached(store)
@@ -190,9 +189,7 @@ def test_what_comes_next_is_fetched_meanwhile(tmp_path: Path, serve: Any, store:
     loader = train(module(train=str(index), epoch_samples=24, store=store))
     first = next(iter(loader))
     assert first["key"][0] == "00000"
-    deadline = time.monotonic() + 5
-    while not server.requests["/0001.tar"] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: bool(server.requests["/0001.tar"]))
     assert server.requests["/0001.tar"] == 1 and not server.requests["/0002.tar"]
 
 

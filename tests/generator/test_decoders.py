@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import copy
+import functools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lgpl.generator import Decoder, GeneratorModule, Raster, Sampling, UncachedRaster, generate
+from lgpl.generator import (
+    Decoder,
+    GeneratorModule,
+    Raster,
+    Sampling,
+    UncachedRaster,
+    generate,
+    packing,
+)
 from lgpl.generator.packing import pack_weights
 from tests.generator.test_transformer import small
 from tests.models import labels, on, some, text, transformer
@@ -214,6 +224,29 @@ def test_schedule_is_followed() -> None:
     c, u = model(codes, LABELS), model(codes, model.condition.null(LABELS))
     scale = torch.tensor(sampling.scales(12))[:, None]
     assert torch.equal((u + scale * (c - u)).argmax(-1), codes)
+
+
+@pytest.mark.parametrize("fault", ["missing", "raises", "differs"])
+def test_nothing_is_packed_where_torch_has_changed(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def product(*_: Any) -> Tensor:
+        if fault == "raises":
+            raise RuntimeError("no such product")
+        return torch.zeros(3, 64)
+
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    operations = {"_reorder_linear_weight": reorder, "_linear_pointwise": product}
+    if fault == "missing":
+        del operations["_reorder_linear_weight"]
+    monkeypatch.setattr(packing, "_packs", functools.cache(packing._packs.__wrapped__))
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**operations))
+    for _ in range(2):
+        model = small()
+        pack_weights(model)
+        assert isinstance(model.output, torch.nn.Linear)
+    (line,) = caplog.messages
+    assert line.startswith("weights are not packed for the CPU: ")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,13 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lgpl.cli import main
+from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, RandomOrder, Sampling, Transformer, generate
 from lgpl.generator.conditions import Inputs
+from lgpl.inference import load_generator
 from tests.conftest import Chain, fit_generator
 from tests.generator.test_decoders import LABELS
 from tests.generator.test_transformer import small
@@ -127,7 +131,7 @@ def test_paper_sizes_do_not_change() -> None:
 
 
 def test_fits_and_samples_by_command(chain: Chain, tmp_path: Path, fails: Any) -> None:
-    """Shuffled, annealed, raster; and LlamaGen's format has no place for what it learned."""
+    """What the two recipes add is trained, drawn from, and has no place in LlamaGen's format."""
     fit_generator(
         tmp_path, "stage2", chain.tokenizer, chain.codes,
         "-c", "configs/generator/variant/rar.yaml",
@@ -137,8 +141,14 @@ def test_fits_and_samples_by_command(chain: Chain, tmp_path: Path, fails: Any) -
         "--model.init_args.transformer.init_args.prefix_rope", "zero",
     )  # fmt: skip
     checkpoint, out = tmp_path / "stage2/checkpoints/last.ckpt", tmp_path / "out.png"
+    found = load_generator(str(checkpoint), None, "cpu")
+    assert found.order == RandomOrder(1, 3)
+    assert found.model.target is not None and found.model.target.count_nonzero()  # starts at zero
+    norms = [n for n, p in found.model.named_parameters() if "q_norm" in n and (p != 1).any()]
+    assert len(norms) == 2  # of as many blocks, whose scales start at one
     main(["sample", "--checkpoint", str(checkpoint), "--prompt", "cat", "--out", str(out)])
-    assert out.stat().st_size
+    images = found.sample(found.model.condition.parse("cat"), Sampling(), [0])
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(to_image(images[0])))
     target = str(tmp_path / "llamagen.pt")
     said = fails("export", str(checkpoint), "--format", "llamagen", "--out", target)
     assert "cannot be written for LlamaGen: it has qk_norm, which LlamaGen's model has not" in said

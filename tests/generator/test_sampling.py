@@ -33,6 +33,8 @@ def test_draws_follow_the_distribution() -> None:
     [
         {"guidance": -1},
         {"guidance": math.inf},
+        {"guidance_schedule": "steep"},
+        {"guidance_steps": -1},
         {"temperature": math.nan},
         {"guidance_power": math.inf},
         {"guidance_power": 0},
@@ -45,7 +47,7 @@ def test_draws_follow_the_distribution() -> None:
 )
 def test_mistakes_are_named(bad: dict[str, Any]) -> None:
     (name, value) = next(iter(bad.items()))
-    with pytest.raises(UserError, match=f"{name}: {value} is not"):
+    with pytest.raises(UserError, match=rf"^{name} must be .*, got {value}$"):
         Sampling(**bad)
 
 

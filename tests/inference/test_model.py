@@ -87,7 +87,7 @@ def test_mistakes_are_told(models: Path, tmp_path: Path) -> None:
     model = opened(models / "classes")
     for wrong, said in (
         (lambda: model.draw("10"), "'10' is no class: give one from 0 to 9"),
-        (lambda: model.draw("1", guidance=-1), "guidance: -1 is not from 0 on"),
+        (lambda: model.draw("1", guidance=-1), "guidance must be >= 0, got -1"),
         (lambda: lgpl.load(tmp_path / "none"), "no such checkpoint"),
         (lambda: lgpl.load(models / "text", dtype="fp16"), "dtype must be one of float32, bf16"),
         (lambda: lgpl.load(models / "text", tokenizer=models / "text"), "a tokenizer is wanted"),

@@ -10,8 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,25 @@ from lgpl.serving.api import create_app
 from lgpl.serving.engine import Engine
 from lgpl.serving.limits import Limits
 from lgpl.serving.server import Server as UvicornServer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, wait_until
 from tests.serving.generators import Config, class_config, export_generator, export_tokenizer
 
 TOKEN = "a secret"
 PROGRAM = "from lgpl.cli import main; main()"
+# Draws only while the file GATE is there.
+GATED = """
+import os, time
+from lgpl.cli import main
+from lgpl.generator import GeneratorModule
+
+def waits(*args, sample_codes=GeneratorModule.sample_codes, **options):
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.02)
+    return sample_codes(*args, **options)
+
+GeneratorModule.sample_codes = waits
+main()
+"""
 LONG = {"size": [4, 4, 128], "grid": [24, 24]}  # takes a second or more
 
 
@@ -43,6 +56,11 @@ class Server:
     process: subprocess.Popen[str]
     checkpoint: Path
     said: list[str]
+    gate: Path
+
+    def let_in(self) -> float:
+        """Images that wait, are drawn or are done."""
+        return self.metric("lgpl_waiting_pictures") + self.metric("lgpl_batch_pictures_sum")
 
     @functools.cached_property
     def module(self) -> GeneratorModule:
@@ -83,13 +101,19 @@ def export(folder: Path, condition: Config = class_config(10), **changes: Any) -
 
 @contextlib.contextmanager
 def serve(checkpoint: Path, *options: str, program: str = PROGRAM) -> Iterator[Server]:
-    """`lgpl serve` as a process of its own."""
+    """`lgpl serve` as a process of its own; with GATED it draws while `Server.gate` exists."""
+    gate = checkpoint.with_name("gate")
+    gate.touch()
     command = [sys.executable, "-c", program, "serve", "--port", "0", *options]
     process = subprocess.Popen(
         [*command, "--checkpoint", str(checkpoint)],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LGPL_TOKEN": TOKEN},
+        env={
+            **os.environ,
+            **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LGPL_TOKEN": TOKEN},
+            "GATE": str(gate),
+        },
     )
     assert process.stderr is not None
     said: list[str] = []
@@ -102,7 +126,7 @@ def serve(checkpoint: Path, *options: str, program: str = PROGRAM) -> Iterator[S
             pytest.fail("".join(said))
         # Read on, or the pipe fills up and the server waits.
         threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
-        yield Server(found[1], process, checkpoint, said)
+        yield Server(found[1], process, checkpoint, said, gate)
     finally:
         process.terminate()
         process.wait(60)
@@ -123,10 +147,3 @@ def in_process(
     finally:
         server.should_exit = True
         thread.join(60)
-
-
-def wait_until(done: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -27,9 +27,9 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--batch-size", "0"], "--batch-size: 0 is not above 0"),
         (["--port", "70000"], "--port: 70000 is not between"),
-        (["--top-p", "2"], "top_p: 2.0 is not"),
-        (["--guidance-power", "0"], "guidance_power: 0.0 is not above 0"),
-        (["--guidance-steps", "-1"], "--guidance-steps: -1 is not at least 0"),
+        (["--top-p", "2"], "top_p must be <= 1, got 2.0"),
+        (["--guidance-power", "0"], "guidance_power must be > 0, got 0.0"),
+        (["--guidance-steps", "-1"], "guidance_steps must be >= 0, got -1"),
         (["--timeout", ".inf"], "--timeout: inf is not above 0"),
         (["--token", ""], "--token: it is empty"),
         (["--token", " \n"], "--token: it is empty"),

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.conftest import wait_until
 from tests.serving.generators import MINILM
 from tests.serving.load import (
     SMALL,
@@ -25,13 +26,13 @@ from tests.serving.load import (
     load,
     resident,
 )
-from tests.serving.servers import LONG, TOKEN, Server, export, serve, wait_until
+from tests.serving.servers import GATED, LONG, TOKEN, Server, export, serve
 
 pytestmark = pytest.mark.slow
 
 CONNECTIONS, REQUESTS = 64, 2000
 MEMORY = 32  # MiB that may be added between 500 and 2 000 requests: what an allocator keeps
-IMPATIENT = httpx.Timeout(60, read=0.1)  # asks, and leaves before a picture can be drawn
+IMPATIENT = httpx.Timeout(60, read=0.1)  # asks, and leaves while the gate is closed
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,6 @@ def test_every_answer_is_the_samplers(classes: Server) -> None:
     families = text_string_to_metric_families(httpx.get(f"{classes.url}/metrics").text)
     values = {sample.name: sample.value for f in families for sample in f.samples}
     assert values["lgpl_pictures_total"] >= REQUESTS and values["lgpl_waiting_pictures"] == 0
-    assert values["lgpl_batch_pictures_count"] < REQUESTS / 4
 
 
 def test_every_answer_to_text_is_the_samplers(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_sigterm_in_the_middle(tmp_path: Path) -> None:
             asked = [
                 pool.submit(server.post, {"prompt": "2", "seed": i}, timeout=600) for i in range(24)
             ]
-            wait_until(lambda: _let_in(server) == 24)
+            wait_until(lambda: server.let_in() == 24)
             server.process.send_signal(signal.SIGTERM)
             wait_until(lambda: any("Shutting down" in line for line in server.said))
             with pytest.raises(httpx.ConnectError):
@@ -103,18 +103,15 @@ def test_sigterm_in_the_middle(tmp_path: Path) -> None:
         assert not any("Traceback" in line for line in server.said)
 
 
-def _let_in(server: Server) -> float:
-    """Pictures that wait, are drawn or are done."""
-    return server.metric("lgpl_waiting_pictures") + server.metric("lgpl_batch_pictures_sum")
-
-
 def test_clients_that_leave_and_clients_that_read_slowly(tmp_path: Path) -> None:
     """64 of each; the places of the first are free at once, the second wait for nobody."""
     model = export(tmp_path, **{**LONG, "grid": [16, 16]})
-    with serve(model, "--batch-size", "64", "--queue", "64") as server:
+    with serve(model, "--batch-size", "64", "--queue", "64", program=GATED) as server:
+        server.gate.unlink()
         left = asyncio.run(_leave(server))
         assert left == CONNECTIONS
         wait_until(lambda: server.metric("lgpl_waiting_pictures") == 0)
+        server.gate.touch()
         assert asyncio.run(_read_slowly(server)) == [4] * CONNECTIONS
         before = resident(server.process.pid)  # with what a batch of 64 takes and allocators keep
         assert asyncio.run(_read_slowly(server)) == [4] * CONNECTIONS

@@ -74,14 +74,14 @@ def connected(port: int) -> socket.socket:
 
 
 @pytest.mark.slow
-def test_a_process_ends_with_its_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_ends_with_its_engine(tmp_path: Path) -> None:
     """With an answer for everybody, the cause, and a status after which a supervisor restarts."""
-    monkeypatch.setenv("GATE", str(tmp_path / "gate"))
     one = ("--batch-size", "1")
     with serve(export(tmp_path), *one, program=DIES) as server, ThreadPoolExecutor(3) as pool:
+        server.gate.unlink()
         asked = [pool.submit(server.post, {"prompt": "1", "seed": i}) for i in range(3)]
         wait_until(lambda: httpx.get(f"{server.url}/health").json()["waiting"] == 2)
-        (tmp_path / "gate").touch()
+        server.gate.touch()
         answers = [future.result(10) for future in asked]
         assert server.process.wait(20) == 1
         wait_until(lambda: "a fault" in server.said[-1])

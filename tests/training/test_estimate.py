@@ -135,7 +135,8 @@ def test_strategies() -> None:
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["plan", "-c", "configs/generator/c2i_3b.yaml", "-c", "configs/trainer/fsdp.yaml"]
+    command = ["plan", "-c", "configs/generator/c2i.yaml", "-c", "configs/generator/size/3b.yaml"]
+    command += ["-c", "configs/trainer/fsdp.yaml"]
     recompute = "--model.init_args.transformer.init_args.activation_checkpointing"
     main([*command, "--gpus", "8", "--memory", "72"])
     assert "fits, " in capsys.readouterr().out
@@ -149,7 +150,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_mistakes_are_named(fails: Callable[..., str]) -> None:
-    plan = ("plan", "-c", "configs/generator/c2i_b.yaml")
+    plan = ("plan", "-c", "configs/generator/c2i.yaml")
     assert fails(*plan, "--gpus", "0") == "--gpus: 0 is below 1."
     assert fails(*plan, "--gpus", "-8") == "--gpus: -8 is below 1."
     assert "--memory: 0 GiB is not above 0" in fails(*plan, "--memory", "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -42,9 +43,7 @@ def page(engine: Engine, model: str, defaults: Sampling, limits: Limits) -> APIR
         "images": limits.images,
         "prompt": limits.prompt,
         "partial": len(engine.module.model.layout.shown_at(MOST_PARTIAL)),
-        "defaults": {
-            name: getattr(defaults, name) for name in ("guidance", "temperature", "top_k", "top_p")
-        },
+        "defaults": asdict(defaults),
     }
 
     @router.get("/page/model")

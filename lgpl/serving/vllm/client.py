@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,11 @@ class Client:
         """
         from vllm import SamplingParams
 
-        guidance = {n: v for n, v in vars(sampling).items() if n.startswith("guidance")}
+        chosen = asdict(sampling)
+        guidance = {name: chosen.pop(name) for name in [*chosen] if name.startswith("guidance")}
         return [
             SamplingParams(
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
+                **chosen,
                 seed=seed,
                 max_tokens=self.layout.codes,
                 ignore_eos=True,
