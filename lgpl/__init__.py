@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lgpl.inference import Model, Tokenizer
+    from lgpl.inference import Generator, Tokenizer
 
 __all__ = ["load"]
 __version__ = "0.1.0"
@@ -19,8 +19,8 @@ def load(
     device: str = "auto",
     dtype: str = "float32",
     trust: Iterable[str] = (),
-) -> Model | Tokenizer:
-    """What a checkpoint holds, ready to be used: a generator as a `Model`, or a `Tokenizer`.
+) -> Generator | Tokenizer:
+    """What a checkpoint holds, ready to be used: a generator as a `Generator`, or a `Tokenizer`.
 
     Args:
         path: a .ckpt file, the folder of a sharded run, or an exported one.

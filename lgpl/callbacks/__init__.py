@@ -1,6 +1,6 @@
 """Callbacks to name in a config."""
 
-from lgpl.callbacks.checkpoint import Checkpoint
+from lgpl.callbacks.checkpoint import LastCheckpoint
 from lgpl.callbacks.code_shards import CodeShardWriter
 from lgpl.callbacks.ema import EMA
 from lgpl.callbacks.evaluation import GenerationEvaluation, ReconstructionEvaluation
@@ -11,7 +11,7 @@ from lgpl.callbacks.skipped import SkippedSamples
 from lgpl.callbacks.throughput import Throughput
 
 __all__ = [
-    "Checkpoint",
+    "LastCheckpoint",
     "CodeShardWriter",
     "CodebookHistogram",
     "EMA",

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
-class Checkpoint(ModelCheckpoint):
+class LastCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which with `every_n_train_steps` and `save_last` also saves
     `last.ckpt` at the end of every epoch; else the steps after the last multiple are lost."""
 

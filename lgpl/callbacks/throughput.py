@@ -19,7 +19,7 @@ from lgpl.data import ShardDataModule
 from lgpl.generator.blocks import Block
 from lgpl.generator.module import GeneratorModule
 from lgpl.training import TrainingModule, build_module
-from lgpl.training.estimate import rehearse
+from lgpl.training.estimate import estimate_step
 
 GIB = 2**30
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -66,7 +66,7 @@ class Throughput(Callback):
                 for part in module.modules():
                     if isinstance(part, Block):
                         part.recompute = False
-                step = rehearse(module, 1, image_size(data.image_size), str(trainer.precision))
+                step = estimate_step(module, 1, image_size(data.image_size), str(trainer.precision))
             self._flops_per_image = step.flops
 
     def on_train_batch_start(

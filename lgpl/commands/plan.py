@@ -13,7 +13,7 @@ from lgpl.callbacks import EMA
 from lgpl.codes import image_size
 from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
-from lgpl.training.estimate import SAMPLES, Step, rehearse
+from lgpl.training.estimate import SAMPLES, StepEstimate, estimate_step
 
 GIB = 2**30
 NOT_COUNTED = "not counted: the driver (about 1 GiB), fragmentation, a frozen tokenizer or encoder"
@@ -46,7 +46,9 @@ class Plan(CommandLine):
         precision = str(trainer.precision or "32-true")
         accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
         batch_size = data.train_batch(gpus, accumulate)
-        step = rehearse(self.model, batch_size, image_size(data.image_size), precision, sharded)
+        step = estimate_step(
+            self.model, batch_size, image_size(data.image_size), precision, sharded
+        )
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
         lines = per_device(step, gpus, sharded, averaged)
         return report(step, lines, gpus, self.config_init.memory, accumulate)
@@ -59,7 +61,7 @@ def main(args: list[str]) -> None:
     print(planned.report())
 
 
-def per_device(step: Step, gpus: int, sharded: bool, averaged: bool) -> dict[str, int]:
+def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> dict[str, int]:
     """Bytes on each of so many devices, by what they are for.
 
     Args:
@@ -83,11 +85,13 @@ def per_device(step: Step, gpus: int, sharded: bool, averaged: bool) -> dict[str
     return {**lines, "activations": step.activations}
 
 
-def report(step: Step, lines: dict[str, int], gpus: int, memory: float, accumulate: int) -> str:
+def report(
+    step: StepEstimate, lines: dict[str, int], gpus: int, memory: float, accumulate: int
+) -> str:
     """The plan for people.
 
     Args:
-        step: see `rehearse`.
+        step: see `estimate_step`.
         lines: see `per_device`.
         gpus: number of devices.
         memory: of one device, GiB.

@@ -7,14 +7,14 @@ from lgpl.lazy import lazily
 if TYPE_CHECKING:
     from lgpl.inference.drawing import Drawer, draw_in_turn, draw_into, paint
     from lgpl.inference.load import load_generator, usable_device
-    from lgpl.inference.model import Model, Tokenizer
+    from lgpl.inference.model import Generator, Tokenizer
     from lgpl.inference.request import Request, requests_for
     from lgpl.inference.sinks import PictureFolder, Pictures
 
 __all__ = [
     "DTYPES",
     "Drawer",
-    "Model",
+    "Generator",
     "PictureFolder",
     "Pictures",
     "Request",
@@ -34,7 +34,7 @@ __getattr__ = lazily(
     {
         "drawing": ("Drawer", "draw_in_turn", "draw_into", "paint"),
         "load": ("load_generator", "usable_device"),
-        "model": ("Model", "Tokenizer"),
+        "model": ("Generator", "Tokenizer"),
         "request": ("Request", "requests_for"),
         "sinks": ("PictureFolder", "Pictures"),
     },

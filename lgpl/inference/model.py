@@ -31,7 +31,7 @@ def open_checkpoint(
     device: str,
     dtype: str,
     trust: Iterable[str],
-) -> Model | Tokenizer:
+) -> Generator | Tokenizer:
     """`lgpl.load`."""
     if dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
@@ -39,7 +39,7 @@ def open_checkpoint(
     if read_checkpoint(path).kind == "generator":
         own = None if tokenizer is None else str(tokenizer)
         precision = getattr(torch, DTYPES[dtype])
-        return Model(load_generator(str(path), own, device, precision, trust=trust))
+        return Generator(load_generator(str(path), own, device, precision, trust=trust))
     module = load_module(path, "tokenizer", (PERCEPTUAL,), trust)
     assert isinstance(module, TokenizerModule)
     return Tokenizer(module.to(device))
@@ -68,7 +68,7 @@ class Tokenizer:
         return to_image(images[0].float().clamp(-1, 1))
 
 
-class Model:
+class Generator:
     """A generator with its tokenizer, ready to draw.
 
     Args:

@@ -21,7 +21,7 @@ from lgpl.serving.hosts import CheckHost
 from lgpl.serving.limits import LimitBody, Limits
 from lgpl.serving.metrics import Metrics
 from lgpl.serving.page import HEADERS, page
-from lgpl.serving.schema import Images, ImagesRequest
+from lgpl.serving.schema import ImagesRequest, ImagesResponse
 
 
 def create_app(
@@ -69,7 +69,7 @@ def _v1(generations: Generations, guard: Any) -> APIRouter:
 
     @router.post(
         "/images/generations",
-        response_model=Images,
+        response_model=ImagesResponse,
         dependencies=[Depends(_is_json)],
         responses={200: {"content": {"text/event-stream": {}}}, **RESPONSES},
     )

@@ -21,7 +21,7 @@ from lgpl.serving.engine import Ended, Engine, Full, Picture, Prompt
 from lgpl.serving.errors import APIError, engine_ended
 from lgpl.serving.limits import Limits
 from lgpl.serving.metrics import Metrics
-from lgpl.serving.schema import Image, Images, ImagesRequest, Usage
+from lgpl.serving.schema import ImageObject, ImagesRequest, ImagesResponse, Usage
 
 SAMPLING = {field.name for field in fields(Sampling)}
 
@@ -115,7 +115,9 @@ class Generations:
         self.defaults, self.limits, self.metrics = defaults, limits, metrics
         self.size = f"{engine.width}x{engine.height}"
 
-    async def answer(self, request: Request, body: ImagesRequest) -> Images | StreamingResponse:
+    async def answer(
+        self, request: Request, body: ImagesRequest
+    ) -> ImagesResponse | StreamingResponse:
         """Raises an APIError where there is no picture to answer with."""
         begun = time.monotonic()
         try:
@@ -177,7 +179,7 @@ class Generations:
         seeds = range(first, first + body.n)
         return Drawing(prompt, sampling, seeds, body.partial_images or 0)
 
-    async def _whole(self, request: Request, drawing: Drawing) -> Images:
+    async def _whole(self, request: Request, drawing: Drawing) -> ImagesResponse:
         """All pictures, unless the client leaves before."""
         work = asyncio.ensure_future(self._collect(drawing))
         gone = asyncio.ensure_future(_gone(request))
@@ -186,7 +188,7 @@ class Generations:
             if not work.done():
                 raise APIError(499, "The client has left.", None, "client_left")
             data = [
-                Image(b64_json=_base64(png), seed=picture.seed)
+                ImageObject(b64_json=_base64(png), seed=picture.seed)
                 for png, picture in zip(work.result(), drawing.pictures, strict=True)
             ]
         finally:
@@ -194,7 +196,7 @@ class Generations:
             gone.cancel()
             drawing.cancel()
         usage = drawing.usage(self.engine.codes)
-        return Images(created=int(time.time()), data=data, size=self.size, usage=usage)
+        return ImagesResponse(created=int(time.time()), data=data, size=self.size, usage=usage)
 
     async def _collect(self, drawing: Drawing) -> list[bytes]:
         found = {i: png async for i, png, _ in self._drawn(drawing)}

@@ -73,7 +73,7 @@ class ImagesRequest(_Sampling):
         return prompt
 
 
-class Image(BaseModel):
+class ImageObject(BaseModel):
     b64_json: str
     seed: int
 
@@ -86,9 +86,9 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class Images(BaseModel):
+class ImagesResponse(BaseModel):
     created: int
-    data: list[Image]
+    data: list[ImageObject]
     size: str
     output_format: Literal["png"] = "png"
     usage: Usage

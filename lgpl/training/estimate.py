@@ -47,7 +47,7 @@ ATTENTION_FLOPS = {
 
 
 @dataclass(frozen=True)
-class Step:
+class StepEstimate:
     """One training step of one device that holds the whole model; sizes in bytes.
 
     Attributes:
@@ -116,9 +116,9 @@ class LiveBytes(TorchDispatchMode):
         self._remove(parameter.grad.untyped_storage()._cdata)
 
 
-def rehearse(
+def estimate_step(
     module: TrainingModule, batch_size: int, size: ImageSize, precision: str, sharded: bool = False
-) -> Step:
+) -> StepEstimate:
     """Take one training step without memory.
 
     Args:
@@ -152,7 +152,7 @@ def rehearse(
         tokens = batch_size * module.code_layout(size).codes
         cache = module.drawing_memory(SAMPLES, half or torch.float32)
     weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return Step(
+    return StepEstimate(
         *(weights, parameters, gradients, optimizer, live.peak, cache, gathered, tokens),
         flops.get_total_flops(),
     )

@@ -18,7 +18,7 @@ from lgpl.errors import UserError
 from lgpl.generator import Condition, GeneratorModule, Sampling, generate
 from lgpl.generator.conditions import Inputs, Prefix, join
 from lgpl.training import build_module
-from lgpl.training.estimate import rehearse
+from lgpl.training.estimate import estimate_step
 from tests.serving.generators import Config, class_config, export_generator, export_tokenizer
 
 DIM = 32
@@ -119,7 +119,7 @@ def test_ones_own_condition_trains_and_samples(config: Config, prompts: list[str
 def test_ones_own_condition_is_planned() -> None:
     with torch.device("meta"):
         module = of_colours(OWN)
-    step = rehearse(module, 2, (8, 8), "32-true")
+    step = estimate_step(module, 2, (8, 8), "32-true")
     assert step.weights == sum(p.numel() for p in module.parameters())
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 import lgpl
 from lgpl.cli import main
 from lgpl.errors import UserError
-from lgpl.inference import Model, Tokenizer
+from lgpl.inference import Generator, Tokenizer
 from tests.serving.generators import MINILM, class_config, export_generator, export_tokenizer
 
 
@@ -27,9 +27,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(path: Path) -> Model:
+def opened(path: Path) -> Generator:
     model = lgpl.load(path, device="cpu")
-    assert isinstance(model, Model)
+    assert isinstance(model, Generator)
     return model
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lgpl.callbacks import Checkpoint
+from lgpl.callbacks import LastCheckpoint
 from lgpl.data import ShardDataModule
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
 from lgpl.tokenizer.usage import CodebookUsage
@@ -51,7 +51,7 @@ def test_two_optimizers_count_as_one_step(tmp_path: Path) -> None:
 
 def test_last_checkpoint_holds_the_last_step(tmp_path: Path) -> None:
     """Though the epoch ends between two multiples of `every_n_train_steps`."""
-    saver = Checkpoint(tmp_path, every_n_train_steps=3, save_last=True)
+    saver = LastCheckpoint(tmp_path, every_n_train_steps=3, save_last=True)
     fit(module(), tmp_path, 5, callbacks=[saver], enable_checkpointing=True)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 5 and int(saved["state_dict"]["train_step"]) == 5

@@ -15,7 +15,7 @@ from lgpl.commands.plan import per_device
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
 from lgpl.training import TrainingModule
-from lgpl.training.estimate import LiveBytes, Step, rehearse
+from lgpl.training.estimate import LiveBytes, StepEstimate, estimate_step
 from tests.models import transformer
 
 LAYERS, HEADS, DIM, HIDDEN, CODES, GRID, BATCH = 12, 4, 64, 256, 96, (8, 8), 4
@@ -43,10 +43,10 @@ MODULES: dict[str, Callable[[], TrainingModule]] = {
 }
 
 
-def planned(name: str, precision: str, sharded: bool = False) -> Step:
+def planned(name: str, precision: str, sharded: bool = False) -> StepEstimate:
     with torch.device("meta"):
         module = MODULES[name]()
-    return rehearse(module, BATCH, (32, 32), precision, sharded)
+    return estimate_step(module, BATCH, (32, 32), precision, sharded)
 
 
 def size(tensors: Iterable[Any]) -> int:
@@ -104,7 +104,7 @@ def test_activation_checkpointing_shows() -> None:
         transformer, (LAYERS, HEADS, DIM), CODES, GRID, num_classes=5, activation_checkpointing=True
     )
     kept = planned("class", "bf16-mixed")
-    again = rehearse(GeneratorModule(build), BATCH, (32, 32), "bf16-mixed")
+    again = estimate_step(GeneratorModule(build), BATCH, (32, 32), "bf16-mixed")
     assert again.activations < 0.3 * kept.activations
     assert 1.2 * kept.flops < again.flops < 4 / 3 * kept.flops
     assert (again.parameters, again.optimizer) == (kept.parameters, kept.optimizer)
