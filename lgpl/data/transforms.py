@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lgpl.codes import ImageSize
+
 LARGEST_RATIO = 1 / 0.8  # of the short side to the crop, LlamaGen's training (arXiv 2406.06525)
 CENTER_CROP = "centre, ADM's: halved by boxes, then bicubic"  # for the provenance of figures
 TEN_CROP_SCALES = (1.1, 1.05)  # of the square to the views, LlamaGen's code extraction
@@ -33,49 +35,51 @@ def open_image(data: bytes) -> Image.Image:
     return _finish(_decode(_open(data)))
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` of the picture whose short side was scaled to `size`.
+def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
+    """The middle of the image, scaled so that it just covers `size`, height and width.
 
     As ADM's reference batches (arXiv 2105.05233) and LlamaGen's own were made: both sides are
-    halved by averaging while the short one is twice as long as wanted, what is left is bicubic.
+    halved by averaging while it covers twice what is wanted, what is left is bicubic.
     """
-    while min(image.size) >= 2 * size:
+    rows, columns = size
+    while image.height >= 2 * rows and image.width >= 2 * columns:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    width, height = scaled = _scale(image.size, size)
-    left, top = (width - size) // 2, (height - size) // 2
+    width, height = scaled = _cover(image.size, size)
+    left, top = (width - columns) // 2, (height - rows) // 2
     if width * height > MAX_PIXELS:  # a line of pixels: its rounding may differ, its memory not
         box = _box(image.size, scaled, (left, top), size)
-        return image.resize((size, size), Image.Resampling.BICUBIC, box)
+        return image.resize((columns, rows), Image.Resampling.BICUBIC, box)
     whole = image.resize(scaled, Image.Resampling.BICUBIC)
-    return whole.crop((left, top, left + size, top + size))
+    return whole.crop((left, top, left + columns, top + rows))
 
 
-def ten_crops(image: Image.Image, size: int, scale: float) -> list[Image.Image]:
+def ten_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.Image]:
     """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`).
 
-    They lie in the central square of the picture: the ends of a long picture, which no evaluation
-    looks at, are not learned from either.
+    They lie in the central part of the image that has the shape of a view: the ends of a long one,
+    which no evaluation looks at, are not learned from either.
 
     Args:
         image: an RGB picture.
-        size: side of a view, pixels.
-        scale: side of the square to that of a view, `TEN_CROP_SCALES` in the paper's recipe.
+        size: height and width of a view, pixels.
+        scale: sides of that part to those of a view, `TEN_CROP_SCALES` in the paper's recipe.
 
     Returns:
-        Ten views `size` x `size`: top left, top right, bottom left, bottom right, centre, then
-        the same five flipped horizontally.
+        Ten views: top left, top right, bottom left, bottom right, centre, then the same five
+        flipped horizontally.
     """
-    square = center_crop(image, int(size * scale))
-    far = square.width - size
-    corners = (0, 0), (far, 0), (0, far), (far, far), (far // 2, far // 2)
-    views = [square.crop((left, top, left + size, top + size)) for left, top in corners]
+    height, width = size
+    part = center_crop(image, (int(height * scale), int(width * scale)))
+    right, low = part.width - width, part.height - height
+    corners = (0, 0), (right, 0), (0, low), (right, low), (right // 2, low // 2)
+    views = [part.crop((left, top, left + width, top + height)) for left, top in corners]
     return views + [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
 
 
 def random_crop(
-    data: bytes, size: int, rng: random.Random, largest: float = LARGEST_RATIO
+    data: bytes, size: ImageSize, rng: random.Random, largest: float = LARGEST_RATIO
 ) -> Image.Image:
-    """A random `size` x `size` of the picture whose short side was scaled to [1, largest] x size.
+    """A random part of the image, scaled so that it covers [1, largest] times `size`.
 
     For training only: a JPEG is decoded at the lowest resolution that its DCT offers and that is
     no lower than needed, and one resampling both scales and crops. The crop lies where it would
@@ -83,8 +87,8 @@ def random_crop(
 
     Args:
         data: an encoded picture; what `open_image` does to colours and frames is done here too.
-        size: side of the crop, pixels.
-        rng: dice.
+        size: height and width of the crop, pixels.
+        rng: random numbers.
         largest: see above.
 
     Raises:
@@ -92,18 +96,21 @@ def random_crop(
     """
     image = _open(data)
     full = image.size
-    short = rng.randint(size, round(size * largest))
-    width, height = scaled = _scale(full, short)
-    corner = rng.randint(0, width - size), rng.randint(0, height - size)
+    rows, columns = size
+    short = min(size)
+    scale = rng.randint(short, round(short * largest)) / short
+    covered = round(rows * scale), round(columns * scale)
+    width, height = scaled = _cover(full, covered)
+    corner = rng.randint(0, width - columns), rng.randint(0, height - rows)
     box = _box(full, scaled, corner, size)
-    if drafted := image.draft("RGB", (short, short)):
+    if drafted := image.draft("RGB", covered[::-1]):
         # Pillow's box, and not the size, which is rounded up to whole pixels.
         reduction = full[0] / drafted[1][2]
         left, top, right, bottom = (edge / reduction for edge in box)
         box = left, top, right, bottom
     # Bicubic is a sixth faster than Lanczos, and what LlamaGen trains with. The gap shrinks large
     # pictures of other formats first, as the draft does a JPEG.
-    crop = _decode(image).resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+    crop = _decode(image).resize((columns, rows), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
     return _finish(crop)
 
 
@@ -175,14 +182,17 @@ def _finish(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _scale(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """Width and height with the short side scaled to `short`."""
-    width, height = (max(short, round(side * short / min(size))) for side in size)
-    return width, height
+def _cover(full: tuple[int, int], size: ImageSize) -> tuple[int, int]:
+    """Width and height of an image scaled so that it just covers `size`."""
+    width, height = full
+    rows, columns = size
+    if width * rows <= height * columns:  # the width is what lacks
+        return columns, max(rows, round(height * columns / width))
+    return max(columns, round(width * rows / height)), rows
 
 
 def _box(
-    full: tuple[int, int], scaled: tuple[int, int], corner: tuple[int, int], size: int
+    full: tuple[int, int], scaled: tuple[int, int], corner: tuple[int, int], size: ImageSize
 ) -> tuple[float, float, float, float]:
     """Left, top, right and bottom, in the picture's own pixels, of a crop of the scaled picture.
 
@@ -193,6 +203,6 @@ def _box(
     return (  # each product before its quotient, lest rounding put an edge outside the picture
         left * width / scaled_width,
         top * height / scaled_height,
-        (left + size) * width / scaled_width,
-        (top + size) * height / scaled_height,
+        (left + size[1]) * width / scaled_width,
+        (top + size[0]) * height / scaled_height,
     )
