@@ -79,7 +79,7 @@ class CodeLayout:
         return "x".join(map(str, numbers))
 
 
-def image_size(given: int | Sequence[int], name: str = "image_size") -> ImageSize:
+def to_image_size(given: int | Sequence[int], name: str = "image_size") -> ImageSize:
     """Height and width of a side, or of both.
 
     Raises:
@@ -93,3 +93,8 @@ def image_size(given: int | Sequence[int], name: str = "image_size") -> ImageSiz
             f"{name} must be a side, or height and width, of at least 1 pixel, got {given}."
         )
     return sides
+
+
+def in_pixels(size: ImageSize) -> str:
+    """`WIDTHxHEIGHT`."""
+    return f"{size[1]}x{size[0]}"

@@ -23,7 +23,7 @@ from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
-LARGEST_CODEBOOK = 2**16  # codes are stored as uint16
+SMALL_CODEBOOK = 2**16  # whose codes are stored as uint16
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -58,6 +58,7 @@ class CodeShardWriter(BasePredictionWriter):
         self._captions: list[str] = []
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
+        self._dtype, self._shape = "", ()  # of codes: [views, depth, rows, columns]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -91,10 +92,17 @@ class CodeShardWriter(BasePredictionWriter):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(pl_module, "fingerprint"):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
+        tokenizer: Any = pl_module.autoencoder
+        layout = tokenizer.layout(*data.image_size)
+        self._shape = (-1, layout.depth, layout.rows, layout.columns)
+        self._dtype = "uint16" if tokenizer.codebook_size <= SMALL_CODEBOOK else "uint32"
         self._made_by = {
             "tokenizer": pl_module.fingerprint(),  # type: ignore[operator]
-            "image_size": data.image_size,
+            "image_size": [*data.image_size],
             "ten_crop": data.ten_crop,
+            "layout": [layout.rows, layout.columns, layout.depth],
+            "views": 10 * len(data.ten_crop) or 1,
+            "dtype": self._dtype,
             "text_encoder": self.text_encoder and self.text_encoder.name,
         }
         for path in sorted(self.out.glob("*.tar")):
@@ -145,10 +153,9 @@ class CodeShardWriter(BasePredictionWriter):
     def _members(
         self, codes: Tensor, batch: dict[str, Any], pl_module: pl.LightningModule
     ) -> list[dict[str, bytes]]:
-        arrays = codes.cpu().numpy()
-        assert arrays.max() < LARGEST_CODEBOOK
+        arrays = codes.cpu().numpy().astype(self._dtype)
         members = [
-            {"codes.npy": npy(array.astype(np.uint16)), **own}
+            {"codes.npy": npy(array.reshape(self._shape)), **own}
             for array, own in zip(arrays, batch["members"], strict=True)
         ]
         for name in self._captions:

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
+from lgpl.codes import to_image_size
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import CENTER_CROP
 from lgpl.errors import UserError
@@ -39,12 +40,15 @@ from lgpl.tokenizer import TokenizerModule
 KEYS = 2**32  # what a sample's key is hashed to
 FILE = "figures.jsonl"
 
+Size = int | tuple[int, int]  # a side, or height and width
+
 
 class Evaluation(Callback):
     """What both have in common: when, with which extractor, and where the figures go."""
 
-    def __init__(self, extractor: str, every: int, resize: int | None) -> None:
-        self.extractor_name, self.every, self.resize = extractor, every, resize
+    def __init__(self, extractor: str, every: int, resize: Size | None) -> None:
+        self.extractor_name, self.every = extractor, every
+        self.resize = None if resize is None else to_image_size(resize, "resize")
         self._extractor: Extractor | None = None
         self._last: int | None = None  # optimizer steps before the last evaluation
         commit()
@@ -91,11 +95,12 @@ class ReconstructionEvaluation(Evaluation):
         extractor: inception, effnet-lite0, or the class path of an nn.Module.
         every: in training, the least number of optimizer steps between two evaluations; 0
             evaluates in every validation.
-        resize: pixels at which images are compared, such as 256 of a model for 384.
+        resize: side, or height and width, at which images are compared, such as 256 of a model for
+            384.
     """
 
     def __init__(
-        self, extractor: str = "inception", every: int = 0, resize: int | None = None
+        self, extractor: str = "inception", every: int = 0, resize: Size | None = None
     ) -> None:
         super().__init__(extractor, every, resize)
         self._real: dict[str, Summary] = {}  # by stage: the originals are always the same
@@ -185,7 +190,8 @@ class GenerationEvaluation(Evaluation):
         sampling: how their codes are drawn.
         seed: of the first image.
         batch_size: images drawn together.
-        resize: pixels at which images are compared, such as 256 of a model for 384.
+        resize: side, or height and width, at which images are compared, such as 256 of a model for
+            384.
         cache: folder of reference statistics.
     """
 
@@ -199,7 +205,7 @@ class GenerationEvaluation(Evaluation):
         sampling: Sampling = Sampling(),
         seed: int = 0,
         batch_size: int = 32,
-        resize: int | None = None,
+        resize: Size | None = None,
         cache: str = CACHE,
     ) -> None:
         super().__init__(extractor, every, resize)

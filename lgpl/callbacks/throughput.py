@@ -14,7 +14,6 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lgpl.codes import image_size
 from lgpl.data import ShardDataModule
 from lgpl.generator.blocks import Block
 from lgpl.generator.module import GeneratorModule
@@ -66,7 +65,7 @@ class Throughput(Callback):
                 for part in module.modules():
                     if isinstance(part, Block):
                         part.recompute = False
-                step = estimate_step(module, 1, image_size(data.image_size), str(trainer.precision))
+                step = estimate_step(module, 1, data.image_size, str(trainer.precision))
             self._flops_per_image = step.flops
 
     def on_train_batch_start(

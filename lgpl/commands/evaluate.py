@@ -14,6 +14,7 @@ import torch
 from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust
+from lgpl.codes import to_image_size
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import normalize
@@ -64,7 +65,10 @@ def _common(description: str, protocol: str, of: str) -> ArgumentParser:
     p.add_argument(
         "--extractor", default="inception", help="inception, effnet-lite0 or a class path"
     )
-    p.add_argument("--resize", type=int, help="pixels at which images are compared; 256 of 384")
+    p.add_argument(
+        "--resize", type=int, nargs="+",
+        help="side, or height and width, at which images are compared; 256 of 384",
+    )  # fmt: skip
     p.add_argument("--cache", default=CACHE, help="folder of reference statistics")
     p.add_argument("--batch-size", type=int, default=32, help="images at a time")
     p.add_argument(
@@ -102,7 +106,12 @@ def _generation() -> ArgumentParser:
 def _reconstruction() -> ArgumentParser:
     p = _common("Reconstructions against their originals.", RFID, "tokenizer")
     p.add_argument("--data", required=True, help="shards, folder or npz of the originals")
-    p.add_argument("--image-size", type=int, help="side of the centre crop, pixels")
+    p.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        help="side of the centre crop, or height and width, pixels",
+    )
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
     return p
 
@@ -110,7 +119,10 @@ def _reconstruction() -> ArgumentParser:
 def main(args: list[str]) -> None:
     chosen = parser().parse_args(args)
     options = chosen[chosen.subcommand]
-    for name in ("batch_size", "resize", "images", "image_size"):
+    for name in ("resize", "image_size"):
+        if (given := options.get(name)) is not None:
+            options[name] = to_image_size(given, f"--{name.replace('_', '-')}")
+    for name in ("batch_size", "images"):
         if (value := options.get(name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: {value} is below 1.")
     if (options.checkpoint is None) == (options.samples is None):
@@ -200,7 +212,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         begin = time.perf_counter()
         images = open_images(options.samples, options.resize)
         ImageSet(extractor, images.count, name=options.samples)  # too few are told before the rest
-        side = options.resize or images.size or next(iter(images.batches(1))).shape[-1]
+        side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
         real, source = reference(held[0], extractor, side, *held[2:])
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
         found = report(

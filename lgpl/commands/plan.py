@@ -10,7 +10,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lgpl.callbacks import EMA
-from lgpl.codes import image_size
 from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
 from lgpl.training.estimate import SAMPLES, StepEstimate, estimate_step
@@ -46,9 +45,7 @@ class Plan(CommandLine):
         precision = str(trainer.precision or "32-true")
         accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
         batch_size = data.train_batch(gpus, accumulate)
-        step = estimate_step(
-            self.model, batch_size, image_size(data.image_size), precision, sharded
-        )
+        step = estimate_step(self.model, batch_size, data.image_size, precision, sharded)
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
         lines = per_device(step, gpus, sharded, averaged)
         return report(step, lines, gpus, self.config_init.memory, accumulate)

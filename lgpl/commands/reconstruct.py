@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lgpl.checkpoints import add_trust
+from lgpl.codes import ImageSize, in_pixels, to_image_size
 from lgpl.commands.parser import ArgumentParser
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
@@ -16,7 +17,7 @@ from lgpl.generator.module import PERCEPTUAL
 from lgpl.inference import usable_device
 from lgpl.metrics import Similarity
 from lgpl.pictures import grid, picture_path, save
-from lgpl.tokenizer import TokenizerModule
+from lgpl.tokenizer import Autoencoder, TokenizerModule
 from lgpl.training import load_module
 
 LARGEST = 1024  # pixels of a side; attention's memory grows with the fourth power of it
@@ -35,8 +36,9 @@ def parser() -> ArgumentParser:
     p.add_argument("--checkpoint", required=True, help="checkpoint of a tokenizer")
     add_trust(p)
     p.add_argument(
-        "--image-size", type=int, help="side of a centre crop; the whole picture by default"
-    )
+        "--image-size", type=int, nargs="+",
+        help="side of a centre crop, or its height and width; the whole picture by default",
+    )  # fmt: skip
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return p
@@ -48,8 +50,8 @@ def main(args: list[str]) -> None:
     device = usable_device(options.device)
     module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)
-    multiple = module.autoencoder.downsampling
-    originals = [cropped(path, options.image_size, multiple) for path in options.pictures]
+    size = options.image_size and to_image_size(options.image_size, "--image-size")
+    originals = [cropped(path, size, module.autoencoder) for path in options.pictures]
     sizes = sorted({picture.size for picture in originals})
     if len(sizes) > 1:
         said = ", ".join(f"{width}x{height}" for width, height in sizes)
@@ -73,25 +75,31 @@ def main(args: list[str]) -> None:
     print(f"{out}: originals at the left")
 
 
-def cropped(path: str, size: int | None, multiple: int) -> Image.Image:
-    """The picture of a file, its middle cut out to whole codes."""
-    picture = opened(path)
+def cropped(path: str, size: ImageSize | None, tokenizer: Autoencoder) -> Image.Image:
+    """The image of a file, its middle cut out to a size that the tokenizer takes.
+
+    Args:
+        size: as it is asked for; by default the image's own, less what is no whole code.
+    """
+    image = opened(path)
     if size is not None:
-        if not SMALLEST <= size <= LARGEST or size % multiple:
+        if not SMALLEST <= min(size) <= max(size) <= LARGEST:
             raise UserError(
-                f"--image-size: {size} is not a multiple of {multiple}, the pixels of a code, "
-                f"from {SMALLEST} to {LARGEST}."
+                f"--image-size must be from {SMALLEST} to {LARGEST} pixels, got {in_pixels(size)}."
             )
-        return center_crop(picture, size)
-    width, height = (side - side % multiple for side in picture.size)
+        tokenizer.layout(*size)
+        return center_crop(image, size)
+    multiple = getattr(tokenizer, "downsampling", 1)
+    width, height = (side - side % multiple for side in image.size)
     smallest = max(multiple, SMALLEST)
     if min(width, height) < smallest or max(width, height) > LARGEST:
         raise UserError(
-            f"{path} is of {picture.width}x{picture.height} pixels, and a side should have "
+            f"{path} is of {image.width}x{image.height} pixels, and a side should have "
             f"{smallest} to {LARGEST}; give --image-size."
         )
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    tokenizer.layout(height, width)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def opened(path: str) -> Image.Image:

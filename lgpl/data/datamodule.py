@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lgpl.data.decode import Decoder, Field
+from lgpl.codes import CodeLayout, to_image_size
+from lgpl.data.decode import Field, SampleDecoder
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
@@ -17,6 +18,8 @@ from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Place, Samples, every_sample_once, shard_by_shard
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
+
+CODE_DTYPES = ("uint16", "uint32")  # by the codebook's size
 
 
 class ShardDataModule(pl.LightningDataModule):
@@ -31,7 +34,7 @@ class ShardDataModule(pl.LightningDataModule):
         test: test shards, read like the validation shards.
         predict: shards to encode.
         fields: what the model reads: image, caption, class, codes, text (features).
-        image_size: side of the square crop, pixels; a multiple of the tokenizer's downsampling.
+        image_size: side of the square crop, or its height and width, pixels; what the tokenizer takes.
         augment: random crops and flips in training; validation always takes the centre.
         flip: flip half of the augmented pictures.
         captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
@@ -50,7 +53,7 @@ class ShardDataModule(pl.LightningDataModule):
             batches together train on the same samples, on any number of ranks.
         max_bad: share of bad samples above which training ends.
         ten_crop: `predict` encodes the four corners and the centre of the picture, each also
-            flipped, whose short side was scaled to each of these times `image_size`; the paper's
+            flipped, scaled to cover each of these times `image_size`; the paper's
             are 1.1 and 1.05. Empty encodes the centre alone.
         store: how remote shards are fetched and kept.
     """
@@ -62,7 +65,7 @@ class ShardDataModule(pl.LightningDataModule):
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
         fields: tuple[Field, ...] = ("image",),
-        image_size: int = 256,
+        image_size: int | tuple[int, int] = 256,
         augment: bool = True,
         flip: bool = True,
         captions: dict[str, float] | None = None,
@@ -81,7 +84,6 @@ class ShardDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         for name, value, least in (
-            ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("shuffle", shuffle, 0),
@@ -96,7 +98,8 @@ class ShardDataModule(pl.LightningDataModule):
         self.patterns: dict[str, str | list[str] | dict[str, float] | None]
         self.patterns = {"train": train, "val": val, "test": test, "predict": predict}
         self.fields = list(fields)
-        self.image_size, self.augment, self.flip = image_size, augment, flip
+        self.image_size = to_image_size(image_size, "data.image_size")
+        self.augment, self.flip = augment, flip
         self.filter = filter
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.global_batch = global_batch
@@ -119,7 +122,7 @@ class ShardDataModule(pl.LightningDataModule):
             text_length: positions of the text features in a batch.
             tokenizer: fingerprint of the tokenizer whose codes they are; shards of another one are
                 refused.
-            limits: `grid`, `codebook_size`, `num_classes`, `text_features` of `Decoder`.
+            limits: `layout`, `codebook_size`, `num_classes`, `text_features` of `SampleDecoder`.
         """
         self._text_length, self._tokenizer = text_length, tokenizer
         self._expected = limits
@@ -243,24 +246,37 @@ class ShardDataModule(pl.LightningDataModule):
         return [counts for counts, _ in found], [fault for _, faults in found for fault in faults]
 
     def _check_codes(self, split: str, shards: list[str]) -> None:
-        """Refuse codes of another tokenizer, as far as the shards' statistics tell whose they are.
+        """Refuse codes of another tokenizer or layout, as far as the shards' statistics say it.
 
         Of remote shards the first speaks for all.
         """
+        wanted: CodeLayout | None = self._expected.get("layout")
         remote = [path for path in shards if is_url(path)][:1]
         for path in [path for path in shards if not is_url(path)] + remote:
-            made_by = statistics(path, self.store).get("made_by", {}).get("tokenizer")
+            found = statistics(path, self.store).get("made_by", {})
+            made_by, layout, dtype = (found.get(n) for n in ("tokenizer", "layout", "dtype"))
             if self._tokenizer and made_by and made_by != self._tokenizer:
                 raise UserError(
                     f"data.{split}: {path} holds codes of the tokenizer {made_by}, but "
                     f"model.tokenizer is {self._tokenizer}: give that one, or encode again."
+                )
+            if wanted and layout and layout != [wanted.rows, wanted.columns, wanted.depth]:
+                raise UserError(
+                    f"data.{split}: {path} holds codes of {'x'.join(map(str, layout))} (rows, "
+                    f"columns, depth), but the model's layout is {wanted}: encode again, or change "
+                    "the model's grid and depth."
+                )
+            if dtype and dtype not in CODE_DTYPES:
+                raise UserError(
+                    f"data.{split}: {path} holds codes of {dtype}, not of "
+                    f"{' or '.join(CODE_DTYPES)}: encode again."
                 )
 
     def _samples(self, split: str, shards: list[str]) -> Samples:
         training = split == "train"
         if "codes" in self.fields:
             self._check_codes(split, shards)
-        decoder = Decoder(
+        decoder = SampleDecoder(
             self.fields,
             self.image_size,
             augment=self.augment and training,

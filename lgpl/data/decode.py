@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data.filters import Filter
 from lgpl.data.members import (
     IMAGE_EXTENSIONS,
@@ -49,12 +50,12 @@ MOST_FEATURES = 2**24
 
 
 @dataclass
-class Decoder:
+class SampleDecoder:
     """Decodes the fields a model wants and holds them against what it can take.
 
     Attributes:
         fields: what to decode; a sample that lacks one of them is bad.
-        image_size: side of the square crop, pixels.
+        image_size: height and width of the crop, pixels.
         augment: random crop and, where `flip`, a horizontal flip instead of the centre crop; one
             of several captions, and of several crops' codes, instead of the first.
         flip: see `augment`.
@@ -62,20 +63,20 @@ class Decoder:
             it is taken, in any unit.
         ten_crop: where nothing is to vary, ten views for each of these scales instead of one.
         filter: which sound samples are wanted.
-        grid: rows and columns of the codes; None takes any.
+        layout: of the codes; None takes any.
         codebook_size: codes must be below; None for no check.
         num_classes: classes must be below; None for no check.
         text_features: width of the text features; None takes any.
     """
 
     fields: Sequence[Field]
-    image_size: int
+    image_size: ImageSize
     augment: bool = False
     flip: bool = True
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
     ten_crop: Sequence[float] = ()
     filter: Filter = field(default_factory=Filter)
-    grid: tuple[int, int] | None = None
+    layout: CodeLayout | None = None
     codebook_size: int | None = None
     num_classes: int | None = None
     text_features: int | None = None
@@ -96,12 +97,12 @@ class Decoder:
     @cached_property
     def open_shapes(self) -> tuple[Field, ...]:
         """Fields whose shape the model leaves open, but which a batch holds in one shape."""
-        limits: dict[Field, Any] = {"codes": self.grid, "text": self.text_features}
+        limits: dict[Field, Any] = {"codes": self.layout, "text": self.text_features}
         return tuple(f for f in self.fields if f in limits and limits[f] is None)
 
     def shapes(self, sample: Sample) -> Shapes:
-        """What all samples of a batch must have in common: rows and columns of the codes, width of
-        the text features, where they are open."""
+        """What all samples of a batch must have in common: the layout of the codes, the width of the
+        text features, where they are open."""
         return {
             f: sample[f].shape[1:] if f == "text" else sample[f].shape for f in self.open_shapes
         }
@@ -194,12 +195,19 @@ class Decoder:
 
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:
         codes = read_array(data, "codes")
-        if codes.ndim == 3:  # of several crops
-            codes = codes[rng.randrange(len(codes)) if self.augment else 0]
-        if codes.ndim != 2 or codes.dtype.kind not in "iu":
-            raise BadSample(f"codes that are no integers [rows, columns] but {describe(codes)}")
-        if self.grid is not None and codes.shape != tuple(self.grid):
-            raise BadSample(f"codes of {describe(codes)} where the model's grid is {by(self.grid)}")
+        if codes.ndim == 2:  # one view of depth 1
+            codes = codes[None, None]
+        if codes.ndim != 4 or codes.dtype.kind not in "iu" or not codes.size:
+            raise BadSample(
+                "codes that are no integers [views, depth, rows, columns] or [rows, columns] but "
+                f"{describe(codes)}"
+            )
+        codes = codes[rng.randrange(len(codes)) if self.augment and len(codes) > 1 else 0]
+        depth, rows, columns = codes.shape
+        found = CodeLayout(rows, columns, depth)
+        if self.layout is not None and found != self.layout:
+            raise BadSample(f"codes of {found} where the model's layout is {self.layout}")
+        codes = codes.reshape(found.shape)
         if codes.size > MOST_CODES:
             raise BadSample(f"codes of {describe(codes)}, more than {MOST_CODES}")
         codes = codes.astype(np.int64)  # uint64 beyond it becomes negative

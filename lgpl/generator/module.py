@@ -127,7 +127,7 @@ class GeneratorModule(TrainingModule):
         if isinstance(data, ShardDataModule):
             model = self._outline()
             data.expect(
-                grid=(model.layout.rows, model.layout.columns),
+                layout=model.layout,
                 codebook_size=model.codebook_size,
                 **model.condition.limits(),
                 tokenizer=self.tokenizer.fingerprint() if self.tokenizer_path else None,

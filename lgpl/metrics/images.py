@@ -5,13 +5,14 @@ Nothing is read whole: fifty thousand images of 256 px are ten gigabytes.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lgpl.atomic import atomic_file, remove_partials, write_text
+from lgpl.codes import ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
@@ -44,7 +46,7 @@ class Images(Protocol):
         count: how many there are.
         identity: plain values that change when the images do.
         crop: how they were made of the pictures on disk.
-        size: side in pixels, where it is known beforehand.
+        size: height and width, pixels, where they are known beforehand.
     """
 
     source: str
@@ -53,18 +55,18 @@ class Images(Protocol):
     crop: str
 
     @property
-    def size(self) -> int | None: ...
+    def size(self) -> ImageSize | None: ...
 
     def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
         """uint8 [B, 3, H, W]; several ranks take them in turn."""
 
 
-def open_images(source: str, image_size: int | None = None) -> Images:
+def open_images(source: str, image_size: ImageSize | None = None) -> Images:
     """The images of an `.npz`, of a folder, or of shards.
 
     Args:
         source: path of an npz or folder; anything else names shards, see `ShardDataModule`.
-        image_size: side of the centre crop of shards, and of pictures of a folder.
+        image_size: of the centre crop of shards, and of images of a folder.
 
     Raises:
         UserError: there are no such images.
@@ -84,7 +86,7 @@ def open_images(source: str, image_size: int | None = None) -> Images:
 class ShardImages:
     """The centre crops of shards, in their order."""
 
-    def __init__(self, pattern: str, image_size: int) -> None:
+    def __init__(self, pattern: str, image_size: ImageSize) -> None:
         self.source, self.data = pattern, ShardDataModule(test=pattern, image_size=image_size)
         self.data.setup("test")
         store = self.data.store
@@ -105,7 +107,7 @@ class ShardImages:
 class FolderImages:
     """The pictures of a folder and of those in it, by name."""
 
-    def __init__(self, folder: str, image_size: int | None) -> None:
+    def __init__(self, folder: str, image_size: ImageSize | None) -> None:
         self.paths = sorted(
             path
             for path in Path(folder).rglob("*")
@@ -155,7 +157,7 @@ class NpzImages:
         if order != "C":
             raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
         self.count, self.shape = shape[0], shape[1:]
-        self.size = shape[1]
+        self.size = shape[1], shape[2]
         if not SMALLEST_IMAGE <= self.shape[0] * self.shape[1] <= LARGEST_IMAGE:
             raise UserError(
                 f"{path}: images of {self.shape[1]}x{self.shape[0]} pixels; they should have "
@@ -189,7 +191,9 @@ class NpzImages:
 class SampleFile:
     """Images as they are made, and at the end the npz; an interrupted run goes on with it.
 
-    Until then they stand in `NAME.npz.partial`, with what they are in `NAME.npz.json`.
+    Until then they stand in `NAME.npz.partial`, an npy that grows, whose length tells how many are
+    there; what they are stands in `NAME.npz.json`. (A memory map of all of them from the start
+    would end the process, without a word, on a disk that fills up.)
 
     Several ranks read it, and the first writes it.
 
@@ -197,13 +201,17 @@ class SampleFile:
         path: of the npz, in a folder that all ranks see.
         settings: plain values of which the images depend; those of others are thrown away.
         total: how many there will be.
-        size: side of the images, pixels.
+        size: height and width of the images, pixels.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], total: int, size: int) -> None:
-        self.path, self.total, self.size = path, total, size
+    def __init__(self, path: Path, settings: dict[str, Any], total: int, size: ImageSize) -> None:
+        self.path, self.total, self.shape = path, total, (*size, 3)
         self.partial, described = Path(f"{path}.partial"), Path(f"{path}.json")
-        settings = {**settings, "images": total, "image_size": size}
+        header = io.BytesIO()
+        described_as = {"descr": "|u1", "fortran_order": False, "shape": (total, *self.shape)}
+        np.lib.format.write_array_header_2_0(header, described_as)  # type: ignore[arg-type]
+        self.start = len(header.getvalue())
+        settings = {**settings, "images": total, "image_size": [*size]}
         text = json.dumps(settings, indent=2, sort_keys=True)
         rank = place()
         try:
@@ -214,13 +222,13 @@ class SampleFile:
                     raise UserError(
                         f"--npz: {path} is there, and not of this command; name another file."
                     )
-                if self.partial.is_symlink():  # or somebody's link would be written through
-                    self.partial.unlink()
+                if self.partial.is_symlink() or not same:  # nothing is written through a link
+                    self.partial.unlink(missing_ok=True)
                 if not same:
                     path.unlink(missing_ok=True)
-                    self.partial.unlink(missing_ok=True)
                     write_text(described, text)
-                self.partial.touch()
+                if not self.done:
+                    self.partial.write_bytes(header.getvalue())
         except OSError as error:
             raise UserError(f"--npz: {path} cannot be written ({error}).") from error
         if rank.count > 1:
@@ -236,31 +244,29 @@ class SampleFile:
         """Images that are there."""
         if self.path.exists():
             return self.total
-        return self.partial.stat().st_size // (self.size**2 * 3)
+        size = self.partial.stat().st_size if self.partial.exists() else 0
+        return max(0, size - self.start) // math.prod(self.shape)
 
     def read(self, first: int, last: int) -> Tensor:
         """Those images, uint8 [B, 3, H, W]."""
-        each = self.size**2 * 3
-        with self.partial.open("rb") as file:
-            file.seek(first * each)
-            data = file.read((last - first) * each)
-        pixels = np.frombuffer(data, np.uint8).reshape(-1, self.size, self.size, 3)
+        begin, shape = self.start + first * math.prod(self.shape), (last - first, *self.shape)
+        pixels = np.memmap(self.partial, np.uint8, "r", begin, shape)
         return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
     def write(self, first: int, images: Tensor) -> None:
-        """Put uint8 [B, 3, H, W] at this place, which what was cut short may follow."""
+        """Put uint8 [B, 3, H, W] at this number, which what was cut short may follow."""
         with self.partial.open("r+b") as file:
-            file.seek(first * self.size**2 * 3)
+            file.truncate(self.start + first * math.prod(self.shape))
+            file.seek(0, os.SEEK_END)
             file.write(images.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
-            file.truncate()
 
     def finish(self) -> None:
         """The npz takes its name when it is whole."""
         if self.path.exists():
             return
         remove_partials(self.path)
-        with atomic_file(self.path) as file:
-            write_npz(file, (self.read(i, i + 1) for i in range(self.total)), self.total, self.size)
+        with atomic_file(self.path) as file, zipfile.ZipFile(file, "w") as archive:
+            archive.write(self.partial, f"{IMAGES}.npy")
         self.partial.unlink()
 
 
@@ -272,22 +278,12 @@ def _stamp(path: str | Path) -> list[float]:
     return [found.st_size, found.st_mtime]
 
 
-def write_npz(path: Path | BinaryIO, images: Iterator[Tensor], total: int, size: int) -> None:
-    """`arr_0`, uint8 [N, H, W, 3], of uint8 [B, 3, H, W], as ADM's evaluator takes it."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (total, size, size, 3)}
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_2_0(file, header)  # type: ignore[arg-type]
-            for part in images:
-                file.write(part.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
-
-
-def resize(image: Tensor, size: int | None) -> Tensor:
+def resize(image: Tensor, size: ImageSize | None) -> Tensor:
     """uint8 [B, 3, H, W] at another size; as it is for None.
 
     Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its figures.
     """
-    if size is None or image.shape[-2:] == (size, size):
+    if size is None or image.shape[-2:] == size:
         return image
-    scaled = F.interpolate(normalize(image), (size, size), mode="bicubic")
+    scaled = F.interpolate(normalize(image), size, mode="bicubic")
     return scaled.add(1.0).mul(127.5).round().clamp(0, 255).byte()

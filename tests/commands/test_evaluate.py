@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lgpl.cli import main
 from lgpl.data.transforms import normalize
 from lgpl.generator import GeneratorModule
 from lgpl.metrics.extractors import to_bytes
-from lgpl.metrics.images import open_images, resize, write_npz
+from lgpl.metrics.images import open_images, resize
 from lgpl.training import load_module
 from tests.conftest import ROOT, Chain
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL
@@ -119,6 +118,23 @@ def test_an_interrupted_evaluation_gives_no_figure_and_goes_on(
     assert one["figures"] == pytest.approx(whole["figures"], rel=1e-6)
 
 
+# Gets a signal after its third batch.
+KILLED = """
+import os
+from lgpl.cli import main
+from lgpl.metrics.images import SampleFile
+
+def write(*args, written=[], write=SampleFile.write):
+    write(*args)
+    written.append(1)
+    if len(written) == 3:
+        os.kill(os.getpid(), {kind})
+
+SampleFile.write = write
+main()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_a_signal_in_the_middle_of_an_evaluation(
@@ -126,25 +142,20 @@ def test_a_signal_in_the_middle_of_an_evaluation(
 ) -> None:
     npz, out = tmp_path / "s.npz", tmp_path / "figures.json"
     command = [
-        *(sys.executable, "-m", "lgpl.cli", "evaluate", "generation", "--extractor", PIXELS),
+        *("evaluate", "generation", "--extractor", PIXELS),
         *("--reference", EMOJI_TRAIN, "--cache", str(tmp_path / "cache"), "--batch-size", "4"),
         *("--out", str(out), "--npz", str(npz), "--device", "cpu", *drawing(chain)),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    partial = Path(f"{npz}.partial")
-    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
-        time.sleep(0.01)
-    process.send_signal(kind)
-    said = process.communicate(timeout=60)[0].decode()
-    told = "of 60 images were drawn: no figure is given" in said
-    assert (process.returncode, told) in ((130, True), (-signal.SIGKILL, False))
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED.format(kind=int(kind)), *command],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    said = "of 60 images were drawn: no figure is given" in process.stdout
+    expected = (130, True) if kind == signal.SIGINT else (-signal.SIGKILL, False)
+    assert (process.returncode, said) == expected
     assert not out.exists() and not npz.exists()
-    kept = partial.stat().st_size // (64 * 64 * 3)
-    assert 0 < kept < 60
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert Path(f"{npz}.partial").stat().st_size // (64 * 64 * 3) == 3 * 4
+    main(command)
     whole = evaluate(tmp_path / "whole.json", "generation", *drawing(chain), "--batch-size", "4")
     assert json.loads(out.read_text())["figures"] == pytest.approx(whole["figures"], rel=1e-6)
 
@@ -165,15 +176,18 @@ def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
     chain: Chain, tmp_path: Path
 ) -> None:
     """What LlamaGen does of its 384 px: only what the model made is resized."""
-    crops = open_images(EMOJI_VAL, 64)
-    write_npz(tmp_path / "originals.npz", crops.batches(1), crops.count, 64)
+
+    def save(name: str, images: list[torch.Tensor]) -> None:
+        np.savez(tmp_path / name, arr_0=torch.cat(images).permute(0, 2, 3, 1).numpy())
+
+    save("originals.npz", [*open_images(EMOJI_VAL, 64).batches(32)])
     module = load_module(chain.tokenizer, "tokenizer")
     rebuilt = []
     for batch in open_images(EMOJI_VAL, 96).batches(32):
         with torch.inference_mode():
             made, _ = module.autoencoder(normalize(batch))
         rebuilt.append(resize(to_bytes(made), 64))
-    write_npz(tmp_path / "rebuilt.npz", iter(rebuilt), crops.count, 64)
+    save("rebuilt.npz", rebuilt)
     by_hand = evaluate(
         tmp_path / "a.json", "reconstruction", "--data", str(tmp_path / "originals.npz"),
         "--samples", str(tmp_path / "rebuilt.npz"),
@@ -215,7 +229,9 @@ def test_two_ranks_generate_the_same_images_and_figures(chain: Chain, tmp_path: 
     wanted[resumed][3] = 255 - wanted[resumed][3]
     (tmp_path / "two").mkdir()
     (tmp_path / f"two/{resumed}.json").write_bytes((one / f"{resumed}.json").read_bytes())
-    (tmp_path / f"two/{resumed}.partial").write_bytes(wanted[resumed][:22].tobytes())
+    np.save(tmp_path / "begun.npy", wanted[resumed])  # whose last 38 images are cut off
+    begun = (tmp_path / "begun.npy").read_bytes()[: -38 * 64 * 64 * 3]
+    (tmp_path / f"two/{resumed}.partial").write_bytes(begun)
 
     ((two, together),) = runs
     for name, images in wanted.items():

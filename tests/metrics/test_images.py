@@ -18,7 +18,7 @@ from lgpl.errors import UserError
 from lgpl.metrics import Inception, figures
 from lgpl.metrics import npz as npz_files
 from lgpl.metrics.extractors import Extractor, ModuleFeatures
-from lgpl.metrics.images import SampleFile, open_images, resize, write_npz
+from lgpl.metrics.images import SampleFile, open_images, resize
 from lgpl.metrics.reference import read_summary, reference, summarise, write_summary
 from tests.metrics.pixels import Pixels
 from tests.shards import picture, samples, write_shard, write_shards
@@ -30,7 +30,7 @@ def pixels(count: int, size: int = 16, seed: int = 0) -> torch.Tensor:
 
 
 def npz(path: Path, images: torch.Tensor) -> str:
-    write_npz(path, iter(images.split(7)), len(images), images.shape[-1])
+    np.savez(path, arr_0=images.permute(0, 2, 3, 1).numpy())
     return str(path)
 
 
@@ -38,10 +38,8 @@ def extractor() -> Extractor:
     return ModuleFeatures(Pixels())
 
 
-def test_an_npz_is_read_as_numpy_writes_it_and_written_as_numpy_reads_it(tmp_path: Path) -> None:
+def test_an_npz_is_read_as_numpy_writes_it(tmp_path: Path) -> None:
     images = pixels(50)
-    ours = npz(tmp_path / "ours.npz", images)
-    assert np.array_equal(np.load(ours)["arr_0"], images.permute(0, 2, 3, 1).numpy())
     for name, save in (("plain", np.savez), ("packed", np.savez_compressed)):
         theirs = str(tmp_path / f"{name}.npz")
         save(theirs, images.permute(0, 2, 3, 1).numpy(), np.arange(50))  # with labels, as ADM's
@@ -295,6 +293,7 @@ def test_samples_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert file.done == 8 and torch.equal(file.read(2, 5), images[2:5])
     file.write(8, images[8:])
     file.finish()
+    assert np.array_equal(np.load(path)["arr_0"], images.permute(0, 2, 3, 1).numpy())
     assert torch.equal(torch.cat([*open_images(str(path)).batches(3)]), images)
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.half"))
     assert SampleFile(path, {"seed": 0}, 10, 16).done == 10
