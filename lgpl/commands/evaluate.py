@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import time
@@ -170,7 +169,8 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
     usage = CodebookUsage(module.autoencoder.quantizer.codebook_size).to(device)
     for batch, number in batches(originals, options.batch_size, "reconstructions"):
         batch = batch.to(device)
-        with torch.inference_mode(), _precision(options.precision, device):
+        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
+        with torch.inference_mode(), bf16:
             rebuilt, quantized = module.autoencoder(normalize(batch))
         usage.update(quantized.codes)
         batch, made = (resize(part, size) for part in (batch, to_bytes(rebuilt)))
@@ -192,22 +192,22 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
 def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The reports of `gfid`, one for each setting of a sweep."""
     extractor = load_extractor(options.extractor).to(device)
-    held: tuple[str, Extractor, str, int] = (
-        *(options.reference, extractor), options.cache, options.batch_size
-    )  # fmt: skip
+
+    def real_of(side: int) -> tuple[Summary, dict[str, Any]]:
+        return reference(options.reference, extractor, side, options.cache, options.batch_size)
+
     if options.samples is not None:
         begin = time.perf_counter()
         images = open_images(options.samples, options.resize)
         ImageSet(extractor, images.count, name=options.samples)  # too few are told before the rest
         side = options.resize or images.size or next(iter(images.batches(1))).shape[-1]
-        real, source = reference(held[0], extractor, side, *held[2:])
+        real, source = real_of(side)
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
-        found = report(
+        yield report(
             figures(real, fake, extractor), GFID, extractor, fake.count, source,
             samples=options.samples, resize=options.resize,
             seconds=round(time.perf_counter() - begin),
         )  # fmt: skip
-        yield found
         return
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     module = load_generator(
@@ -221,7 +221,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     own = module.model.grid[0] * module.tokenizer.autoencoder.downsampling
     side = options.resize or own
     ImageSet(extractor, options.images, name="--images")  # too few are told before the rest
-    real, source = reference(held[0], extractor, side, *held[2:])
+    real, source = real_of(side)
     settings = list(itertools.product(*(options[name] for name in SWEPT)))
     for values in settings:
         begin = time.perf_counter()
@@ -293,17 +293,17 @@ def table(reports: list[dict[str, Any]]) -> str:
         return "\n".join(
             f"{name:<28}{value:>12.4f}" for name, value in reports[0]["figures"].items()
         )
-    varied = _varied(reports)
-    names = list(reports[0]["figures"])
-    main = names[0]
-    best = min(report["figures"][main] for report in reports)
-    lines = ["".join(f"{name:>{max(12, len(name) + 2)}}" for name in (*varied, *names))]
+    varied, names = _varied(reports), list(reports[0]["figures"])
+    rows = [[*varied, *names]]
     for one in reports:
-        cells = [f"{one[name]:g}" for name in varied]
-        cells += [f"{one['figures'][name]:.4f}" for name in names]
-        widths = [max(12, len(name) + 2) for name in (*varied, *names)]
-        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(line + ("  <- best" if one["figures"][main] == best else ""))
+        numbers = [f"{one['figures'][name]:.4f}" for name in names]
+        rows.append([*(f"{one[name]:g}" for name in varied), *numbers])
+    widths = [max(12, len(name) + 2) for name in rows[0]]
+    lines = ["".join(map(str.rjust, row, widths)) for row in rows]
+    best = min(one["figures"][names[0]] for one in reports)
+    for index, one in enumerate(reports, 1):
+        if one["figures"][names[0]] == best:
+            lines[index] += "  <- best"
     return "\n".join(lines)
 
 
@@ -339,9 +339,3 @@ def _settings(options: Namespace, sampling: Sampling, prompts: list[str]) -> dic
         "precision": options.precision,
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None,
     }
-
-
-def _precision(name: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if name == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
