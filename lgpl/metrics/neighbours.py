@@ -1,4 +1,4 @@
-"""Figures that need the features themselves: kernel distance, precision, recall, density,
+"""Metrics that need the features themselves: kernel distance, precision, recall, density,
 coverage."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures of pairs: a reconstruction and its original, a picture and its caption."""
+"""Metrics of pairs: a reconstruction and its original, a picture and its caption."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def reference(
     cache: str = CACHE,
     batch_size: int = 64,
 ) -> tuple[Summary, dict[str, Any]]:
-    """The summary that figures are held against, and where it is from.
+    """The summary that metrics are held against, and where it is from.
 
     Args:
         source: a file of `write_summary`, an npz of ADM's with `mu` and `sigma` or `arr_0`, or
@@ -116,7 +116,7 @@ def summarise(
 ) -> Summary:
     """One pass over images on disk, with a progress bar.
 
-    Several ranks take the batches in turn and must ask together.
+    Several ranks take the batches in turn and must all call this.
 
     Args:
         doing: what the bar says.
