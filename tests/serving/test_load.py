@@ -117,18 +117,20 @@ def test_clients_that_leave_and_clients_that_read_slowly(tmp_path: Path) -> None
         before = resident(server.process.pid)
         _all_read_slowly(server)
         assert resident(server.process.pid) - before < MEMORY
-        assert server.metric("lgpl_pictures_total") == 3 * CONNECTIONS
+        assert server.metric("lgpl_pictures_total") == 3 * (1 + CONNECTIONS)
 
 
 def _all_read_slowly(server: Server) -> None:
-    """Nothing is drawn before all have asked, so that the batches are as large each time."""
+    """Behind another request, so that they are drawn in one batch each time."""
     server.gate.unlink()
-    before = server.let_in()
-    with ThreadPoolExecutor(1) as pool:
+    before = server.metric("lgpl_batch_pictures_sum")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(server.post, {"prompt": "1"})
+        wait_until(lambda: server.metric("lgpl_batch_pictures_sum") == before + 1)
         events = pool.submit(asyncio.run, _read_slowly(server))
-        wait_until(lambda: server.let_in() - before == CONNECTIONS)
+        wait_until(lambda: server.metric("lgpl_waiting_pictures") == CONNECTIONS)
         server.gate.touch()
-        assert events.result() == [4] * CONNECTIONS
+        assert first.result().status_code == 200 and events.result() == [4] * CONNECTIONS
 
 
 async def _leave(server: Server) -> int:
