@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lgpl.cli import main
 from lgpl.generator import Sampling, generate
-from lgpl.metrics import ImageSet, figures
+from lgpl.metrics import ImageSet, compute_metrics
 from lgpl.metrics.extractors import ModuleFeatures
 from tests.conftest import TINY, TINY_TOKENIZER, Chain, fit_generator, logs, scalars
 from tests.generator.test_decoders import LABELS
@@ -115,7 +115,7 @@ def test_generator_trains_in_bf16(chain: Chain, tmp_path: Path) -> None:
     )
 
 
-def test_figures_are_those_of_the_cpu() -> None:
+def test_metrics_are_those_of_the_cpu() -> None:
     """Statistics are of float64 on either device: the extractor's rounding alone differs."""
     images = torch.randint(256, (80, 3, 64, 64), generator=torch.Generator().manual_seed(0)).byte()
     found = []
@@ -126,5 +126,5 @@ def test_figures_are_those_of_the_cpu() -> None:
             made = ImageSet(extractor, len(part))
             made.update(part.to(device), torch.arange(len(part)))
             sets.append(made.compute())
-        found.append(figures(sets[0], sets[1], extractor))
+        found.append(compute_metrics(sets[0], sets[1], extractor))
     assert found[0] == pytest.approx(found[1], rel=1e-4)

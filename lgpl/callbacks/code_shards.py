@@ -58,7 +58,8 @@ class CodeShardWriter(BasePredictionWriter):
         self._captions: list[str] = []
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
-        self._dtype, self._shape = "", ()  # of codes: [views, depth, rows, columns]
+        self._dtype = ""  # of codes
+        self._shape: tuple[int, ...] = ()  # [views, depth, rows, columns]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)

@@ -126,5 +126,5 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """All shards together; all ranks must ask for it."""
+    """All shards together; all ranks must call this."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""Figures of the tokenizer and the generator in validation and test, by the protocols' names.
+"""Metrics of the tokenizer and the generator in validation and test, by the protocols' names.
 
 Validation runs on the moving average where there is one, and so do these. Training goes on as if
 they had not been: the random numbers are put back, and the modules' modes are Lightning's to set.
@@ -24,7 +24,7 @@ from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.inference import draw_in_turn, requests_for
 from lgpl.inference.drawing import NO_IMAGE
-from lgpl.metrics import Extractor, ImageSet, Summary, figures, load_extractor
+from lgpl.metrics import Extractor, ImageSet, Summary, compute_metrics, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import resize
 from lgpl.metrics.protocols import (
@@ -38,13 +38,13 @@ from lgpl.metrics.reference import CACHE, reference
 from lgpl.tokenizer import TokenizerModule
 
 KEYS = 2**32  # what a sample's key is hashed to
-FILE = "figures.jsonl"
+FILE = "metrics.jsonl"
 
 Size = int | tuple[int, int]  # a side, or height and width
 
 
 class Evaluation(Callback):
-    """What both have in common: when, with which extractor, and where the figures go."""
+    """What both have in common: when, with which extractor, and where the metrics go."""
 
     def __init__(self, extractor: str, every: int, resize: Size | None) -> None:
         self.extractor_name, self.every = extractor, every
@@ -72,12 +72,14 @@ class Evaluation(Callback):
             self._extractor = load_extractor(self.extractor_name)
         return self._extractor.to(device)
 
-    def tell(self, trainer: pl.Trainer, module: pl.LightningModule, made: dict[str, Any]) -> None:
-        """To the loggers by the figures' names, and in full to `figures.jsonl` beside the logs."""
+    def log_report(
+        self, trainer: pl.Trainer, module: pl.LightningModule, made: dict[str, Any]
+    ) -> None:
+        """To the loggers by the metrics' names, and in full to `metrics.jsonl` beside the logs."""
         self._last = trainer.global_step
         stage = "test" if trainer.testing else "val"
-        module.log_dict({f"{stage}/{name}": value for name, value in made["figures"].items()})
-        log_dir = trainer.log_dir  # all ranks have to ask for it
+        module.log_dict({f"{stage}/{name}": value for name, value in made["metrics"].items()})
+        log_dir = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:
             folder = Path(log_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,7 @@ class Evaluation(Callback):
 class ReconstructionEvaluation(Evaluation):
     """`rfid` of the validation or test images: the reconstructions against the same images.
 
-    Every figure is that of all ranks' images together, each counted once.
+    Every metric is that of all ranks' images together, each counted once.
 
     Args:
         extractor: inception, effnet-lite0, or the class path of an nn.Module.
@@ -139,11 +141,11 @@ class ReconstructionEvaluation(Evaluation):
             self._real[stage] = real.compute()
         extractor, made = self.extractor(module.device), fake.compute()
         patterns = trainer.datamodule.patterns[stage]  # type: ignore[attr-defined]
-        found = figures(self._real[stage], made, extractor)
+        found = compute_metrics(self._real[stage], made, extractor)
         size = trainer.datamodule.image_size  # type: ignore[attr-defined]
         crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
         source = {"source": patterns, "images": made.count, "crop": crop}
-        self.tell(
+        self.log_report(
             trainer, module,
             report(found, RFID, extractor, made.count, source, image_size=size, resize=self.resize),
         )  # fmt: skip
@@ -227,12 +229,12 @@ class GenerationEvaluation(Evaluation):
         if batch_idx == 0 and self.due(trainer):
             assert isinstance(pl_module, GeneratorModule)
             with isolate_rng():
-                self.tell(trainer, pl_module, self.evaluate(trainer, pl_module))
+                self.log_report(trainer, pl_module, self.evaluate(trainer, pl_module))
 
     on_test_batch_end = on_validation_batch_end
 
     def evaluate(self, trainer: pl.Trainer, module: GeneratorModule) -> dict[str, Any]:
-        """The report; all ranks must ask together."""
+        """The report; all ranks must call this."""
         extractor = self.extractor(module.device)
         made = ImageSet(extractor, self.images)
         size = self.resize or module.image_size
@@ -254,7 +256,7 @@ class GenerationEvaluation(Evaluation):
                     bar.update(min(len(numbers) * world, self.images - bar.n))
         summary = made.compute()
         return report(
-            figures(real, summary, extractor), GFID, extractor, summary.count, source,
+            compute_metrics(real, summary, extractor), GFID, extractor, summary.count, source,
             sampling=self.sampling, seed=self.seed, resize=self.resize, prompts=self.prompts,
             precision=str(trainer.precision),
         )  # fmt: skip

@@ -47,7 +47,7 @@ class GradientNorms(Callback):
     parameter's name.
 
     Args:
-        every: optimizer steps between two figures; each of them waits for the device.
+        every: optimizer steps between two metrics; each of them waits for the device.
     """
 
     def __init__(self, every: int = 100) -> None:
@@ -63,13 +63,13 @@ class GradientNorms(Callback):
         for name, parameter in pl_module.named_parameters():
             if parameter.grad is not None and id(parameter) in owned:
                 layers.setdefault(layer_of(name), []).append(parameter.grad)
-        figures = {}
+        metrics = {}
         for layer, gradients in layers.items():
             norm = get_total_norm(gradients)
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            figures[f"gradient_norm/{layer}"] = norm.item()
+            metrics[f"gradient_norm/{layer}"] = norm.item()
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics(metrics, step=trainer.global_step)
 
 
 def layer_of(parameter: str) -> str:
@@ -80,20 +80,20 @@ def layer_of(parameter: str) -> str:
 
 
 class HyperParameters(Callback):
-    """The config and, at the end, the last validation figures: TensorBoard's HParams tab; other
+    """The config and, at the end, the last validation metrics: TensorBoard's HParams tab; other
     loggers get the config."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         config: dict[str, Any] = {"model": pl_module.config or {}}
-        figures = {
+        metrics = {
             name: value.item()
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("val/", "test/"))
         }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(config, figures)
+                logger.log_hyperparams(config, metrics)
             else:
                 logger.log_hyperparams(config)
             logger.save()

@@ -34,7 +34,7 @@ class SkippedSamples(Callback):
         if trainer.world_size > 1:
             dist.all_gather_object(ranks, loader.skipped)
         skipped: Counter[str] = sum(ranks, Counter())
-        figures = {f"data/skipped/{cause}": float(count) for cause, count in skipped.items()}
-        if figures:
+        metrics = {f"data/skipped/{cause}": float(count) for cause, count in skipped.items()}
+        if metrics:
             for logger in trainer.loggers:
-                logger.log_metrics(figures, step=trainer.global_step)
+                logger.log_metrics(metrics, step=trainer.global_step)

@@ -25,7 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 class Throughput(Callback):
-    """Logs what a run makes of its devices, averaged over the batches since the last figure.
+    """Logs what a run makes of its devices, averaged over the batches since the last metric.
 
     `images_per_second` over all ranks, and `tokens_per_second` of a generator; `data_wait`, the
     share of the time between a batch's end and the next one's start; `peak_gib`, of the device's
@@ -33,7 +33,7 @@ class Throughput(Callback):
     where that is known. Nothing waits for the device; validation is left out.
 
     Args:
-        every: training batches between two figures.
+        every: training batches between two metrics.
         flops: count the operations of a step, once and on tensors without memory, as `lgpl plan`
             does: a tokenizer's with its discriminator, and nothing that is recomputed in the
             backward pass. None counts them on GPUs.
@@ -91,24 +91,24 @@ class Throughput(Callback):
             return
         seconds = now - self._since
         rate = self._images / seconds
-        figures = {
+        metrics = {
             "train/images_per_second": rate * trainer.world_size,
             "train/data_wait": self._waited / seconds,
             "train/peak_gib": peak_memory(pl_module.device) / GIB,
         }
         if isinstance(pl_module, GeneratorModule):
-            figures["train/tokens_per_second"] = (
+            metrics["train/tokens_per_second"] = (
                 rate * trainer.world_size * pl_module.model.layout.codes
             )
         if self._flops_per_image is not None:
             achieved = rate * self._flops_per_image
-            figures["train/tflops"] = achieved / 1e12
+            metrics["train/tflops"] = achieved / 1e12
             kind = DTYPES.get(str(trainer.precision).split("-")[0], torch.float32)
             available = get_available_flops(pl_module.device, kind)
             if available:
-                figures["train/mfu"] = achieved / available
+                metrics["train/mfu"] = achieved / available
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+            logger.log_metrics(metrics, step=trainer.global_step)
         self._forget()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

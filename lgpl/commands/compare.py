@@ -1,4 +1,4 @@
-"""`lgpl compare`: what differs in the configs of runs, their last figures, their curves."""
+"""`lgpl compare`: what differs in the configs of runs, their last metrics, their curves."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WIDTH = 48  # characters of a value
 def parser() -> ArgumentParser:
     p = ArgumentParser(
         prog="lgpl compare",
-        description="A table of the config values that differ and of the last figures, and curves.",
+        description="A table of the config values that differ and of the last metrics, and curves.",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of logs, with config.yaml")
-    p.add_argument("--figures", nargs="+", default=["val/", "test/"], help="names or beginnings")
+    p.add_argument("--metrics", nargs="+", default=["val/", "test/"], help="names or beginnings")
     p.add_argument("--out", default="compare.png", help="picture of the curves")
     return p
 
@@ -32,12 +32,12 @@ def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     runs = [Path(run) for run in options.runs]
     curves = [read_curves(run) for run in runs]
-    wanted = tuple(options.figures)
+    wanted = tuple(options.metrics)
     names = sorted({tag for run in curves for tag in run if tag.startswith(wanted)})
     if not names:
         there = sorted({tag for run in curves for tag in run})
         raise UserError(
-            f"--figures: no run has figures named {', '.join(wanted)}; there are "
+            f"--metrics: no run has metrics named {', '.join(wanted)}; there are "
             f"{', '.join(there) or 'none'}."
         )
     labels = short_names(runs)
@@ -48,13 +48,13 @@ def main(args: list[str]) -> None:
     last = [[name, *(_last(run.get(name)) for run in curves)] for name in names]
     print(table([["config", *labels], *different]))
     print()
-    print(table([["last figure", *labels], *last]))
+    print(table([["last metric", *labels], *last]))
     panels = {
         name: {label: run[name] for label, run in zip(labels, curves, strict=True) if name in run}
         for name in names
     }
     plot(Path(options.out), panels, "optimizer steps")
-    print(f"\n{options.out}: the curves of {len(names)} figures")
+    print(f"\n{options.out}: the curves of {len(names)} metrics")
 
 
 def read_config(run: Path) -> dict[str, str]:
@@ -91,7 +91,7 @@ def read_curves(run: Path) -> Curves:
     curves = _events(run) or _csv(run / "metrics.csv")
     if not curves:
         raise UserError(
-            f"{run} holds no figures: neither TensorBoard's event files nor metrics.csv."
+            f"{run} holds no metrics: neither TensorBoard's event files nor metrics.csv."
         )
     return curves
 

@@ -1,8 +1,7 @@
-"""`lgpl evaluate`: figures of a checkpoint, or of images made elsewhere, by a named protocol."""
+"""`lgpl evaluate`: metrics of a checkpoint, or of images made elsewhere, by a named protocol."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import time
@@ -14,7 +13,7 @@ import torch
 from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust
-from lgpl.codes import to_image_size
+from lgpl.codes import ImageSize, to_image_size
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import normalize
@@ -24,7 +23,7 @@ from lgpl.generator.module import PERCEPTUAL
 from lgpl.inference import draw_in_turn, load_generator, requests_for, usable_device
 from lgpl.inference.drawing import NO_IMAGE
 from lgpl.inference.sinks import newest
-from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, figures, load_extractor
+from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, compute_metrics, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import SampleFile, open_images, resize
 from lgpl.metrics.protocols import (
@@ -48,7 +47,7 @@ SWEPT = ("guidance", "top_k", "top_p", "temperature")
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(
-        prog="lgpl evaluate", description="Figures by a named protocol, with all they depend on."
+        prog="lgpl evaluate", description="Metrics by a named protocol, with all they depend on."
     )
     commands = p.add_subcommands()
     commands.add_subcommand("generation", _generation(), help="N generated images")
@@ -171,7 +170,7 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
         others = open_images(options.samples, options.image_size)
         fake = summarise(others, extractor, options.batch_size, "reconstructions", size)
         yield report(
-            figures(real, fake, extractor), RFID, extractor, fake.count, source,
+            compute_metrics(real, fake, extractor), RFID, extractor, fake.count, source,
             samples=options.samples, image_size=others.size, resize=size,
             seconds=round(time.perf_counter() - begin),
         )  # fmt: skip
@@ -183,7 +182,8 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
     usage = CodebookUsage(module.autoencoder.codebook_size).to(device)
     for batch, number in batches(originals, options.batch_size, "reconstructions"):
         batch = batch.to(device)
-        with torch.inference_mode(), _precision(options.precision, device):
+        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
+        with torch.inference_mode(), bf16:
             rebuilt, quantized = module.autoencoder(normalize(batch))
         usage.update(quantized.codes)
         batch, made = (resize(part, size) for part in (batch, to_bytes(rebuilt)))
@@ -192,7 +192,7 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
         fake_set.update(made, number)
         pairs.update(normalize(batch), normalize(made))
     real, fake = real or real_set.compute(), fake_set.compute()
-    found = figures(real, fake, extractor) | pairs.compute()
+    found = compute_metrics(real, fake, extractor) | pairs.compute()
     found |= {f"codebook {name}": value.item() for name, value in usage.compute().items()}
     yield report(
         found, RFID, extractor, fake.count, source,
@@ -205,22 +205,22 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
 def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The reports of `gfid`, one for each setting of a sweep."""
     extractor = load_extractor(options.extractor).to(device)
-    held: tuple[str, Extractor, str, int] = (
-        *(options.reference, extractor), options.cache, options.batch_size
-    )  # fmt: skip
+
+    def real_of(side: ImageSize) -> tuple[Summary, dict[str, Any]]:
+        return reference(options.reference, extractor, side, options.cache, options.batch_size)
+
     if options.samples is not None:
         begin = time.perf_counter()
         images = open_images(options.samples, options.resize)
         ImageSet(extractor, images.count, name=options.samples)  # too few are told before the rest
         side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
-        real, source = reference(held[0], extractor, side, *held[2:])
+        real, source = real_of(side)
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
-        found = report(
-            figures(real, fake, extractor), GFID, extractor, fake.count, source,
+        yield report(
+            compute_metrics(real, fake, extractor), GFID, extractor, fake.count, source,
             samples=options.samples, resize=options.resize,
             seconds=round(time.perf_counter() - begin),
         )  # fmt: skip
-        yield found
         return
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     module = load_generator(
@@ -234,7 +234,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     own = module.image_size
     side = options.resize or own
     ImageSet(extractor, options.images, name="--images")  # too few are told before the rest
-    real, source = reference(held[0], extractor, side, *held[2:])
+    real, source = real_of(side)
     settings = list(itertools.product(*(options[name] for name in SWEPT)))
     for values in settings:
         begin = time.perf_counter()
@@ -247,7 +247,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
             file = SampleFile(path, _settings(options, sampling, given), options.images, side)
         fake = _drawn(module, extractor, options, prompts, sampling, side, file)
         yield report(
-            figures(real, fake, extractor), GFID, extractor, fake.count, source,
+            compute_metrics(real, fake, extractor), GFID, extractor, fake.count, source,
             sampling=sampling, seed=options.seed, checkpoint=options.checkpoint,
             image_size=own, resize=options.resize, prompts=options.prompts,
             precision=options.precision, seconds=round(time.perf_counter() - begin),
@@ -260,7 +260,7 @@ def _drawn(
     options: Namespace,
     prompts: list[str],
     sampling: Sampling,
-    side: int,
+    side: ImageSize,
     file: SampleFile | None,
 ) -> Summary:
     """The summary of N generated images; what stands in the file already is not drawn again."""
@@ -293,7 +293,7 @@ def _drawn(
             kept = f"the same command goes on with {file.path}" if file else "none are kept (--npz)"
             bar.close()
             if rank.index == 0:
-                print(f"lgpl: {seen} of {total} images were drawn: no figure is given; {kept}.")
+                print(f"lgpl: {seen} of {total} images were drawn: no metric is given; {kept}.")
             raise
     if file is not None and rank.index == 0:
         file.finish()
@@ -301,22 +301,22 @@ def _drawn(
 
 
 def table(reports: list[dict[str, Any]]) -> str:
-    """Figures for people: a line for each figure, or of a sweep a line for each setting."""
+    """Metrics for people: a line for each metric, or of a sweep a line for each setting."""
     if len(reports) == 1:
         return "\n".join(
-            f"{name:<28}{value:>12.4f}" for name, value in reports[0]["figures"].items()
+            f"{name:<28}{value:>12.4f}" for name, value in reports[0]["metrics"].items()
         )
-    varied = _varied(reports)
-    names = list(reports[0]["figures"])
-    main = names[0]
-    best = min(report["figures"][main] for report in reports)
-    lines = ["".join(f"{name:>{max(12, len(name) + 2)}}" for name in (*varied, *names))]
+    varied, names = _varied(reports), list(reports[0]["metrics"])
+    rows = [[*varied, *names]]
     for one in reports:
-        cells = [f"{one[name]:g}" for name in varied]
-        cells += [f"{one['figures'][name]:.4f}" for name in names]
-        widths = [max(12, len(name) + 2) for name in (*varied, *names)]
-        line = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(line + ("  <- best" if one["figures"][main] == best else ""))
+        numbers = [f"{one['metrics'][name]:.4f}" for name in names]
+        rows.append([*(f"{one[name]:g}" for name in varied), *numbers])
+    widths = [max(12, len(name) + 2) for name in rows[0]]
+    lines = ["".join(map(str.rjust, row, widths)) for row in rows]
+    best = min(one["metrics"][names[0]] for one in reports)
+    for index, one in enumerate(reports, 1):
+        if one["metrics"][names[0]] == best:
+            lines[index] += "  <- best"
     return "\n".join(lines)
 
 
@@ -325,18 +325,18 @@ def _varied(reports: list[dict[str, Any]]) -> list[str]:
 
 
 def _plot(path: Path, reports: list[dict[str, Any]]) -> None:
-    """Every figure over what was varied first, a curve for each setting of the rest; the first
-    figure's title tells its optimum."""
+    """Every metric over what was varied first, a curve for each setting of the rest; the first
+    metric's title tells its optimum."""
     along, *others = varied = _varied(reports) or [SWEPT[0]]
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in reports:
         name = ", ".join(f"{other} {one[other]:g}" for other in others) or along
-        for figure, value in one["figures"].items():
-            panels.setdefault(figure, {}).setdefault(name, []).append((one[along], value))
+        for metric, value in one["metrics"].items():
+            panels.setdefault(metric, {}).setdefault(name, []).append((one[along], value))
     main = next(iter(panels))
-    best = min(reports, key=lambda report: report["figures"][main])
+    best = min(reports, key=lambda report: report["metrics"][main])
     optimum = ", ".join(f"{key} {best[key]:g}" for key in varied)
-    panels = {f"{main}: {best['figures'][main]:.4g} at {optimum}": panels.pop(main), **panels}
+    panels = {f"{main}: {best['metrics'][main]:.4g} at {optimum}": panels.pop(main), **panels}
     plot(path, panels, along)
 
 
@@ -352,9 +352,3 @@ def _settings(options: Namespace, sampling: Sampling, prompts: list[str]) -> dic
         "precision": options.precision,
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None,
     }
-
-
-def _precision(name: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if name == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()

@@ -36,6 +36,7 @@ TRAIN, HELD_OUT = "data/emoji/train-*.tar.gz", "data/emoji/val-*.tar.gz"
 SAMPLING = Sampling(temperature=0.0)  # a memorised set is best asked for its likeliest codes
 IMAGE_SIZE = 64
 RETRIEVAL_PROMPTS, RETRIEVAL_K = 100, 5
+NAME = f"top{RETRIEVAL_K}_retrieval"
 # What the picture shows: training captions that everybody knows, chosen before any was drawn.
 SHOWN = (
     *("pizza", "red apple", "hamburger", "strawberry", "birthday cake", "hot beverage"),
@@ -44,6 +45,14 @@ SHOWN = (
     *("soccer ball", "guitar", "wrapped gift", "light bulb", "key", "red heart", "grinning face"),
     *("robot", "ghost", "snowman", "sunflower", "cactus", "mushroom", "full moon", "star"),
 )
+TABLE = f"""\
+held-out PSNR   {{held_out_psnr:9.2f}} dB   93 emoji the tokenizer never saw
+codebook usage  {{codebook_usage:12.1%}}   codes that occur in training emoji
+held-out loss   {{held_out_loss:7.2f}} nats   per code, stage 2, same 93 emoji
+top-{RETRIEVAL_K} retrieval {{{NAME}:12.2f}}   {RETRIEVAL_PROMPTS} training prompts, greedy, \
+EfficientNet-lite0 at {IMAGE_SIZE} px; {{{NAME}_of_reconstructions:.2f}} for reconstructions
+training        {{seconds_training:10}} s   tokenizer, codes and both stages
+measuring       {{seconds_measuring:10}} s"""
 
 
 def parser() -> ArgumentParser:
@@ -88,9 +97,7 @@ def train(out: Path) -> None:
         _run(
             *("fit", "-c", f"configs/generator/emoji_{stage}.yaml", *logs),
             *("--data.train", f"{codes}/train-*.tar", "--data.val", f"{codes}/val-*.tar"),
-            *("--model.init_args.tokenizer", str(tokenizer)),
-            *(init or ()),
-            *_resume(checkpoint),
+            *("--model.init_args.tokenizer", str(tokenizer), *init, *_resume(checkpoint)),
         )
         init = ("--model.init_args.init_from", str(checkpoint))
 
@@ -138,11 +145,9 @@ def measure(out: Path) -> dict[str, Any]:
     # What the tokenizer's own reconstructions reach is what a perfect generator could have.
     extractor = EfficientNetLite0(IMAGE_SIZE)
     real = torch.cat([extractor(part) for part in tqdm(images.split(32), desc="features")])
-    name = f"top{RETRIEVAL_K}_retrieval"
-    for figure, pictures in ((name, made), (f"{name}_of_reconstructions", rebuilt)):
-        metrics[figure] = retrieval_accuracy(
-            extractor(pictures), real, torch.tensor(target), RETRIEVAL_K
-        )
+    for name, drawn in ((NAME, made), (f"{NAME}_of_reconstructions", rebuilt)):
+        features = extractor(drawn)
+        metrics[name] = retrieval_accuracy(features, real, torch.tensor(target), RETRIEVAL_K)
     shown = [caption for caption in SHOWN if caption in captions]
     save(grid(_draw(generator, shown), shown, columns=8, tile=96), out / "samples.png")
     return metrics
@@ -170,26 +175,5 @@ def _training_pictures() -> tuple[Tensor, list[str]]:
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """The figures for people, each with what it is a figure of."""
-    rows = (
-        ("held-out PSNR", f"{metrics['held_out_psnr']:.2f} dB", "93 emoji the tokenizer never saw"),
-        (
-            "codebook usage",
-            f"{metrics['codebook_usage']:.1%}",
-            "codes that occur in training emoji",
-        ),
-        (
-            "held-out loss",
-            f"{metrics['held_out_loss']:.2f} nats",
-            "per code, stage 2, same 93 emoji",
-        ),
-        (
-            f"top-{RETRIEVAL_K} retrieval",
-            f"{metrics[f'top{RETRIEVAL_K}_retrieval']:.2f}",
-            f"{RETRIEVAL_PROMPTS} training prompts, greedy, EfficientNet-lite0 at {IMAGE_SIZE} px; "
-            f"{metrics[f'top{RETRIEVAL_K}_retrieval_of_reconstructions']:.2f} for reconstructions",
-        ),
-        ("training", f"{metrics['seconds_training']} s", "tokenizer, codes and both stages"),
-        ("measuring", f"{metrics['seconds_measuring']} s", ""),
-    )
-    return "\n".join(f"{name:<16}{value:>12}   {what}" for name, value, what in rows)
+    """The metrics for people, each with what it is of."""
+    return TABLE.format(**metrics)

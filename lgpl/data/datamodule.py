@@ -34,7 +34,8 @@ class ShardDataModule(pl.LightningDataModule):
         test: test shards, read like the validation shards.
         predict: shards to encode.
         fields: what the model reads: image, caption, class, codes, text (features).
-        image_size: side of the square crop, or its height and width, pixels; what the tokenizer takes.
+        image_size: side of the square crop, or its height and width, pixels, that the tokenizer
+            takes.
         augment: random crops and flips in training; validation always takes the centre.
         flip: flip half of the augmented pictures.
         captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often

@@ -101,8 +101,8 @@ class SampleDecoder:
         return tuple(f for f in self.fields if f in limits and limits[f] is None)
 
     def shapes(self, sample: Sample) -> Shapes:
-        """What all samples of a batch must have in common: the layout of the codes, the width of the
-        text features, where they are open."""
+        """What all samples of a batch must have in common: layout of the codes, width of the text
+        features, where they are open."""
         return {
             f: sample[f].shape[1:] if f == "text" else sample[f].shape for f in self.open_shapes
         }

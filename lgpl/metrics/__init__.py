@@ -1,4 +1,4 @@
-"""Feature extractors and figures."""
+"""Feature extractors and metrics."""
 
 from lgpl.metrics.extractors import (
     EfficientNetLite0,
@@ -9,7 +9,7 @@ from lgpl.metrics.extractors import (
 )
 from lgpl.metrics.pairs import CLIPScore, Similarity
 from lgpl.metrics.retrieval import retrieval_accuracy
-from lgpl.metrics.summary import ImageSet, Summary, figures
+from lgpl.metrics.summary import ImageSet, Summary, compute_metrics
 
 __all__ = [
     "CLIPScore",
@@ -20,7 +20,7 @@ __all__ = [
     "Inception",
     "Similarity",
     "Summary",
-    "figures",
+    "compute_metrics",
     "load_extractor",
     "retrieval_accuracy",
 ]

@@ -1,6 +1,6 @@
 """Feature extractors: images [B, 3, H, W] in [-1, 1] -> features.
 
-A figure carries its extractor's name, `FID[effnet-lite0]`; the plain name is Inception's alone.
+A metric carries its extractor's name, `FID[effnet-lite0]`; the plain name is Inception's alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Extractor(nn.Module):
     """Frozen features.
 
     Attributes:
-        name: stands in the name of every figure made with it.
+        name: stands in the name of every metric made with it.
         preprocessing: what happens to a picture before the network, for the provenance.
     """
 
@@ -72,15 +72,15 @@ class Extractor(nn.Module):
         """Pooled features [B, D] of images [B, 3, H, W] in [-1, 1]."""
         return self.features(image).pooled
 
-    def figure(self, what: str) -> str:
-        """The name of a figure that rests on these features."""
+    def metric(self, what: str) -> str:
+        """The name of a metric that rests on these features."""
         return what if self.name == INCEPTION else f"{what}[{self.name}]"
 
 
 class EfficientNetLite0(Extractor):
     """Features of an ImageNet classifier that comes as a PyPI package; D = 1280.
 
-    It stands in for FID's Inception where that cannot be fetched: figures from it carry its name
+    It stands in for FID's Inception where that cannot be fetched: metrics from it carry its name
     and are not comparable with Inception's.
 
     Args:
@@ -190,7 +190,7 @@ class ModuleFeatures(Extractor):
     """Any module that gives features [B, D] of images [B, 3, H, W] in [-1, 1].
 
     Args:
-        module: its attribute `name`, or else its class, names the figures.
+        module: its attribute `name`, or else its class, names the metrics.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -281,7 +281,7 @@ def _stamp(path: str | Path) -> list[float]:
 def resize(image: Tensor, size: ImageSize | None) -> Tensor:
     """uint8 [B, 3, H, W] at another size; as it is for None.
 
-    Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its figures.
+    Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its metrics.
     """
     if size is None or image.shape[-2:] == size:
         return image

@@ -1,4 +1,4 @@
-"""Figures that need the features themselves: kernel distance, precision, recall, density,
+"""Metrics that need the features themselves: kernel distance, precision, recall, density,
 coverage."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image.kid import poly_mmd
+from torchmetrics.utilities import dim_zero_cat
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 PRECISION_K = 3  # arXiv 1904.06991
@@ -37,15 +38,9 @@ class FeatureBank(Metric):
 
     def compute(self) -> Tensor:
         """[N, D] in the order of the numbers."""
-        # One rank holds a list, several a tensor.
-        features, numbers = (
-            torch.cat(held) if isinstance(held, list) and held else held
-            for held in (self.features, self.numbers)
-        )
-        if not len(features):
+        if not len(self.features):
             return torch.empty(0, self.dim, device=self.device)
-        assert isinstance(features, Tensor) and isinstance(numbers, Tensor)
-        return features[numbers.argsort()]
+        return dim_zero_cat(self.features)[dim_zero_cat(self.numbers).argsort()]
 
 
 def kernel_distance(
@@ -65,11 +60,11 @@ def kernel_distance(
     size = min(size, len(real), len(fake))
     if size == len(real) == len(fake):
         subsets = 1
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     distances = []
     for _ in range(subsets):
         x, y = (
-            features[torch.randperm(len(features), generator=dice)[:size].to(features.device)]
+            features[torch.randperm(len(features), generator=rng)[:size].to(features.device)]
             for features in (real, fake)
         )
         distances.append(poly_mmd(x.double(), y.double()))

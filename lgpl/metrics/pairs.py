@@ -1,4 +1,4 @@
-"""Figures of pairs: a reconstruction and its original, a picture and its caption."""
+"""Metrics of pairs: a reconstruction and its original, a picture and its caption."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lgpl.data.transforms import normalize
@@ -26,8 +26,9 @@ class Similarity(nn.Module):
     def __init__(self, lpips: str | None = "vgg") -> None:
         super().__init__()
         self.lpips = None if lpips is None else LPIPS(lpips)  # type: ignore[arg-type]
-        names = ["PSNR", "SSIM"] + ([] if lpips is None else ["LPIPS"])
-        self.means = nn.ModuleDict({name: MeanMetric().set_dtype(torch.float64) for name in names})
+        self.names = ("PSNR", "SSIM") if lpips is None else ("PSNR", "SSIM", "LPIPS")
+        means: Any = {name: MeanMetric().set_dtype(torch.float64) for name in self.names}
+        self.means = MetricCollection(means, compute_groups=False)
 
     @torch.no_grad()
     def update(self, image: Tensor, reconstruction: Tensor) -> None:
@@ -37,26 +38,21 @@ class Similarity(nn.Module):
         a, b = (normalize(to_bytes(pixels)) for pixels in (image, reconstruction))
         with torch.autocast(a.device.type, enabled=False):
             mse = (a - b).double().square().mean((1, 2, 3)) / 4  # of pictures in [0, 1]
-            self._mean("PSNR").update(-10 * mse.clamp(min=1e-10).log10())
+            self.means["PSNR"].update(-10 * mse.clamp(min=1e-10).log10())
             unit = (a.double() + 1) / 2, (b.double() + 1) / 2
             similar = structural_similarity_index_measure(*unit, data_range=1.0, reduction="none")
             assert isinstance(similar, Tensor)
-            self._mean("SSIM").update(similar)
+            self.means["SSIM"].update(similar)
             if self.lpips is not None:
-                self._mean("LPIPS").update(self.lpips(a, b).double())
+                self.means["LPIPS"].update(self.lpips(a, b).double())
 
     def compute(self) -> dict[str, float]:
-        """All ranks must ask together."""
-        return {name: self._mean(name).compute().item() for name in self.means}
+        """All ranks must call this."""
+        found = self.means.compute()
+        return {name: found[name].item() for name in self.names}
 
     def reset(self) -> None:
-        for name in self.means:
-            self._mean(name).reset()
-
-    def _mean(self, name: str) -> MeanMetric:
-        mean = self.means[name]
-        assert isinstance(mean, MeanMetric)
-        return mean
+        self.means.reset()
 
 
 class CLIPScore(MeanMetric):

@@ -1,4 +1,4 @@
-"""Protocols by name, and reports that say all that a figure depends on.
+"""Protocols by name, and reports that say all that a metric depends on.
 
 `rfid`: reconstructions of images against those same images, centre crops, no augmentation.
 `gfid`: N generated images against ADM's reference batch, or against the training images.
@@ -52,14 +52,14 @@ def read_prompts(path: str | list[str]) -> list[str]:
 
 
 def report(
-    figures: dict[str, float],
+    metrics: dict[str, float],
     protocol: str,
     extractor: Extractor,
     images: int,
     reference: dict[str, Any],
     **settings: Any,
 ) -> dict[str, Any]:
-    """All that a figure depends on, in plain values.
+    """All that a metric depends on, in plain values.
 
     Args:
         images: N.
@@ -71,7 +71,7 @@ def report(
         settings |= asdict(sampling)
     reference = {key: value for key, value in reference.items() if key != "identity"}
     return {
-        "figures": figures,
+        "metrics": metrics,
         "protocol": protocol,
         "extractor": extractor.name,
         "preprocessing": extractor.preprocessing,

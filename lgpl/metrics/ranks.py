@@ -1,4 +1,4 @@
-"""Several processes that make one figure together."""
+"""Several processes that make one metric together."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def reference(
     cache: str = CACHE,
     batch_size: int = 64,
 ) -> tuple[Summary, dict[str, Any]]:
-    """The summary that figures are held against, and where it is from.
+    """The summary that metrics are held against, and where it is from.
 
     Args:
         source: a file of `write_summary`, an npz of ADM's with `mu` and `sigma` or `arr_0`, or
@@ -77,8 +77,9 @@ def _of_images(
     images = open_images(source, image_size)
     if isinstance(images, NpzImages) and images.size != image_size:
         raise UserError(
-            f"{source} holds images of {in_pixels(images.size)} px, the others have {in_pixels(image_size)} px; "
-            f"compare at one size, with --resize {' '.join(map(str, images.size))}."
+            f"{source} holds images of {in_pixels(images.size)} px, the others have "
+            f"{in_pixels(image_size)} px; compare at one size, with --resize "
+            f"{' '.join(map(str, images.size))}."
         )
     provenance = {
         "source": source,
@@ -117,7 +118,7 @@ def summarise(
 ) -> Summary:
     """One pass over images on disk, with a progress bar.
 
-    Several ranks take the batches in turn and must ask together.
+    Several ranks take the batches in turn and must all call this.
 
     Args:
         doing: what the bar says.

@@ -1,4 +1,4 @@
-"""A set of images in the features of one extractor, and the figures that compare two sets."""
+"""A set of images in the features of one extractor, and the metrics that compare two sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Summary:
-    """What figures need to know of a set.
+    """What metrics need to know of a set.
 
     Attributes:
         pooled: the Gaussian of the features.
@@ -59,7 +59,7 @@ class ImageSet(nn.Module):
     Args:
         extractor: whose features.
         total: number of images that will come, over all ranks.
-        keep: of so many images the features themselves are kept, for the figures of neighbours;
+        keep: of so many images the features themselves are kept, for the metrics of neighbours;
             ADM's evaluator takes those of all its 50 000 samples.
         numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
         name: of the set, for messages.
@@ -80,8 +80,8 @@ class ImageSet(nn.Module):
         self.extractor = extractor
         blank = torch.zeros(1, 3, 64, 64, device=extractor.device)
         pooled, spatial, logits = extractor.features(blank)
-        figure = extractor.figure("FID")
-        require_enough(total, pooled.shape[1], figure, name)
+        metric = extractor.metric("FID")
+        require_enough(total, pooled.shape[1], metric, name)
         self.pooled = FeatureGaussian(pooled.shape[1])
         numbers = numbers or total
         self.bank = FeatureBank(pooled.shape[1], keep * numbers // total)
@@ -91,7 +91,7 @@ class ImageSet(nn.Module):
         elif spatial is not None:
             log.warning(
                 "No s%s: %d images are too few for the covariance of %d spatial features.",
-                *(figure, total, spatial.shape[1]),
+                *(metric, total, spatial.shape[1]),
             )
         if logits is not None:
             self.score = StreamedInceptionScore(logits.shape[1], numbers)
@@ -120,7 +120,7 @@ class ImageSet(nn.Module):
             self.score.update(found.logits, number)
 
     def compute(self) -> Summary:
-        """All ranks must ask together, those without an image too."""
+        """All ranks must call this, those without an image too."""
         # Their lists would be empty, and of no shape to be joined with the others'.
         nothing = torch.empty(0, self.bank.dim, device=self.bank.device)
         self.bank.update(nothing, torch.empty(0, dtype=torch.int64, device=self.bank.device))
@@ -132,8 +132,8 @@ class ImageSet(nn.Module):
         )
 
 
-def figures(real: Summary, fake: Summary, extractor: Extractor) -> dict[str, float]:
-    """Every figure of `fake` against `real` that both allow, by its name.
+def compute_metrics(real: Summary, fake: Summary, extractor: Extractor) -> dict[str, float]:
+    """Every metric of `fake` against `real` that both allow, by its name.
 
     Raises:
         UserError: the reference is of other features.
@@ -154,4 +154,4 @@ def figures(real: Summary, fake: Summary, extractor: Extractor) -> dict[str, flo
         found["KID"] = kernel_distance(real.features, fake.features)
         found["precision"], found["recall"] = precision_recall(real.features, fake.features)
         found["density"], found["coverage"] = density_coverage(real.features, fake.features)
-    return {extractor.figure(name): value for name, value in found.items()}
+    return {extractor.metric(name): value for name, value in found.items()}

@@ -5,7 +5,7 @@
 
 Each arm is `lgpl fit` with configs/generator/emoji_stage2.yaml from fresh weights. The recipe runs
 with a second seed too: what differs less than these two is noise. Losses are in raster order, in
-nats for each code; the held-out ones of 93 emoji. An arm whose figures stand in --out is not run
+nats for each code; the held-out ones of 93 emoji. An arm whose metrics stand in --out is not run
 again.
 """
 
@@ -70,12 +70,12 @@ def main() -> None:
     options = parser.parse_args()
     print("| generator | held-out loss | loss on what it was trained on |\n| --- | --- | --- |")
     for name in options.arms:
-        file = options.out / name / "figures.json"
+        file = options.out / name / "metrics.json"
         if not file.is_file():
-            figures = run(name, options)
-            file.write_text(json.dumps(figures))
-        figures = json.loads(file.read_text())
-        print(f"| {name} | {figures['held out']:.3f} | {figures['trained on']:.3f} |", flush=True)
+            metrics = run(name, options)
+            file.write_text(json.dumps(metrics))
+        metrics = json.loads(file.read_text())
+        print(f"| {name} | {metrics['held out']:.3f} | {metrics['trained on']:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.quantizers [--steps 200] [--out runs/quantizers] [--arms VQ FSQ ...]
 
 Each arm is `lgpl fit` with configs/tokenizer/emoji.yaml and one of configs/tokenizer/quantizer/.
-VQ runs with a second seed too: what differs less than these two differ is noise. Figures are of the
+VQ runs with a second seed too: what differs less than these two differ is noise. Metrics are of the
 93 held-out emoji, but for the training usage, which is of the last 65536 training codes. An arm
-whose figures stand in --out is not run again.
+whose metrics stand in --out is not run again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BATCH = 16
 
 
 def run(name: str, steps: int, out: Path) -> dict[str, float]:
-    """Train one arm; gives its figures."""
+    """Train one arm; gives its metrics."""
     config, seed = ARMS[name]
     stacked = ["-c", str(RECIPE)]
     if config is not None:
@@ -50,14 +50,14 @@ def run(name: str, steps: int, out: Path) -> dict[str, float]:
         ]
     )
     metrics = command.trainer.callback_metrics
-    return {figure: metrics[figure].item() for figure in FIGURES}
+    return {metric: metrics[metric].item() for metric in FIGURES}
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
     columns = ["quantizer", *(column for column, _ in FIGURES.values())]
     lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
-    for name, figures in results.items():
-        cells = [form.format(figures[figure]) for figure, (_, form) in FIGURES.items()]
+    for name, metrics in results.items():
+        cells = [form.format(metrics[metric]) for metric, (_, form) in FIGURES.items()]
         lines.append(" | ".join([f"| {name}", *cells]) + " |")
     return "\n".join(lines)
 
@@ -70,10 +70,10 @@ def main() -> None:
     args = parser.parse_args()
     results = {}
     for name in args.arms:
-        file = args.out / name / "figures.json"
+        file = args.out / name / "metrics.json"
         if not file.is_file():
-            figures = run(name, args.steps, args.out)
-            file.write_text(json.dumps(figures))
+            metrics = run(name, args.steps, args.out)
+            file.write_text(json.dumps(metrics))
         results[name] = json.loads(file.read_text())
         print(table(results), flush=True)
 

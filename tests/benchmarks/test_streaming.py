@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks.figures import alone
+from tests.benchmarks.metrics import alone
 
 
 @pytest.mark.slow

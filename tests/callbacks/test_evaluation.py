@@ -71,7 +71,7 @@ def scalars(folder: Path) -> dict[str, list[float]]:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "figures.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
@@ -101,11 +101,11 @@ def test_training_the_generator_does_not_notice(chain: Chain, tmp_path: Path) ->
     (first, second) = lines(tmp_path / "with/stage2")  # not in the validation between
     assert (first["step"], second["step"]) == (2, 6) and first["protocol"] == "gfid"
     assert first["guidance"] == 2 and first["N"] == 49 and first["reference"]["images"] == 1759
-    found = [one["figures"]["FID[Pixels]"] for one in (first, second)]
+    found = [one["metrics"]["FID[Pixels]"] for one in (first, second)]
     assert evaluated["val/FID[Pixels]"] == pytest.approx(found) and found[0] != found[1]
 
 
-def test_the_figures_are_those_of_the_average(chain: Chain, tmp_path: Path) -> None:
+def test_the_metrics_are_those_of_the_average(chain: Chain, tmp_path: Path) -> None:
     """The checkpoint holds the average, which `lgpl evaluate` reads without a Trainer."""
     ema = {"class_path": "lgpl.callbacks.EMA", "init_args": {"decay": 0.5}}
     save = {
@@ -125,11 +125,11 @@ def test_the_figures_are_those_of_the_average(chain: Chain, tmp_path: Path) -> N
     after = json.loads(out.read_text())
     assert during["N"] == after["N"] == 93
     name = "FID[Pixels]"
-    assert during["figures"][name] == pytest.approx(after["figures"][name], rel=1e-4)
+    assert during["metrics"][name] == pytest.approx(after["metrics"][name], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_the_figures_do_not_depend_on_the_number_of_ranks(chain: Chain, tmp_path: Path) -> None:
+def test_the_metrics_do_not_depend_on_the_number_of_ranks(chain: Chain, tmp_path: Path) -> None:
     """The same images, and reconstructions of an odd number of pictures counted once."""
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     processes = []
@@ -157,7 +157,7 @@ def test_the_figures_do_not_depend_on_the_number_of_ranks(chain: Chain, tmp_path
     for kind, folder in (("t", "tokenizer"), ("g", "stage2")):
         (one,), (other,) = (lines(tmp_path / f"{n}-{kind}" / folder) for n in ("one", "two"))
         assert one["N"] == other["N"] == {"t": 93, "g": 52}[kind]
-        assert one["figures"] == pytest.approx(other["figures"], rel=1e-5)
+        assert one["metrics"] == pytest.approx(other["metrics"], rel=1e-5)
 
 
 def test_too_few_images_are_told_before_training(

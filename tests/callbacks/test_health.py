@@ -76,12 +76,12 @@ def test_a_step_with_nan_changes_nothing_and_is_counted(
             main(["fit", *tokenizer(*chosen), *short(*GAN)])
         else:
             main(["fit", *generator(chain, *chosen), *short()])
-        figures = scalars(tmp_path / name / ("tokenizer" if kind == "tokenizer" else "stage2"))
-        return figures["train/loss"], figures
+        metrics = scalars(tmp_path / name / ("tokenizer" if kind == "tokenizer" else "stage2"))
+        return metrics["train/loss"], metrics
 
-    loss, figures = fit("guarded", GUARD)
+    loss, metrics = fit("guarded", GUARD)
     assert len(loss) == 6 and all(map(math.isfinite, loss))
-    assert figures["health/skipped_steps"] == [1]
+    assert metrics["health/skipped_steps"] == [1]
     second, third, fourth = State.after[1:4]
     assert any("discriminator" in name for name in second) == (kind == "tokenizer")
     assert all(torch.equal(second[name], third[name]) for name in second)
@@ -100,7 +100,7 @@ def test_steps_in_a_row_end_the_run(
 
 
 class FakeRun:
-    """As much of a Trainer as a look at the last figures needs."""
+    """As much of a Trainer as a look at the last metrics needs."""
 
     def __init__(self) -> None:
         self.callback_metrics: dict[str, Tensor] = {}

@@ -41,7 +41,7 @@ ALL = [
 
 
 def final_figures(events: EventAccumulator) -> set[str]:
-    """The names of the columns of figures in the HParams tab."""
+    """The names of the columns of metrics in the HParams tab."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     written = [events.SummaryMetadata(f"_hparams_/{name}") for name in

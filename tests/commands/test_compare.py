@@ -1,4 +1,4 @@
-"""`lgpl compare`: configs that differ, last figures and curves, of real runs."""
+"""`lgpl compare`: configs that differ, last metrics and curves, of real runs."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def test_two_runs_with_different_loggers(
     assert set(read_curves(Path(runs[1]))) >= {"val/psnr", "train/loss"}
     assert Image.open(picture).width > 500
 
-    assert "no run has figures named val/none; there are" in fails(
-        "compare", *runs, "--figures", "val/none"
+    assert "no run has metrics named val/none; there are" in fails(
+        "compare", *runs, "--metrics", "val/none"
     )
-    assert "holds no figures" in fails("compare", runs[0], str(tmp_path))
+    assert "holds no metrics" in fails("compare", runs[0], str(tmp_path))
 
 
 def test_values_have_keys_that_do_not_depend_on_their_place() -> None:

@@ -1,4 +1,4 @@
-"""`lgpl evaluate`: one figure with all it depends on, and the same again for the same command."""
+"""`lgpl evaluate`: one metric with all it depends on, and the same again for the same command."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def test_generation(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(np.unique(images.reshape(60, -1), axis=0)) > 30
 
     again = evaluate(tmp_path / "again.json", "generation", *drawn)
-    assert again["figures"] == one["figures"]
+    assert again["metrics"] == one["metrics"]
     elsewhere = evaluate(tmp_path / "e.json", "generation", "--samples", str(npz))
-    assert elsewhere["figures"] == pytest.approx(one["figures"])
+    assert elsewhere["metrics"] == pytest.approx(one["metrics"])
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{i:03d}.png")
     loose = evaluate(tmp_path / "f.json", "generation", "--samples", str(folder))
-    assert loose["figures"] == pytest.approx(one["figures"])
+    assert loose["metrics"] == pytest.approx(one["metrics"])
 
 
 def test_a_sweep_is_a_table_and_a_plot(
@@ -76,12 +76,12 @@ def test_a_sweep_is_a_table_and_a_plot(
     reports = evaluate(tmp_path / "sweep.json", "generation", *drawing(chain, *sweep))
     found = [(one["guidance"], one["top_k"], one["temperature"]) for one in reports]
     assert found == list(itertools.product((1, 3), (4, 0), (0.5, 1)))
-    assert len({one["figures"]["FID[Pixels]"] for one in reports}) == 8
+    assert len({one["metrics"]["FID[Pixels]"] for one in reports}) == 8
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["guidance", "top_k", "temperature", "FID[Pixels]"]
     rows = [tuple(map(float, line.split()[:3])) for line in lines[1:9]]
     assert rows == found
-    best = min(range(8), key=lambda i: reports[i]["figures"]["FID[Pixels]"])
+    best = min(range(8), key=lambda i: reports[i]["metrics"]["FID[Pixels]"])
     assert [line.endswith("<- best") for line in lines[1:9]] == [i == best for i in range(8)]
     assert Image.open(tmp_path / "sweep.png").width > 500
 
@@ -110,12 +110,12 @@ def test_an_interrupted_evaluation_gives_no_figure_and_goes_on(
         assert stopped.value.code == 130 and not npz.exists()
         assert not (tmp_path / "a.json").exists()
         said = capsys.readouterr().out
-        assert "32 of 60 images were drawn: no figure is given; the same" in said
+        assert "32 of 60 images were drawn: no metric is given; the same" in said
         drawn.clear()
         one = evaluate(tmp_path / "a.json", "generation", *options, "--npz", str(npz))
         assert drawn == [[*range(32, 48)], [*range(48, 60)]]
     whole = evaluate(tmp_path / "whole.json", "generation", *options)
-    assert one["figures"] == pytest.approx(whole["figures"], rel=1e-6)
+    assert one["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
 
 
 # Gets a signal after its third batch.
@@ -140,7 +140,7 @@ main()
 def test_a_signal_in_the_middle_of_an_evaluation(
     chain: Chain, tmp_path: Path, kind: signal.Signals
 ) -> None:
-    npz, out = tmp_path / "s.npz", tmp_path / "figures.json"
+    npz, out = tmp_path / "s.npz", tmp_path / "metrics.json"
     command = [
         *("evaluate", "generation", "--extractor", PIXELS),
         *("--reference", EMOJI_TRAIN, "--cache", str(tmp_path / "cache"), "--batch-size", "4"),
@@ -150,26 +150,26 @@ def test_a_signal_in_the_middle_of_an_evaluation(
         [sys.executable, "-c", KILLED.format(kind=int(kind)), *command],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    said = "of 60 images were drawn: no figure is given" in process.stdout
+    said = "of 60 images were drawn: no metric is given" in process.stdout
     expected = (130, True) if kind == signal.SIGINT else (-signal.SIGKILL, False)
     assert (process.returncode, said) == expected
     assert not out.exists() and not npz.exists()
     assert Path(f"{npz}.partial").stat().st_size // (64 * 64 * 3) == 3 * 4
     main(command)
     whole = evaluate(tmp_path / "whole.json", "generation", *drawing(chain), "--batch-size", "4")
-    assert json.loads(out.read_text())["figures"] == pytest.approx(whole["figures"], rel=1e-6)
+    assert json.loads(out.read_text())["metrics"] == pytest.approx(whole["metrics"], rel=1e-6)
 
 
 def test_reconstruction(chain: Chain, tmp_path: Path) -> None:
     options = ("--checkpoint", chain.tokenizer, "--data", EMOJI_VAL, "--image-size", "64")
     one = evaluate(tmp_path / "one.json", "reconstruction", *options, "--lpips", "alex")
     assert one["protocol"] == "rfid" and one["N"] == 93 and one["reference"]["source"] == EMOJI_VAL
-    found = one["figures"]
+    found = one["metrics"]
     assert found["FID[Pixels]"] > 0 and 0 < found["SSIM"] < 1 and found["LPIPS"] > 0
     assert 0 < found["codebook usage"] <= 1 < found["codebook perplexity"]
     half = evaluate(tmp_path / "half.json", "reconstruction", *options, "--resize", "32",
                     "--lpips", "none")  # fmt: skip
-    assert "LPIPS" not in half["figures"] and half["figures"]["PSNR"] != found["PSNR"]
+    assert "LPIPS" not in half["metrics"] and half["metrics"]["PSNR"] != found["PSNR"]
 
 
 def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
@@ -191,11 +191,11 @@ def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
     by_hand = evaluate(
         tmp_path / "a.json", "reconstruction", "--data", str(tmp_path / "originals.npz"),
         "--samples", str(tmp_path / "rebuilt.npz"),
-    )["figures"]  # fmt: skip
+    )["metrics"]  # fmt: skip
     shards = ("--data", EMOJI_VAL, "--image-size", "96", "--resize", "64", "--lpips", "none")
     one = evaluate(tmp_path / "b.json", "reconstruction", "--checkpoint", chain.tokenizer, *shards)
-    assert one["image_size"] == 96 and one["resize"] == 64 and "PSNR" in one["figures"]
-    assert {name: one["figures"][name] for name in by_hand} == pytest.approx(by_hand, rel=1e-5)
+    assert one["image_size"] == 96 and one["resize"] == 64 and "PSNR" in one["metrics"]
+    assert {name: one["metrics"][name] for name in by_hand} == pytest.approx(by_hand, rel=1e-5)
 
 
 def alone_and_on_two_ranks(folder: Path, *options: str) -> Iterator[tuple[Path, str]]:
@@ -205,7 +205,7 @@ def alone_and_on_two_ranks(folder: Path, *options: str) -> Iterator[tuple[Path, 
         out = folder / name
         run = subprocess.run(
             [*start, "-m", "lgpl.cli", "evaluate", *options, "--extractor", PIXELS,
-             "--device", "cpu", "--out", f"{out}/figures.json"]
+             "--device", "cpu", "--out", f"{out}/metrics.json"]
             + (["--npz", f"{out}/s.npz"] if options[0] == "generation" else []),
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
             capture_output=True, text=True,
@@ -236,9 +236,9 @@ def test_two_ranks_generate_the_same_images_and_figures(chain: Chain, tmp_path: 
     ((two, together),) = runs
     for name, images in wanted.items():
         assert np.array_equal(np.load(two / name)["arr_0"], images)
-    first, second = (json.loads((out / "figures.json").read_text())[0] for out in (one, two))
+    first, second = (json.loads((out / "metrics.json").read_text())[0] for out in (one, two))
     assert first["N"] == second["N"] == 60
-    assert second["figures"] == pytest.approx(first["figures"], rel=1e-5)
+    assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-5)
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
     assert together.count("<- best") == alone.count("<- best") == 1
 
@@ -250,8 +250,8 @@ def test_two_ranks_reconstruct_with_the_same_figures(chain: Chain, tmp_path: Pat
         *("--resize", "32", "--lpips", "none", "--batch-size", "20"),
     )
     runs = list(alone_and_on_two_ranks(tmp_path, "reconstruction", *options))
-    one, two = (json.loads((out / "figures.json").read_text()) for out, _ in runs)
-    assert one["N"] == two["N"] == 93 and two["figures"] == pytest.approx(one["figures"], rel=1e-5)
+    one, two = (json.loads((out / "metrics.json").read_text()) for out, _ in runs)
+    assert one["N"] == two["N"] == 93 and two["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
 
 
 def test_mistakes_are_named(

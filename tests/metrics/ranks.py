@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from lgpl.metrics import ImageSet, figures
+from lgpl.metrics import ImageSet, compute_metrics
 from lgpl.metrics.extractors import ModuleFeatures
 from tests.metrics.pixels import Pixels
 
@@ -25,7 +25,7 @@ def main(out: str) -> None:
             if index % world == rank:
                 made.update(images[part].byte(), part)
         sets.append(made.compute())
-    found = [figures(sets[0], other, made.extractor) for other in sets[1:]]
+    found = [compute_metrics(sets[0], other, made.extractor) for other in sets[1:]]
     torch.save(found, f"{out}.{rank}")
     dist.destroy_process_group()
 

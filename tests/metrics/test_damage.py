@@ -1,4 +1,4 @@
-"""The figures of a real extractor grow with the damage done to real pictures."""
+"""The metrics of a real extractor grow with the damage done to real pictures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgpl.metrics import EfficientNetLite0, figures
+from lgpl.metrics import EfficientNetLite0, compute_metrics
 from lgpl.metrics.images import open_images
 from tests.conftest import ROOT
-from tests.metrics.test_figures import summarise
+from tests.metrics.test_metrics import summarise
 from tests.shards import EMOJI_TRAIN
 
 COUNT = 1300  # more than the extractor's 1280 features
@@ -58,18 +58,18 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     [(emoji, 64), pytest.param(cifar10, 224, marks=pytest.mark.network)],
     ids=["emoji", "CIFAR-10"],
 )
-def test_figures_grow_with_blur_and_noise(data, size: int, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_metrics_grow_with_blur_and_noise(data, size: int, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """FID and KID rise from the untouched pictures on, recall and coverage fall. Precision does not
     have to: a slight blur moves pictures to the middle of the real ones."""
     reference, images = data(tmp_path)
     extractor = EfficientNetLite0(size)
     real, _ = summarise(reference, extractor)
-    clean = figures(real, summarise(images, extractor)[0], extractor)
+    clean = compute_metrics(real, summarise(images, extractor)[0], extractor)
     for damage, strengths in ((noisy, (12.0, 48.0)), (blurred, (0.7, 2.0))):
         worse = [summarise(damage(images, s), extractor)[0] for s in strengths]
-        found = [clean, *(figures(real, one, extractor) for one in worse)]
+        found = [clean, *(compute_metrics(real, one, extractor) for one in worse)]
         print(damage.__name__, *({k: round(v, 4) for k, v in one.items()} for one in found))
         for name in ("FID", "KID", "recall", "coverage"):
-            values = [one[extractor.figure(name)] for one in found]
+            values = [one[extractor.metric(name)] for one in found]
             falls = name in ("recall", "coverage")
             assert values == sorted(values, reverse=falls) and len(set(values)) == 3

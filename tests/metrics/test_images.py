@@ -15,7 +15,7 @@ from PIL import Image
 
 from lgpl.data.streams import Place
 from lgpl.errors import UserError
-from lgpl.metrics import Inception, figures
+from lgpl.metrics import Inception, compute_metrics
 from lgpl.metrics import npz as npz_files
 from lgpl.metrics.extractors import Extractor, ModuleFeatures
 from lgpl.metrics.images import SampleFile, open_images, resize
@@ -210,7 +210,7 @@ def test_a_reference_is_computed_once_and_kept_with_its_provenance(tmp_path: Pat
     assert [number for number, *_ in provenance["identity"]["shards"].values()] == [40, 30]
     assert provenance["crop"] == "centre, ADM's: halved by boxes, then bicubic"
     again, _ = reference(pattern, extractor(), 16, cache, 32)
-    assert figures(made, again, extractor())["FID[Pixels]"] < 1e-9
+    assert compute_metrics(made, again, extractor())["FID[Pixels]"] < 1e-9
     assert [kept] == [*Path(cache).glob("*.npz")]
     reference(pattern, extractor(), 8, cache, 32)
     assert len([*Path(cache).glob("*.npz")]) == 2
@@ -279,7 +279,7 @@ def test_adm_reference_batches_are_read_as_they_are(tmp_path: Path) -> None:
     assert found.features is not None and found.features.shape == (60, 48)
     assert provenance["images"] == 60 and provenance["mu"].endswith("mu, sigma")
     made = summarise(open_images(path), named, 8, "samples")
-    assert next(iter(figures(found, made, named))) == "FID"
+    assert next(iter(compute_metrics(found, made, named))) == "FID"
 
 
 def test_samples_go_on_where_they_stopped(tmp_path: Path) -> None:

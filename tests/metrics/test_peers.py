@@ -1,4 +1,4 @@
-"""Figures against the field's own packages, on the same features.
+"""Metrics against the field's own packages, on the same features.
 
 scikit-learn and prdc stand in the development environment. The others ask for torchvision, which
 has no build for a CPU beside the pinned torch: `make test-peers` makes an environment with both.
@@ -21,7 +21,7 @@ from lgpl.metrics.gaussian import frechet_distance
 from lgpl.metrics.inception_score import StreamedInceptionScore
 from lgpl.metrics.neighbours import kernel_distance, precision_recall
 from lgpl.tokenizer.perceptual import LPIPS
-from tests.metrics.test_figures import clouds, gaussian
+from tests.metrics.test_metrics import clouds, gaussian
 from tests.metrics.test_pairs import smooth
 
 

@@ -113,6 +113,7 @@ def serve(checkpoint: Path, *options: str, program: str = PROGRAM) -> Iterator[S
             **os.environ,
             **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LGPL_TOKEN": TOKEN},
             "GATE": str(gate),
+            "MALLOC_ARENA_MAX": "1",  # or what it holds depends on which thread took it
         },
     )
     assert process.stderr is not None

@@ -1,6 +1,6 @@
 """Time and memory of FID's statistics of 50 000 images, beside torchmetrics and scipy.
 
-    python -m tests.benchmarks.figures [--images 50000] [--features 2048] [--rounds 3]
+    python -m tests.benchmarks.metrics [--images 50000] [--features 2048] [--rounds 3]
 
 Random features, 500 at a time, are what an extractor would hand over. Each arm sums them in a
 process of its own and says the most memory that it held so far, less what stood before; then the

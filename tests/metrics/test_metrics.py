@@ -1,4 +1,4 @@
-"""Figures against independent implementations on the same features, and what they promise."""
+"""Metrics against independent implementations on the same features, and what they promise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.metrics import EfficientNetLite0, ImageSet, figures, load_extractor
+from lgpl.metrics import EfficientNetLite0, ImageSet, compute_metrics, load_extractor
 from lgpl.metrics.extractors import Extractor, ModuleFeatures
 from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance
 from lgpl.metrics.inception_score import StreamedInceptionScore
@@ -156,7 +156,7 @@ def test_identical_sets_and_worse_ones(emoji: Tensor) -> None:
     """No distance to itself, and the more of blur or noise, the further away."""
     images = emoji[:400]
     real, extractor = summarise(images)
-    same = figures(real, real, extractor)
+    same = compute_metrics(real, real, extractor)
     assert same["FID[Pixels]"] < 1e-9 and abs(same["KID[Pixels]"]) < 1e-2
     assert same["precision[Pixels]"] == same["recall[Pixels]"] == same["coverage[Pixels]"] == 1
     dice = torch.Generator().manual_seed(0)
@@ -168,21 +168,21 @@ def test_identical_sets_and_worse_ones(emoji: Tensor) -> None:
         ],
     }
     for worse in sets.values():
-        found = [same, *(figures(real, summarise(w)[0], extractor) for w in worse)]
+        found = [same, *(compute_metrics(real, summarise(w)[0], extractor) for w in worse)]
         for name, grows in (("FID", True), ("KID", True), ("precision", False)):
             values = [one[f"{name}[Pixels]"] for one in found]
             assert values == sorted(values, reverse=not grows) and values[0] != values[-1]
 
 
 @pytest.mark.slow
-def test_effnet_gives_all_figures_and_its_name(emoji: Tensor) -> None:
+def test_effnet_gives_all_metrics_and_its_name(emoji: Tensor) -> None:
     extractor = EfficientNetLite0(32)
     shapes = [f.shape for f in extractor.features(torch.zeros(2, 3, 64, 64)) if f is not None]
     assert shapes == [(2, 1280), (2, 7 * 2 * 2), (2, 1000)]
     images = emoji[:1281]
     made, _ = summarise(images, extractor, 183)
     names = ("FID", "sFID", "IS", "IS std", "KID", "precision", "recall", "density", "coverage")
-    found = figures(made, made, extractor)
+    found = compute_metrics(made, made, extractor)
     assert list(found) == [f"{name}[effnet-lite0@32]" for name in names]
     assert found["FID[effnet-lite0@32]"] < 1e-3 and found["IS[effnet-lite0@32]"] > 1
 
@@ -225,7 +225,7 @@ def test_too_few_images_and_wrong_extractors_are_refused() -> None:
     one, extractor = summarise(torch.zeros(60, 3, 32, 32, dtype=torch.uint8))
     other = Summary(gaussian(clouds(40, 16, 0)))
     with pytest.raises(UserError, match="reference is of 16 features, those of Pixels are 48"):
-        figures(other, one, extractor)
+        compute_metrics(other, one, extractor)
 
 
 def test_building_an_extractor_draws_no_random_numbers() -> None:
@@ -235,7 +235,7 @@ def test_building_an_extractor_draws_no_random_numbers() -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_figures_of_one(tmp_path: Path) -> None:
+def test_two_ranks_give_the_metrics_of_one(tmp_path: Path) -> None:
     found = []
     for world in (1, 2):
         processes = [
