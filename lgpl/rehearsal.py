@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lgpl.checkpoints import SelfDescribing
+from lgpl.codes import ImageSize
 from lgpl.generator import GeneratorModule
 from lgpl.generator.decoding import new_cache
 from lgpl.tokenizer import TokenizerModule
@@ -119,14 +120,18 @@ class LiveBytes(TorchDispatchMode):
 
 
 def rehearse(
-    module: SelfDescribing, batch_size: int, image_size: int, precision: str, sharded: bool = False
+    module: SelfDescribing,
+    batch_size: int,
+    image_size: ImageSize,
+    precision: str,
+    sharded: bool = False,
 ) -> Step:
     """Take one training step without memory.
 
     Args:
         module: a tokenizer on the meta device, or a generator that is not built yet.
         batch_size: samples of one device.
-        image_size: pixels on a side of a tokenizer's images.
+        image_size: height and width of a tokenizer's images.
         precision: the Trainer's: 32-true, bf16-mixed, bf16-true, ...
         sharded: by FSDP, whose mixed precision casts the weights when it gathers them.
     """
@@ -157,7 +162,7 @@ def rehearse(
             cache = _bytes(tensor for layer in layers for tensor in (layer.keys, layer.values))
         else:
             assert isinstance(module, TokenizerModule)
-            tokens = batch_size * (image_size // module.autoencoder.downsampling) ** 2
+            tokens = batch_size * module.autoencoder.layout(*image_size).codes
             cache = 0
     weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return Step(
@@ -201,13 +206,13 @@ def _update(module: SelfDescribing) -> tuple[int, int]:
     return gradients, _bytes(value for state in states for value in state.values())
 
 
-def forward_backward(module: SelfDescribing, batch_size: int, image_size: int) -> None:
+def forward_backward(module: SelfDescribing, batch_size: int, image_size: ImageSize) -> None:
     """The work of a training step on a batch of zeros; see `rehearse` for the arguments."""
     if isinstance(module, GeneratorModule):
         _generator_step(module, batch_size)
     else:
         assert isinstance(module, TokenizerModule)
-        _tokenizer_step(module, torch.zeros(batch_size, 3, image_size, image_size))
+        _tokenizer_step(module, torch.zeros(batch_size, 3, *image_size))
 
 
 def _generator_step(module: GeneratorModule, batch_size: int) -> None:

@@ -79,8 +79,7 @@ def test_config_builds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(model, Transformer) and sum(p.numel() for p in model.parameters()) > 1e6
     else:
         assert isinstance(cli.model, TokenizerModule)
-        size = cli.datamodule.image_size
-        assert size % cli.model.autoencoder.downsampling == 0
+        assert cli.model.autoencoder.layout(*cli.datamodule.image_size).codes
 
 
 @pytest.mark.parametrize("base", ["emoji", "vq_ds16"])

@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
         options.count,
     )
     side = rows * module.tokenizer.autoencoder.downsampling
-    image = normalize(to_uint8(center_crop(picture, side))[None])
+    image = normalize(to_uint8(center_crop(picture, (side, side)))[None])
     with torch.inference_mode():
         codes = module.tokenizer.autoencoder.encode(image.to(module.device))
     begun = codes.flatten()[: kept * columns]

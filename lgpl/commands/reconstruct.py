@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lgpl.checkpoints import add_trust, load_module
+from lgpl.codes import ImageSize, image_size
 from lgpl.commands.parser import ArgumentParser
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
@@ -34,7 +35,10 @@ def parser() -> ArgumentParser:
     p.add_argument("--checkpoint", required=True, help="checkpoint of a tokenizer")
     add_trust(p)
     p.add_argument(
-        "--image-size", type=int, help="side of a centre crop; the whole picture by default"
+        "--image-size",
+        type=int,
+        nargs="+",
+        help="side of a centre crop, or its height and width; the whole picture by default",
     )
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -48,7 +52,8 @@ def main(args: list[str]) -> None:
     module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)
     multiple = module.autoencoder.downsampling
-    originals = [cropped(path, options.image_size, multiple) for path in options.pictures]
+    size = options.image_size and image_size(options.image_size, "--image-size")
+    originals = [cropped(path, size, multiple) for path in options.pictures]
     sizes = sorted({picture.size for picture in originals})
     if len(sizes) > 1:
         said = ", ".join(f"{width}x{height}" for width, height in sizes)
@@ -72,15 +77,16 @@ def main(args: list[str]) -> None:
     print(f"{out}: originals at the left")
 
 
-def cropped(path: str, size: int | None, multiple: int) -> Image.Image:
+def cropped(path: str, size: ImageSize | None, multiple: int) -> Image.Image:
     """The picture of a file, its middle cut out to whole codes."""
     picture = opened(path)
     if size is not None:
-        if not SMALLEST <= size <= LARGEST or size % multiple:
-            raise UserError(
-                f"--image-size: {size} is not a multiple of {multiple}, the pixels of a code, "
-                f"from {SMALLEST} to {LARGEST}."
-            )
+        for side in size:
+            if not SMALLEST <= side <= LARGEST or side % multiple:
+                raise UserError(
+                    f"--image-size: {side} is not a multiple of {multiple}, the pixels of a code, "
+                    f"from {SMALLEST} to {LARGEST}."
+                )
         return center_crop(picture, size)
     width, height = (side - side % multiple for side in picture.size)
     smallest = max(multiple, SMALLEST)

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lgpl import codes
 from lgpl.data.decode import Decoder, Field
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
@@ -31,7 +32,8 @@ class ShardDataModule(pl.LightningDataModule):
         test: test shards, read like the validation shards.
         predict: shards to encode.
         fields: what the model reads: image, caption, class, codes, text (features).
-        image_size: side of the square crop, pixels; a multiple of the tokenizer's downsampling.
+        image_size: side of the crop, or its height and width, pixels; multiples of the tokenizer's
+            downsampling.
         augment: random crops and flips in training; validation always takes the centre.
         flip: flip half of the augmented pictures.
         captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
@@ -62,7 +64,7 @@ class ShardDataModule(pl.LightningDataModule):
         test: str | list[str] | None = None,
         predict: str | list[str] | None = None,
         fields: tuple[Field, ...] = ("image",),
-        image_size: int = 256,
+        image_size: int | tuple[int, int] = 256,
         augment: bool = True,
         flip: bool = True,
         captions: dict[str, float] | None = None,
@@ -81,7 +83,6 @@ class ShardDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         for name, value, least in (
-            ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
             ("shuffle", shuffle, 0),
@@ -96,7 +97,8 @@ class ShardDataModule(pl.LightningDataModule):
         self.patterns: dict[str, str | list[str] | dict[str, float] | None]
         self.patterns = {"train": train, "val": val, "test": test, "predict": predict}
         self.fields = list(fields)
-        self.image_size, self.augment, self.flip = image_size, augment, flip
+        self.image_size = codes.image_size(image_size, "data.image_size")
+        self.augment, self.flip = augment, flip
         self.filter = filter
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.global_batch = global_batch

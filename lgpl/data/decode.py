@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lgpl.codes import ImageSize
 from lgpl.data.filters import Filter
 from lgpl.data.members import (
     IMAGE_EXTENSIONS,
@@ -31,7 +32,7 @@ from lgpl.data.members import (
 )
 from lgpl.data.transforms import (
     center_crop,
-    image_size,
+    header_size,
     open_image,
     random_crop,
     ten_crops,
@@ -54,7 +55,7 @@ class Decoder:
 
     Attributes:
         fields: what to decode; a sample that lacks one of them is bad.
-        image_size: side of the square crop, pixels.
+        image_size: height and width of the crop.
         augment: random crop and, where `flip`, a horizontal flip instead of the centre crop; one
             of several captions, and of several crops' codes, instead of the first.
         flip: see `augment`.
@@ -69,7 +70,7 @@ class Decoder:
     """
 
     fields: Sequence[Field]
-    image_size: int
+    image_size: ImageSize
     augment: bool = False
     flip: bool = True
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
@@ -142,7 +143,7 @@ class Decoder:
         """Width and height of the picture, by its header or else by the JSON beside it."""
         if "image" in self.fields:
             try:
-                return image_size(member(raw, "image", IMAGE_EXTENSIONS))
+                return header_size(member(raw, "image", IMAGE_EXTENSIONS))
             except ValueError as error:
                 raise BadSample(str(error)) from error
         return read_size(read_json(raw))

@@ -19,7 +19,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from lgpl import codes
 from lgpl.atomic import atomic_file, remove_partials, write_text
+from lgpl.codes import ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
@@ -44,7 +46,7 @@ class Images(Protocol):
         count: how many there are.
         identity: plain values that change when the images do.
         crop: how they were made of the pictures on disk.
-        size: side in pixels, where it is known beforehand.
+        size: height and width, where they are known beforehand.
     """
 
     source: str
@@ -53,18 +55,19 @@ class Images(Protocol):
     crop: str
 
     @property
-    def size(self) -> int | None: ...
+    def size(self) -> ImageSize | None: ...
 
     def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
         """uint8 [B, 3, H, W]; several ranks take them in turn."""
 
 
-def open_images(source: str, image_size: int | None = None) -> Images:
+def open_images(source: str, image_size: int | ImageSize | None = None) -> Images:
     """The images of an `.npz`, of a folder, or of shards.
 
     Args:
         source: path of an npz or folder; anything else names shards, see `ShardDataModule`.
-        image_size: side of the centre crop of shards, and of pictures of a folder.
+        image_size: side of the centre crop of shards and of the images of a folder, or its height
+            and width.
 
     Raises:
         UserError: there are no such images.
@@ -72,19 +75,19 @@ def open_images(source: str, image_size: int | None = None) -> Images:
     if source.endswith(".npz"):
         return NpzImages(source)
     if Path(source).is_dir():
-        return FolderImages(source, image_size)
+        return FolderImages(source, None if image_size is None else codes.image_size(image_size))
     if image_size is None:
         raise UserError(
             f"{source} names shards, whose pictures need a size: give --image-size, or with "
             "--samples of generated images --resize."
         )
-    return ShardImages(source, image_size)
+    return ShardImages(source, codes.image_size(image_size))
 
 
 class ShardImages:
     """The centre crops of shards, in their order."""
 
-    def __init__(self, pattern: str, image_size: int) -> None:
+    def __init__(self, pattern: str, image_size: ImageSize) -> None:
         self.source, self.data = pattern, ShardDataModule(test=pattern, image_size=image_size)
         self.data.setup("test")
         store = self.data.store
@@ -105,7 +108,7 @@ class ShardImages:
 class FolderImages:
     """The pictures of a folder and of those in it, by name."""
 
-    def __init__(self, folder: str, image_size: int | None) -> None:
+    def __init__(self, folder: str, image_size: ImageSize | None) -> None:
         self.paths = sorted(
             path
             for path in Path(folder).rglob("*")
@@ -154,8 +157,7 @@ class NpzImages:
             )
         if order != "C":
             raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
-        self.count, self.shape = shape[0], shape[1:]
-        self.size = shape[1]
+        self.count, self.shape, self.size = shape[0], shape[1:], shape[1:3]
         if not SMALLEST_IMAGE <= self.shape[0] * self.shape[1] <= LARGEST_IMAGE:
             raise UserError(
                 f"{path}: images of {self.shape[1]}x{self.shape[0]} pixels; they should have "
@@ -282,12 +284,12 @@ def write_npz(path: Path | BinaryIO, images: Iterator[Tensor], total: int, size:
                 file.write(part.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
 
 
-def resize(image: Tensor, size: int | None) -> Tensor:
-    """uint8 [B, 3, H, W] at another size; as it is for None.
+def resize(image: Tensor, size: int | ImageSize | None) -> Tensor:
+    """uint8 [B, 3, H, W] at another size, a side or height and width; as it is for None.
 
     Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its figures.
     """
-    if size is None or image.shape[-2:] == (size, size):
+    if size is None or image.shape[-2:] == codes.image_size(size):
         return image
-    scaled = F.interpolate(normalize(image), (size, size), mode="bicubic")
+    scaled = F.interpolate(normalize(image), codes.image_size(size), mode="bicubic")
     return scaled.add(1.0).mul(127.5).round().clamp(0, 255).byte()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.tokenizer.quantizers import Quantized, Quantizer
 
@@ -254,13 +255,27 @@ class VQModel(nn.Module):
         self.quant_conv = nn.Conv2d(z_channels, quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(quantizer.dim, z_channels, 1)
 
-    def features(self, image: Tensor) -> Tensor:
-        """Continuous features [B, dim, h, w] of an image, before quantization."""
-        if image.shape[-1] % self.downsampling or image.shape[-2] % self.downsampling:
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.quantizer.codebook_size
+
+    def layout(self, height: int, width: int) -> CodeLayout:
+        """How the codes of an image of so many pixels are laid out.
+
+        Raises:
+            UserError: a side is not a multiple of the downsampling.
+        """
+        if height % self.downsampling or width % self.downsampling:
             raise UserError(
-                f"An image of {image.shape[-1]}x{image.shape[-2]} pixels cannot be tokenized: "
+                f"An image of {width}x{height} pixels cannot be tokenized: "
                 f"both sides must be multiples of {self.downsampling}."
             )
+        return CodeLayout(height // self.downsampling, width // self.downsampling)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Continuous features [B, dim, h, w] of an image, before quantization."""
+        self.layout(*image.shape[-2:])
         return self.quant_conv(self.encoder(image))
 
     def encode(self, image: Tensor) -> Tensor:
