@@ -62,8 +62,7 @@ def test_config_builds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert chosen.size == config.stem.upper()
     else:
         assert isinstance(cli.model, TokenizerModule)
-        size = cli.datamodule.image_size
-        assert size % cli.model.autoencoder.downsampling == 0
+        assert cli.model.autoencoder.layout(*cli.datamodule.image_size).codes
 
 
 @pytest.mark.parametrize("base", ["emoji", "vq_ds16"])

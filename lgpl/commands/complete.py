@@ -64,7 +64,8 @@ def main(args: list[str]) -> None:
         [] if options.label is None else [options.label],
         options.count,
     )
-    image = normalize(to_uint8(center_crop(picture, module.image_size))[None])
+    side = rows * module.tokenizer.autoencoder.downsampling
+    image = normalize(to_uint8(center_crop(picture, (side, side)))[None])
     with torch.inference_mode():
         codes = layout.flatten(module.tokenizer.autoencoder.encode(image.to(module.device)))[0]
     codes[kept * layout.columns * layout.depth :] = -1

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgpl.codes import CodeLayout, ImageSize
+from lgpl.codes import ImageSize
 from lgpl.data.filters import Filter
 from lgpl.data.members import (
     IMAGE_EXTENSIONS,
@@ -32,7 +32,7 @@ from lgpl.data.members import (
 )
 from lgpl.data.transforms import (
     center_crop,
-    image_size,
+    header_size,
     open_image,
     random_crop,
     ten_crops,
@@ -55,7 +55,7 @@ class SampleDecoder:
 
     Attributes:
         fields: what to decode; a sample that lacks one of them is bad.
-        image_size: height and width of the crop, pixels.
+        image_size: height and width of the crop.
         augment: random crop and, where `flip`, a horizontal flip instead of the centre crop; one
             of several captions, and of several crops' codes, instead of the first.
         flip: see `augment`.
@@ -143,7 +143,7 @@ class SampleDecoder:
         """Width and height of the picture, by its header or else by the JSON beside it."""
         if "image" in self.fields:
             try:
-                return image_size(member(raw, "image", IMAGE_EXTENSIONS))
+                return header_size(member(raw, "image", IMAGE_EXTENSIONS))
             except ValueError as error:
                 raise BadSample(str(error)) from error
         return read_size(read_json(raw))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lgpl.codes import ImageSize
 
-LARGEST_RATIO = 1 / 0.8  # of the short side to the crop, LlamaGen's training (arXiv 2406.06525)
+LARGEST_RATIO = 1 / 0.8  # of the scaled image to the crop, LlamaGen's training (arXiv 2406.06525)
 CENTER_CROP = "centre, ADM's: halved by boxes, then bicubic"  # for the provenance of figures
 TEN_CROP_SCALES = (1.1, 1.05)  # of the square to the views, LlamaGen's code extraction
 
@@ -36,50 +36,50 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
-    """The middle of the image, scaled so that it just covers `size`, height and width.
+    """The middle of the image that was scaled to cover `size` (height, width), and no more.
 
     As ADM's reference batches (arXiv 2105.05233) and LlamaGen's own were made: both sides are
-    halved by averaging while it covers twice what is wanted, what is left is bicubic.
+    halved by averaging while they are twice as long as wanted, what is left is bicubic.
     """
-    rows, columns = size
-    while image.height >= 2 * rows and image.width >= 2 * columns:
+    height, width = size
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    width, height = scaled = _cover(image.size, size)
-    left, top = (width - columns) // 2, (height - rows) // 2
-    if width * height > MAX_PIXELS:  # a line of pixels: its rounding may differ, its memory not
+    scaled = _covering(image.size, size)
+    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+    if scaled[0] * scaled[1] > MAX_PIXELS:  # a line of pixels: other rounding, but bounded memory
         box = _box(image.size, scaled, (left, top), size)
-        return image.resize((columns, rows), Image.Resampling.BICUBIC, box)
+        return image.resize((width, height), Image.Resampling.BICUBIC, box)
     whole = image.resize(scaled, Image.Resampling.BICUBIC)
-    return whole.crop((left, top, left + columns, top + rows))
+    return whole.crop((left, top, left + width, top + height))
 
 
 def ten_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.Image]:
     """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`).
 
-    They lie in the central part of the image that has the shape of a view: the ends of a long one,
-    which no evaluation looks at, are not learned from either.
+    They lie in the centre crop of `scale` x `size`: the ends of a long image, which no evaluation
+    looks at, are not learned from either.
 
     Args:
-        image: an RGB picture.
-        size: height and width of a view, pixels.
-        scale: sides of that part to those of a view, `TEN_CROP_SCALES` in the paper's recipe.
+        image: an RGB image.
+        size: height and width of a view.
+        scale: side of the centre crop to that of a view, `TEN_CROP_SCALES` in the paper's recipe.
 
     Returns:
         Ten views: top left, top right, bottom left, bottom right, centre, then the same five
         flipped horizontally.
     """
     height, width = size
-    part = center_crop(image, (int(height * scale), int(width * scale)))
-    right, low = part.width - width, part.height - height
-    corners = (0, 0), (right, 0), (0, low), (right, low), (right // 2, low // 2)
-    views = [part.crop((left, top, left + width, top + height)) for left, top in corners]
+    middle = center_crop(image, (int(height * scale), int(width * scale)))
+    right, bottom = middle.width - width, middle.height - height
+    corners = (0, 0), (right, 0), (0, bottom), (right, bottom), (right // 2, bottom // 2)
+    views = [middle.crop((left, top, left + width, top + height)) for left, top in corners]
     return views + [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
 
 
 def random_crop(
     data: bytes, size: ImageSize, rng: random.Random, largest: float = LARGEST_RATIO
 ) -> Image.Image:
-    """A random part of the image, scaled so that it covers [1, largest] times `size`.
+    """A random crop of the image that was scaled to cover between 1 and `largest` times `size`.
 
     For training only: a JPEG is decoded at the lowest resolution that its DCT offers and that is
     no lower than needed, and one resampling both scales and crops. The crop lies where it would
@@ -87,7 +87,7 @@ def random_crop(
 
     Args:
         data: an encoded picture; what `open_image` does to colours and frames is done here too.
-        size: height and width of the crop, pixels.
+        size: height and width of the crop.
         rng: random numbers.
         largest: see above.
 
@@ -95,13 +95,11 @@ def random_crop(
         ValueError: as for `open_image`.
     """
     image = _open(data)
-    full = image.size
-    rows, columns = size
-    short = min(size)
-    scale = rng.randint(short, round(short * largest)) / short
-    covered = round(rows * scale), round(columns * scale)
-    width, height = scaled = _cover(full, covered)
-    corner = rng.randint(0, width - columns), rng.randint(0, height - rows)
+    full, (height, width) = image.size, size
+    short = rng.randint(min(size), round(min(size) * largest))
+    covered = round(height * short / min(size)), round(width * short / min(size))
+    scaled = _covering(full, covered)
+    corner = rng.randint(0, scaled[0] - width), rng.randint(0, scaled[1] - height)
     box = _box(full, scaled, corner, size)
     if drafted := image.draft("RGB", covered[::-1]):
         # Pillow's box, and not the size, which is rounded up to whole pixels.
@@ -110,7 +108,7 @@ def random_crop(
         box = left, top, right, bottom
     # Bicubic is a sixth faster than Lanczos, and what LlamaGen trains with. The gap shrinks large
     # pictures of other formats first, as the draft does a JPEG.
-    crop = _decode(image).resize((columns, rows), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
+    crop = _decode(image).resize((width, height), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
     return _finish(crop)
 
 
@@ -126,8 +124,8 @@ def normalize(pixels: Tensor) -> Tensor:
     return pixels.float().sub_(127.5).mul_(1 / 127.5)
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded picture as its header gives them, before it is turned upright.
+def header_size(data: bytes) -> tuple[int, int]:
+    """Width and height of an encoded image as its header gives them, before it is turned upright.
 
     Raises:
         ValueError: as for `open_image`.
@@ -182,22 +180,21 @@ def _finish(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _cover(full: tuple[int, int], size: ImageSize) -> tuple[int, int]:
-    """Width and height of an image scaled so that it just covers `size`."""
-    width, height = full
-    rows, columns = size
-    if width * rows <= height * columns:  # the width is what lacks
-        return columns, max(rows, round(height * columns / width))
-    return max(columns, round(width * rows / height)), rows
+def _covering(full: tuple[int, int], size: ImageSize) -> tuple[int, int]:
+    """Width and height to which an image is scaled so that it just covers `size`."""
+    (width, height), (wanted_height, wanted_width) = full, size
+    if width * wanted_height <= height * wanted_width:
+        return wanted_width, max(wanted_height, round(height * wanted_width / width))
+    return max(wanted_width, round(width * wanted_height / height)), wanted_height
 
 
 def _box(
     full: tuple[int, int], scaled: tuple[int, int], corner: tuple[int, int], size: ImageSize
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom, in the picture's own pixels, of a crop of the scaled picture.
+    """Left, top, right and bottom, in the image's own pixels, of a crop of the scaled image.
 
-    Resampling this box gives what scaling the picture and then cropping gives, without the
-    scaled picture: one of 20000 x 1 would be of 1.3 gigapixels.
+    Resampling this box gives what scaling the image and then cropping gives, without the
+    scaled image: one of 20000 x 1 would be of 1.3 gigapixels.
     """
     (left, top), (width, height), (scaled_width, scaled_height) = corner, full, scaled
     return (  # each product before its quotient, lest rounding put an edge outside the picture

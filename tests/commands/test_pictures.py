@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lgpl.cli import main
-from lgpl.data.transforms import normalize, to_image
+from lgpl.data.transforms import center_crop, normalize, to_image
 from lgpl.generator import Sampling
 from lgpl.inference import load_generator
 from lgpl.pictures import MARGIN
@@ -71,6 +71,13 @@ def test_a_small_picture_is_rebuilt_without_lpips(
     assert len(tiles(tmp_path / "out.png", 8, 8)) == 2
 
 
+def test_a_picture_need_not_be_square(models: Path, tmp_path: Path) -> None:
+    reconstruct(models, PHOTOGRAPHS[0], tmp_path / "out.png", "--image-size", 64, 96)
+    original, rebuilt = tiles(tmp_path / "out.png", 96, 64)
+    source = center_crop(Image.open(PHOTOGRAPHS[0]).convert("RGB"), (64, 96))
+    assert (original == np.asarray(source)).all() and rebuilt.shape == (64, 96, 3)
+
+
 def test_several_need_one_size(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +118,11 @@ def test_what_cannot_be_done_is_told(
         (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of a picture"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path), "is a folder"),
         (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "not a multiple of 4"),
+        (
+            reconstruct,
+            (PHOTOGRAPHS[0], out, "--image-size", 8, 8, 8),
+            "--image-size must be a side",
+        ),
         (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 4), "from 8 to 1024"),
         (
             complete,

@@ -44,6 +44,19 @@ def test_emoji() -> None:
     assert sum(int(b["valid"].sum()) for b in data.val_dataloader()) == 93
 
 
+def test_images_need_not_be_square(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [8])
+    options: dict[str, Any] = {"image_size": (64, 96), "ten_crop": (1.1,)}
+    data = module(train=shards, val=shards, predict=shards, **options)
+    assert data.image_size == (64, 96) and module(image_size=[48]).image_size == (48, 48)
+    assert next(iter(train(data)))["image"].shape == (4, 3, 64, 96)
+    assert next(iter(data.val_dataloader()))["image"].shape == (4, 3, 64, 96)
+    data.setup("predict")
+    assert next(iter(data.predict_dataloader()))["image"].shape == (4, 10, 3, 64, 96)
+    with pytest.raises(UserError, match=r"data.image_size must be a side, or height and width"):
+        module(image_size=(64, 0))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_epoch_holds_every_sample_once(tmp_path: Path, workers: int) -> None:
     data = module(

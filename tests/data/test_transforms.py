@@ -153,7 +153,7 @@ def test_every_kind_of_picture_shows_what_it_shows(name: str) -> None:
     assert image.mode == "RGB"
     assert difference(image, expected).mean() <= (3 if "jpeg" in name else 0)
     # The whole picture as a training crop: the same colours by the other way.
-    crop = random_crop(data, SIDE, random.Random(0), largest=1)
+    crop = random_crop(data, (SIDE, SIDE), random.Random(0), largest=1)
     assert crop.mode == "RGB" and difference(crop, image).max() == 0
 
 
@@ -179,7 +179,7 @@ def test_exif_orientation_is_followed(orientation: int, kind: str) -> None:
     long, square = (encode(photograph(SIDE, height), kind, exif=exif) for height in (32, SIDE))
     stored = Image.open(io.BytesIO(long)).convert("RGB")
     assert difference(open_image(long), turn(np.asarray(stored))).max() == 0
-    crop = random_crop(square, SIDE, random.Random(0), largest=1)
+    crop = random_crop(square, (SIDE, SIDE), random.Random(0), largest=1)
     assert difference(crop, open_image(square)).max() == 0
 
 
@@ -242,7 +242,7 @@ def test_bombs_are_refused_by_their_header(data: bytes) -> None:
 
 
 def refused(data: bytes, cause: str) -> None:
-    for read in (open_image, lambda data: random_crop(data, 8, random.Random(0))):
+    for read in (open_image, lambda data: random_crop(data, (8, 8), random.Random(0))):
         with pytest.raises(ValueError, match=cause):
             read(data)
 
@@ -260,13 +260,46 @@ def test_centre_crop_has_the_pixels_of_adms(width: int, height: int) -> None:
     scaled = tuple(round(side * size / min(left.size)) for side in left.size)
     pixels = np.asarray(left.resize(scaled, Image.Resampling.BICUBIC))
     y, x = ((side - size) // 2 for side in pixels.shape[:2])
-    assert difference(center_crop(image, size), pixels[y : y + size, x : x + size]).max() == 0
+    assert (
+        difference(center_crop(image, (size, size)), pixels[y : y + size, x : x + size]).max() == 0
+    )
 
 
 def test_centre_crop_of_a_multiple_is_a_mean_of_squares() -> None:
     image = photograph(512, 512)
     fields = np.asarray(image, float).reshape(64, 8, 64, 8, 3).mean((1, 3))
-    assert difference(center_crop(image, 64), fields).max() <= 3  # six roundings of at most a half
+    assert (
+        difference(center_crop(image, (64, 64)), fields).max() <= 3
+    )  # six roundings of at most a half
+
+
+@pytest.mark.parametrize("width, height", [*SIZES, (700, 500), (500, 700), (64, 96), (193, 128)])
+@pytest.mark.parametrize("size", [(64, 96), (96, 64)])
+def test_oblong_crops_cover_the_size_and_no_more(
+    width: int, height: int, size: tuple[int, int]
+) -> None:
+    """A wave over the image tells how it was scaled and which part was kept."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    image = Image.fromarray(np.stack([255 * x / width, 255 * y / height, 0 * x], -1).astype("u1"))
+    ratio = max(size[0] / height, size[1] / width)
+    rows, columns = (np.arange(side) + 0.5 - side / 2 for side in size)
+    across = 255 * (0.5 + columns / (width * ratio))[None, :].repeat(size[0], 0)
+    down = 255 * (0.5 + rows / (height * ratio))[:, None].repeat(size[1], 1)
+    crop = np.asarray(center_crop(image, size), float)
+    assert crop.shape == (*size, 3)
+    inner = np.s_[3:-3, 3:-3]
+    assert difference(crop[..., 0], across)[inner].max() < 6
+    assert difference(crop[..., 1], down)[inner].max() < 6
+    data = encode(image, "png")
+    for seed in range(8):
+        crop = np.asarray(random_crop(data, size, random.Random(seed)), float)
+        assert crop.shape == (*size, 3)
+        scale = 255 / (width * ratio), 255 / (height * ratio)  # brightness from pixel to pixel
+        found = np.diff(crop[..., 0], axis=1).mean(), np.diff(crop[..., 1], axis=0).mean()
+        assert all(0.75 * s < f < 1.05 * s + 0.02 for s, f in zip(scale, found, strict=True))
+    views = ten_crops(image, size, 1.1)
+    assert len(views) == 10 and {view.size for view in views} == {size[::-1]}
+    assert difference(np.asarray(views[5])[:, ::-1], views[0]).max() == 0
 
 
 @pytest.mark.parametrize("width, height", SIZES)
@@ -281,7 +314,7 @@ def test_random_crop_is_scaling_the_short_side_then_cropping(width: int, height:
         left, top = (dice.randint(0, side - size) for side in scaled)
         whole = open_image(data).resize(scaled, Image.Resampling.BICUBIC)
         expected = whole.crop((left, top, left + size, top + size))
-        crop = random_crop(data, size, random.Random(seed))
+        crop = random_crop(data, (size, size), random.Random(seed))
         assert difference(crop, expected).max() <= 2  # rounding, twice
 
 
@@ -289,13 +322,18 @@ def test_random_crop_lies_everywhere() -> None:
     data = encode(photograph(SIDE + 2, SIDE), "png")
     image = open_image(data)
     places = {image.crop((left, 0, left + SIDE, SIDE)).tobytes() for left in range(3)}
-    crops = {random_crop(data, SIDE, random.Random(seed), 1).tobytes() for seed in range(40)}
+    crops = {
+        random_crop(data, (SIDE, SIDE), random.Random(seed), 1).tobytes() for seed in range(40)
+    }
     assert crops == places
 
 
 def test_a_line_of_pixels_needs_no_gigapixel() -> None:
     data = encode(Image.new("RGB", (20_000, 1), "teal"), "png")
-    crops = center_crop(open_image(data), 256), random_crop(data, 256, random.Random(0))
+    crops = (
+        center_crop(open_image(data), (256, 256)),
+        random_crop(data, (256, 256), random.Random(0)),
+    )
     assert all(crop.getcolors() == [(256 * 256, (0, 128, 128))] for crop in crops)
 
 
@@ -303,10 +341,10 @@ def drafted_and_full(
     data: bytes, size: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> np.ndarray:
     """How far the training crop is from the same crop of the picture decoded in full."""
-    drafted = random_crop(data, size, random.Random(seed))
+    drafted = random_crop(data, (size, size), random.Random(seed))
     with monkeypatch.context() as patch:
         patch.setattr(JpegImageFile, "draft", lambda *_: None)
-        full = random_crop(data, size, random.Random(seed))
+        full = random_crop(data, (size, size), random.Random(seed))
     return difference(drafted, full)
 
 
@@ -353,11 +391,11 @@ def test_evaluation_decodes_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ten_crops(width: int, height: int, scale: float) -> None:
     image, size = photograph(width, height), 256
     side = {1.1: 281, 1.05: 268}[scale]  # LlamaGen cuts 281.6 and 268.8 off
-    square = np.asarray(center_crop(image, side))
+    square = np.asarray(center_crop(image, (side, side)))
     far, middle = side - size, (side - size) // 2
     corners = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]  # top, left
     five = [square[top : top + size, left : left + size] for top, left in corners]
-    views = ten_crops(image, size, scale)
+    views = ten_crops(image, (size, size), scale)
     assert len(views) == 10
     for view, expected in zip(views, [*five, *(a[:, ::-1] for a in five)], strict=True):
         assert view.size == (size, size) and difference(view, expected).max() == 0

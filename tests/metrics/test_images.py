@@ -44,7 +44,7 @@ def test_an_npz_is_read_as_numpy_writes_it(tmp_path: Path) -> None:
         theirs = str(tmp_path / f"{name}.npz")
         save(theirs, images.permute(0, 2, 3, 1).numpy(), np.arange(50))  # with labels, as ADM's
         source = open_images(theirs)
-        assert (source.count, source.size) == (50, 16)
+        assert (source.count, source.size) == (50, (16, 16))
         assert torch.equal(torch.cat([*source.batches(8)]), images)
 
 
@@ -61,6 +61,20 @@ def test_the_same_images_from_a_folder_and_an_npz(tmp_path: Path) -> None:
     (folder / "100.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"100\.png: picture that does not decode"):
         list(open_images(str(tmp_path / "pictures")).batches(6))
+
+
+def test_images_need_not_be_square(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for i in range(3):
+        (tmp_path / f"pictures/{i}.jpg").write_bytes(picture(i, (120, 80 + i)))
+    (folder,) = open_images(str(tmp_path / "pictures"), (64, 96)).batches(3)
+    (shard,) = open_images(write_shards(tmp_path, [3])[0], (64, 96)).batches(3)
+    assert folder.shape == shard.shape == (3, 3, 64, 96)
+    assert resize(folder, (32, 48)).shape == (3, 3, 32, 48)
+    assert resize(folder, (64, 96)) is folder and resize(folder, 16).shape == (3, 3, 16, 16)
+    write_shards(tmp_path, [60])
+    _, known = reference(str(tmp_path / "*.tar"), extractor(), (64, 96), str(tmp_path / "cache"))
+    assert known["image_size"] == [64, 96]
 
 
 @pytest.mark.parametrize(
@@ -225,16 +239,18 @@ def test_references_of_something_else_are_refused(tmp_path: Path) -> None:
     images = open_images(npz(tmp_path / "a.npz", pixels(60)))
     made = summarise(images, extractor(), 32, "a")
     path = tmp_path / "reference.npz"
-    described = {"extractor": "Pixels", "preprocessing": "8 bit, [-1, 1]", "image_size": 16}
+    described = {"extractor": "Pixels", "preprocessing": "8 bit, [-1, 1]", "image_size": [16, 16]}
     write_summary(path, made, described)
-    read_summary(str(path), extractor(), 16)
-    with pytest.raises(UserError, match="reference of image_size 16, but the images are evaluated"):
+    read_summary(str(path), extractor(), (16, 16))
+    with pytest.raises(
+        UserError, match=r"reference of image_size \[16, 16\], but the images are evaluated"
+    ):
         reference(str(path), extractor(), 32)
     other = extractor()
     other.name = "effnet-lite0"
     with pytest.raises(UserError, match=r"reference of extractor Pixels, but .* effnet-lite0"):
         reference(str(path), other, 16)
-    with pytest.raises(UserError, match=r"holds images of 16 px, the others have 32 px"):
+    with pytest.raises(UserError, match=r"holds images of 16x16 px, the others have 32x32 px"):
         reference(str(tmp_path / "a.npz"), extractor(), 32)
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises(UserError, match="of Inception's features, and no images"):
