@@ -270,7 +270,7 @@ def test_others_classes_need_trust(trained: Trained, fails: Callable[..., str]) 
     if not trained.case.own:
         main(["export", trained.generator, "--out", str(trained.folder / "exported")])
         return
-    sample = ("sample", "--checkpoint", trained.generator, "--out", "/dev/null/a.png")
+    sample = ("sample", "--checkpoint", trained.generator, "--out", "unwritten.png")
     said = fails(*sample, trained.case.option, trained.case.prompts[0])
     assert "names tests.contracts." in said and "--trust tests" in said
     with pytest.raises(UserError, match=r"names tests\.contracts"):

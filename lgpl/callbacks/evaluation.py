@@ -143,8 +143,7 @@ class ReconstructionEvaluation(Evaluation):
         patterns = trainer.datamodule.patterns[stage]  # type: ignore[attr-defined]
         found = compute_metrics(self._real[stage], made, extractor)
         size = trainer.datamodule.image_size  # type: ignore[attr-defined]
-        resized = self.resize is not None and (self.resize, self.resize) != size
-        crop = f"{CENTER_CROP}; resized as theirs" if resized else CENTER_CROP
+        crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
         source = {"source": patterns, "images": made.count, "crop": crop}
         self.log_report(
             trainer, module,

@@ -64,12 +64,12 @@ def main(args: list[str]) -> None:
         [] if options.label is None else [options.label],
         options.count,
     )
-    side = rows * module.tokenizer.autoencoder.downsampling
-    image = normalize(to_uint8(center_crop(picture, (side, side)))[None])
+    image = normalize(to_uint8(center_crop(picture, module.image_size))[None])
     with torch.inference_mode():
-        codes = layout.flatten(module.tokenizer.autoencoder.encode(image.to(module.device)))[0]
-    codes[kept * layout.columns * layout.depth :] = -1
-    requests = requests_for(prompts, sampling, options.seed, codes.clone())
+        codes = module.tokenizer.autoencoder.encode(image.to(module.device))
+    given = layout.flatten(codes.clone())[0]
+    given[kept * layout.columns * layout.depth :] = -1
+    requests = requests_for(prompts, sampling, options.seed, given)
     pictures = Pictures()
     draw_into(module, requests, pictures, options.count)
     seeds, images = [request.seed for request in requests], pictures.images()

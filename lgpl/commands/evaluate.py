@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from lgpl.checkpoints import add_trust, load_module
-from lgpl.codes import image_size
+from lgpl.checkpoints import add_trust
+from lgpl.codes import ImageSize, to_image_size
 from lgpl.commands.parser import ArgumentParser
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import normalize
@@ -161,8 +161,7 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
     originals = open_images(options.data, options.image_size)
     source = {"source": options.data, "images": originals.count, "crop": originals.crop}
     size, real = options.resize, None
-    resized = size is not None and (size, size) != originals.size
-    if resized or options.samples is not None:
+    if size not in (None, originals.size) or options.samples is not None:
         side = options.image_size and (size or options.image_size)
         compared = open_images(options.data, side)
         real = summarise(compared, extractor, options.batch_size, "originals", size)
@@ -214,8 +213,8 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         begin = time.perf_counter()
         images = open_images(options.samples, options.resize)
         ImageSet(extractor, images.count, name=options.samples)  # too few are told before the rest
-        side = options.resize or images.size or image_size(next(iter(images.batches(1))).shape[-2:])
-        real, source = reference(held[0], extractor, side, *held[2:])
+        side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
+        real, source = real_of(side)
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
         yield report(
             compute_metrics(real, fake, extractor), GFID, extractor, fake.count, source,

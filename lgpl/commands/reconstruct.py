@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lgpl.checkpoints import add_trust, load_module
-from lgpl.codes import ImageSize, image_size
+from lgpl.checkpoints import add_trust
+from lgpl.codes import ImageSize, in_pixels, to_image_size
 from lgpl.commands.parser import ArgumentParser
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
@@ -36,11 +36,9 @@ def parser() -> ArgumentParser:
     p.add_argument("--checkpoint", required=True, help="checkpoint of a tokenizer")
     add_trust(p)
     p.add_argument(
-        "--image-size",
-        type=int,
-        nargs="+",
+        "--image-size", type=int, nargs="+",
         help="side of a centre crop, or its height and width; the whole picture by default",
-    )
+    )  # fmt: skip
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return p
@@ -52,9 +50,8 @@ def main(args: list[str]) -> None:
     device = usable_device(options.device)
     module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)
-    multiple = module.autoencoder.downsampling
-    size = options.image_size and image_size(options.image_size, "--image-size")
-    originals = [cropped(path, size, multiple) for path in options.pictures]
+    size = options.image_size and to_image_size(options.image_size, "--image-size")
+    originals = [cropped(path, size, module.autoencoder) for path in options.pictures]
     sizes = sorted({picture.size for picture in originals})
     if len(sizes) > 1:
         said = ", ".join(f"{width}x{height}" for width, height in sizes)
@@ -78,18 +75,25 @@ def main(args: list[str]) -> None:
     print(f"{out}: originals at the left")
 
 
-def cropped(path: str, size: ImageSize | None, multiple: int) -> Image.Image:
-    """The picture of a file, its middle cut out to whole codes."""
-    picture = opened(path)
+def cropped(path: str, size: ImageSize | None, tokenizer: Autoencoder) -> Image.Image:
+    """The image of a file, its middle cut out to a size that the tokenizer takes.
+
+    Args:
+        size: as it is asked for; by default the image's own, less what is no whole code.
+    """
+    image = opened(path)
     if size is not None:
-        for side in size:
-            if not SMALLEST <= side <= LARGEST or side % multiple:
-                raise UserError(
-                    f"--image-size: {side} is not a multiple of {multiple}, the pixels of a code, "
-                    f"from {SMALLEST} to {LARGEST}."
-                )
-        return center_crop(picture, size)
-    width, height = (side - side % multiple for side in picture.size)
+        if not SMALLEST <= min(size) <= max(size) <= LARGEST:
+            raise UserError(
+                f"--image-size must be from {SMALLEST} to {LARGEST} pixels, got {in_pixels(size)}."
+            )
+        try:
+            tokenizer.layout(*size)
+        except UserError as error:
+            raise UserError(f"--image-size: {error}") from error
+        return center_crop(image, size)
+    multiple = getattr(tokenizer, "downsampling", 1)
+    width, height = (side - side % multiple for side in image.size)
     smallest = max(multiple, SMALLEST)
     if min(width, height) < smallest or max(width, height) > LARGEST:
         raise UserError(

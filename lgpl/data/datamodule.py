@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lgpl import codes
-from lgpl.data.decode import Decoder, Field
+from lgpl.codes import CodeLayout, to_image_size
+from lgpl.data.decode import Field, SampleDecoder
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
@@ -99,7 +99,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.patterns: dict[str, str | list[str] | dict[str, float] | None]
         self.patterns = {"train": train, "val": val, "test": test, "predict": predict}
         self.fields = list(fields)
-        self.image_size = codes.image_size(image_size, "data.image_size")
+        self.image_size = to_image_size(image_size, "data.image_size")
         self.augment, self.flip = augment, flip
         self.filter = filter
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size

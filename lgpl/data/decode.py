@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgpl.codes import ImageSize
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data.filters import Filter
 from lgpl.data.members import (
     IMAGE_EXTENSIONS,
@@ -55,7 +55,7 @@ class SampleDecoder:
 
     Attributes:
         fields: what to decode; a sample that lacks one of them is bad.
-        image_size: height and width of the crop.
+        image_size: height and width of the crop, pixels.
         augment: random crop and, where `flip`, a horizontal flip instead of the centre crop; one
             of several captions, and of several crops' codes, instead of the first.
         flip: see `augment`.

@@ -20,7 +20,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgpl import codes
 from lgpl.atomic import atomic_file, remove_partials, write_text
 from lgpl.codes import ImageSize
 from lgpl.data import ShardDataModule
@@ -47,7 +46,7 @@ class Images(Protocol):
         count: how many there are.
         identity: plain values that change when the images do.
         crop: how they were made of the pictures on disk.
-        size: height and width, where they are known beforehand.
+        size: height and width, pixels, where they are known beforehand.
     """
 
     source: str
@@ -62,13 +61,12 @@ class Images(Protocol):
         """uint8 [B, 3, H, W]; several ranks take them in turn."""
 
 
-def open_images(source: str, image_size: int | ImageSize | None = None) -> Images:
+def open_images(source: str, image_size: ImageSize | None = None) -> Images:
     """The images of an `.npz`, of a folder, or of shards.
 
     Args:
         source: path of an npz or folder; anything else names shards, see `ShardDataModule`.
-        image_size: side of the centre crop of shards and of the images of a folder, or its height
-            and width.
+        image_size: of the centre crop of shards, and of images of a folder.
 
     Raises:
         UserError: there are no such images.
@@ -76,13 +74,13 @@ def open_images(source: str, image_size: int | ImageSize | None = None) -> Image
     if source.endswith(".npz"):
         return NpzImages(source)
     if Path(source).is_dir():
-        return FolderImages(source, None if image_size is None else codes.image_size(image_size))
+        return FolderImages(source, image_size)
     if image_size is None:
         raise UserError(
             f"{source} names shards, whose pictures need a size: give --image-size, or with "
             "--samples of generated images --resize."
         )
-    return ShardImages(source, codes.image_size(image_size))
+    return ShardImages(source, image_size)
 
 
 class ShardImages:
@@ -158,7 +156,8 @@ class NpzImages:
             )
         if order != "C":
             raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
-        self.count, self.shape, self.size = shape[0], shape[1:], shape[1:3]
+        self.count, self.shape = shape[0], shape[1:]
+        self.size = shape[1], shape[2]
         if not SMALLEST_IMAGE <= self.shape[0] * self.shape[1] <= LARGEST_IMAGE:
             raise UserError(
                 f"{path}: images of {self.shape[1]}x{self.shape[0]} pixels; they should have "
@@ -279,22 +278,12 @@ def _stamp(path: str | Path) -> list[float]:
     return [found.st_size, found.st_mtime]
 
 
-def write_npz(path: Path | BinaryIO, images: Iterator[Tensor], total: int, size: int) -> None:
-    """`arr_0`, uint8 [N, H, W, 3], of uint8 [B, 3, H, W], as ADM's evaluator takes it."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (total, size, size, 3)}
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_2_0(file, header)  # type: ignore[arg-type]
-            for part in images:
-                file.write(part.permute(0, 2, 3, 1).contiguous().cpu().numpy().tobytes())
-
-
-def resize(image: Tensor, size: int | ImageSize | None) -> Tensor:
-    """uint8 [B, 3, H, W] at another size, a side or height and width; as it is for None.
+def resize(image: Tensor, size: ImageSize | None) -> Tensor:
+    """uint8 [B, 3, H, W] at another size; as it is for None.
 
     Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its metrics.
     """
-    if size is None or image.shape[-2:] == codes.image_size(size):
+    if size is None or image.shape[-2:] == size:
         return image
-    scaled = F.interpolate(normalize(image), codes.image_size(size), mode="bicubic")
+    scaled = F.interpolate(normalize(image), size, mode="bicubic")
     return scaled.add(1.0).mul(127.5).round().clamp(0, 255).byte()

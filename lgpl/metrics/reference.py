@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 import lgpl
 from lgpl.atomic import atomic_file
-from lgpl.codes import ImageSize
-from lgpl.codes import image_size as both_sides
+from lgpl.codes import ImageSize, in_pixels
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.gaussian import Gaussian
@@ -36,7 +35,7 @@ NEIGHBOURS = 10_000  # images of a reference whose features are kept, as many as
 def reference(
     source: str,
     extractor: Extractor,
-    image_size: int | ImageSize,
+    image_size: ImageSize,
     cache: str = CACHE,
     batch_size: int = 64,
 ) -> tuple[Summary, dict[str, Any]]:
@@ -46,12 +45,11 @@ def reference(
         source: a file of `write_summary`, an npz of ADM's with `mu` and `sigma` or `arr_0`, or
             images for `open_images`, whose summary is kept in `cache`.
         extractor: whose features are wanted.
-        image_size: side of the images that are compared with it, or their height and width.
+        image_size: height and width of the images that are compared with it, pixels.
 
     Raises:
         UserError: it is of another extractor or resolution, or it is no reference.
     """
-    image_size = both_sides(image_size)
     names = names_in(source) if source.endswith(".npz") else []
     if "provenance" in names:
         return read_summary(source, extractor, image_size)
@@ -79,24 +77,22 @@ def _of_images(
     images = open_images(source, image_size)
     if isinstance(images, NpzImages) and images.size != image_size:
         raise UserError(
-            f"{source} holds images of {_px(images.size)}, the others have {_px(image_size)}; "
-            "compare at one size, with --resize."
+            f"{source} holds images of {in_pixels(images.size)} px, the others have "
+            f"{in_pixels(image_size)} px; compare at one size, with --resize "
+            f"{' '.join(map(str, images.size))}."
         )
     provenance = {
         "source": source,
         "images": images.count,
         "identity": images.identity,
-        "image_size": list(image_size),
+        "image_size": [*image_size],
         "crop": images.crop,
         "extractor": extractor.name,
         "preprocessing": extractor.preprocessing,
         "lgpl": lgpl.__version__,
     }
     key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
-    kept = (
-        Path(cache)
-        / f"{extractor.name.replace('/', '-')}-{'x'.join(map(str, image_size))}-{key}.npz"
-    )
+    kept = Path(cache) / f"{extractor.name.replace('/', '-')}-{in_pixels(image_size)}-{key}.npz"
     rank = place()
     there = [kept.exists()] * rank.count
     if rank.count > 1:  # machines may not share the folder
@@ -117,7 +113,7 @@ def summarise(
     extractor: Extractor,
     batch_size: int,
     doing: str,
-    size: int | ImageSize | None = None,
+    size: ImageSize | None = None,
     neighbours: int | None = None,
 ) -> Summary:
     """One pass over images on disk, with a progress bar.
@@ -197,7 +193,7 @@ def read_summary(
     for key, wanted, option in (
         ("extractor", extractor.name, "--extractor"),
         ("preprocessing", extractor.preprocessing, "--extractor"),
-        ("image_size", list(image_size), "--resize"),
+        ("image_size", [*image_size], "--resize"),
     ):
         if provenance.get(key) != wanted:
             raise UserError(
@@ -210,10 +206,6 @@ def read_summary(
             f"{path}: features are {[*features.shape]}; they should be [N, {len(pooled.mean)}]."
         )
     return Summary(pooled, spatial, features), provenance
-
-
-def _px(size: ImageSize) -> str:
-    return f"{size[0]}x{size[1]} px"
 
 
 def _adm(path: str, features: Tensor | None) -> Summary:

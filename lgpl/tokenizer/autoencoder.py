@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgpl.codes import CodeLayout
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.errors import UserError
 from lgpl.tokenizer.base import Autoencoder
 from lgpl.tokenizer.quantizers import Quantized, Quantizer
@@ -252,23 +252,29 @@ class VQModel(Autoencoder):
         self.quant_conv = nn.Conv2d(z_channels, quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(quantizer.dim, z_channels, 1)
 
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes."""
-        return self.quantizer.codebook_size
-
     def layout(self, height: int, width: int) -> CodeLayout:
-        """How the codes of an image of so many pixels are laid out.
-
-        Raises:
-            UserError: a side is not a multiple of the downsampling.
-        """
-        if height % self.downsampling or width % self.downsampling:
+        if height % self.downsampling or width % self.downsampling or not height or not width:
             raise UserError(
-                f"An image of {width}x{height} pixels cannot be tokenized: "
-                f"both sides must be multiples of {self.downsampling}."
+                f"An image of {width}x{height} pixels cannot be tokenized: both sides must be "
+                f"multiples of {self.downsampling}."
             )
-        return CodeLayout(height // self.downsampling, width // self.downsampling)
+        rows, columns = height // self.downsampling, width // self.downsampling
+        return CodeLayout(rows, columns, self.quantizer.depth)
+
+    def image_size(self, layout: CodeLayout) -> ImageSize:
+        if layout.depth != self.quantizer.depth:
+            raise UserError(
+                f"The tokenizer has {self.quantizer.depth} codes a place, the layout {layout} "
+                f"{layout.depth}."
+            )
+        return layout.rows * self.downsampling, layout.columns * self.downsampling
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.conv_out.weight
+
+    def encoding_parts(self) -> Iterable[nn.Module]:
+        return self.encoder, self.quant_conv, self.quantizer
 
     def features(self, image: Tensor) -> Tensor:
         """Continuous features [B, dim, h, w] of an image, before quantization."""

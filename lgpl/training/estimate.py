@@ -22,11 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lgpl.checkpoints import SelfDescribing
 from lgpl.codes import ImageSize
-from lgpl.generator import GeneratorModule
-from lgpl.generator.decoding import new_cache
-from lgpl.tokenizer import TokenizerModule
+from lgpl.training import TrainingModule
 
 SAMPLES = 16  # images of the KV cache's line, guided: `lgpl sample` draws so many together
 HALF = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -119,19 +116,15 @@ class LiveBytes(TorchDispatchMode):
         self._remove(parameter.grad.untyped_storage()._cdata)
 
 
-def rehearse(
-    module: SelfDescribing,
-    batch_size: int,
-    image_size: ImageSize,
-    precision: str,
-    sharded: bool = False,
-) -> Step:
+def estimate_step(
+    module: TrainingModule, batch_size: int, size: ImageSize, precision: str, sharded: bool = False
+) -> StepEstimate:
     """Take one training step without memory.
 
     Args:
         module: a tokenizer on the meta device, or a generator that is not built yet.
         batch_size: samples of one device.
-        image_size: height and width of a tokenizer's images.
+        size: of a tokenizer's images.
         precision: the Trainer's: 32-true, bf16-mixed, bf16-true, ...
         sharded: by FSDP, whose mixed precision casts the weights when it gathers them.
     """
@@ -155,15 +148,9 @@ def rehearse(
         flops = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
         for counter in (live, flops):  # one by one: torch's keeps tensors alive by its hooks
             with counter, torch.autocast("cpu", half, enabled=mixed):
-                forward_backward(module, batch_size, image_size)
-        if isinstance(module, GeneratorModule):
-            tokens = batch_size * module.model.code_count
-            layers = new_cache(module.model, 2 * SAMPLES, half or torch.float32)
-            cache = _bytes(tensor for layer in layers for tensor in (layer.keys, layer.values))
-        else:
-            assert isinstance(module, TokenizerModule)
-            tokens = batch_size * module.autoencoder.layout(*image_size).codes
-            cache = 0
+                module.one_step(module.zeros(batch_size, size))
+        tokens = batch_size * module.code_layout(size).codes
+        cache = module.drawing_memory(SAMPLES, half or torch.float32)
     weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return StepEstimate(
         *(weights, parameters, gradients, optimizer, live.peak, cache, gathered, tokens),
@@ -203,33 +190,3 @@ def _update(module: TrainingModule) -> tuple[int, int]:
         optimizer.zero_grad()
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
     return gradients, _bytes(value for state in states for value in state.values())
-
-
-def forward_backward(module: SelfDescribing, batch_size: int, image_size: ImageSize) -> None:
-    """The work of a training step on a batch of zeros; see `rehearse` for the arguments."""
-    if isinstance(module, GeneratorModule):
-        _generator_step(module, batch_size)
-    else:
-        assert isinstance(module, TokenizerModule)
-        _tokenizer_step(module, torch.zeros(batch_size, 3, *image_size))
-
-
-def _generator_step(module: GeneratorModule, batch_size: int) -> None:
-    model = module.model
-    codes = torch.zeros(batch_size, model.code_count, dtype=torch.int64)
-    module.code_loss(codes, model.condition.zeros(batch_size)).mean().backward()
-
-
-def _tokenizer_step(module: TokenizerModule, image: Tensor) -> None:
-    """With the discriminator, whose start is the highest point of the run."""
-    autoencoder, objective = module.autoencoder, module.loss
-    reconstructed, quantized = autoencoder(image)
-    loss, _ = objective.reconstruction(reconstructed, image, quantized.loss)
-    if objective.discriminator is not None:
-        objective.discriminator.requires_grad_(False)
-        last_layer = autoencoder.decoder.last_layer
-        loss = loss + objective.adversarial_term(reconstructed, loss, last_layer)[0]
-    loss.backward()
-    if objective.discriminator is not None:
-        objective.discriminator.requires_grad_(True)
-        objective.discriminator_loss(reconstructed, image)[0].backward()

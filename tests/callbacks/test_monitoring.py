@@ -89,7 +89,7 @@ def test_generator_in_a_csv(chain: Chain, tmp_path: Path) -> None:
     flops = [float(row["train/tflops"]) for row in rows if row["train/tflops"]]
     with torch.device("meta"):
         module = build_module(read_checkpoint(chain.stage2, "generator").described())
-    each = rehearse(module, 1, (64, 64), "32-true").flops / 1e12
+    each = estimate_step(module, 1, 64, "32-true").flops / 1e12
     assert flops == pytest.approx([each * rate for rate in images], rel=1e-3)
     assert "Transformer" in (tmp_path / "csv/hparams.yaml").read_text()
 

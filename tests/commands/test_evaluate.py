@@ -194,8 +194,8 @@ def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
     )["metrics"]  # fmt: skip
     shards = ("--data", EMOJI_VAL, "--image-size", "96", "--resize", "64", "--lpips", "none")
     one = evaluate(tmp_path / "b.json", "reconstruction", "--checkpoint", chain.tokenizer, *shards)
-    assert one["image_size"] == [96, 96] and one["resize"] == 64 and "PSNR" in one["figures"]
-    assert {name: one["figures"][name] for name in by_hand} == pytest.approx(by_hand, rel=1e-5)
+    assert one["image_size"] == [96, 96] and one["resize"] == [64, 64] and "PSNR" in one["metrics"]
+    assert {name: one["metrics"][name] for name in by_hand} == pytest.approx(by_hand, rel=1e-5)
 
 
 def alone_and_on_two_ranks(folder: Path, *options: str) -> Iterator[tuple[Path, str]]:

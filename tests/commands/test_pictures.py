@@ -117,13 +117,17 @@ def test_what_cannot_be_done_is_told(
         (reconstruct, (tmp_path / "none.png", out), "none.png cannot be read as a picture"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of a picture"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path), "is a folder"),
-        (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "not a multiple of 4"),
+        (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "--image-size: An image of 30x30"),
         (
             reconstruct,
             (PHOTOGRAPHS[0], out, "--image-size", 8, 8, 8),
             "--image-size must be a side",
         ),
-        (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 4), "from 8 to 1024"),
+        (
+            reconstruct,
+            (PHOTOGRAPHS[0], out, "--image-size", 4),
+            "--image-size must be from 8",
+        ),
         (
             complete,
             (PHOTOGRAPHS[0], out, "--label", "dog"),

@@ -25,7 +25,7 @@ def npy(array: Any) -> bytes:
 
 
 def decode(fields: list[Field], raw: dict[str, bytes], **limits: Any) -> dict[str, Any]:
-    decoder = Decoder(fields, image_size=(16, 16), **limits)
+    decoder = SampleDecoder(fields, image_size=(16, 16), **limits)
     return decoder({"__key__": "k", "__shard__": "s", **raw}, random.Random(0))
 
 
@@ -44,7 +44,7 @@ def test_transparent_is_white() -> None:
 
 
 def test_augmentation_repeats_by_its_dice_and_differs_between_them() -> None:
-    decoder = Decoder(["image"], image_size=(16, 16), augment=True)
+    decoder = SampleDecoder(["image"], image_size=(16, 16), augment=True)
     raw = {"__key__": "k", "__shard__": "s", "jpg": picture(3)}
     a, b, c = (decoder(raw, random.Random(seed))["image"] for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)

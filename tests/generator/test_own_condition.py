@@ -119,7 +119,7 @@ def test_ones_own_condition_trains_and_samples(config: Config, prompts: list[str
 def test_ones_own_condition_is_planned() -> None:
     with torch.device("meta"):
         module = of_colours(OWN)
-    step = rehearse(module, 2, (8, 8), "32-true")
+    step = estimate_step(module, 2, (8, 8), "32-true")
     assert step.weights == sum(p.numel() for p in module.parameters())
 
 

@@ -71,7 +71,7 @@ def test_images_need_not_be_square(tmp_path: Path) -> None:
     (shard,) = open_images(write_shards(tmp_path, [3])[0], (64, 96)).batches(3)
     assert folder.shape == shard.shape == (3, 3, 64, 96)
     assert resize(folder, (32, 48)).shape == (3, 3, 32, 48)
-    assert resize(folder, (64, 96)) is folder and resize(folder, 16).shape == (3, 3, 16, 16)
+    assert resize(folder, (64, 96)) is folder and resize(folder, (16, 16)).shape == (3, 3, 16, 16)
     write_shards(tmp_path, [60])
     _, known = reference(str(tmp_path / "*.tar"), extractor(), (64, 96), str(tmp_path / "cache"))
     assert known["image_size"] == [64, 96]
@@ -151,21 +151,21 @@ def test_of_statistics_only_known_arrays_of_bounded_size_are_read(
     with zipfile.ZipFile(wide, "a") as archive:
         archive.writestr("sigma.npy", b"")
     with pytest.raises(UserError, match="would unpack to"):
-        reference(wide, inception, 16)
+        reference(wide, inception, (16, 16))
     stored = tmp_path / "stored.npz"
     np.savez(stored, mu=np.zeros(4), sigma=np.eye(4, order="F"))
     with zipfile.ZipFile(stored, "a") as archive:
         archive.writestr("other.npy", b"never looked at")
-    summary, _ = reference(str(stored), inception, 16)
+    summary, _ = reference(str(stored), inception, (16, 16))
     assert torch.equal(summary.pooled.covariance, torch.eye(4, dtype=torch.float64))
     for mu in (np.array(["a"] * 4), np.full(4, np.nan), np.zeros(4, complex)):
         np.savez(stored, mu=mu, sigma=np.eye(4))
         with pytest.raises(UserError, match=r"mu holds .* no finite numbers"):
-            reference(str(stored), inception, 16)
+            reference(str(stored), inception, (16, 16))
     np.savez(stored, mu=np.zeros(4), sigma=np.eye(4))
     monkeypatch.setattr(npz_files, "LARGEST_WHOLE", 100)
     with pytest.raises(UserError, match="sigma of 4x4 takes 128 bytes; no statistics are larger"):
-        reference(str(stored), inception, 16)
+        reference(str(stored), inception, (16, 16))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -190,7 +190,7 @@ def test_a_damaged_npz_is_told_by_its_name(tmp_path: Path, save: Any) -> None:
     for damaged in (whole[:half], whole[:half] + bytes(60) + whole[half + 60 :]):
         path.write_bytes(damaged)
         with pytest.raises(UserError) as told:
-            reference(str(path), inception, 16)
+            reference(str(path), inception, (16, 16))
         assert str(path) in str(told.value) and "\n" not in str(told.value)
 
 
@@ -205,7 +205,7 @@ def test_ranks_take_the_batches_in_turn(tmp_path: Path, suffix: str) -> None:
     elif suffix == "shards":
         write_shards(tmp_path / "shards", [9, 14])
         path = str(tmp_path / "shards/*.tar")
-    images = open_images(path, 16)
+    images = open_images(path, (16, 16))
     alone = [*images.batches(4)]
     assert [len(batch) for batch in alone] == [4, 4, 4, 4, 4, 3]
     for rank in range(4):
@@ -218,20 +218,20 @@ def test_a_reference_is_computed_once_and_kept_with_its_provenance(tmp_path: Pat
     shards = write_shards(tmp_path / "shards", [40, 30])
     cache = str(tmp_path / "cache")
     pattern = str(tmp_path / "shards/*.tar")
-    made, provenance = reference(pattern, extractor(), 16, cache, 8)
+    made, provenance = reference(pattern, extractor(), (16, 16), cache, 8)
     (kept,) = Path(cache).glob("*.npz")
     assert provenance["images"] == made.count == 70 and provenance["extractor"] == "Pixels"
     assert [number for number, *_ in provenance["identity"]["shards"].values()] == [40, 30]
     assert provenance["crop"] == "centre, ADM's: halved by boxes, then bicubic"
-    again, _ = reference(pattern, extractor(), 16, cache, 32)
+    again, _ = reference(pattern, extractor(), (16, 16), cache, 32)
     assert compute_metrics(made, again, extractor())["FID[Pixels]"] < 1e-9
     assert [kept] == [*Path(cache).glob("*.npz")]
-    reference(pattern, extractor(), 8, cache, 32)
+    reference(pattern, extractor(), (8, 8), cache, 32)
     assert len([*Path(cache).glob("*.npz")]) == 2
     write_shard(Path(shards[0]), samples(40, 5000))  # other pictures, as many
-    reference(pattern, extractor(), 16, cache, 32)
+    reference(pattern, extractor(), (16, 16), cache, 32)
     assert len([*Path(cache).glob("*.npz")]) == 3
-    named, _ = reference(str(kept), extractor(), 16, cache)
+    named, _ = reference(str(kept), extractor(), (16, 16), cache)
     assert torch.equal(named.pooled.covariance, made.pooled.covariance)
 
 
@@ -245,22 +245,22 @@ def test_references_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"reference of image_size \[16, 16\], but the images are evaluated"
     ):
-        reference(str(path), extractor(), 32)
+        reference(str(path), extractor(), (32, 32))
     other = extractor()
     other.name = "effnet-lite0"
     with pytest.raises(UserError, match=r"reference of extractor Pixels, but .* effnet-lite0"):
-        reference(str(path), other, 16)
+        reference(str(path), other, (16, 16))
     with pytest.raises(UserError, match=r"holds images of 16x16 px, the others have 32x32 px"):
-        reference(str(tmp_path / "a.npz"), extractor(), 32)
+        reference(str(tmp_path / "a.npz"), extractor(), (32, 32))
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises(UserError, match="of Inception's features, and no images"):
-        reference(str(tmp_path / "adm.npz"), extractor(), 16)
+        reference(str(tmp_path / "adm.npz"), extractor(), (16, 16))
     np.savez(tmp_path / "else.npz", weights=np.zeros(3))
     with pytest.raises(UserError, match="is no reference: an npz of images has arr_0"):
-        reference(str(tmp_path / "else.npz"), extractor(), 16)
+        reference(str(tmp_path / "else.npz"), extractor(), (16, 16))
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}]), sigma=np.eye(3), provenance="{}")
     with pytest.raises(UserError, match="cannot be read as an npz of plain arrays"):
-        reference(str(tmp_path / "pickled.npz"), extractor(), 16)
+        reference(str(tmp_path / "pickled.npz"), extractor(), (16, 16))
 
 
 def test_neighbours_of_a_reference_come_from_all_over_it(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_adm_reference_batches_are_read_as_they_are(tmp_path: Path) -> None:
         path, arr_0=images.permute(0, 2, 3, 1).numpy(), mu=mu, sigma=sigma,
         mu_s=np.zeros(7), sigma_s=np.eye(7),
     )  # fmt: skip
-    found, provenance = reference(path, named, 16, str(tmp_path / "cache"))
+    found, provenance = reference(path, named, (16, 16), str(tmp_path / "cache"))
     assert torch.equal(found.pooled.mean, torch.tensor(mu)) and found.spatial is not None
     assert found.features is not None and found.features.shape == (60, 48)
     assert provenance["images"] == 60 and provenance["mu"].endswith("mu, sigma")
@@ -300,20 +300,20 @@ def test_adm_reference_batches_are_read_as_they_are(tmp_path: Path) -> None:
 
 def test_samples_go_on_where_they_stopped(tmp_path: Path) -> None:
     images, path = pixels(10), tmp_path / "samples.npz"
-    file = SampleFile(path, {"seed": 0}, 10, 16)
+    file = SampleFile(path, {"seed": 0}, 10, (16, 16))
     file.write(0, images[:4])
     file.write(4, images[4:8])
     with file.partial.open("ab") as half:
         half.write(b"cut short")
-    file = SampleFile(path, {"seed": 0}, 10, 16)
+    file = SampleFile(path, {"seed": 0}, 10, (16, 16))
     assert file.done == 8 and torch.equal(file.read(2, 5), images[2:5])
     file.write(8, images[8:])
     file.finish()
     assert np.array_equal(np.load(path)["arr_0"], images.permute(0, 2, 3, 1).numpy())
     assert torch.equal(torch.cat([*open_images(str(path)).batches(3)]), images)
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob("*.half"))
-    assert SampleFile(path, {"seed": 0}, 10, 16).done == 10
-    assert SampleFile(path, {"seed": 1}, 10, 16).done == 0 and not path.exists()
+    assert SampleFile(path, {"seed": 0}, 10, (16, 16)).done == 10
+    assert SampleFile(path, {"seed": 1}, 10, (16, 16)).done == 0 and not path.exists()
     assert json.loads(Path(f"{path}.json").read_text())["seed"] == 1
 
 

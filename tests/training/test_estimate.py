@@ -46,7 +46,7 @@ MODULES: dict[str, Callable[[], TrainingModule]] = {
 def planned(name: str, precision: str, sharded: bool = False) -> StepEstimate:
     with torch.device("meta"):
         module = MODULES[name]()
-    return rehearse(module, BATCH, (32, 32), precision, sharded)
+    return estimate_step(module, BATCH, (32, 32), precision, sharded)
 
 
 def size(tensors: Iterable[Any]) -> int:
@@ -72,7 +72,7 @@ def test_a_real_step_takes_what_was_planned(name: str, precision: str) -> None:
     live = LiveBytes(module)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
     with live, autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward_backward(module, BATCH, (32, 32))
+        module.one_step(module.zeros(BATCH, (32, 32)))
     assert step.parameters == size(parameters)
     assert step.weights == sum(p.numel() for p in parameters)
     assert step.gradients == size(p.grad for p in parameters)
@@ -104,7 +104,7 @@ def test_activation_checkpointing_shows() -> None:
         transformer, (LAYERS, HEADS, DIM), CODES, GRID, num_classes=5, activation_checkpointing=True
     )
     kept = planned("class", "bf16-mixed")
-    again = rehearse(GeneratorModule(build), BATCH, (32, 32), "bf16-mixed")
+    again = estimate_step(GeneratorModule(build), BATCH, (32, 32), "bf16-mixed")
     assert again.activations < 0.3 * kept.activations
     assert 1.2 * kept.flops < again.flops < 4 / 3 * kept.flops
     assert (again.parameters, again.optimizer) == (kept.parameters, kept.optimizer)

@@ -105,7 +105,7 @@ def decoder(name: str) -> SampleDecoder | None:
         field, caption = "caption", name
     else:
         return None
-    return Decoder((field,), image_size=(1, 1), captions={caption: 1.0})
+    return SampleDecoder((field,), image_size=(1, 1), captions={caption: 1.0})
 
 
 def _json_faults(raw: Raw) -> list[str]:

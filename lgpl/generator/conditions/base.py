@@ -95,7 +95,16 @@ class Condition(Described, nn.Module, ABC):
         """Inputs of zeros in the largest shape, to plan with."""
 
     def forward(self, inputs: Inputs) -> Prefix:
-        """The prefixes of inputs, in training with some of them dropped."""
+        """The prefixes of inputs, in training with some of them dropped.
+
+        Floating-point inputs are cast to the dtype of the condition's parameters.
+        """
+        parameter = next(self.parameters(), None)
+        if parameter is not None:
+            inputs = {
+                name: value.to(parameter.dtype) if value.is_floating_point() else value
+                for name, value in inputs.items()
+            }
         if self.training and self.dropout:
             some = next(iter(inputs.values()))
             dropped = torch.rand(len(some), device=some.device) < self.dropout
