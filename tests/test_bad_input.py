@@ -81,7 +81,9 @@ def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:
 
 def test_codes_of_another_grid(fails: Fails, chain: Chain) -> None:
     grid = ("--model.init_args.transformer.init_args.grid", "[4, 4]")
-    assert "codes of uint16 8x8 where the model's grid is 4x4" in fails(*fit_stage2(chain, *grid))
+    assert "holds codes of 8x8x1 (rows, columns, depth), but the model's layout is 4x4" in fails(
+        *fit_stage2(chain, *grid)
+    )
 
 
 def test_class_out_of_range(fails: Fails, chain: Chain) -> None:

@@ -1,4 +1,4 @@
-"""A command's options, and one sentence about those that are wrong."""
+"""Options, and one sentence about those that are wrong."""
 
 from __future__ import annotations
 
@@ -9,14 +9,30 @@ import jsonargparse
 
 from lgpl.errors import UserError
 
+LONGEST = 400  # characters of a sentence; a value may be a whole config
+
 
 class ArgumentParser(jsonargparse.ArgumentParser):
     """jsonargparse's, without the usage of all options before what is wrong with one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        said = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(message.split()))
+        said = " ".join(message.split())
         said = re.sub(r'^Parser key "([\w.]+)":?', lambda key: f"{_option(key[1])}:", said)
-        raise UserError(said) from ex
+        raise UserError(innermost(said)) from ex
+
+
+def innermost(message: str) -> str:
+    """What is wrong at the innermost of nested keys, in one line: the parser tells of all levels,
+    each with the value that it was given."""
+    said = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", " ".join(message.split()))
+    keys = re.findall(r'Parser key "([\w.]+)":?', said)
+    if keys:
+        said = f"{'.'.join(keys)}: {said[said.rindex('Parser key') :].partition(':')[2].strip()}"
+    said = re.sub(r"Type \S+Callable\[.*?\] expects a function or a callable class: ", "", said)
+    said = re.sub(r"Does not validate against any of the Union subtypes .*?Errors: - ", "", said)
+    said = re.sub(r" - Expected a NoneType.*", "", said)
+    said = re.split(r"\.? (?:Got value: (?:Namespace|\{)|Given value)", said)[0]
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
 def _option(key: str) -> str:

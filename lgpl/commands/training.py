@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lgpl.atomic import write_text
 from lgpl.callbacks import SkippedSamples
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
+from lgpl.commands.parser import innermost
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.training import ShardedStrategy, TrainingModule
@@ -41,6 +42,13 @@ class SaveTrainingConfig(SaveConfigCallback):
             write_text(Path(folder, self.config_filename), config)
 
 
+class TrainingParser(LightningArgumentParser):
+    """Lightning's, which says in one sentence what is wrong in a config."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(innermost(message)) from ex
+
+
 class CommandLine(LightningCLI):
     """LightningCLI for the two modules, the shards, and configs that stack: -c a.yaml -c b.yaml."""
 
@@ -54,6 +62,7 @@ class CommandLine(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=SaveTrainingConfig,
             seed_everything_default=0,
+            parser_class=TrainingParser,
             parser_kwargs={"prog": "lgpl"},
             args=args,
             run=run,
