@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
 from lgpl.cli import main
 from lgpl.errors import UserError
-from lgpl.generator import Condition, GeneratorModule, Sampling, generate
-from lgpl.generator.conditions import Inputs, Prefix, join
+from lgpl.generator import GeneratorModule, Sampling, generate
+from lgpl.generator.conditions import join
 from lgpl.training import build_module
 from lgpl.training.estimate import estimate_step
 from tests.serving.generators import Config, class_config, export_generator, export_tokenizer
@@ -25,39 +22,7 @@ DIM = 32
 BRIGHT, DARK = "#ffff80 #80ffff FF80FF ffffff", "000000 " * 4
 
 
-class MeanColours(Condition):
-    """The mean colours of a picture's quarters. A prompt is four of them, such as #ff8000."""
-
-    length = 4
-
-    def __init__(self, dim: int, dropout: float = 0.1) -> None:
-        super().__init__(dropout)
-        self.fc = nn.Linear(3, dim)
-        self.nothing = nn.Parameter(torch.zeros(4, 3))
-
-    def inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        if "image" not in batch:
-            raise UserError("data.fields lacks image, whose mean colours the model needs.")
-        return {"colours": F.adaptive_avg_pool2d(batch["image"], 2).flatten(2).mT}  # [B, 4, 3]
-
-    def null(self, inputs: Inputs) -> Inputs:
-        return {"colours": self.nothing.expand_as(inputs["colours"])}
-
-    def prefix(self, inputs: Inputs) -> Prefix:
-        return Prefix(self.fc(inputs["colours"].to(self.fc.weight.dtype)))
-
-    def parse(self, prompt: str) -> Inputs:
-        found = re.findall(r"#?([0-9a-f]{6})\b", prompt.lower())
-        if len(found) != 4:
-            raise UserError(f"{prompt[:80]!r} is no four colours, such as #ff8000.")
-        pixels = torch.tensor([list(bytes.fromhex(colour)) for colour in found])
-        return {"colours": (pixels / 127.5 - 1)[None].to(self.nothing.device)}
-
-    def zeros(self, batch_size: int) -> Inputs:
-        return {"colours": torch.zeros(batch_size, 4, 3)}
-
-
-OWN: Config = {"class_path": f"{__name__}.MeanColours", "init_args": {"dropout": 0.0}}
+OWN: Config = {"class_path": "tests.contracts.MeanColours", "init_args": {"dropout": 0.0}}
 SEVERAL: Config = {
     "class_path": "lgpl.generator.Conditions",
     "init_args": {"parts": [OWN, class_config(5)]},
