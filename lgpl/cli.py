@@ -27,16 +27,16 @@ by configs that stack (-c a.yaml -c b.yaml), Lightning's:
 
 plain commands:
   data        pack | index | show | check: shards made, counted, looked into
-  sample      pictures from a generator's checkpoint
-  complete    the lower part of a picture, drawn anew from its first rows
-  reconstruct pictures through a tokenizer, beside their originals
+  sample      images from a generator's checkpoint
+  complete    the lower part of an image, drawn anew from its first rows
+  reconstruct images through a tokenizer, beside their originals
   evaluate    generation | reconstruction: FID and the like, by a named protocol
-  compare     configs, figures and curves of several runs
-  serve       pictures over HTTP, by the OpenAI images API
+  compare     configs, metrics and curves of several runs
+  serve       images over HTTP, by the OpenAI images API
   import      LlamaGen's released weights, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
   plan        memory, tokens and FLOPs of a training step, before it is queued
-  quickstart  tokenizer, codes, generator and pictures on the embedded emoji, in minutes
+  quickstart  tokenizer, codes, generator and images on the embedded emoji, in minutes
 
 with every command that reads a checkpoint:
   --trust PACKAGE  also build classes of this package where the checkpoint names them

@@ -114,7 +114,7 @@ def only_trusted(trust: Iterable[str] = ()) -> Iterator[None]:
 
 
 def refusal(error: BaseException, source: object) -> UserError | None:
-    """What to tell of an import that `only_trusted` has denied; None for another error."""
+    """What to say of an import that `only_trusted` has denied; None for another error."""
     denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
     if denied is None:
         return None

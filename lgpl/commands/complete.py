@@ -12,7 +12,7 @@ from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError
 from lgpl.inference import (
-    Pictures,
+    ImageList,
     draw_into,
     load_generator,
     requests_for,
@@ -70,7 +70,7 @@ def main(args: list[str]) -> None:
     given = layout.flatten(codes.clone())[0]
     given[kept * layout.columns * layout.depth :] = -1
     requests = requests_for(prompts, sampling, options.seed, given)
-    pictures = Pictures()
+    pictures = ImageList()
     draw_into(module, requests, pictures, options.count)
     seeds, images = [request.seed for request in requests], pictures.images()
     captions = ["given", *(f"seed {seed}" for seed in seeds)]

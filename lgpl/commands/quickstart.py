@@ -26,7 +26,7 @@ from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
-from lgpl.inference import Pictures, draw_into, load_generator, requests_for
+from lgpl.inference import ImageList, draw_into, load_generator, requests_for
 from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
 from lgpl.pictures import grid, save
 from lgpl.tokenizer.usage import CodebookUsage
@@ -159,7 +159,7 @@ def _validate(module: pl.LightningModule, data: ShardDataModule) -> dict[str, fl
 
 
 def _draw(generator: GeneratorModule, prompts: list[str]) -> Tensor:
-    pictures = Pictures()
+    pictures = ImageList()
     draw_into(generator, requests_for(prompts, SAMPLING, 0), pictures, 50)
     return pictures.images()
 

@@ -63,8 +63,8 @@ def main(args: list[str]) -> None:
         )
     from lgpl.data.transforms import to_image
     from lgpl.inference import (
-        PictureFolder,
-        Pictures,
+        ImageFolder,
+        ImageList,
         draw_into,
         load_generator,
         requests_for,
@@ -87,11 +87,11 @@ def main(args: list[str]) -> None:
     requests = requests_for(prompts, sampling, options.seed)
     if many:
         rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        folder = PictureFolder(out, settings(options, prompts, sampling))
+        folder = ImageFolder(out, settings(options, prompts, sampling))
         drawn = draw_into(module, requests, folder, options.batch_size, rank, world)
         print(f"{out}: {drawn} pictures drawn of {len(requests)}, {sampling}")
         return
-    pictures = Pictures()
+    pictures = ImageList()
     draw_into(module, requests, pictures, options.batch_size)
     images = pictures.images()
     if len(images) == 1:

@@ -60,7 +60,7 @@ class Transformer(Model):
             it rises linearly from 0 at the first.
         prefix_rope: see `rotary_table`.
         qk_norm: see `Attention`.
-        target_positions: tell every position which code it predicts, by a learned embedding that
+        target_positions: add to every position a learned embedding of the code it predicts, that
             starts at zero; what `order` needs (arXiv 2411.00776, section 3.2).
         order: of the places in training; None is raster order. Evaluation is in raster order.
         activation_checkpointing: keep only what stands between the blocks for the backward pass,
@@ -260,7 +260,7 @@ class Transformer(Model):
         return (causal & real[:, None] | itself).unsqueeze(1)
 
     def toward(self, x: Tensor, position: Tensor) -> Tensor:
-        """Embeddings [B, T, dim] of positions [T], told which code each predicts in raster
+        """Embeddings [B, T, dim] of positions [T], with that of the code each predicts in raster
         order."""
         if self.target is None:
             return x

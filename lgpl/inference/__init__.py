@@ -1,4 +1,4 @@
-"""From a checkpoint and requests to pictures: one way for Python, commands, metrics and servers."""
+"""From a checkpoint and requests to images: one way for Python, commands, metrics and servers."""
 
 from typing import TYPE_CHECKING
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from lgpl.inference.load import load_generator, usable_device
     from lgpl.inference.model import Generator, Tokenizer
     from lgpl.inference.request import Request, requests_for
-    from lgpl.inference.sinks import PictureFolder, Pictures
+    from lgpl.inference.sinks import ImageFolder, ImageList
 
 __all__ = [
     "DTYPES",
     "Drawer",
     "Generator",
-    "PictureFolder",
-    "Pictures",
+    "ImageFolder",
+    "ImageList",
     "Request",
     "Tokenizer",
     "draw_in_turn",
@@ -36,6 +36,6 @@ __getattr__ = lazily(
         "load": ("load_generator", "usable_device"),
         "model": ("Generator", "Tokenizer"),
         "request": ("Request", "requests_for"),
-        "sinks": ("PictureFolder", "Pictures"),
+        "sinks": ("ImageFolder", "ImageList"),
     },
 )

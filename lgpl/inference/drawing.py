@@ -1,4 +1,4 @@
-"""The one loop that draws: requests in, pictures out, a batch at a time."""
+"""The one loop that draws: requests in, images out, a batch at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{rema
 
 
 class Sink(Protocol):
-    """What takes pictures as they come."""
+    """What takes images as they come."""
 
     def lacks(self, request: Request) -> bool:
         """Whether it has to be drawn; not where an earlier run has left it."""
@@ -39,11 +39,11 @@ class Sink(Protocol):
 class Drawer:
     """Draws requests in batches; in halves, as all from then on, where the device's memory is full.
 
-    A picture does not depend on the others of its batch.
+    A image does not depend on the others of its batch.
 
     Args:
         module: a generator, ready to sample.
-        batch_size: pictures drawn together.
+        batch_size: images drawn together.
         compiled: by compiled code, which pays for many batches of that size on a GPU.
         cut: prompts that are too long, as training cuts captions, instead of refusing them.
     """
@@ -61,7 +61,7 @@ class Drawer:
         """The requests in their order, with codes [B, rows, columns] on the module's device.
 
         Raises:
-            UserError: a prompt cannot be drawn, or not even one picture fits into the memory.
+            UserError: a prompt cannot be drawn, or not even one image fits into the memory.
         """
         start = 0
         while start < len(requests):
@@ -73,14 +73,14 @@ class Drawer:
                 # Ranks that hold a sharded model together have to take the same steps.
                 if len(batch) == 1 or self.module.device_mesh is not None:
                     raise UserError(
-                        "--batch-size: not even one picture fits into the device's memory; free "
+                        "--batch-size: not even one image fits into the device's memory; free "
                         "some, or take --dtype bf16."
                     ) from error
                 if bar is not None:
                     bar.n = before
                 self.batch_size = len(batch) // 2
                 self._decoder = self.module.decoder.compiled() if self._compiled else None
-                tqdm.write(f"The device's memory is full: {self.batch_size} pictures at a time now")
+                tqdm.write(f"The device's memory is full: {self.batch_size} images at a time now")
                 continue
             start += len(batch)
             yield batch, codes
@@ -135,13 +135,13 @@ def draw_into(
     rank: int = 0,
     world: int = 1,
 ) -> int:
-    """Draw what a sink lacks of this rank's share; gives the number of pictures drawn.
+    """Draw what a sink lacks of this rank's share; gives the number of images drawn.
 
     The share is every request at `rank` modulo `world`. A thread decodes and hands over one batch
     while the next is drawn.
 
     Raises:
-        UserError: a prompt cannot be drawn, which is told before the first picture.
+        UserError: a prompt cannot be drawn, which is raised before the first image.
     """
     share = requests[rank::world]
     missing = [request for request in share if sink.lacks(request)]
@@ -170,7 +170,7 @@ def draw_in_turn(
     world: int = 1,
     skip: Callable[[list[int]], bool] = lambda numbers: False,
 ) -> Iterator[tuple[list[int], Tensor | None]]:
-    """The pictures of a set in batches that are the same for any number of ranks.
+    """The images of a set in batches that are the same for any number of ranks.
 
     They are dealt out in turn, as `dealt` says. Prompts are a data set's, and cut as in training.
 

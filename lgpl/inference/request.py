@@ -13,7 +13,7 @@ from lgpl.generator.sampling import Sampling
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One picture.
+    """One image.
 
     Attributes:
         number: its place in a set, by which files and metrics know it.

@@ -1,4 +1,4 @@
-"""Where drawn pictures go."""
+"""Where drawn images go."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lgpl.pictures import save
 MANIFEST = "sampling.json"
 
 
-class Pictures:
-    """Keeps pictures in memory, in the order of their requests."""
+class ImageList:
+    """Keeps images in memory, in the order of their requests."""
 
     def __init__(self) -> None:
         self._images: list[Tensor] = []
@@ -36,7 +36,7 @@ class Pictures:
         return torch.cat(self._images)
 
 
-class PictureFolder:
+class ImageFolder:
     """PNG files by the requests' numbers, and a manifest that says what they depend on.
 
     Args:
@@ -44,7 +44,7 @@ class PictureFolder:
         settings: plain values.
 
     Raises:
-        UserError: the folder holds pictures of other settings, or cannot be written.
+        UserError: the folder holds images of other settings, or cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -57,13 +57,13 @@ class PictureFolder:
                 other = [name for name in settings if held.get(name) != settings[name]]
                 if other:
                     raise UserError(
-                        f"--out: {folder} holds pictures of another {other[0]} "
+                        f"--out: {folder} holds images of another {other[0]} "
                         f"({held.get(other[0])}, not {settings[other[0]]}); give another folder."
                     )
                 return
             if any(folder.glob("[0-9]*.png")):
                 raise UserError(
-                    f"--out: {folder} holds pictures, but no {MANIFEST} that says how they were "
+                    f"--out: {folder} holds images, but no {MANIFEST} that says how they were "
                     "drawn; give another folder."
                 )
             write_text(path, json.dumps(settings, indent=2))

@@ -38,7 +38,7 @@ def generator_adversarial_loss(fake: Tensor, kind: str) -> Tensor:
 
 class LeCam(nn.Module):
     """Keeps a discriminator's logits near where the other kind's have been of late (arXiv
-    2104.03310, equation 4), which steadies a GAN on few pictures.
+    2104.03310, equation 4), which steadies a GAN on few images.
 
     Args:
         decay: of the averages of the logits, in discriminator steps.

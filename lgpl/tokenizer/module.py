@@ -179,7 +179,7 @@ class TokenizerModule(TrainingModule):
         self._batches += 1
         self.train_usage.update(made.quantized.codes)
         self.log("train/loss", made.loss.detach(), prog_bar=True)
-        # Lightning takes about 0.4 ms for each figure, also in the steps whose figures go nowhere.
+        # Lightning takes about 0.4 ms for each metric, also in the steps whose metrics go nowhere.
         if self.trainer._logger_connector.should_update_logs:
             usage = self.train_usage.compute()
             self.log("train/usage", usage["usage"], prog_bar=True)
@@ -199,8 +199,8 @@ class TokenizerModule(TrainingModule):
         optimizer.step()
         optimizer.zero_grad()
 
-    def _log(self, prefix: str, figures: dict[str, Any]) -> None:
-        self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()})
+    def _log(self, prefix: str, metrics: dict[str, Any]) -> None:
+        self.log_dict({f"{prefix}/{name}": value for name, value in metrics.items()})
 
     def on_validation_epoch_start(self) -> None:
         self.val_usage.reset()
@@ -215,20 +215,20 @@ class TokenizerModule(TrainingModule):
         self.val_usage.reset()
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> Tensor:
-        """Log the figures of the samples that count; gives the reconstructions."""
+        """Log the metrics of the samples that count; gives the reconstructions."""
         image, valid = batch["image"], batch["valid"]
         reconstructed, quantized = self.autoencoder(image)
         reconstructed = reconstructed.float().clamp(-1, 1)
         mse = (reconstructed - image).pow(2).mean((1, 2, 3))
         self._mean("mse").update(mse, valid)
-        # of pictures in [0, 1]: the squared error of [-1, 1] over 4
+        # of images in [0, 1]: the squared error of [-1, 1] over 4
         self._mean("psnr").update(-10 * (mse / 4).clamp(min=1e-10).log10(), valid)
-        figures: dict[str, Any] = {"mse": self.val_metrics["mse"], "psnr": self.val_metrics["psnr"]}
+        metrics: dict[str, Any] = {"mse": self.val_metrics["mse"], "psnr": self.val_metrics["psnr"]}
         if self.loss.perceptual is not None:
             self._mean("lpips").update(self.loss.perceptual(reconstructed, image), valid)
-            figures["lpips"] = self.val_metrics["lpips"]
+            metrics["lpips"] = self.val_metrics["lpips"]
         self.val_usage.update(quantized.codes[valid])
-        self.log_dict({f"{stage}/{name}": m for name, m in figures.items()}, prog_bar=True)
+        self.log_dict({f"{stage}/{name}": m for name, m in metrics.items()}, prog_bar=True)
         return reconstructed
 
     def _mean(self, name: str) -> MeanMetric:

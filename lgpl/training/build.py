@@ -50,7 +50,7 @@ def build_described(
             or cannot be built.
     """
     trust = tuple(trust)
-    with told(checkpoint.path), only_trusted(trust):
+    with one_sentence(checkpoint.path), only_trusted(trust):
         module = _built(checkpoint.described(), without, checkpoint.kind)
     module.trust, module.from_checkpoint = trust, True
     return module
@@ -75,7 +75,7 @@ def load_module(
     """
     checkpoint = read_checkpoint(path, kind)
     module = build_described(checkpoint, without, trust)
-    with told(path):
+    with one_sentence(path):
         module.configure_model()
         module.load_weights(checkpoint)
     return module.eval().requires_grad_(False)
@@ -122,7 +122,7 @@ def _check_size(config: Any) -> None:
 
 
 @contextmanager
-def told(source: object) -> Iterator[None]:
+def one_sentence(source: object) -> Iterator[None]:
     """Turn whatever a checkpoint's config leads to into one sentence: it can hold anything."""
     try:
         yield

@@ -1,8 +1,8 @@
-"""What a training step needs, found out without memory.
+"""What a training step needs, found out on fake tensors.
 
 Nothing is estimated by formula where the code itself can be asked: one step is taken on fake
 tensors, which have shapes and no memory, by the module's own forward, backward and optimizer. So
-the figures follow whatever the config says, activation checkpointing or another quantizer included.
+the numbers follow whatever the config says, activation checkpointing or another quantizer included.
 Only what a sharded strategy gathers, and DDP's buckets, are added by rule.
 """
 
@@ -119,7 +119,7 @@ class LiveBytes(TorchDispatchMode):
 def estimate_step(
     module: TrainingModule, batch_size: int, size: ImageSize, precision: str, sharded: bool = False
 ) -> StepEstimate:
-    """Take one training step without memory.
+    """Take one training step on fake tensors.
 
     Args:
         module: a tokenizer on the meta device, or a generator that is not built yet.

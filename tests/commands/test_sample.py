@@ -108,7 +108,7 @@ def test_pictures_of_unknown_settings_are_refused(
     (out / "sampling.json").unlink()
     with pytest.raises(SystemExit):
         draw(generator, out)
-    assert "holds pictures, but no sampling.json" in capsys.readouterr().err
+    assert "holds images, but no sampling.json" in capsys.readouterr().err
 
 
 def test_another_model_in_the_same_folder_is_refused(
@@ -205,7 +205,7 @@ def test_no_room_for_one_picture_is_told(
     monkeypatch.setattr(GeneratorModule, "sample_codes", none)
     with pytest.raises(SystemExit):
         draw(generator, tmp_path / "a")
-    assert "--batch-size: not even one picture fits" in capsys.readouterr().err
+    assert "--batch-size: not even one image fits" in capsys.readouterr().err
 
 
 def test_a_rank_encodes_its_own_prompts(

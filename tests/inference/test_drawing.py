@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.conditions import Inputs, rows
-from lgpl.inference import Drawer, Pictures, draw_in_turn, draw_into, load_generator, requests_for
+from lgpl.inference import Drawer, ImageList, draw_in_turn, draw_into, load_generator, requests_for
 from lgpl.inference.drawing import NO_IMAGE, dealt
 from tests.inference.test_model import models  # noqa: F401
 
@@ -50,11 +50,11 @@ def test_full_memory_halves_this_batch_and_all_after_it(
 
 
 def test_shares_of_ranks_are_the_whole(module: GeneratorModule) -> None:
-    whole = Pictures()
+    whole = ImageList()
     assert draw_into(module, REQUESTS, whole, 3) == 7
     parts = []
     for rank in (0, 1):
-        part = Pictures()
+        part = ImageList()
         draw_into(module, REQUESTS, part, 3, rank, 2)
         parts.append(part.images())
     assert torch.equal(parts[0], whole.images()[::2])

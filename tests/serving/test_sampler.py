@@ -81,7 +81,7 @@ def test_one_picture_without_room_fails_alone(
 
         patch.setattr(GeneratorModule, "sample_codes", none)
         (((error, whole),),) = draw(engine, [5])
-        assert "not even one picture fits" in str(error) and whole
+        assert "not even one image fits" in str(error) and whole
     assert draw(engine, [5]) == before and engine.alive
 
 

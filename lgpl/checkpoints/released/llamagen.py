@@ -1,7 +1,7 @@
 """LlamaGen's checkpoint files (arXiv 2406.06525): their names for weights, and which model one is.
 
 A file says nothing about itself, so everything is found out from the names and shapes inside: the
-tokenizer's levels, the generator's size, its condition. Two things no shape tells, the grid and the
+tokenizer's levels, the generator's size, its condition. Two things no shape shows, the grid and the
 number of heads: they come from the rotary table where the file holds it, the heads else from the
 paper's sizes and the grid from the file's name.
 """
@@ -27,7 +27,7 @@ from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 from lgpl.training import build_described, build_module
-from lgpl.training.build import told
+from lgpl.training.build import one_sentence
 
 # Where a file keeps its weights, the averaged ones first; it may also be nothing but weights.
 WEIGHTS = ("ema", "model", "module", "state_dict")
@@ -132,7 +132,7 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
     Raises:
         UserError: the model has something that LlamaGen's code does not know.
     """
-    with told(checkpoint.path), torch.device("meta"):
+    with one_sentence(checkpoint.path), torch.device("meta"):
         module = build_described(checkpoint, trust=trust)
         module.configure_model()
     config = checkpoint.described()
@@ -165,7 +165,7 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
 
 
 def _outline(config: dict[str, Any]) -> tuple[GeneratorModule | TokenizerModule, dict[str, Tensor]]:
-    """The module of a config without memory, and the state dict of its model."""
+    """The module of a config on fake tensors, and the state dict of its model."""
     with torch.device("meta"):
         module = build_module(config)
         module.configure_model()
@@ -259,7 +259,7 @@ def _generator_config(
         (grid,) = sides.values()
     if grid is None:
         raise UserError(
-            f"{path} does not tell the size of its pictures, neither in its name (_256, _384, "
+            f"{path} does not tell the size of its images, neither in its name (_256, _384, "
             "_512) nor inside: give --grid, the codes on a side (24 for 384 px)."
         )
     names = {size: name for name, size in SIZES.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lgpl.described import Described
 
-# What a batch or a prompt tells a condition: tensors by name, whose first dimension is the batch's.
+# What a condition reads of a batch or a prompt: tensors by name, the batch first.
 Inputs = dict[str, Tensor]
 
 
@@ -143,7 +143,7 @@ class Condition(Described, nn.Module, ABC):
         return None
 
     def captions(self, batch: Mapping[str, Any]) -> list[str] | None:
-        """What to write under the pictures of a batch."""
+        """What to write under the images of a batch."""
         return batch.get("caption")
 
     def positions(self, inputs: Inputs) -> int:

@@ -29,7 +29,7 @@ class TextCondition(Condition):
         trainable_null: train the null condition's table, as far as there is dropout; False keeps it
             as it was drawn.
         encoder: encodes captions and prompts; None where all batches bring features and nobody
-            asks for a picture.
+            asks for an image.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TextCondition(Condition):
         return self._encode([prompt], refuse_long=False)
 
     def load(self) -> None:
-        self._encoder().cleaned(["a picture"])
+        self._encoder().cleaned(["an image"])
 
     def check(self, prompt: str) -> None:
         self._encoder().cleaned([prompt], refuse_long=True)
