@@ -41,7 +41,7 @@ def pack(source: Path, out: Path, *options: object) -> None:
 
 
 def class_folder(folder: Path, counts: dict[str, int]) -> dict[str, bytes]:
-    """ImageList of four formats, one folder a class; gives their bytes by key."""
+    """Images of four formats, one folder a class; gives their bytes by key."""
     found = {}
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
