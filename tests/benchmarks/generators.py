@@ -25,7 +25,8 @@ BATCH = 32
 
 def arms(steps: int) -> dict[str, tuple[int, list[str]]]:
     """Name -> seed, and what is added to the recipe."""
-    order = [f"{MODEL}.order.start", str(steps // 2), f"{MODEL}.order.end", str(3 * steps // 4)]
+    path = f"{MODEL}.transformer.init_args.order"
+    order = [f"{path}.start", str(steps // 2), f"{path}.end", str(3 * steps // 4)]
     return {
         "recipe": (0, []),
         "prefix_rope zero": (0, [f"{MODEL}.transformer.init_args.prefix_rope", "zero"]),
