@@ -29,7 +29,7 @@ from lgpl.inference import draw_in_turn, requests_for
 from lgpl.text import TextEncoder
 from lgpl.training import build_module, load_module
 from tests.conftest import ROOT
-from tests.generator.test_own_condition import MeanColours
+from tests.contracts import MeanColours
 from tests.models import labels, some, text
 from tests.serving.generators import MINILM, export_generator, export_tokenizer
 
