@@ -23,6 +23,7 @@ class MeanColours(Condition):
     """The mean colours of an image's quarters. A prompt is four of them, such as #ff8000."""
 
     length = 4
+    fields = ("image",)
 
     def __init__(self, dim: int, dropout: float = 0.1) -> None:
         super().__init__(dropout)

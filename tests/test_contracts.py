@@ -300,14 +300,14 @@ def fit(case: Case, one: Trained, **changes: Any) -> tuple[str, ...]:
 def test_what_does_not_fit_is_named(one: Trained, fails: Callable[..., str]) -> None:
     deep = replace(PLAIN, layout=(4, 4, 2))
     said = fails(*fit(deep, one))
-    assert "4x4x2" in said and " 1 " in said
+    assert "4x4x2" in said and "the tokenizer has depth 1" in said
     wide = replace(PLAIN, layout=(4, 8, 1))
     said = fails(*fit(wide, one, tokenizer=None))
     assert "4x8" in said and "4x4" in said
     said = fails(*fit(replace(PLAIN, condition=entry("tests.contracts.OneRow")), one))
     assert "condition: " in said and "OneRow' to be a subclass of Condition" in said
     said = fails(*fit(replace(PLAIN, condition=MEANS), one))
-    assert said == "data.fields lacks image, whose mean colours the model needs."
+    assert said == "data.fields lacks image, which MeanColours reads, got codes, class."
     raster = entry("lgpl.generator.Raster")
     said = fails(*fit(CASES["a model"], one, decoder=raster))
     assert said.startswith("model.decoder: Frequencies cannot serve Raster, which needs a")

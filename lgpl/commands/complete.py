@@ -52,6 +52,8 @@ def main(args: list[str]) -> None:
     device = usable_device(options.device)
     module = load_generator(options.checkpoint, options.tokenizer, device, trust=options.trust)
     layout = module.model.layout
+    if layout.rows == 1:
+        raise UserError(f"The checkpoint draws codes of {layout}, which have no rows to keep.")
     kept = layout.rows // 2 if options.rows is None else options.rows
     if not 0 < kept < layout.rows:
         raise UserError(

@@ -126,6 +126,7 @@ class GeneratorModule(TrainingModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ShardDataModule):
             model = self._outline()
+            model.condition.check_fields(data.fields)
             data.expect(
                 layout=model.layout,
                 codebook_size=model.codebook_size,
@@ -175,7 +176,13 @@ class GeneratorModule(TrainingModule):
                 f"{self.tokenizer_path} has {tokenizer.codebook_size} codes, the generator "
                 f"{model.codebook_size}: they do not belong together."
             )
-        found = tokenizer.layout(*tokenizer.image_size(model.layout))
+        try:
+            found = tokenizer.layout(*tokenizer.image_size(model.layout))
+        except UserError as error:
+            raise UserError(
+                f"{self.tokenizer_path} and a generator of {model.layout} codes do not belong "
+                f"together: {error}"
+            ) from error
         if found != model.layout:
             raise UserError(
                 f"{self.tokenizer_path} has codes of {found}, the generator of {model.layout}: "

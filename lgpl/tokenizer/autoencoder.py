@@ -264,7 +264,7 @@ class VQModel(Autoencoder):
     def image_size(self, layout: CodeLayout) -> ImageSize:
         if layout.depth != self.quantizer.depth:
             raise UserError(
-                f"The tokenizer has {self.quantizer.depth} codes a place, the layout {layout} "
+                f"the tokenizer has depth {self.quantizer.depth}, the layout {layout} depth "
                 f"{layout.depth}."
             )
         return layout.rows * self.downsampling, layout.columns * self.downsampling

@@ -7,13 +7,14 @@ condition with probability `dropout`; in sampling both are evaluated.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lgpl.described import Described
+from lgpl.errors import UserError
 
 # What a condition reads of a batch or a prompt: tensors by name, the batch first.
 Inputs = dict[str, Tensor]
@@ -53,12 +54,14 @@ class Condition(Described, nn.Module, ABC):
 
     Attributes:
         length: positions of the prefix, L.
+        fields: of a batch that it reads, any one of which is enough.
         option: of the commands that takes its prompts: `prompt` or `label`.
         tokens: how many prefixes there are, where each is a single row of a table, which an LLM
             engine can take for a token; 0 where they are computed.
     """
 
     length: int
+    fields: tuple[str, ...] = ()
     option = "prompt"
     tokens = 0
 
@@ -114,6 +117,14 @@ class Condition(Described, nn.Module, ABC):
                 for name, value in inputs.items()
             }
         return self.prefix(inputs)
+
+    def check_fields(self, available: Collection[str]) -> None:
+        """Raise a UserError where the data have none of `fields`."""
+        if self.fields and not set(self.fields) & set(available):
+            raise UserError(
+                f"data.fields lacks {' or '.join(self.fields)}, which {type(self).__name__} reads, "
+                f"got {', '.join(available)}."
+            )
 
     def limits(self) -> dict[str, Any]:
         """What samples have to keep to: arguments of `ShardDataModule.expect`."""

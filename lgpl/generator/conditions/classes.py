@@ -31,6 +31,7 @@ class ClassCondition(Condition):
     """
 
     length = 1
+    fields = ("class",)
     option = "label"
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -63,6 +63,10 @@ class Conditions(Condition):
         for part, text in zip(self._parts(), self._texts(prompt), strict=True):
             if text:
                 part.check(text)
+
+    def check_fields(self, available: Collection[str]) -> None:
+        for part in self._parts():
+            part.check_fields(available)
 
     def load(self) -> None:
         for part in self._parts():

@@ -32,6 +32,8 @@ class TextCondition(Condition):
             asks for an image.
     """
 
+    fields = ("text", "caption")
+
     def __init__(
         self,
         dim: int,
