@@ -27,10 +27,22 @@ from tests.models import labels, on, some, text, transformer
 LABELS = labels(1, 3, 4)
 
 
-def test_cache_equals_the_full_forward() -> None:
-    model = small()
-    codes = generate(model, LABELS, sampling=Sampling(temperature=0.0)).flatten(1)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_cache_equals_the_full_forward(depth: int) -> None:
+    model = small(depth=depth)
+    drawn = generate(model, LABELS, sampling=Sampling(temperature=0.0))
+    assert drawn.shape == (3, *model.layout.shape)
+    codes = model.layout.flatten(drawn)
     assert torch.equal(model(codes, LABELS).argmax(-1), codes)
+
+
+def test_codes_of_a_place_share_its_position_and_know_their_depth() -> None:
+    model = small(depth=2)
+    assert torch.equal(model.rope[1::2], model.rope[2::2])  # behind the prefix of one
+    same = torch.full((1, 24), 7)
+    embedded = model.embed(same, torch.arange(24))
+    assert torch.equal(embedded[:, 0], embedded[:, 2])
+    assert not torch.equal(embedded[:, 0], embedded[:, 1])
 
 
 def test_every_caption_length_samples_what_was_trained() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -266,3 +267,24 @@ def test_kmeans_of_too_few_features() -> None:
     z = torch.randn(1, 4, 2, 2)
     with pytest.raises(UserError, match=r"codebook_size = 64 features .* holds 4"):
         quantizer.observe(z, quantizer(z).codes)
+
+
+def test_fingerprint_covers_buffers_classes_and_settings() -> None:
+    class Own(VectorQuantizer):
+        pass
+
+    def model(quantizer: Quantizer) -> VQModel:
+        torch.manual_seed(0)
+        return VQModel(quantizer, (1, 1), width=32, blocks=1, z_channels=32)
+
+    def quantizer(kind: type[VectorQuantizer] = VectorQuantizer, **options: Any) -> Quantizer:
+        torch.manual_seed(0)
+        return kind(16, 4, **options)
+
+    plain, other = model(quantizer()), model(quantizer())
+    assert plain.fingerprint() == other.fingerprint()
+    other.decoder.conv_out.weight.data += 1  # makes no codes
+    assert plain.fingerprint() == other.fingerprint()
+    other.quantizer.register_buffer("shift", torch.ones(()))
+    changed = [other, model(quantizer(Own)), model(quantizer(l2_norm=False))]
+    assert plain.fingerprint() not in {one.fingerprint() for one in changed}
