@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -24,7 +23,7 @@ from lgpl.errors import UserError
 from lgpl.inference import load_generator
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import TOKEN, in_process, serve
-from tests.shards import EMOJI_TRAIN, EMOJI_VAL
+from tests.shards import EMOJI_TRAIN, EMOJI_VAL, picture
 
 Config = dict[str, Any]
 COLOURS = "#ff8000 #00ff00 #0000ff #ffffff"
@@ -225,6 +224,26 @@ def test_it_is_evaluated(trained: Trained, tmp_path: Path) -> None:
     assert json.loads(rebuilt.read_text())["N"] == 93
 
 
+def test_images_go_through_it_and_are_completed(trained: Trained, tmp_path: Path) -> None:
+    size = [str(side) for side in trained.case.image_size]
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(picture(i, (140, 120)))
+    pictures = [str(tmp_path / f"{i}.jpg") for i in range(2)]
+    height, width = trained.case.image_size
+    out = str(tmp_path / "pairs.png")
+    main(
+        ["reconstruct", *pictures, out, "--checkpoint", trained.tokenizer, *trained.trust,
+         "--image-size", *size, "--lpips", "none"]
+    )  # fmt: skip
+    assert Image.open(out).width >= 2 * width and Image.open(out).height >= 2 * height
+    if trained.case.layout[0] > 1:
+        main(
+            ["complete", pictures[0], out, "--checkpoint", trained.generator, *trained.trust,
+             trained.case.option, trained.case.prompts[0], "--rows", "2", "--count", "2"]
+        )  # fmt: skip
+        assert Image.open(out).width >= 3 * width
+
+
 def test_a_python_script_draws_it(trained: Trained) -> None:
     trust = trained.trust[1:]
     model = lgpl.load(trained.generator, device="cpu", trust=trust)
@@ -311,14 +330,3 @@ def test_what_does_not_fit_is_named(one: Trained, fails: Callable[..., str]) -> 
     raster = entry("lgpl.generator.Raster")
     said = fails(*fit(CASES["a model"], one, decoder=raster))
     assert said.startswith("model.decoder: Frequencies cannot serve Raster, which needs a")
-
-
-def test_depth_is_never_read_as_views() -> None:
-    torch.manual_seed(0)
-    from lgpl.codes import CodeLayout
-
-    layout = CodeLayout(2, 3, 4)
-    codes = torch.randint(9, (5, 4, 2, 3))
-    flat = layout.flatten(codes)
-    assert torch.equal(layout.unflatten(flat), codes)
-    assert torch.equal(flat[:, :4], codes[:, :, 0, 0])  # the codes of a place stand together
