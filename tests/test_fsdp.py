@@ -41,7 +41,7 @@ trainer:
     - class_path: lgpl.callbacks.EMA
       init_args: {decay: 0.9}
     - class_path: lgpl.callbacks.SamplePictures
-      init_args: {count: 2, guidance: 2.0}
+      init_args: {count: 2, sampling: {guidance: 2.0}}
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {every_n_train_steps: %d, save_last: true, enable_version_counter: false}
 """

@@ -142,7 +142,7 @@ def test_fits_and_samples_by_command(chain: Chain, tmp_path: Path, fails: Any) -
     )  # fmt: skip
     checkpoint, out = tmp_path / "stage2/checkpoints/last.ckpt", tmp_path / "out.png"
     found = load_generator(str(checkpoint), None, "cpu")
-    assert found.order == RandomOrder(1, 3)
+    assert isinstance(found.model, Transformer) and found.model.order == RandomOrder(1, 3)
     assert found.model.target is not None and found.model.target.count_nonzero()  # starts at zero
     norms = [n for n, p in found.model.named_parameters() if "q_norm" in n and (p != 1).any()]
     assert len(norms) == 2  # of as many blocks, whose scales start at one

@@ -292,7 +292,7 @@ def test_clients_that_leave_at_any_moment_end_no_engine(
         asyncio.run(asyncio.wait_for(all_leave(port), 60))
         wait_until(lambda: engine.waiting == 0)
         assert engine.alive
-        server = Server(f"http://127.0.0.1:{port}", None, checkpoint, [])  # type: ignore[arg-type]
+        server = Server(f"http://127.0.0.1:{port}", None, checkpoint, [], checkpoint)  # type: ignore[arg-type]
         answer = server.post({"prompt": "3", "seed": 5, "stream": True}).text
         event = json.loads(answer.rpartition("data: ")[2])
         assert base64.b64decode(event["b64_json"]) == server.offline(3, 5)
