@@ -165,7 +165,7 @@ def train(case: Case, folder: Path) -> Trained:
         transformer=case.transformer, tokenizer=made.tokenizer, **own,
     )  # fmt: skip
     options = trainer(folder, "generator")
-    options["callbacks"].append(entry("lgpl.callbacks.SamplePictures", count=2))
+    options["callbacks"].append(entry("lgpl.callbacks.SampleImages", count=2))
     write(
         made.config("generator"),
         {"data": {**data, "fields": fields}, "model": module, "trainer": options},

@@ -40,7 +40,7 @@ trainer:
   callbacks:
     - class_path: lgpl.callbacks.EMA
       init_args: {decay: 0.9}
-    - class_path: lgpl.callbacks.SamplePictures
+    - class_path: lgpl.callbacks.SampleImages
       init_args: {count: 2, sampling: {guidance: 2.0}}
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {every_n_train_steps: %d, save_last: true, enable_version_counter: false}

@@ -5,8 +5,8 @@ from lgpl.callbacks.code_shards import CodeShardWriter
 from lgpl.callbacks.ema import EMA
 from lgpl.callbacks.evaluation import GenerationEvaluation, ReconstructionEvaluation
 from lgpl.callbacks.health import NaNGuard, TokenizerHealth
+from lgpl.callbacks.images import ReconstructionImages, SampleImages
 from lgpl.callbacks.monitoring import CodebookHistogram, GradientNorms, HyperParameters
-from lgpl.callbacks.pictures import ReconstructionPictures, SamplePictures
 from lgpl.callbacks.skipped import SkippedSamples
 from lgpl.callbacks.throughput import Throughput
 
@@ -20,8 +20,8 @@ __all__ = [
     "HyperParameters",
     "NaNGuard",
     "ReconstructionEvaluation",
-    "ReconstructionPictures",
-    "SamplePictures",
+    "ReconstructionImages",
+    "SampleImages",
     "SkippedSamples",
     "Throughput",
     "TokenizerHealth",

@@ -24,7 +24,7 @@ from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.inference import draw_in_turn, requests_for
 from lgpl.inference.drawing import NO_IMAGE
-from lgpl.metrics import Extractor, ImageSet, Summary, compute_metrics, load_extractor
+from lgpl.metrics import Extractor, FeatureSummary, ImageSet, compute_metrics, load_extractor
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import resize
 from lgpl.metrics.protocols import (
@@ -105,7 +105,7 @@ class ReconstructionEvaluation(Evaluation):
         self, extractor: str = "inception", every: int = 0, resize: Size | None = None
     ) -> None:
         super().__init__(extractor, every, resize)
-        self._real: dict[str, Summary] = {}  # by stage: the originals are always the same
+        self._real: dict[str, FeatureSummary] = {}  # by stage: the originals are always the same
         self._sets: tuple[ImageSet | None, ImageSet] | None = None
 
     def _start(self, trainer: pl.Trainer, module: pl.LightningModule, batches: int) -> None:
@@ -214,7 +214,7 @@ class GenerationEvaluation(Evaluation):
         self.reference, self.images, self.prompts = reference, images, prompts
         self.sampling, self.seed = sampling, seed
         self.batch_size, self.cache = batch_size, cache
-        self._known: tuple[Summary, dict[str, Any], list[str]] | None = None
+        self._known: tuple[FeatureSummary, dict[str, Any], list[str]] | None = None
 
     def on_validation_batch_end(
         self,

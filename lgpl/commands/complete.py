@@ -11,6 +11,7 @@ from lgpl.commands.sample import chosen
 from lgpl.commands.sampling import add_sampling, sampling_of
 from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError
+from lgpl.image_files import grid, image_path, save
 from lgpl.inference import (
     ImageList,
     draw_into,
@@ -18,7 +19,6 @@ from lgpl.inference import (
     requests_for,
     usable_device,
 )
-from lgpl.pictures import grid, picture_path, save
 
 
 def parser() -> ArgumentParser:
@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
     sampling = sampling_of(options)
     if options.count < 1:
         raise UserError(f"--count: {options.count} is below 1.")
-    out = picture_path(options.out)
+    out = image_path(options.out)
     picture = opened(options.picture)
     device = usable_device(options.device)
     module = load_generator(options.checkpoint, options.tokenizer, device, trust=options.trust)

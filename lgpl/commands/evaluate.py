@@ -23,7 +23,14 @@ from lgpl.generator.module import PERCEPTUAL
 from lgpl.inference import draw_in_turn, load_generator, requests_for, usable_device
 from lgpl.inference.drawing import NO_IMAGE
 from lgpl.inference.sinks import newest
-from lgpl.metrics import Extractor, ImageSet, Similarity, Summary, compute_metrics, load_extractor
+from lgpl.metrics import (
+    Extractor,
+    FeatureSummary,
+    ImageSet,
+    Similarity,
+    compute_metrics,
+    load_extractor,
+)
 from lgpl.metrics.extractors import to_bytes
 from lgpl.metrics.images import SampleFile, open_images, resize
 from lgpl.metrics.protocols import (
@@ -35,7 +42,7 @@ from lgpl.metrics.protocols import (
     require_writable,
     write_json,
 )
-from lgpl.metrics.ranks import gathered, joined, place
+from lgpl.metrics.ranks import current_rank, gathered, joined
 from lgpl.metrics.reference import CACHE, batches, progress, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
@@ -132,7 +139,7 @@ def main(args: list[str]) -> None:
     device = torch.device(usable_device(options.device))
     commit()
     with joined(device) as mine:
-        found, first = [], place().index == 0
+        found, first = [], current_rank().index == 0
         if first:
             require_writable(out)  # before the hours that it may take
         run = reconstruction if chosen.subcommand == "reconstruction" else generation
@@ -206,7 +213,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     """The reports of `gfid`, one for each setting of a sweep."""
     extractor = load_extractor(options.extractor).to(device)
 
-    def real_of(side: ImageSize) -> tuple[Summary, dict[str, Any]]:
+    def real_of(side: ImageSize) -> tuple[FeatureSummary, dict[str, Any]]:
         return reference(options.reference, extractor, side, options.cache, options.batch_size)
 
     if options.samples is not None:
@@ -262,12 +269,12 @@ def _drawn(
     sampling: Sampling,
     side: ImageSize,
     file: SampleFile | None,
-) -> Summary:
+) -> FeatureSummary:
     """The summary of N generated images; what stands in the file already is not drawn again."""
     total, size = options.images, options.batch_size
     if file is not None and file.path.exists():
         return summarise(open_images(str(file.path)), extractor, size, str(file.path))
-    device, rank = module.device, place()
+    device, rank = module.device, current_rank()
     made, seen = ImageSet(extractor, total), 0
     done = 0 if file is None else file.done  # before any rank adds to it
     wanted = [prompts[i % len(prompts)] for i in range(total)]

@@ -26,9 +26,9 @@ from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
+from lgpl.image_files import grid, save
 from lgpl.inference import ImageList, draw_into, load_generator, requests_for
 from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
-from lgpl.pictures import grid, save
 from lgpl.tokenizer.usage import CodebookUsage
 from lgpl.training import load_module
 

@@ -14,9 +14,9 @@ from lgpl.commands.parser import ArgumentParser
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.generator.module import PERCEPTUAL
+from lgpl.image_files import grid, image_path, save
 from lgpl.inference import usable_device
 from lgpl.metrics import Similarity
-from lgpl.pictures import grid, picture_path, save
 from lgpl.tokenizer import Autoencoder, TokenizerModule
 from lgpl.training import load_module
 
@@ -46,7 +46,7 @@ def parser() -> ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    out = picture_path(options.out)
+    out = image_path(options.out)
     device = usable_device(options.device)
     module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)

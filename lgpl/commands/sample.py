@@ -62,6 +62,7 @@ def main(args: list[str]) -> None:
             "--balanced: takes the classes in turn into --out FOLDER/, without --label."
         )
     from lgpl.data.transforms import to_image
+    from lgpl.image_files import grid, image_path, save
     from lgpl.inference import (
         ImageFolder,
         ImageList,
@@ -70,9 +71,8 @@ def main(args: list[str]) -> None:
         requests_for,
         usable_device,
     )
-    from lgpl.pictures import grid, picture_path, save
 
-    out = Path(options.out) if many else picture_path(options.out)
+    out = Path(options.out) if many else image_path(options.out)
     given = list(options.prompt) + (_lines(options.prompts) if options.prompts else [])
     import torch
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from lgpl.atomic import write_text
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
+from lgpl.image_files import save
 from lgpl.inference.request import Request
-from lgpl.pictures import save
 
 MANIFEST = "sampling.json"
 

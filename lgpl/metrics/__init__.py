@@ -9,7 +9,7 @@ from lgpl.metrics.extractors import (
 )
 from lgpl.metrics.pairs import CLIPScore, Similarity
 from lgpl.metrics.retrieval import retrieval_accuracy
-from lgpl.metrics.summary import ImageSet, Summary, compute_metrics
+from lgpl.metrics.summary import FeatureSummary, ImageSet, compute_metrics
 
 __all__ = [
     "CLIPScore",
@@ -19,7 +19,7 @@ __all__ = [
     "ImageSet",
     "Inception",
     "Similarity",
-    "Summary",
+    "FeatureSummary",
     "compute_metrics",
     "load_extractor",
     "retrieval_accuracy",

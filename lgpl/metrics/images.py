@@ -30,7 +30,7 @@ from lgpl.data.streams import Place
 from lgpl.data.transforms import CENTER_CROP, center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.metrics.npz import Member, member
-from lgpl.metrics.ranks import place
+from lgpl.metrics.ranks import current_rank
 
 IMAGES = "arr_0"  # ADM's name for them in an npz
 LARGEST_IMAGE = 2**22  # pixels of one in an npz; a batch of them is read at once
@@ -38,7 +38,7 @@ SMALLEST_IMAGE = 64  # or a small file could hold more images than memory has fe
 NO_CROP = "none: as they are"
 
 
-class Images(Protocol):
+class ImageSource(Protocol):
     """A set of images.
 
     Attributes:
@@ -61,7 +61,7 @@ class Images(Protocol):
         """uint8 [B, 3, H, W]; several ranks take them in turn."""
 
 
-def open_images(source: str, image_size: ImageSize | None = None) -> Images:
+def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource:
     """The images of an `.npz`, of a folder, or of shards.
 
     Args:
@@ -189,7 +189,7 @@ class NpzImages:
 
 
 class SampleFile:
-    """Images as they are made, and at the end the npz; an interrupted run goes on with it.
+    """ImageSource as they are made, and at the end the npz; an interrupted run goes on with it.
 
     Until then they stand in `NAME.npz.partial`, an npy that grows, whose length tells how many are
     there; what they are stands in `NAME.npz.json`. (A memory map of all of them from the start
@@ -213,7 +213,7 @@ class SampleFile:
         self.start = len(header.getvalue())
         settings = {**settings, "images": total, "image_size": [*size]}
         text = json.dumps(settings, indent=2, sort_keys=True)
-        rank = place()
+        rank = current_rank()
         try:
             if rank.index == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ class SampleFile:
 
     @property
     def done(self) -> int:
-        """Images that are there."""
+        """ImageSource that are there."""
         if self.path.exists():
             return self.total
         size = self.partial.stat().st_size if self.partial.exists() else 0

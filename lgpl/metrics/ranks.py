@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lgpl.data.streams import Place
 
 
-def place() -> Place:
+def current_rank() -> Place:
     """This rank among all."""
     if dist.is_available() and dist.is_initialized():
         return Place(dist.get_rank(), dist.get_world_size())
@@ -38,7 +38,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 def gathered(value: Any) -> list[Any]:
     """What every rank has, in their order, for the first; nothing for the others."""
-    rank = place()
+    rank = current_rank()
     if rank.count == 1:
         return [value]
     values = [None] * rank.count if rank.index == 0 else None

@@ -20,10 +20,10 @@ from lgpl.codes import ImageSize, in_pixels
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.gaussian import Gaussian
-from lgpl.metrics.images import Images, NpzImages, open_images, resize
+from lgpl.metrics.images import ImageSource, NpzImages, open_images, resize
 from lgpl.metrics.npz import names_in, read_arrays
-from lgpl.metrics.ranks import place
-from lgpl.metrics.summary import ImageSet, Summary
+from lgpl.metrics.ranks import current_rank
+from lgpl.metrics.summary import FeatureSummary, ImageSet
 
 CACHE = "runs/references"
 # All that is read of an npz of statistics, ours or ADM's.
@@ -38,7 +38,7 @@ def reference(
     image_size: ImageSize,
     cache: str = CACHE,
     batch_size: int = 64,
-) -> tuple[Summary, dict[str, Any]]:
+) -> tuple[FeatureSummary, dict[str, Any]]:
     """The summary that metrics are held against, and where it is from.
 
     Args:
@@ -73,7 +73,7 @@ def reference(
 
 def _of_images(
     source: str, extractor: Extractor, image_size: ImageSize, cache: str, batch_size: int
-) -> tuple[Summary, dict[str, Any]]:
+) -> tuple[FeatureSummary, dict[str, Any]]:
     images = open_images(source, image_size)
     if isinstance(images, NpzImages) and images.size != image_size:
         raise UserError(
@@ -93,7 +93,7 @@ def _of_images(
     }
     key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
     kept = Path(cache) / f"{extractor.name.replace('/', '-')}-{in_pixels(image_size)}-{key}.npz"
-    rank = place()
+    rank = current_rank()
     there = [kept.exists()] * rank.count
     if rank.count > 1:  # machines may not share the folder
         dist.all_gather_object(there, kept.exists())
@@ -109,13 +109,13 @@ def _of_images(
 
 
 def summarise(
-    images: Images,
+    images: ImageSource,
     extractor: Extractor,
     batch_size: int,
     doing: str,
     size: ImageSize | None = None,
     neighbours: int | None = None,
-) -> Summary:
+) -> FeatureSummary:
     """One pass over images on disk, with a progress bar.
 
     Several ranks take the batches in turn and must all call this.
@@ -137,12 +137,12 @@ def summarise(
     return made.compute()
 
 
-def batches(images: Images, batch_size: int, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: ImageSource, batch_size: int, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's batches, uint8 [B, 3, H, W], and the images' places in the set [B].
 
     The batches are the same for any number of ranks, because rounding depends on a batch's size.
     """
-    rank = place()
+    rank = current_rank()
     with progress(doing, images.count) as bar:
         for turn, batch in enumerate(images.batches(batch_size, rank)):
             first = (turn * rank.count + rank.index) * batch_size
@@ -153,10 +153,12 @@ def batches(images: Images, batch_size: int, doing: str) -> Iterator[tuple[Tenso
 
 def progress(doing: str, images: int) -> tqdm:
     """A bar, the first rank's for all."""
-    return tqdm(total=images, unit="image", desc=doing, leave=False, disable=place().index > 0)
+    return tqdm(
+        total=images, unit="image", desc=doing, leave=False, disable=current_rank().index > 0
+    )
 
 
-def write_summary(path: Path, summary: Summary, provenance: dict[str, Any]) -> None:
+def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any]) -> None:
     """An npz of plain arrays; the provenance is JSON in one of them."""
     arrays: dict[str, Any] = {"provenance": np.array(json.dumps(provenance))}
     for suffix, gaussian in (("", summary.pooled), ("_s", summary.spatial)):
@@ -176,7 +178,7 @@ def write_summary(path: Path, summary: Summary, provenance: dict[str, Any]) -> N
 
 def read_summary(
     path: str, extractor: Extractor, image_size: ImageSize
-) -> tuple[Summary, dict[str, Any]]:
+) -> tuple[FeatureSummary, dict[str, Any]]:
     """What `write_summary` wrote.
 
     Raises:
@@ -205,15 +207,15 @@ def read_summary(
         raise UserError(
             f"{path}: features are {[*features.shape]}; they should be [N, {len(pooled.mean)}]."
         )
-    return Summary(pooled, spatial, features), provenance
+    return FeatureSummary(pooled, spatial, features), provenance
 
 
-def _adm(path: str, features: Tensor | None) -> Summary:
+def _adm(path: str, features: Tensor | None) -> FeatureSummary:
     arrays = read_arrays(path, ARRAYS)
     spatial = None
     if "mu_s" in arrays and "sigma_s" in arrays:
         spatial = _gaussian(arrays, "_s", ADM_COUNT)
-    return Summary(_gaussian(arrays, "", ADM_COUNT), spatial, features)
+    return FeatureSummary(_gaussian(arrays, "", ADM_COUNT), spatial, features)
 
 
 def _gaussian(arrays: dict[str, np.ndarray], suffix: str, count: int) -> Gaussian:

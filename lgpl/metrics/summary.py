@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Summary:
+class FeatureSummary:
     """What metrics need to know of a set.
 
     Attributes:
@@ -43,14 +43,14 @@ class Summary:
     def count(self) -> int:
         return self.pooled.images
 
-    def to(self, device: torch.device) -> Summary:
+    def to(self, device: torch.device) -> FeatureSummary:
         pooled, spatial = (
             g and Gaussian(g.mean.to(device), g.covariance.to(device), g.images)
             for g in (self.pooled, self.spatial)
         )
         assert pooled is not None
         features = None if self.features is None else self.features.to(device)
-        return Summary(pooled, spatial, features, self.inception_score)
+        return FeatureSummary(pooled, spatial, features, self.inception_score)
 
 
 class ImageSet(nn.Module):
@@ -119,12 +119,12 @@ class ImageSet(nn.Module):
             assert found.logits is not None
             self.score.update(found.logits, number)
 
-    def compute(self) -> Summary:
+    def compute(self) -> FeatureSummary:
         """All ranks must call this, those without an image too."""
         # Their lists would be empty, and of no shape to be joined with the others'.
         nothing = torch.empty(0, self.bank.dim, device=self.bank.device)
         self.bank.update(nothing, torch.empty(0, dtype=torch.int64, device=self.bank.device))
-        return Summary(
+        return FeatureSummary(
             self.pooled.compute(),
             None if self.spatial is None else self.spatial.compute(),
             self.bank.compute(),
@@ -132,7 +132,9 @@ class ImageSet(nn.Module):
         )
 
 
-def compute_metrics(real: Summary, fake: Summary, extractor: Extractor) -> dict[str, float]:
+def compute_metrics(
+    real: FeatureSummary, fake: FeatureSummary, extractor: Extractor
+) -> dict[str, float]:
     """Every metric of `fake` against `real` that both allow, by its name.
 
     Raises:

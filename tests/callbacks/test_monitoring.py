@@ -114,7 +114,7 @@ def test_tokenizer_in_wandb(wandb: Any, tmp_path: Path) -> None:
         {"class_path": "lightning.pytorch.loggers.CSVLogger",
          "init_args": {"save_dir": str(tmp_path), "name": "csv", "version": ""}},
     ]  # fmt: skip
-    pictures = {"class_path": "lgpl.callbacks.ReconstructionPictures", "init_args": {"count": 4}}
+    pictures = {"class_path": "lgpl.callbacks.ReconstructionImages", "init_args": {"count": 4}}
     config = tmp_path / "loggers.yaml"
     callbacks = [one for one in ALL if one is not RECONSTRUCTION] + [pictures]
     config.write_text(yaml.safe_dump({"trainer": {"logger": loggers, "callbacks": callbacks}}))

@@ -12,8 +12,8 @@ from PIL import Image
 from lgpl.cli import main
 from lgpl.data.transforms import center_crop, normalize, to_image
 from lgpl.generator import Sampling
+from lgpl.image_files import MARGIN
 from lgpl.inference import load_generator
-from lgpl.pictures import MARGIN
 from tests.conftest import ROOT
 from tests.models import labels
 from tests.serving.generators import class_config, export_generator, export_tokenizer

@@ -25,7 +25,7 @@ from lgpl.metrics.neighbours import (
     kernel_distance,
     precision_recall,
 )
-from lgpl.metrics.summary import Summary
+from lgpl.metrics.summary import FeatureSummary
 from tests.conftest import ROOT
 from tests.metrics.pixels import Pixels
 
@@ -46,7 +46,7 @@ def gaussian(features: Tensor) -> Gaussian:
 
 def summarise(
     images: Tensor, extractor: Extractor | None = None, batch: int = 32
-) -> tuple[Summary, Extractor]:
+) -> tuple[FeatureSummary, Extractor]:
     extractor = extractor or ModuleFeatures(Pixels())
     made = ImageSet(extractor, len(images))
     for part in torch.arange(len(images)).split(batch):
@@ -223,7 +223,7 @@ def test_too_few_images_and_wrong_extractors_are_refused() -> None:
     with pytest.raises(UserError, match=r"extractor: Identity gives \[1, 3, 64, 64\] for 1 images"):
         ImageSet(load_extractor("torch.nn.Identity"), 100)
     one, extractor = summarise(torch.zeros(60, 3, 32, 32, dtype=torch.uint8))
-    other = Summary(gaussian(clouds(40, 16, 0)))
+    other = FeatureSummary(gaussian(clouds(40, 16, 0)))
     with pytest.raises(UserError, match="reference is of 16 features, those of Pixels are 48"):
         compute_metrics(other, one, extractor)
 

@@ -19,7 +19,7 @@ from lgpl.data.shards import Shard
 from lgpl.data.store import Store
 from lgpl.data.transforms import open_image
 from lgpl.errors import UserError
-from lgpl.pictures import grid
+from lgpl.image_files import grid
 
 OPENED = 32  # shards at the most; a remote one is fetched whole
 WIDTH = 22  # characters of a figure's name

@@ -18,7 +18,7 @@ LINES = 3  # of a caption, at the most
 FONT_SIZE = 11
 
 
-def picture_path(path: str) -> Path:
+def image_path(path: str) -> Path:
     """Where a picture is to be written; its folder is made.
 
     Raises:
@@ -43,7 +43,7 @@ def save(picture: Image.Image, path: Path) -> None:
     """Write a picture, whole or not at all.
 
     Args:
-        path: see `picture_path`.
+        path: see `image_path`.
 
     Raises:
         UserError: it cannot be written, or is larger than its format can hold.

@@ -14,7 +14,7 @@ from lgpl.data.transforms import to_uint8
 from lgpl.generator.conditions import rows
 from lgpl.generator.module import GeneratorModule
 from lgpl.generator.sampling import Sampling
-from lgpl.pictures import grid
+from lgpl.image_files import grid
 from lgpl.tokenizer.module import TokenizerModule
 
 
@@ -28,7 +28,7 @@ def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | N
             logger.log_image(name, [grid(images, captions)], step)
 
 
-class ReconstructionPictures(Callback):
+class ReconstructionImages(Callback):
     """The first validation images, each with its reconstruction to the right.
 
     Args:
@@ -55,7 +55,7 @@ class ReconstructionPictures(Callback):
         show(trainer, "val/reconstructions", pairs, batch.get("caption"))
 
 
-class SamplePictures(Callback):
+class SampleImages(Callback):
     """Samples for the first conditions of the validation set, the same seeds every time.
 
     Of a sharded model (FSDP2) all ranks sample together, and the first one's are shown.
