@@ -39,11 +39,11 @@ def ask(
 )  # fmt: skip
 @pytest.mark.parametrize("content", [BODY, b"", b"no json"])
 def test_what_a_page_of_another_site_may_send_is_not_drawn(
-    engine: SamplerEngine, kind: str | None, content: bytes
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, kind: str | None, content: bytes
 ) -> None:
     """Browsers ask first, and are refused, before they send JSON by its name to another site."""
-    drawn: list[int] = []
-    engine.on_batch = drawn.append
+    drawn: list[Any] = []
+    monkeypatch.setattr(engine, "submit", drawn.append)
     headers = {} if kind is None else {"Content-Type": kind}
     answer = ask(engine, "POST", "/v1/images/generations", headers=headers, content=content)
     assert answer.status_code == 415 and drawn == []

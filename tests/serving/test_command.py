@@ -25,17 +25,17 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--batch-size", "0"], "--batch-size: 0 is not above 0"),
-        (["--port", "70000"], "--port: 70000 is not between"),
+        (["--batch-size", "0"], "--batch-size must be > 0 and finite, got 0"),
+        (["--port", "70000"], "--port must be from 0 to 65535, got 70000"),
         (["--top-p", "2"], "top_p must be <= 1, got 2.0"),
         (["--guidance-power", "0"], "guidance_power must be > 0, got 0.0"),
         (["--guidance-steps", "-1"], "guidance_steps must be >= 0, got -1"),
-        (["--timeout", ".inf"], "--timeout: inf is not above 0"),
-        (["--token", ""], "--token: it is empty"),
-        (["--token", " \n"], "--token: it is empty"),
+        (["--timeout", ".inf"], "--timeout must be > 0 and finite, got inf"),
+        (["--token", ""], "--token must not be empty"),
+        (["--token", " \n"], "--token must not be empty"),
         (["--guidance", "much"], "--guidance: Expected a float. Got value: much"),
         (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
-        (["--vllm.dtype", "float32"], "--vllm: these are settings of --engine vllm"),
+        (["--vllm.dtype", "float32"], "--vllm needs --engine vllm"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -68,13 +68,13 @@ def test_other_machines_are_not_let_in_without_a_token(
 ) -> None:
     """Which is said before anything is loaded."""
     assert fails("serve", "--checkpoint", "nowhere", "--host", host) == (
-        f"--host: {host} lets other machines in, and no token is asked for; set LGPL_TOKEN in the "
-        "environment, or give --no-token."
+        f"--host must be a loopback address without a token, got {host!r}; set LGPL_TOKEN in the "
+        "environment, or give --no-token to let other machines in"
     )
 
 
 def test_no_token_is_no_token(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    says = "--no-token: there is a token; leave --token and LGPL_TOKEN out."
+    says = "--no-token excludes a token; leave --token and LGPL_TOKEN out"
     assert fails("serve", "--checkpoint", "nowhere", "--no-token", "--token", "x") == says
     monkeypatch.setenv("LGPL_TOKEN", "x")
     assert fails("serve", "--checkpoint", "nowhere", "--no-token") == says

@@ -132,7 +132,7 @@ def test_a_body_that_comes_byte_by_byte_is_given_up(port: int) -> None:
         seconds, said = drip(slow)
         assert 2 * LATE - 0.1 < seconds < PATIENCE
         status, body = read(said)
-        assert status == 408 and "did not come within" in body["error"]["message"]
+        assert status == 408 and "must arrive within" in body["error"]["message"]
 
 
 @pytest.mark.parametrize("path", [b"/health", b"/nowhere", b"/"])

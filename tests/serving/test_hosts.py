@@ -11,8 +11,8 @@ import pytest
 
 from lgpl.errors import UserError
 from lgpl.serving.api import create_app
-from lgpl.serving.hosts import host_of, is_loopback, trusted_host
 from lgpl.serving.limits import Limits
+from lgpl.serving.middleware import is_loopback, parse_host, trusted_host
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import in_process
 
@@ -70,10 +70,12 @@ def test_no_host_is_refused(engine: SamplerEngine, hosts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_every_route_is_guarded(engine: SamplerEngine, route: tuple[str, str]) -> None:
+def test_every_route_is_guarded(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, route: tuple[str, str]
+) -> None:
     """And nothing is drawn."""
-    drawn: list[int] = []
-    engine.on_batch = drawn.append
+    drawn: list[Any] = []
+    monkeypatch.setattr(engine, "submit", drawn.append)
     answer = ask(engine, route, ["evil.example"], json={"prompt": "1"})
     assert answer.status_code == 421 and drawn == []
     if route[0] != "HEAD":
@@ -92,7 +94,7 @@ def test_what_is_trusted_is_served_beside_this_machine(engine: SamplerEngine) ->
 @pytest.mark.parametrize("name", ["", "*", "*.example.org", "http://example.org", "example.org:80",
                                   "[::1]:80", "a b", "example.org/path"])  # fmt: skip
 def test_what_is_no_host_cannot_be_trusted(name: str) -> None:
-    with pytest.raises(UserError, match=r"--trusted-host: .* is no host"):
+    with pytest.raises(UserError, match=r"--trusted-host must be .*, got"):
         trusted_host(name)
 
 
@@ -101,7 +103,7 @@ def test_addresses_to_listen_at() -> None:
     assert all(map(is_loopback, ours))
     others = ["0.0.0.0", "::", "", "0", "10.0.0.1", "192.168.1.1", "fe80::1", "example.org"]
     assert not any(map(is_loopback, others))
-    assert all(is_loopback(host_of(host) or "") for host in HERE)
+    assert all(is_loopback(parse_host(host) or "") for host in HERE)
 
 
 def test_ipv6_over_a_real_socket(engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from lgpl.cli import main
 from lgpl.generator import Sampling
 from lgpl.serving import limits
+from lgpl.serving.middleware import LimitBody
 from tests.conftest import Chain, wait_until
 from tests.serving.servers import GATED, TOKEN, Server, export, serve
 from tests.test_readme import README, blocks
@@ -225,7 +226,7 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
     parts: list[int] = []
     with pytest.raises(HTTPException, match="408"):
-        asyncio.run(limits.LimitBody(reads)({}, half, half))
+        asyncio.run(LimitBody(reads)({}, half, half))
 
 
 def test_token(server: Server) -> None:

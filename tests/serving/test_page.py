@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from lgpl.generator import Sampling
-from lgpl.serving.page import MOST_PARTIAL
+from lgpl.serving.page import MOST_PREVIEWS
 from tests.serving.browser import CHROMIUM, PHONE, chromium, fill, opened
 from tests.serving.servers import TOKEN, Server, export, serve, wait_until
 
@@ -99,7 +99,7 @@ def test_the_picture_grows(browser: Browser, server: Server) -> None:
         ask(page, prompt=1, n=1, seed=2)
         expect(page.locator("figure a")).to_have_count(1)
         stages = page.evaluate("stages")
-        assert len(set(stages)) == len(stages) == MOST_PARTIAL + 1
+        assert len(set(stages)) == len(stages) == MOST_PREVIEWS + 1
         assert png(stages[-1]) == server.offline(1, 2)
 
 

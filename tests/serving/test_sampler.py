@@ -14,7 +14,7 @@ from torch import Tensor
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.conditions import Inputs, rows
 from lgpl.inference import load_generator
-from lgpl.serving.engine import Picture
+from lgpl.serving.engine import ImageJob
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import export
 
@@ -40,7 +40,7 @@ def draw(engine: SamplerEngine, seeds: list[int], partial: int = 0) -> list[list
 
     engine.submit(
         [
-            Picture(
+            ImageJob(
                 engine.prepare("3"), Sampling(1.0 + seed), seed, partial,
                 lambda png, whole, i=i: see(i, png, whole),  # type: ignore[misc]
             )

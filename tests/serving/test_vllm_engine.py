@@ -13,7 +13,7 @@ import torch
 
 from lgpl.generator import Sampling
 from lgpl.inference import load_generator
-from lgpl.serving.engine import Ended, Engine, Picture, Prompt
+from lgpl.serving.engine import Ended, Engine, ImageJob, Prompt
 from lgpl.serving.vllm import engine as vllm_engine
 from lgpl.serving.vllm.engine import VLLMEngine
 from tests.serving.servers import export, wait_until
@@ -54,10 +54,10 @@ class Standing(VLLMEngine):
     def __init__(self, folder: Path) -> None:
         module = load_generator(str(folder), None, "cpu")
         condition = module.model.condition
-        Engine.__init__(self, module, condition, SEATS, 8, lambda pictures: None)
+        Engine.__init__(self, module, condition, SEATS, 8)
         self.client: Any = SimpleNamespace(params=lambda *_: [SimpleNamespace()])
-        self._running, self._names = {}, map(str, range(1000))
-        self._vllm = Stand(self.codes)
+        self._running, self._ids = {}, map(str, range(1000))
+        self._vllm = Stand(self.layout.codes)
         self._thread.start()
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class Standing(VLLMEngine):
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standing]:
-    monkeypatch.setattr(vllm_engine, "_output_kind", lambda picture: None)
+    monkeypatch.setattr(vllm_engine, "_output_kind", lambda job: None)
     made = Standing(export(tmp_path))
     yield made
     made.close()
@@ -77,7 +77,7 @@ class Client:
     def __init__(self, content: str = "") -> None:
         self.answer: Any = None
         self.answered = threading.Event()
-        self.picture = Picture(Prompt(content, 1), Sampling(), 0, 0, self.show)
+        self.job = ImageJob(Prompt(content, 1), Sampling(), 0, 0, self.show)
 
     def show(self, shown: bytes | BaseException, whole: bool) -> None:
         assert self.answer is None
@@ -91,7 +91,7 @@ class Client:
 
 def asked(engine: Engine, *contents: str) -> list[Client]:
     clients = [Client(content) for content in contents]
-    engine.submit([client.picture for client in clients])
+    engine.submit([client.job for client in clients])
     return clients
 
 
@@ -125,15 +125,15 @@ def test_a_request_that_vllm_refuses_fails_alone(engine: Standing) -> None:
 def test_pictures_that_nobody_wants_end_nothing(
     engine: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def raises(pictures: int) -> None:
+    def raises(images: int) -> None:
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(engine, "on_batch", raises)
     left = asked(engine, *[""] * 5)
     wait_until(lambda: len(engine._vllm.asked) == SEATS)
     for client in left:
-        client.picture.cancelled.set()
-    wait_until(lambda: not engine._running and not engine._drawing and not engine._vllm.asked)
+        client.job.cancelled.set()
+    wait_until(lambda: not engine._running and not engine._active and not engine._vllm.asked)
     engine._vllm.gate.set()
     (client,) = asked(engine, "")
     assert client.wait().startswith(b"\x89PNG") and engine.alive
