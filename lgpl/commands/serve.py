@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def parser() -> ArgumentParser:
     p = ArgumentParser(
         prog="lgpl serve",
-        description="Serve a generator over HTTP: the OpenAI images API. SIGTERM finishes all accepted "
-        "requests and ends.",
+        description="Serve a generator over HTTP: the OpenAI images API. SIGTERM finishes what was "
+        "accepted and ends.",
     )
     p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
     p.add_argument("--tokenizer", help="checkpoint of its tokenizer, if it has moved")

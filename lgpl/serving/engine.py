@@ -151,6 +151,7 @@ class Engine(ABC):
         capacity: images that may wait.
 
     Attributes:
+        queue: where clients put their jobs.
         on_batch: called with the number of images of every batch.
 
     Raises:
@@ -166,7 +167,7 @@ class Engine(ABC):
         self.on_batch: Callable[[int], None] = lambda images: None
         condition.load()
         self._encoding = threading.Lock()
-        self._queue = JobQueue(capacity)
+        self.queue = JobQueue(capacity)
         self._renderer = ThreadPoolExecutor(1, "lgpl-renderer")  # one thread keeps the order
         self.failure: BaseException | None = None
         self._active: set[ImageJob] = set()  # taken from the queue, neither drawn nor refused
@@ -175,7 +176,7 @@ class Engine(ABC):
     @property
     def waiting(self) -> int:
         """Number of images in the queue."""
-        return len(self._queue)
+        return len(self.queue)
 
     @property
     def alive(self) -> bool:
@@ -188,17 +189,9 @@ class Engine(ABC):
             inputs = self.condition.parse(prompt)
         return Prompt(self._content(inputs), self.condition.positions(inputs))
 
-    def check_room(self, jobs: int) -> None:
-        """Raise `Full` or `Ended` where so many more jobs cannot be submitted."""
-        self._queue.check_room(jobs)
-
-    def submit(self, jobs: Sequence[ImageJob]) -> None:
-        """Queue all jobs or none; raise `Full` or `Ended` where that is not possible."""
-        self._queue.put(jobs)
-
     def close(self) -> None:
         """Finish all submitted jobs and end."""
-        self._queue.close()
+        self.queue.close()
         self._thread.join()
         self._renderer.shutdown()
 
@@ -235,7 +228,7 @@ class Engine(ABC):
 
     def _take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[ImageJob]:
         """Take jobs from the queue (see `JobQueue.take`) to draw them now."""
-        jobs = self._queue.take(most, wait, gather)
+        jobs = self.queue.take(most, wait, gather)
         for job in jobs:
             job.previews = self.layout.shown_at(job.partial)
         self._active.update(jobs)
@@ -257,13 +250,13 @@ class Engine(ABC):
         """Run the thread; however it ends, answer all jobs that are left."""
         try:
             self._run()
-            if not self._queue.closed:
+            if not self.queue.closed:
                 raise RuntimeError("The engine has returned.")
         except BaseException as error:  # of any kind: no other thread draws
             logger.critical("The engine has ended.", exc_info=error)
             self.failure = error
-        self._queue.close()
-        for job in [*self._active, *self._queue.drain()]:
+        self.queue.close()
+        for job in [*self._active, *self.queue.drain()]:
             self._refuse(job, Ended())
 
     def _content(self, inputs: Inputs) -> Any:

@@ -46,7 +46,7 @@ class Metrics:
         self.waiting = Gauge("lgpl_waiting_pictures", "Images in the queue.", **own)
 
     def count(self, status: int, begun: float) -> None:
-        """Count a request that began at a time of `time.monotonic`; 499 is one whose client left."""
+        """Count a request that began at a `time.monotonic()`; 499 means that the client left."""
         self.requests.labels(str(status)).inc()
         if status == 200:
             self.seconds.observe(time.monotonic() - begun)
@@ -167,11 +167,11 @@ class Generations:
         sampling, previews = replace(self.defaults, **chosen), body.partial_images or 0
         first = secrets.randbits(32) if body.seed is None else body.seed
         try:
-            self.engine.check_room(body.n)  # before the work of encoding the prompt
+            self.engine.queue.check_room(body.n)  # before the work of encoding the prompt
             encoding = asyncio.to_thread(self.engine.prepare, body.prompt)
             prompt = await asyncio.wait_for(encoding, seconds)
             generation = Generation(prompt, sampling, range(first, first + body.n), previews)
-            self.engine.submit(generation.jobs)
+            self.engine.queue.put(generation.jobs)
         except UserError as error:
             raise APIError(400, f"prompt: {error}", "invalid_value", "prompt") from error
         except asyncio.TimeoutError:
@@ -213,7 +213,8 @@ class Generations:
         """Wait for all images, unless the client leaves before."""
         watch = asyncio.ensure_future(generation.watch(request))
         try:
-            pngs = {i: png async for i, png, _ in self._images(generation)}
+            images = generation.images(self.limits.seconds)
+            pngs = {i: png async for i, png, _ in images}
         finally:
             watch.cancel()
             generation.cancel()
@@ -221,20 +222,17 @@ class Generations:
             ImageObject(b64_json=_base64(pngs[i]), seed=job.seed)
             for i, job in enumerate(generation.jobs)
         ]
+        self.metrics.images.inc(len(data))
         usage = generation.usage(self.engine.layout.codes)
         return ImagesResponse(created=int(time.time()), data=data, size=self.size, usage=usage)
-
-    async def _images(self, generation: Generation) -> AsyncIterator[tuple[int, bytes, bool]]:
-        async for i, png, is_complete in generation.images(self.limits.seconds):
-            self.metrics.images.inc(is_complete)
-            yield i, png, is_complete
 
     async def _stream(self, generation: Generation, begun: float) -> AsyncIterator[str]:
         """Server-sent events of one image."""
         index, status = 0, 499  # unless it comes to an end
         usage = generation.usage(self.engine.layout.codes).model_dump()
         try:
-            async for _, png, is_complete in self._images(generation):
+            async for _, png, is_complete in generation.images(self.limits.seconds):
+                self.metrics.images.inc(is_complete)
                 kind = f"image_generation.{'completed' if is_complete else 'partial_image'}"
                 event = {
                     "type": kind,

@@ -81,7 +81,7 @@ class VLLMEngine(Engine):
         core = self._vllm.engine_core
         multiprocessing.connection.wait(core.resources.engine_manager.sentinels())
         error = RuntimeError("vLLM's process has ended.")
-        self._queue.close(error)  # if the thread waits for a job
+        self.queue.close(error)  # if the thread waits for a job
         core.outputs_queue.put(error)  # if it waits for vLLM
 
     def _admit(self) -> bool:
