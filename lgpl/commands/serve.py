@@ -84,9 +84,9 @@ def main(args: list[str]) -> None:
     from lgpl.serving.api import create_app
     from lgpl.serving.server import run
 
-    limits = _limits(options)
+    limits, name = _limits(options), options.name or Path(options.checkpoint).stem
     engine = _engine(options)
-    app = create_app(engine, options.name or Path(options.checkpoint).stem, sampling, limits)
+    app = create_app(engine, name, sampling, limits)
     run(app, engine, options.host, options.port, options.timeout)
 
 
@@ -97,10 +97,8 @@ def _limits(options: Namespace) -> Limits:
 
     token = os.environ.get("LGPL_TOKEN") if options.token is None else options.token
     token = token and token.strip()  # headers drop surrounding spaces
-    trusted, is_local = (
-        frozenset(map(trusted_host, options.trusted_host)),
-        is_loopback(options.host),
-    )
+    trusted = frozenset(map(trusted_host, options.trusted_host))
+    is_local = is_loopback(options.host)
     if token == "":
         raise UserError("--token must not be empty; leave it and LGPL_TOKEN out for none")
     if options.no_token and token is not None:

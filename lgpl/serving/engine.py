@@ -32,15 +32,10 @@ class Ended(Exception):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an image is conditioned on.
+    """What an image is conditioned on."""
 
-    Attributes:
-        content: the condition's inputs, in the form that the engine needs.
-        positions: of the generator's sequence that the prompt takes.
-    """
-
-    content: Any
-    positions: int
+    content: Any  # the condition's inputs, in the form that the engine needs
+    positions: int  # of the generator's sequence that the prompt takes
 
 
 @dataclass(eq=False)
@@ -65,11 +60,7 @@ class ImageJob:
 
 
 class JobQueue:
-    """A bounded first-in, first-out queue between the server's thread and the engine's.
-
-    Args:
-        capacity: jobs that may wait.
-    """
+    """A bounded first-in, first-out queue between the server's thread and the engine's."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.closed = capacity, False

@@ -53,14 +53,7 @@ class Metrics:
 
 
 class Generation:
-    """The jobs of one request, and what the engine shows of them.
-
-    Args:
-        prompt: of all images.
-        sampling: of all images.
-        seeds: one for each image.
-        previews: of each image, before it is complete.
-    """
+    """The jobs of one request, an image for each seed, and what the engine shows of them."""
 
     def __init__(self, prompt: Prompt, sampling: Sampling, seeds: range, previews: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -71,8 +64,8 @@ class Generation:
         ]
 
     def _show(self, i: int, shown: bytes | BaseException, is_complete: bool) -> None:
-        item = i, shown, is_complete  # from the engine's thread
-        self._loop.call_soon_threadsafe(self._shown.put_nowait, item)
+        # This runs in the engine's thread.
+        self._loop.call_soon_threadsafe(self._shown.put_nowait, (i, shown, is_complete))
 
     async def images(self, seconds: float) -> AsyncIterator[tuple[int, bytes, bool]]:
         """Yield an image's index in the request, its PNG, and whether it is complete.
@@ -129,15 +122,7 @@ class GenerationStream(StreamingResponse):
 
 
 class Generations:
-    """Answers requests for images.
-
-    Args:
-        engine: draws.
-        model: the generator's name in requests.
-        defaults: the sampling of requests that do not set it.
-        limits: of a request.
-        metrics: to fill.
-    """
+    """Answers requests for images; see `create_app` for the arguments."""
 
     def __init__(
         self, engine: Engine, model: str, defaults: Sampling, limits: Limits, metrics: Metrics
@@ -184,37 +169,25 @@ class Generations:
         return generation
 
     def _check(self, body: ImagesRequest) -> None:
-        limits, length = self.limits, len(body.prompt)
-        rules: list[tuple[str, bool, str]] = [
-            (
-                "model",
-                body.model in (None, self.model),
-                f"{self.model}, got {reprlib.repr(body.model)}",
-            ),
-            ("n", body.n <= limits.images, f"<= {limits.images}, got {body.n}"),
-            ("n", body.n == 1 or not body.stream, f"1 for a stream, got {body.n}"),
-            (
-                "size",
-                body.size in (None, "auto", self.size),
-                f"{self.size}, got {reprlib.repr(body.size)}",
-            ),
-            ("prompt", length <= limits.prompt, f"<= {limits.prompt} characters, got {length}"),
-            (
-                "partial_images",
-                bool(body.stream) or not body.partial_images,
-                f"0 without stream: true, got {body.partial_images}",
-            ),
+        images, length = self.limits.images, self.limits.prompt
+        rules: list[tuple[str, Any, str]] = [
+            ("model", body.model in (None, self.model), self.model),
+            ("n", body.n <= images, f"<= {images}"),
+            ("n", body.n == 1 or not body.stream, "1 for a stream"),
+            ("size", body.size in (None, "auto", self.size), self.size),
+            ("prompt", len(body.prompt) <= length, f"at most {length} characters"),
+            ("partial_images", body.stream or not body.partial_images, "0 without stream: true"),
         ]
         for param, holds, accepted in rules:
             if not holds:
-                raise APIError(400, f"{param} must be {accepted}.", "invalid_value", param)
+                reason = f"{param} must be {accepted}, got {reprlib.repr(getattr(body, param))}."
+                raise APIError(400, reason, "invalid_value", param)
 
     async def _respond(self, request: Request, generation: Generation) -> ImagesResponse:
         """Wait for all images, unless the client leaves before."""
         watch = asyncio.ensure_future(generation.watch(request))
         try:
-            images = generation.images(self.limits.seconds)
-            pngs = {i: png async for i, png, _ in images}
+            pngs = {i: png async for i, png, _ in generation.images(self.limits.seconds)}
         finally:
             watch.cancel()
             generation.cancel()

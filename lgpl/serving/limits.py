@@ -16,18 +16,10 @@ ENDED_SECONDS = 5  # that answers may still take after the engine has ended
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for.
+    """What a request may ask for."""
 
-    Attributes:
-        images: images of one request.
-        prompt: characters of a prompt.
-        seconds: until a request is given up.
-        token: bearer token that requests to /v1 need; None needs none.
-        hosts: accepted in the Host header beside this machine's own; None accepts any.
-    """
-
-    images: int = 10
-    prompt: int = 4000
-    seconds: float = 600.0
-    token: str | None = None
-    hosts: frozenset[str] | None = None
+    images: int = 10  # of one request
+    prompt: int = 4000  # characters
+    seconds: float = 600.0  # until a request is given up
+    token: str | None = None  # bearer token that requests to /v1 need; None needs none
+    hosts: frozenset[str] | None = None  # in the Host header, beside loopback; None accepts any

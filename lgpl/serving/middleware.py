@@ -50,13 +50,10 @@ class CheckHost:
     The name of another site's page can resolve to a loopback address (DNS rebinding); to the
     browser, this server is then that site. Only the Host header shows the difference. Starlette's
     own check takes what precedes the first colon for the name, which fails for IPv6 addresses.
-
-    Args:
-        trusted: hosts, as `parse_host` returns them.
     """
 
     def __init__(self, app: ASGIApp, trusted: frozenset[str]) -> None:
-        self.app, self.trusted = app, trusted
+        self.app, self.trusted = app, trusted  # hosts, as `parse_host` returns them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._check(scope) if scope["type"] == "http" else None

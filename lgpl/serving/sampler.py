@@ -24,13 +24,7 @@ class _Abandoned(Exception):
 
 
 class SamplerEngine(Engine):
-    """Draws with lgpl's own sampler.
-
-    Args:
-        module: a generator with its tokenizer, ready to sample.
-        batch_size: images drawn together.
-        capacity: images that may wait.
-    """
+    """Draws with lgpl's own sampler; see `Engine` for the arguments."""
 
     def __init__(self, module: GeneratorModule, batch_size: int = 16, capacity: int = 64) -> None:
         super().__init__(module, module.model.condition, batch_size, capacity)

@@ -106,12 +106,7 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """Ends by itself after its engine, which cannot start again: a supervisor restarts the process.
 
-    Args:
-        app: over the engine.
-        engine: that the app draws with.
-        host: address to listen at.
-        port: 0 takes any free one.
-        seconds: until a request is given up.
+    Port 0 takes any free one; `seconds` is the time until a request is given up.
     """
 
     def __init__(self, app: FastAPI, engine: Engine, host: str, port: int, seconds: float) -> None:

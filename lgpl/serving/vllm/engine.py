@@ -32,8 +32,6 @@ class VLLMEngine(Engine):
         folder: the exported generator.
         tokenizer: checkpoint of its tokenizer; by default the one that the folder names.
         device: of the tokenizer and the text encoder; vLLM chooses its own.
-        batch_size: images drawn together.
-        capacity: images that may wait.
         settings: arguments of `vllm.EngineArgs`.
         trust: packages whose classes the checkpoints may name beside lgpl's own.
 

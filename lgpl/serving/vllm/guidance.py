@@ -17,7 +17,6 @@ from lgpl.generator.guidance import guide
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-
 LARGEST = 2**31  # keeps numbers representable in tensors
 FIELDS = tuple(field.name for field in fields(Sampling) if field.name.startswith("guidance"))
 
