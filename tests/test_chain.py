@@ -169,10 +169,9 @@ def test_codes_of_another_tokenizer_are_refused(
 ) -> None:
     manifest = json.loads(Path(chain.codes, "index.json").read_text())
     made_by = load_module(chain.tokenizer, "tokenizer").fingerprint()
-    assert manifest["made_by"]["tokenizer"] == made_by and manifest["made_by"]["image_size"] == [
-        64,
-        64,
-    ]
+    found = manifest["made_by"]
+    assert found["tokenizer"] == made_by and found["image_size"] == [64, 64]
+    assert found["layout"] == [8, 8, 1] and found["dtype"] == "uint16"
     assert sum(manifest["shards"].values()) == 1852
     other = torch.load(chain.tokenizer, weights_only=True)
     other["state_dict"]["autoencoder.quant_conv.weight"][0] += 1e-3

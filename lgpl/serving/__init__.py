@@ -1,1 +1,1 @@
-"""Pictures for many: a plugin for vLLM, and an HTTP server."""
+"""Images over HTTP, a web page, and a plugin for vLLM."""

@@ -1,4 +1,4 @@
-"""The OpenAI images API over an engine: its routes."""
+"""The routes of the OpenAI images API over an engine."""
 
 from __future__ import annotations
 
@@ -9,127 +9,99 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lgpl.generator import Sampling
 from lgpl.serving.engine import Engine
-from lgpl.serving.errors import RESPONSES, APIError, Error, add_handlers, engine_ended
-from lgpl.serving.generations import Generations
-from lgpl.serving.hosts import CheckHost
-from lgpl.serving.limits import LimitBody, Limits
-from lgpl.serving.metrics import Metrics
+from lgpl.serving.errors import HANDLERS, RESPONSES, APIError, Error, engine_ended
+from lgpl.serving.generations import Generations, Metrics
+from lgpl.serving.limits import Limits
+from lgpl.serving.middleware import CheckHost, LimitBody
 from lgpl.serving.page import HEADERS, page
 from lgpl.serving.schema import ImagesRequest, ImagesResponse
 
 
 def create_app(
-    engine: Engine,
-    model: str,
-    defaults: Sampling = Sampling(),
-    limits: Limits = Limits(),
-    metrics: Metrics | None = None,
+    engine: Engine, model: str, defaults: Sampling = Sampling(), limits: Limits = Limits()
 ) -> FastAPI:
-    """The server over an engine, which it closes when it ends.
+    """Build the server of an engine, which it closes when it ends.
 
     Args:
         engine: draws.
-        model: name of the generator in requests and answers.
-        defaults: how codes are drawn where a request does not say it.
+        model: the generator's name in requests and answers.
+        defaults: the sampling of requests that do not set it.
         limits: of a request.
-        metrics: to fill; its own by default.
     """
-    metrics = metrics or Metrics()
+    metrics, created = Metrics(), int(time.time())
     metrics.waiting.set_function(lambda: engine.waiting)
+    engine.on_batch = metrics.batch.observe
+    generations = Generations(engine, model, defaults, limits, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(engine.close)
 
-    # No /docs and no /redoc: their scripts come from elsewhere, which the page's policy forbids.
-    app = FastAPI(title="lgpl", lifespan=lifespan, openapi_url=None)
+    # Without openapi_url there are no /docs and /redoc: they load scripts from other sites, which
+    # the page's policy forbids.
+    app = FastAPI(title="lgpl", lifespan=lifespan, openapi_url=None, exception_handlers=HANDLERS)
+    app.state.metrics = metrics
     app.add_middleware(LimitBody)
     if limits.hosts is not None:
         app.add_middleware(CheckHost, limits.hosts)
-    add_handlers(app, metrics)
-    guard = Depends(_bearer(limits.token))
-    app.include_router(_v1(Generations(engine, model, defaults, limits, metrics), guard))
-    app.include_router(_described(app, guard))
-    app.include_router(_watched(engine, metrics))
-    app.include_router(page(engine, model, defaults, limits))
-    return app
+    app.router.routes.extend(page(engine, model, defaults, limits))
+    guard = Depends(_require(limits.token))
 
-
-def _v1(generations: Generations, guard: Any) -> APIRouter:
-    """OpenAI's routes, behind the token."""
-    model, created = generations.model, int(time.time())
-    router = APIRouter(prefix="/v1", dependencies=[guard])
-
-    @router.post(
-        "/images/generations",
+    @app.post(
+        "/v1/images/generations",
         response_model=ImagesResponse,
-        dependencies=[Depends(_is_json)],
+        dependencies=[guard, Depends(_require_json)],
         responses={200: {"content": {"text/event-stream": {}}}, **RESPONSES},
     )
     async def images(request: Request, body: ImagesRequest) -> Any:
         return await generations.answer(request, body)
 
-    @router.get("/models", responses={401: {"model": Error}})
+    @app.get("/v1/models", dependencies=[guard], responses={401: {"model": Error}})
     async def models() -> dict[str, Any]:
         entry = {"id": model, "object": "model", "created": created, "owned_by": "lgpl"}
         return {"object": "list", "data": [entry]}
 
-    return router
-
-
-def _described(app: FastAPI, guard: Any) -> APIRouter:
-    """The API's own description, behind the token."""
-    router = APIRouter(include_in_schema=False, dependencies=[guard])
-
-    @router.get("/openapi.json")
+    @app.get("/openapi.json", dependencies=[guard], include_in_schema=False)
     async def schema() -> Response:
         return JSONResponse(app.openapi(), headers=HEADERS)
 
-    return router
-
-
-def _watched(engine: Engine, metrics: Metrics) -> APIRouter:
-    """What a load balancer and Prometheus ask."""
-    router = APIRouter()
-
-    @router.get("/health", responses={503: {"model": Error}})
+    @app.get("/health", responses={503: {"model": Error}})
     async def health() -> dict[str, Any]:
         if not engine.alive:
             raise engine_ended()
         return {"status": "ok", "waiting": engine.waiting}
 
-    @router.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    return router
+    return app
 
 
-async def _is_json(request: Request) -> None:
-    """Refuses a body that a browser would send for a page of another site without asking here."""
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    if kind.strip().lower() != "application/json":
-        said = "The Content-Type of the body must be application/json."
-        raise APIError(415, said, None, "unsupported_media_type")
+async def _require_json(request: Request) -> None:
+    """Refuse the content types that a browser sends for another site's page without a preflight."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise APIError(415, f"Content-Type must be application/json, got {kind!r}.")
 
 
-def _bearer(token: str | None) -> Any:
-    """Refuses a request that does not bear the token."""
+def _require(token: str | None) -> Any:
+    """A dependency that refuses requests without the bearer token."""
 
-    async def authorized(request: Request) -> None:
+    async def check(request: Request) -> None:
         if token is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # Headers are read as Latin-1; what was sent for a token are its bytes.
-        is_right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
-        if scheme.lower() != "bearer" or not is_right:
-            raise APIError(401, "The bearer token is missing or wrong.", None, "invalid_api_key")
+        # Starlette decodes headers as Latin-1; a client sends the bytes of UTF-8.
+        is_equal = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+        if scheme.lower() != "bearer" or not is_equal:
+            raise APIError(401, "The bearer token is missing or wrong.", "invalid_api_key")
 
-    return authorized
+    return check

@@ -1,7 +1,8 @@
-"""What every engine has in common, and the queue that its pictures wait in."""
+"""What all engines share: the queue of images to draw, the threads, and PNG encoding."""
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -14,43 +15,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lgpl.data.transforms import to_image
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.conditions import Condition, Inputs
-from lgpl.serving.painter import Painter
 
 logger = logging.getLogger(__name__)
 
 
 class Full(Exception):
-    """The queue has no place for these pictures."""
+    """The queue has no room for these images."""
 
 
 class Ended(Exception):
-    """The engine takes no pictures any more: it is closed, or has failed for good."""
+    """The engine accepts no images any more: it is closed or has failed for good."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a picture is drawn from.
+    """What an image is conditioned on."""
 
-    Attributes:
-        content: a class or a text, in the form that the engine wants.
-        positions: of the generator's sequence that it takes.
-    """
-
-    content: Any
-    positions: int
+    content: Any  # the condition's inputs, in the form that the engine needs
+    positions: int  # of the generator's sequence that the prompt takes
 
 
 @dataclass(eq=False)
-class Picture:
-    """One picture to draw.
+class ImageJob:
+    """One image to draw.
 
     Attributes:
-        partial: how often it is shown before it is whole.
-        show: called with PNG bytes and whether the picture is whole, or with what went wrong; in
-            a thread of the engine.
-        cancelled: set by whoever does not want it any more.
+        partial: number of previews to show before the image is complete.
+        show: called in a thread of the engine with a PNG and whether the image is complete, or
+            with an error and True.
+        cancelled: set by the client's side when the image is not needed any more.
+        previews: numbers of drawn places at which a preview is still to be shown.
     """
 
     prompt: Prompt
@@ -59,227 +56,213 @@ class Picture:
     partial: int
     show: Callable[[bytes | BaseException, bool], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
+    previews: list[int] = field(default_factory=list)
 
 
-class PictureQueue:
-    """Pictures that wait, first in, first out; between the server's thread and the engine's.
-
-    Args:
-        capacity: pictures that may wait.
-    """
+class JobQueue:
+    """A bounded first-in, first-out queue between the server's thread and the engine's."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._pictures: deque[Picture] = deque()
+        self.capacity, self.closed = capacity, False
+        self._jobs: deque[ImageJob] = deque()
         self._changed = threading.Condition()
-        self._closed = False
         self._error: BaseException | None = None
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._jobs)
 
-    def put(self, pictures: Sequence[Picture]) -> None:
-        """All or none; `Full` or `Ended` where that cannot be."""
+    def check_room(self, jobs: int) -> None:
+        """Raise `Full` or `Ended` where so many more jobs cannot be put."""
         with self._changed:
-            if self._closed:
+            if self.closed:
                 raise Ended
-            self._forget_cancelled()
-            if len(self._pictures) + len(pictures) > self.capacity:
+            self._drop_cancelled()
+            if len(self._jobs) + jobs > self.capacity:
                 raise Full
-            self._pictures.extend(pictures)
+
+    def put(self, jobs: Sequence[ImageJob]) -> None:
+        """Append all jobs or none; raise `Full` or `Ended` where that is not possible."""
+        with self._changed:
+            self.check_room(len(jobs))
+            self._jobs.extend(jobs)
             self._changed.notify()
 
-    def has_room(self, pictures: int) -> bool:
-        """Whether so many more could be put; `Ended` where none can any more."""
-        with self._changed:
-            if self._closed:
-                raise Ended
-            self._forget_cancelled()
-            return len(self._pictures) + pictures <= self.capacity
-
-    def take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[Picture]:
-        """The oldest pictures; none only where the queue is closed and empty, or not to wait.
+    def take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[ImageJob]:
+        """Remove the oldest jobs; none only where the queue is closed and empty, or without `wait`.
 
         Args:
-            most: pictures at the most.
-            wait: for a picture where there is none.
-            gather: seconds to wait for others beside it.
+            most: maximum number of jobs.
+            wait: until there is a job.
+            gather: seconds to wait for further jobs after that.
 
         Raises:
-            BaseException: what the queue was closed with.
+            BaseException: the error that the queue was closed with.
         """
         with self._changed:
             while True:
-                self._forget_cancelled()
-                if gather and self._pictures:
+                self._drop_cancelled()
+                if gather and self._jobs:
                     self._changed.wait_for(
-                        lambda: self._closed or len(self._pictures) >= most, timeout=gather
+                        lambda: self.closed or len(self._jobs) >= most, timeout=gather
                     )
-                    self._forget_cancelled()
+                    self._drop_cancelled()
                 if self._error is not None:
                     raise self._error
-                if self._pictures or self._closed or not wait:
-                    return [self._pictures.popleft() for _ in range(min(most, len(self)))]
+                if self._jobs or self.closed or not wait:
+                    return [self._jobs.popleft() for _ in range(min(most, len(self)))]
                 self._changed.wait()
 
-    def drain(self) -> list[Picture]:
-        """All that wait, also where the queue was closed with an error."""
+    def drain(self) -> list[ImageJob]:
+        """Remove all jobs, also where the queue was closed with an error."""
         with self._changed:
-            pictures = list(self._pictures)
-            self._pictures.clear()
-            return pictures
-
-    @property
-    def closed(self) -> bool:
-        """Whether it takes no more."""
-        return self._closed
+            jobs = list(self._jobs)
+            self._jobs.clear()
+            return jobs
 
     def close(self, error: BaseException | None = None) -> None:
-        """Take no more; what waits can still be taken, unless there is an error to raise there."""
+        """Accept no more jobs; `take` raises the error, or without one returns what waits."""
         with self._changed:
-            self._closed, self._error = True, self._error or error
+            self.closed, self._error = True, self._error or error
             self._changed.notify()
 
-    def _forget_cancelled(self) -> None:
-        self._pictures = deque(p for p in self._pictures if not p.cancelled.is_set())
+    def _drop_cancelled(self) -> None:
+        self._jobs = deque(job for job in self._jobs if not job.cancelled.is_set())
 
 
 class Engine(ABC):
-    """Whatever draws for the server, in a thread of its own, what waits in a queue; one more thread
-    paints what is drawn.
+    """Draws the jobs of a queue in a thread of its own; one more thread encodes images as PNG.
 
-    Nothing that a picture, its client or the metrics do ends the thread. Where it ends all the
-    same before it is closed, `failure` says why, and every picture is answered with `Ended`.
+    No job, client or metric can end the thread. If it ends before `close` all the same, `failure`
+    holds the cause, and every job is answered with `Ended`.
 
     Args:
         module: a generator with its tokenizer, ready to decode.
-        condition: of that generator, with its weights; understands prompts.
-        batch_size: pictures drawn together.
-        capacity: pictures that may wait.
-        on_batch: called with the number of pictures of every batch.
+        condition: of that generator, with its weights; parses prompts.
+        batch_size: images drawn together.
+        capacity: images that may wait.
+
+    Attributes:
+        queue: where clients put their jobs.
+        on_batch: called with the number of images of every batch.
 
     Raises:
         UserError: what prompts need, such as a text encoder, cannot be used.
     """
 
     def __init__(
-        self,
-        module: GeneratorModule,
-        condition: Condition,
-        batch_size: int,
-        capacity: int,
-        on_batch: Callable[[int], None],
+        self, module: GeneratorModule, condition: Condition, batch_size: int, capacity: int
     ) -> None:
-        self.module, self.batch_size, self.on_batch = module, batch_size, on_batch
-        self.codes = module.model.layout.codes
-        self._painter = Painter(module)
-        self.height, self.width = self._painter.height, self._painter.width
-        self.condition = condition
-        condition.load()  # or tell what is missing
+        self.module, self.condition, self.batch_size = module, condition, batch_size
+        self.layout = module.model.layout
+        self.height, self.width = module.image_size
+        self.on_batch: Callable[[int], None] = lambda images: None
+        condition.load()
         self._encoding = threading.Lock()
-        self._queue = PictureQueue(capacity)
-        self._painting = ThreadPoolExecutor(1, "lgpl-painter")  # one: in the order of the steps
+        self.queue = JobQueue(capacity)
+        self._renderer = ThreadPoolExecutor(1, "lgpl-renderer")  # one thread keeps the order
         self.failure: BaseException | None = None
-        self._drawing: set[Picture] = set()  # taken from the queue, neither drawn nor refused
+        self._active: set[ImageJob] = set()  # taken from the queue, neither drawn nor refused
         self._thread = threading.Thread(target=self._work, name="lgpl-engine", daemon=True)
 
     @property
     def waiting(self) -> int:
-        """Pictures in the queue."""
-        return len(self._queue)
+        """Number of images in the queue."""
+        return len(self.queue)
 
     @property
     def alive(self) -> bool:
-        """Whether it draws; False once it is closed or has failed for good."""
+        """Whether it draws; False after it was closed or has failed for good."""
         return self._thread.is_alive() and self.failure is None
 
     def prepare(self, prompt: str) -> Prompt:
-        """What a prompt says; a UserError where it says nothing that can be drawn."""
+        """Parse a prompt; raise a UserError where it cannot be drawn."""
         with self._encoding, torch.no_grad():
             inputs = self.condition.parse(prompt)
         return Prompt(self._content(inputs), self.condition.positions(inputs))
 
-    def has_room(self, pictures: int) -> bool:
-        """Whether so many more could be submitted; `Ended` where none can any more."""
-        return self._queue.has_room(pictures)
-
-    def submit(self, pictures: Sequence[Picture]) -> None:
-        """Put pictures into the queue, all or none; `Full` or `Ended` where that cannot be."""
-        self._queue.put(pictures)
-
     def close(self) -> None:
-        """Finish what was submitted and end."""
-        self._queue.close()
+        """Finish all submitted jobs and end."""
+        self.queue.close()
         self._thread.join()
-        self._painting.shutdown()
+        self._renderer.shutdown()
 
-    def paint(self, picture: Picture, codes: Tensor, drawn: Tensor | None = None) -> None:
-        """Have codes [*layout.shape] of a picture shown, by the thread that paints.
+    def png(self, codes: Tensor, drawn: Tensor | None = None) -> bytes:
+        """Decode codes [*layout.shape] alone, as `lgpl sample` does, and encode the image.
 
         Args:
-            drawn: [rows, columns], the places that are drawn; None where the picture is whole.
+            drawn: [rows, columns], the places that are drawn; None for all.
         """
+        image = self.module.decode(codes[None], None if drawn is None else drawn[None])[0]
+        buffer = io.BytesIO()
+        to_image(image).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _render(self, job: ImageJob, codes: Tensor, drawn: Tensor | None = None) -> None:
+        """Have the renderer's thread show a job's codes; without `drawn` the job is complete."""
+
+        def render() -> None:
+            if job.cancelled.is_set():
+                return
+            try:
+                png = self.png(codes, drawn)
+            except BaseException as error:  # fails one image; the thread goes on
+                _show(job, error, True)
+            else:
+                _show(job, png, drawn is None)
+
         try:
-            self._painting.submit(self._paint, picture, codes, drawn)
-        except RuntimeError as error:  # there is no thread to be had
-            self._refuse(picture, error)
+            self._renderer.submit(render)
+        except RuntimeError as error:  # no thread can be started
+            self._refuse(job, error)
         if drawn is None:
-            self._drawing.discard(picture)
+            self._active.discard(job)
 
-    def _paint(self, picture: Picture, codes: Tensor, drawn: Tensor | None) -> None:
-        if picture.cancelled.is_set():
-            return
-        whole = drawn is None
-        try:
-            shown: bytes | BaseException = self._painter.png(codes, drawn)
-        except BaseException as error:  # one picture fails, the thread goes on
-            shown, whole = error, True
-        _show(picture, shown, whole)
+    def _take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[ImageJob]:
+        """Take jobs from the queue (see `JobQueue.take`) to draw them now."""
+        jobs = self.queue.take(most, wait, gather)
+        for job in jobs:
+            job.previews = self.layout.shown_at(job.partial)
+        self._active.update(jobs)
+        return jobs
 
-    def _take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[Picture]:
-        """`PictureQueue.take`, of what is to be drawn now."""
-        pictures = self._queue.take(most, wait, gather)
-        self._drawing.update(pictures)
-        return pictures
+    def _refuse(self, job: ImageJob, error: BaseException) -> None:
+        """Answer a job with an error."""
+        self._active.discard(job)
+        _show(job, error, True)
 
-    def _refuse(self, picture: Picture, error: BaseException) -> None:
-        """Answer a picture with what went wrong."""
-        self._drawing.discard(picture)
-        _show(picture, error, True)
-
-    def _count(self, pictures: int) -> None:
+    def _count(self, images: int) -> None:
         """Report a batch."""
         try:
-            self.on_batch(pictures)
-        except Exception:  # what counts is not what draws
-            logger.exception("A batch of %d could not be counted.", pictures)
+            self.on_batch(images)
+        except Exception:  # a failing metric must not end the engine
+            logger.exception("A batch of %d could not be counted.", images)
 
     def _work(self) -> None:
-        """The thread: it draws, and however it ends, nobody waits for it in vain."""
+        """Run the thread; however it ends, answer all jobs that are left."""
         try:
             self._run()
-            if not self._queue.closed:
+            if not self.queue.closed:
                 raise RuntimeError("The engine has returned.")
-        except BaseException as error:  # of any kind: there is no other thread that draws
+        except BaseException as error:  # of any kind: no other thread draws
             logger.critical("The engine has ended.", exc_info=error)
             self.failure = error
-        self._queue.close()
-        for picture in [*self._drawing, *self._queue.drain()]:
-            self._refuse(picture, Ended())
+        self.queue.close()
+        for job in [*self._active, *self.queue.drain()]:
+            self._refuse(job, Ended())
 
     def _content(self, inputs: Inputs) -> Any:
-        """The inputs of a prompt in the form that the engine wants."""
+        """Convert a prompt's inputs to the form that the engine needs."""
         return inputs
 
     @abstractmethod
     def _run(self) -> None:
-        """Draw until the queue is closed and empty, in the thread, which the subclass starts."""
+        """Draw until the queue is closed and empty; the subclass starts the thread."""
 
 
-def _show(picture: Picture, shown: bytes | BaseException, whole: bool) -> None:
-    """Give a picture, or what went wrong, to whoever waits for it."""
+def _show(job: ImageJob, shown: bytes | BaseException, is_complete: bool) -> None:
+    """Hand a PNG or an error to the client's side."""
     try:
-        picture.show(shown, whole)
-    except Exception:  # as where the client's event loop is closed
-        picture.cancelled.set()
-        logger.warning("Nobody could be given a picture.", exc_info=True)
+        job.show(shown, is_complete)
+    except Exception:  # such as a closed event loop of the client's
+        job.cancelled.set()
+        logger.warning("An image could not be handed over.", exc_info=True)

@@ -1,17 +1,17 @@
-"""Errors in OpenAI's form, `{"error": {message, type, param, code}}`, whatever happens."""
+"""Errors in OpenAI's format: `{"error": {message, type, param, code}}`."""
 
 from __future__ import annotations
 
 import json
+import reprlib
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-
-from lgpl.serving.metrics import Metrics
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
@@ -25,69 +25,78 @@ class ErrorDetail(BaseModel):
 
 
 class Error(BaseModel):
-    """OpenAI's form of an error."""
+    """OpenAI's format of an error."""
 
     error: ErrorDetail
 
 
-# Of a request for pictures, for the API's own description.
+# The errors of a request for images, for the OpenAPI description.
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error} for status in (400, 401, 408, 413, 415, 421, 429, 500, 503, 504)
 }
 
 
-class APIError(Exception):
-    """Ends a request with OpenAI's form of an error."""
+class APIError(HTTPException):
+    """Ends a request with an error in OpenAI's format.
 
-    def __init__(self, status: int, message: str, param: str | None, code: str) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+    Args:
+        code: of the error; the phrase of the status by default, such as `bad_request`.
+        param: the field that is wrong.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers or HEADERS.get(status))
+        self.code = code or HTTPStatus(status).phrase.lower().replace(" ", "_")
+        self.param = param
 
     @property
-    def body(self) -> dict[str, Any]:
-        of_client = "invalid_request_error" if self.status < 500 else "server_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": TYPES.get(self.status, of_client),
-                "param": self.param,
-                "code": self.code,
-            }
+    def json(self) -> str:
+        default = "invalid_request_error" if self.status_code < 500 else "server_error"
+        detail = {
+            "message": self.detail,
+            "type": TYPES.get(self.status_code, default),
+            "param": self.param,
+            "code": self.code,
         }
+        return json.dumps({"error": detail})  # ASCII: a field's name may hold half a surrogate pair
 
     def response(self) -> Response:
-        # ASCII: a name of a field may hold what UTF-8 does not.
-        content = json.dumps(self.body)
-        return Response(content, self.status, HEADERS.get(self.status), "application/json")
+        return Response(self.json, self.status_code, self.headers, "application/json")
 
 
 def engine_ended() -> APIError:
-    return APIError(503, "No pictures are drawn any more.", None, "engine_ended")
+    return APIError(503, "The engine has ended; no more images are drawn.", "engine_ended")
 
 
-def add_handlers(app: FastAPI, metrics: Metrics) -> None:
-    """Give every error of the app this form."""
+async def _http_error(_: Request, error: HTTPException) -> Response:
+    if not isinstance(error, APIError):
+        error = APIError(error.status_code, f"{error.detail}", headers=error.headers)
+    return error.response()
 
-    @app.exception_handler(APIError)
-    async def refused(_: Request, error: APIError) -> Response:
-        return error.response()
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:]) if first["loc"] else ""
-        known = first["type"] != "json_invalid" and field != ""
-        metrics.requests.labels("400").inc()
-        said = f"{field}: {first['msg']}." if known else f"The body is wrong: {first['msg']}."
-        return APIError(400, said, field if known else None, first["type"]).response()
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    request.app.state.metrics.requests.labels("400").inc()
+    first = error.errors()[0]
+    field, reason = ".".join(map(str, first["loc"][1:])), first["msg"]
+    if first["type"] == "json_invalid" or not field:
+        return APIError(400, f"The body is not valid: {reason}.", first["type"]).response()
+    got = "" if first["type"] == "missing" else f", got {reprlib.repr(first['input'])}"
+    return APIError(400, f"{field}: {reason}{got}.", first["type"], field).response()
 
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> Response:
-        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-        answer = APIError(error.status_code, f"{error.detail}", None, code).response()
-        answer.headers.update(error.headers or {})
-        return answer
 
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:
-        return APIError(500, "The server made a mistake.", None, "server_error").response()
+async def _failed(_: Request, error: Exception) -> Response:
+    return APIError(500, "The server has failed.", "server_error").response()
+
+
+HANDLERS: dict[Any, Any] = {
+    HTTPException: _http_error,
+    RequestValidationError: _invalid,
+    Exception: _failed,
+}

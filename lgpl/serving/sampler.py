@@ -1,46 +1,33 @@
-"""lgpl's own sampler as an engine: pictures of different requests are drawn together.
+"""lgpl's own sampler as an engine.
 
-A picture depends on its seed and not on its neighbours, so it is the one that `lgpl sample` makes.
-Batches are static: what waits when one is done, up to the batch size, is the next; it is painted
-while the one after is drawn.
+An image depends on its seed and not on the rest of its batch, so it equals that of `lgpl sample`.
+Batches are static: when one is drawn, what waits becomes the next, up to the batch size; a batch
+is rendered while the next is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from lgpl.generator import GeneratorModule
 from lgpl.inference.drawing import Drawer, passed
 from lgpl.inference.request import Request
-from lgpl.serving.engine import Engine, Picture
+from lgpl.serving.engine import Engine, ImageJob
 
-GATHER = 0.01  # seconds in which pictures that are asked for together come together
+GATHER = 0.01  # seconds to wait for further images of the same moment
 
 
 class _Abandoned(Exception):
-    """Nobody waits for any picture of the batch any more."""
+    """All images of the batch are cancelled."""
 
 
 class SamplerEngine(Engine):
-    """Draws with lgpl's own sampler, in a thread of its own.
+    """Draws with lgpl's own sampler; see `Engine` for the arguments."""
 
-    Args:
-        module: a generator with its tokenizer, ready to sample.
-        batch_size: pictures drawn together.
-        capacity: pictures that may wait.
-        on_batch: called with the number of pictures of every batch.
-    """
-
-    def __init__(
-        self,
-        module: GeneratorModule,
-        batch_size: int = 16,
-        capacity: int = 64,
-        on_batch: Callable[[int], None] = lambda pictures: None,
-    ) -> None:
-        super().__init__(module, module.model.condition, batch_size, capacity, on_batch)
+    def __init__(self, module: GeneratorModule, batch_size: int = 16, capacity: int = 64) -> None:
+        super().__init__(module, module.model.condition, batch_size, capacity)
         self._drawer = Drawer(module, batch_size)
         self._thread.start()
 
@@ -48,34 +35,31 @@ class SamplerEngine(Engine):
         while batch := self._take(self.batch_size, gather=GATHER):
             self._count(len(batch))
             self._draw(batch)
-            self.batch_size = self._drawer.batch_size  # smaller where the memory was full
-            self._drawing.clear()  # of what was abandoned
+            self.batch_size = self._drawer.batch_size  # smaller after an out-of-memory error
+            self._active.clear()  # an abandoned batch leaves its jobs
 
-    def _draw(self, batch: list[Picture]) -> None:
+    def _draw(self, batch: list[ImageJob]) -> None:
         requests = [
-            Request(i, "", picture.sampling, picture.seed, inputs=picture.prompt.content)
-            for i, picture in enumerate(batch)
+            Request(i, "", job.sampling, job.seed, inputs=job.prompt.content)
+            for i, job in enumerate(batch)
         ]
-        layout = self.module.model.layout
-        shown = [layout.shown_at(picture.partial) for picture in batch]
 
         def watch(drawing: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:
-            if all(picture.cancelled.is_set() for picture in batch if picture in self._drawing):
+            if all(job.cancelled.is_set() for job in batch if job in self._active):
                 raise _Abandoned
-            places = layout.places_of(drawn)
-            for request, own, its in zip(drawing, codes, places, strict=True):
-                picture, count = batch[request.number], int(its.sum())
-                due = count < layout.places and passed(shown[request.number], count)
-                if due and not picture.cancelled.is_set():
-                    self.paint(picture, layout.unflatten(own[None].clone())[0], its)
+            places = self.layout.places_of(drawn)
+            for request, own, mask in zip(drawing, codes, places, strict=True):
+                job, count = batch[request.number], int(mask.sum())
+                due = count < self.layout.places and passed(job.previews, count)
+                if due and not job.cancelled.is_set():
+                    self._render(job, self.layout.unflatten(own[None].clone())[0], mask)
 
         try:
             for drawn, codes in self._drawer.batches(requests, watch):
                 for request, own in zip(drawn, codes, strict=True):
-                    self.paint(batch[request.number], own)
+                    self._render(batch[request.number], own)
         except _Abandoned:
             return
-        except Exception as error:  # one batch fails, the server goes on
-            for picture in batch:
-                if picture in self._drawing:
-                    self._refuse(picture, error)
+        except Exception as error:  # fails one batch; the engine goes on
+            for job in self._active & {*batch}:
+                self._refuse(job, error)

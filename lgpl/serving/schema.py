@@ -1,4 +1,4 @@
-"""What goes over the wire: OpenAI's requests and answers, and lgpl's own fields."""
+"""The bodies of requests and answers: OpenAI's fields and lgpl's own."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lgpl.generator.sampling import Sampling
 
 
 def _sampling() -> dict[str, Any]:
-    """The fields of `Sampling` with their bounds; None takes the server's default."""
+    """Convert the fields of `Sampling`; None stands for the server's default."""
     kinds = get_type_hints(Sampling)
     docs = docstring_parser.parse(str(Sampling.__doc__)).params
-    said = {part.arg_name: " ".join(str(part.description).split()) for part in docs}
+    descriptions = {part.arg_name: " ".join(str(part.description).split()) for part in docs}
     made = {}
     for field in fields(Sampling):
-        options: dict[str, Any] = {"description": said[field.name]}
-        if field.metadata:  # a number, beyond whose largest nothing can be meant
+        options: dict[str, Any] = {"description": descriptions[field.name]}
+        if field.metadata:  # a number; larger ones make no sense
             largest = 100 if kinds[field.name] is float else 2**31
             options |= {"le": largest, "strict": True, **field.metadata}
         made[field.name] = (kinds[field.name] | None, Field(None, **options))
@@ -43,9 +43,11 @@ class ImagesRequest(_Sampling):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    prompt: StrictStr = Field(min_length=1, description="What to show; of a class model the class.")
+    prompt: StrictStr = Field(
+        min_length=1, description="What to show; the class for a class model."
+    )
     model: StrictStr | None = None
-    n: StrictInt = Field(1, ge=1, description="Number of pictures.")
+    n: StrictInt = Field(1, ge=1, description="Number of images.")
     size: StrictStr | None = Field(None, description="`auto`, or the model's own, as 256x256.")
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
@@ -57,10 +59,10 @@ class ImagesRequest(_Sampling):
         None,
         ge=0,
         le=64,
-        description="Pictures shown before the whole one, of a stream: one a row of codes at most.",
+        description="Previews in a stream: at most one a row of codes.",
     )
     seed: StrictInt | None = Field(
-        None, ge=0, lt=2**63, description="Picture i is drawn from seed + i; random by default."
+        None, ge=0, lt=2**63, description="Image i is drawn from seed + i; random by default."
     )
 
     @field_validator("prompt")
@@ -69,7 +71,7 @@ class ImagesRequest(_Sampling):
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise ValueError("holds half of a surrogate pair, which is no text") from error
+            raise ValueError("must be text, and holds half of a surrogate pair") from error
         return prompt
 
 
@@ -79,7 +81,7 @@ class ImageObject(BaseModel):
 
 
 class Usage(BaseModel):
-    """In positions of the generator's sequence."""
+    """Counts positions of the generator's sequence."""
 
     input_tokens: int
     output_tokens: int

@@ -1,29 +1,112 @@
-"""The process of a server: uvicorn, which ends with the engine."""
+"""The process of a server: uvicorn with limits for slow clients, which ends with the engine."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import resource
+import socket
 import sys
+from http import HTTPStatus
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lgpl.serving import limits
-from lgpl.serving.connection import Connection
 from lgpl.serving.engine import Engine
+from lgpl.serving.errors import APIError
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection over h11, which by itself waits for its client without limit.
+
+    It closes where there are too many connections, and where the client owes the rest of a request
+    for too long. `LimitBody` limits the time of a body that the app reads; nothing limits how long
+    a client may wait for its answer.
+    """
+
+    _owed: str | None = None
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > limits.CONNECTIONS:
+            self.logger.warning("A connection is refused: %d are open.", limits.CONNECTIONS)
+            transport.close()
+            return
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: closes where the client reads nothing
+            milliseconds = int(limits.READ_SECONDS * 1000)
+            connected = transport.get_extra_info("socket")
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._set_deadline()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        """Start or stop the client's time where what it owes has changed: single bytes do not
+        move the deadline."""
+        owed = None
+        if self.conn.their_state is h11.IDLE:
+            owed = "headers"
+        elif self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
+            owed = "body"  # that nobody reads; if closed at once, the answer might be lost
+        if owed == self._owed:
+            return
+        self._owed = owed
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if owed is not None:
+            seconds = limits.HEADER_SECONDS if owed == "headers" else limits.IDLE_SECONDS
+            self._deadline = self.loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        has_begun = self._owed == "headers" and self.conn.trailing_data[0]
+        if has_begun and not self.transport.is_closing():
+            reason = f"The headers must arrive within {limits.HEADER_SECONDS:g} seconds."
+            self._refuse(APIError(408, reason))
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP in the API's format, too."""
+        self._refuse(APIError(400, msg))
+
+    def _refuse(self, error: APIError) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
+            body = error.json.encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            status = HTTPStatus(error.status_code)
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=status.phrase),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
-    """Ends by itself where the engine has ended: a supervisor can start it anew, it cannot.
+    """Ends by itself after its engine, which cannot start again: a supervisor restarts the process.
 
-    Args:
-        app: over the engine.
-        engine: that the app draws with.
-        host: address to listen at.
-        port: 0 takes any free one.
-        seconds: until a request is given up.
+    Port 0 takes any free one; `seconds` is the time until a request is given up.
     """
 
     def __init__(self, app: FastAPI, engine: Engine, host: str, port: int, seconds: float) -> None:
@@ -37,7 +120,7 @@ class Server(uvicorn.Server):
             ws="none",
             backlog=limits.BACKLOG,
             timeout_keep_alive=limits.IDLE_SECONDS,
-            # A client that does not read its answer keeps the server from ending no longer.
+            # A client that does not read its answer delays the end by no more than this.
             timeout_graceful_shutdown=math.ceil(seconds),
         )
         super().__init__(config)
@@ -53,23 +136,17 @@ def run(app: FastAPI, engine: Engine, host: str, port: int, seconds: float) -> N
     """Serve until a signal ends it.
 
     Raises:
-        SystemExit: the engine has ended; of status 1, and with the cause.
+        SystemExit: the engine has failed; with status 1 and the cause.
     """
-    _allow_files()
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C, after all is finished
-        Server(app, engine, host, port, seconds).run()
-    if engine.failure is not None:
-        sys.exit(f"lgpl: error: the engine has ended: {engine.failure!r}")
-
-
-def _allow_files() -> None:
-    """Let the process open as many files as there may be connections, where it may say so itself.
-
-    It often starts with 1024. A connection too many needs one, too, until some steps of the event
-    loop later it is closed, and each step accepts as many as the backlog has.
-    """
+    # The process needs a file for each connection and often starts with 1024. A connection beyond
+    # the limit also needs one until it is closed, some steps of the event loop later; each step
+    # accepts as many as the backlog holds.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.CONNECTIONS + 5 * limits.BACKLOG
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C, after everything has finished
+        Server(app, engine, host, port, seconds).run()
+    if engine.failure is not None:
+        sys.exit(f"lgpl: error: the engine has ended: {engine.failure!r}")

@@ -43,19 +43,19 @@ def opened(
     context = browser.new_context(**{"reduced_motion": "reduce", **options})
     page = context.new_page()
     complaints: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
         "console",
         lambda message: complaints.append(message.text) if message.type == "error" else None,
     )
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(url)
     page.locator("#model:not(:empty)").wait_for()
     page.evaluate("token => { document.forms[0].elements.token.value = token }", token)
     try:
         yield page
-        assert all(other.startswith((url, "data:")) for other in asked), asked
+        assert all(other.startswith((url, "data:")) for other in requested), requested
         assert refused or not complaints, complaints
     finally:
         context.close()

@@ -31,12 +31,12 @@ def asked_of_text(i: int) -> tuple[str, int]:
 
 @dataclass
 class Seen:
-    """What came of a number of requests.
+    """The results of a number of requests.
 
     Attributes:
-        pngs: picture of each request.
+        pngs: image of each request.
         seconds: of each request, its retries included.
-        refused: answers of a full queue, each of which was asked again.
+        refused: answers 429 of a full queue, each of which was retried.
         elapsed: seconds of all.
         memory: requests answered -> MiB that the server held then.
     """

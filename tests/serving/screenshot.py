@@ -1,4 +1,4 @@
-"""The README's picture of the page: `python -m tests.serving.screenshot --help`."""
+"""The README's image of the page: `python -m tests.serving.screenshot --help`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real servers for tests, and what they must answer."""
+"""Real servers for tests, and the answers that are expected of them."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Server:
     url: str
     process: subprocess.Popen[str]
     checkpoint: Path
-    said: list[str]
+    log: list[str]
     gate: Path
 
-    def let_in(self) -> float:
-        """Images that wait, are drawn or are done."""
+    def accepted(self) -> float:
+        """Images that wait, are drawn or are complete."""
         return self.metric("lgpl_waiting_pictures") + self.metric("lgpl_batch_pictures_sum")
 
     @functools.cached_property
@@ -93,7 +93,7 @@ class Server:
 
 
 def export(folder: Path, condition: Config = class_config(10), **changes: Any) -> Path:
-    """A generator, of classes unless told otherwise, beside its tokenizer."""
+    """A generator, of classes by default, beside its tokenizer."""
     export_tokenizer(folder / "tokenizer")
     export_generator(folder / "generator", condition, **changes)
     return folder / "generator"
@@ -117,17 +117,17 @@ def serve(checkpoint: Path, *options: str, program: str = PROGRAM) -> Iterator[S
         },
     )
     assert process.stderr is not None
-    said: list[str] = []
+    log: list[str] = []
     try:
         for line in process.stderr:
-            said.append(line)
+            log.append(line)
             if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
                 break
         else:
-            pytest.fail("".join(said))
+            pytest.fail("".join(log))
         # Read on, or the pipe fills up and the server waits.
-        threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
-        yield Server(found[1], process, checkpoint, said, gate)
+        threading.Thread(target=log.extend, args=(process.stderr,), daemon=True).start()
+        yield Server(found[1], process, checkpoint, log, gate)
     finally:
         process.terminate()
         process.wait(60)

@@ -1,4 +1,4 @@
-"""What the API tells and asks, in this process."""
+"""Content types, tokens and descriptions of the API, in this process."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def ask(
 )  # fmt: skip
 @pytest.mark.parametrize("content", [BODY, b"", b"no json"])
 def test_what_a_page_of_another_site_may_send_is_not_drawn(
-    engine: SamplerEngine, kind: str | None, content: bytes
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, kind: str | None, content: bytes
 ) -> None:
-    """Browsers ask first, and are refused, before they send JSON by its name to another site."""
-    drawn: list[int] = []
-    engine.on_batch = drawn.append
+    """Browsers send JSON to another site only after a preflight, which is refused."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(engine.queue, "put", drawn.append)
     headers = {} if kind is None else {"Content-Type": kind}
     answer = ask(engine, "POST", "/v1/images/generations", headers=headers, content=content)
     assert answer.status_code == 415 and drawn == []
@@ -59,14 +59,14 @@ def test_json_is_drawn(engine: SamplerEngine, kind: str) -> None:
     assert answer.status_code == 200
 
 
-def test_a_browser_that_asks_first_is_not_let_in(engine: SamplerEngine) -> None:
+def test_a_preflight_of_another_site_is_refused(engine: SamplerEngine) -> None:
     asks = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     answer = ask(engine, "OPTIONS", "/v1/images/generations", headers=asks)
     assert answer.status_code == 405
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_the_token_is_asked_for_before_the_kind_of_body(engine: SamplerEngine) -> None:
+def test_the_token_is_checked_before_the_content_type(engine: SamplerEngine) -> None:
     answer = ask(engine, "POST", "/v1/images/generations", TOKEN, content=BODY)
     assert answer.status_code == 401
 

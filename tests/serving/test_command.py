@@ -1,4 +1,4 @@
-"""The options of `lgpl serve`: what is refused, and who is let in."""
+"""The options of `lgpl serve`: which values are refused, and which clients are let in."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
-        (["--batch-size", "0"], "--batch-size: 0 is not above 0"),
-        (["--port", "70000"], "--port: 70000 is not between"),
+        (["--batch-size", "0"], "--batch-size must be > 0 and finite, got 0"),
+        (["--port", "70000"], "--port must be from 0 to 65535, got 70000"),
         (["--top-p", "2"], "top_p must be <= 1, got 2.0"),
         (["--guidance-power", "0"], "guidance_power must be > 0, got 0.0"),
         (["--guidance-steps", "-1"], "guidance_steps must be >= 0, got -1"),
-        (["--timeout", ".inf"], "--timeout: inf is not above 0"),
-        (["--token", ""], "--token: it is empty"),
-        (["--token", " \n"], "--token: it is empty"),
+        (["--timeout", ".inf"], "--timeout must be > 0 and finite, got inf"),
+        (["--token", ""], "--token must not be empty"),
+        (["--token", " \n"], "--token must not be empty"),
         (["--guidance", "much"], "--guidance: Expected a float. Got value: much"),
         (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
-        (["--vllm.dtype", "float32"], "--vllm: these are settings of --engine vllm"),
+        (["--vllm.dtype", "float32"], "--vllm needs --engine vllm"),
     ],
 )
 def test_mistakes_on_the_command_line(
-    tmp_path: Path, fails: Callable[..., str], options: list[str], says: str
+    tmp_path: Path, fails: Callable[..., str], options: list[str], message: str
 ) -> None:
     export_generator(tmp_path / "generator", class_config(10))
-    assert says in fails("serve", "--checkpoint", str(tmp_path / "generator"), *options)
+    assert message in fails("serve", "--checkpoint", str(tmp_path / "generator"), *options)
 
 
-def test_what_a_checkpoint_lacks_is_told(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_an_error_names_what_a_checkpoint_lacks(tmp_path: Path, fails: Callable[..., str]) -> None:
     folder = str(export(tmp_path, text_config(24, 10)))
     assert fails("serve", "--checkpoint", folder) == (
         "condition.encoder is not set; captions and prompts need it."
@@ -59,30 +59,32 @@ def test_what_a_checkpoint_lacks_is_told(tmp_path: Path, fails: Callable[..., st
     )
 
 
-OPEN = ["0.0.0.0", "::", "", "192.168.1.4", "pictures.example.org"]
+OPEN = ["0.0.0.0", "::", "", "192.168.1.4", "images.example.org"]
 
 
 @pytest.mark.parametrize("host", OPEN)
 def test_other_machines_are_not_let_in_without_a_token(
     fails: Callable[..., str], host: str
 ) -> None:
-    """Which is said before anything is loaded."""
+    """The command fails before it loads anything."""
     assert fails("serve", "--checkpoint", "nowhere", "--host", host) == (
-        f"--host: {host} lets other machines in, and no token is asked for; set LGPL_TOKEN in the "
-        "environment, or give --no-token."
+        f"--host must be a loopback address without a token, got {host!r}; set LGPL_TOKEN in the "
+        "environment, or give --no-token to let other machines in"
     )
 
 
-def test_no_token_is_no_token(fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    says = "--no-token: there is a token; leave --token and LGPL_TOKEN out."
-    assert fails("serve", "--checkpoint", "nowhere", "--no-token", "--token", "x") == says
+def test_no_token_excludes_a_token(
+    fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = "--no-token excludes a token; leave --token and LGPL_TOKEN out"
+    assert fails("serve", "--checkpoint", "nowhere", "--no-token", "--token", "x") == message
     monkeypatch.setenv("LGPL_TOKEN", "x")
-    assert fails("serve", "--checkpoint", "nowhere", "--no-token") == says
+    assert fails("serve", "--checkpoint", "nowhere", "--no-token") == message
 
 
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs the command up to where it would serve; gives a function that asks the app."""
+    """Run the command up to where it would serve; return a function that sends requests."""
 
     def start(*options: str) -> Callable[..., httpx.Response]:
         apps: list[Any] = []
@@ -105,7 +107,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_this_machine_needs_no_token(started: Callable[..., Any], host: str) -> None:
-    """But the Host that it names has to be its own, or one that is trusted."""
+    """The Host header must still be its own or a trusted one."""
     ask = started("--host", host, "--trusted-host", "a.example", "--trusted-host", "B.example")
     for named in ("localhost:8000", "[::1]:8000", "a.example", "b.example:443"):
         assert ask("/v1/models", Host=named).status_code == 200
@@ -113,7 +115,7 @@ def test_this_machine_needs_no_token(started: Callable[..., Any], host: str) -> 
 
 
 @pytest.mark.parametrize("host", OPEN)
-def test_other_machines_are_let_in_where_that_is_said(
+def test_options_let_other_machines_in(
     started: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     ask = started("--host", host, "--no-token")
@@ -128,7 +130,7 @@ def test_other_machines_are_let_in_where_that_is_said(
     assert ask("/v1/models", Host="any.example", **right).status_code == 421
 
 
-def test_a_token_that_others_can_read_is_told(
+def test_a_token_on_the_command_line_gives_a_warning(
     started: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -147,5 +149,5 @@ def test_a_token_that_others_can_read_is_told(
 def test_the_help_recommends_the_variable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "LGPL_TOKEN" in said and "--no-token" in said and "--trusted-host" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "LGPL_TOKEN" in output and "--no-token" in output and "--trusted-host" in output

@@ -1,4 +1,4 @@
-"""Connections of clients that are late, or too many, over real sockets."""
+"""Slow clients and too many connections, over real sockets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ POST = (
 
 @pytest.fixture
 def port(engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Of a server whose clients have to be quick."""
+    """The port of a server with short time limits."""
     for name in ("HEADER_SECONDS", "IDLE_SECONDS", "BODY_SECONDS"):
         monkeypatch.setattr(limits, name, LATE)
     monkeypatch.setattr(engine, "close", lambda: None)  # it serves the next test, too
@@ -48,34 +48,34 @@ def connected(port: int) -> Iterator[socket.socket]:
 
 
 def drip(connection: socket.socket, byte: bytes = b"x") -> tuple[float, bytes]:
-    """Send a byte every 50 ms until the server closes; the seconds that it took, and its answer."""
-    begun, said = time.monotonic(), b""
+    """Send a byte every 50 ms until the server closes; return the seconds and the answer."""
+    begun, received = time.monotonic(), b""
     connection.settimeout(0.05)
     with contextlib.suppress(ConnectionError):
         while time.monotonic() < begun + PATIENCE:
             connection.sendall(byte)
             with contextlib.suppress(TimeoutError):
-                heard = connection.recv(100_000)
-                said += heard
-                if not heard:
+                chunk = connection.recv(100_000)
+                received += chunk
+                if not chunk:
                     break
-    return time.monotonic() - begun, said
+    return time.monotonic() - begun, received
 
 
-def read(said: bytes) -> tuple[int, Any]:
+def read(received: bytes) -> tuple[int, Any]:
     """The status and the JSON of one answer."""
-    head, _, body = said.partition(b"\r\n\r\n")
+    head, _, body = received.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)
 
 
 def ask(connection: socket.socket, request: bytes) -> tuple[int, Any]:
     connection.sendall(request)
-    said = connection.recv(100_000)
-    while not said.endswith(b"}"):
-        heard = connection.recv(100_000)
-        assert heard, said
-        said += heard
-    return read(said)
+    received = connection.recv(100_000)
+    while not received.endswith(b"}"):
+        chunk = connection.recv(100_000)
+        assert chunk, received
+        received += chunk
+    return read(received)
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -94,28 +94,28 @@ def test_a_connection_that_says_nothing_is_closed(port: int) -> None:
 def test_headers_that_come_byte_by_byte_are_given_up(port: int, before: bytes) -> None:
     with connected(port) as slow:
         slow.sendall(before)
-        seconds, said = drip(slow)
+        seconds, received = drip(slow)
         assert LATE - 0.1 < seconds < PATIENCE
-        status, body = read(said)
+        status, body = read(received)
         assert status == 408 and body["error"]["code"] == "request_timeout"
 
 
 @pytest.mark.parametrize("pause", [0.0, LATE / 2])
-def test_the_next_request_of_a_connection_has_no_more_time(port: int, pause: float) -> None:
+def test_later_requests_of_a_connection_have_the_same_time(port: int, pause: float) -> None:
     with connected(port) as slow:
         for _ in range(3):
             assert ask(slow, HEALTH)[0] == 200
         time.sleep(pause)
         slow.sendall(HEALTH[:20])
-        seconds, said = drip(slow)
-        assert seconds < PATIENCE and read(said)[0] == 408
+        seconds, received = drip(slow)
+        assert seconds < PATIENCE and read(received)[0] == 408
 
 
-def test_nor_has_one_that_begins_with_those_before(port: int) -> None:
+def test_pipelined_requests_have_the_same_time(port: int) -> None:
     with connected(port) as slow:
         slow.sendall(HEALTH + HEALTH + HEALTH[:20])
-        seconds, said = drip(slow)
-        assert seconds < PATIENCE and said.count(b"HTTP/1.1 200") == 2
+        seconds, received = drip(slow)
+        assert seconds < PATIENCE and received.count(b"HTTP/1.1 200") == 2
 
 
 def test_an_idle_connection_is_closed(port: int) -> None:
@@ -126,25 +126,25 @@ def test_an_idle_connection_is_closed(port: int) -> None:
 
 
 def test_a_body_that_comes_byte_by_byte_is_given_up(port: int) -> None:
-    """And who goes on with it after the answer is not listened to for long."""
+    """The rest of the body after the answer is limited, too."""
     with connected(port) as slow:
         slow.sendall(POST + b'{"prompt": "')
-        seconds, said = drip(slow)
+        seconds, received = drip(slow)
         assert 2 * LATE - 0.1 < seconds < PATIENCE
-        status, body = read(said)
-        assert status == 408 and "did not come within" in body["error"]["message"]
+        status, body = read(received)
+        assert status == 408 and "must arrive within" in body["error"]["message"]
 
 
 @pytest.mark.parametrize("path", [b"/health", b"/nowhere", b"/"])
 def test_the_rest_of_an_answered_request_is_not_waited_for(port: int, path: bytes) -> None:
     with connected(port) as slow:
         slow.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n" % path)
-        seconds, said = drip(slow)
-        assert seconds < PATIENCE and said.startswith(b"HTTP/1.1 ")
+        seconds, received = drip(slow)
+        assert seconds < PATIENCE and received.startswith(b"HTTP/1.1 ")
 
 
 @pytest.mark.parametrize(
-    "said",
+    "received",
     [
         b"no HTTP\r\n\r\n",
         b"GET /health HTTP/1.1\r\n\r\n",
@@ -153,18 +153,18 @@ def test_the_rest_of_an_answered_request_is_not_waited_for(port: int, path: byte
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     ],
 )
-def test_what_is_not_http_is_refused_in_the_apis_form(port: int, said: bytes) -> None:
+def test_what_is_not_http_is_refused_in_the_apis_format(port: int, received: bytes) -> None:
     with connected(port) as client:
-        status, body = ask(client, said)
+        status, body = ask(client, received)
         assert status == 400 and set(body["error"]) == {"message", "type", "param", "code"}
         assert is_closed(client)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_waits_for_a_picture_is_not_late(
+def test_waiting_for_an_image_has_no_limit(
     port: int, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    """Nor who reads one that grows for longer than anything else may take."""
+    """Neither for one answer nor for a stream."""
     sample_codes = GeneratorModule.sample_codes
 
     def slowly(module: GeneratorModule, *rest: Any) -> Any:
@@ -215,7 +215,9 @@ def test_too_many_connections_are_closed_and_the_others_go_on(
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux")
-def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_the_client_does_not_read_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(limits, "READ_SECONDS", 1.0)
     ended = threading.Event()
 

@@ -1,5 +1,4 @@
-"""What every engine has in common, tried with lgpl's sampler: nothing that clients do ends it, and
-nobody waits for one that has ended."""
+"""What all engines share: no client ends an engine, and none waits for one that has ended."""
 
 from __future__ import annotations
 
@@ -19,9 +18,8 @@ import pytest
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.inference import load_generator
 from lgpl.serving.api import create_app
-from lgpl.serving.engine import Ended, Engine, Picture, PictureQueue, Prompt
+from lgpl.serving.engine import Ended, Engine, ImageJob, JobQueue, Prompt
 from lgpl.serving.limits import Limits
-from lgpl.serving.painter import Painter
 from lgpl.serving.sampler import SamplerEngine
 from tests.models import labels
 from tests.serving.servers import Server, export, in_process, wait_until
@@ -43,12 +41,12 @@ def engine(checkpoint: Path) -> Iterator[SamplerEngine]:
 
 
 class Client:
-    """Who asks for one picture, and what comes of it."""
+    """A client that requests one image and records what it receives."""
 
     def __init__(self, partial: int = 0) -> None:
         self.answers: list[Any] = []
         self.answered = threading.Event()
-        self.picture = Picture(PROMPT, Sampling(), 0, partial, self.show)
+        self.job = ImageJob(PROMPT, Sampling(), 0, partial, self.show)
 
     def show(self, shown: bytes | BaseException, whole: bool) -> None:
         self.answers.append(shown)
@@ -56,7 +54,7 @@ class Client:
             self.answered.set()
 
     def answer(self, engine: Engine) -> Any:
-        engine.submit([self.picture])
+        engine.queue.put([self.job])
         return self.wait()
 
     def wait(self) -> Any:
@@ -64,12 +62,12 @@ class Client:
         return self.answers[-1]
 
 
-def cancels(queue: PictureQueue, picture: Picture, patch: pytest.MonkeyPatch) -> threading.Event:
-    """Have a picture cancelled while its queue gathers; set once that has happened."""
+def cancels(queue: JobQueue, job: ImageJob, patch: pytest.MonkeyPatch) -> threading.Event:
+    """Cancel a job while its queue gathers; the event is then set."""
     happened = threading.Event()
 
     def wait_for(_: Any, timeout: float) -> bool:
-        picture.cancelled.set()
+        job.cancelled.set()
         happened.set()
         return False
 
@@ -77,10 +75,10 @@ def cancels(queue: PictureQueue, picture: Picture, patch: pytest.MonkeyPatch) ->
     return happened
 
 
-def test_a_queue_waits_on_where_all_that_waited_was_cancelled(
+def test_a_queue_waits_on_after_all_its_jobs_are_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    queue, first, second = PictureQueue(4), Client().picture, Client().picture
+    queue, first, second = JobQueue(4), Client().job, Client().job
     happened = cancels(queue, first, monkeypatch)
     queue.put([first])
     with ThreadPoolExecutor(1) as pool:
@@ -91,23 +89,23 @@ def test_a_queue_waits_on_where_all_that_waited_was_cancelled(
 
 
 def test_a_queue_ends_only_where_it_is_closed_and_empty() -> None:
-    queue, pictures = PictureQueue(4), [Client().picture for _ in range(3)]
+    queue, jobs = JobQueue(4), [Client().job for _ in range(3)]
     assert queue.take(4, wait=False) == []
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(queue.take, 4, gather=0.01)
-        queue.put(pictures)
-        assert taken.result(30) == pictures
-        queue.put(pictures)
+        queue.put(jobs)
+        assert taken.result(30) == jobs
+        queue.put(jobs)
         queue.close()
-        assert queue.take(2, gather=0.01) == pictures[:2] and queue.take(2) == pictures[2:]
+        assert queue.take(2, gather=0.01) == jobs[:2] and queue.take(2) == jobs[2:]
         assert queue.take(2, gather=0.01) == queue.take(2) == []
-    for refused in (lambda: queue.put(pictures), lambda: queue.has_room(1)):
+    for refused in (lambda: queue.put(jobs), lambda: queue.check_room(1)):
         with pytest.raises(Ended):
             refused()
 
 
-def test_a_queue_that_fails_wakes_whoever_waits() -> None:
-    queue = PictureQueue(4)
+def test_a_queue_closed_with_an_error_wakes_take() -> None:
+    queue = JobQueue(4)
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(queue.take, 4)
         queue.close(RuntimeError("a fault"))
@@ -116,13 +114,13 @@ def test_a_queue_that_fails_wakes_whoever_waits() -> None:
             taken.result(30)
 
 
-def test_an_engine_goes_on_where_all_that_waited_was_cancelled(
+def test_an_engine_goes_on_after_all_jobs_are_cancelled(
     engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, left = Client().answer(engine), Client()
     with monkeypatch.context() as patch:
-        happened = cancels(engine._queue, left.picture, patch)
-        engine.submit([left.picture])
+        happened = cancels(engine.queue, left.job, patch)
+        engine.queue.put([left.job])
         assert happened.wait(30)
     assert Client().answer(engine) == whole and engine.alive and not left.answers
 
@@ -139,9 +137,9 @@ def exits(*_: Any, **__: Any) -> Any:
     "fault",
     [
         lambda patch, engine: patch.setattr(engine, "on_batch", raises),
-        lambda patch, engine: patch.setattr(Painter, "png", raises),
-        lambda patch, engine: patch.setattr(Painter, "png", exits),
-        lambda patch, engine: patch.setattr(engine._painting, "submit", raises),
+        lambda patch, engine: patch.setattr(engine, "png", raises),
+        lambda patch, engine: patch.setattr(engine, "png", exits),
+        lambda patch, engine: patch.setattr(engine._renderer, "submit", raises),
         lambda patch, engine: patch.setattr(GeneratorModule, "sample_codes", raises),
         lambda patch, engine: patch.setattr(Client, "show", raises),
         lambda patch, engine: [
@@ -149,21 +147,21 @@ def exits(*_: Any, **__: Any) -> Any:
             patch.setattr(GeneratorModule, "sample_codes", raises),
         ],
     ],
-    ids=["metrics", "painter", "painter exits", "no thread", "model", "client", "client of none"],
+    ids=["metrics", "renderer", "renderer exits", "no thread", "model", "client", "client of none"],
 )
-def test_a_fault_beside_the_drawing_ends_no_engine(
+def test_a_fault_outside_the_drawing_ends_no_engine(
     engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]
 ) -> None:
     whole = Client(partial=2).answer(engine)
     with monkeypatch.context() as patch:
         fault(patch, engine)
         clients = [Client(partial=2) for _ in range(6)]
-        engine.submit([client.picture for client in clients])
+        engine.queue.put([client.job for client in clients])
         if Client.show is not raises:
             answers = [client.wait() for client in clients]
             assert all(a == whole or str(a) == "a fault" for a in answers)
         else:
-            wait_until(lambda: all(c.picture.cancelled.is_set() for c in clients))
+            wait_until(lambda: all(c.job.cancelled.is_set() for c in clients))
     assert Client(partial=2).answer(engine) == whole and engine.alive
 
 
@@ -172,11 +170,9 @@ def test_a_closed_event_loop_ends_no_engine(
 ) -> None:
     whole, loop, lost = Client().answer(engine), asyncio.new_event_loop(), Client()
     loop.close()
-    monkeypatch.setattr(
-        lost.picture, "show", lambda *_: loop.call_soon_threadsafe(lost.answered.set)
-    )
-    engine.submit([lost.picture])
-    wait_until(lost.picture.cancelled.is_set)
+    monkeypatch.setattr(lost.job, "show", lambda *_: loop.call_soon_threadsafe(lost.answered.set))
+    engine.queue.put([lost.job])
+    wait_until(lost.job.cancelled.is_set)
     assert Client().answer(engine) == whole and engine.alive
 
 
@@ -190,7 +186,7 @@ def test_a_closed_event_loop_ends_no_engine(
     ],
     ids=["exits", "raises", "returns", "metrics exit"],
 )
-def test_nobody_waits_for_an_engine_that_has_ended(
+def test_an_engine_that_ends_answers_all_its_clients(
     engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]
 ) -> None:
     gate, sample_codes = threading.Event(), GeneratorModule.sample_codes
@@ -200,10 +196,10 @@ def test_nobody_waits_for_an_engine_that_has_ended(
         return sample_codes(*args, **more)
 
     monkeypatch.setattr(GeneratorModule, "sample_codes", waits)
-    engine.submit([Client().picture])  # is drawn until the fault is there
+    engine.queue.put([Client().job])  # is drawn until the fault is there
     wait_until(lambda: engine.waiting == 0)
     clients = [Client() for _ in range(6)]  # more than are drawn at once
-    engine.submit([client.picture for client in clients])
+    engine.queue.put([client.job for client in clients])
     monkeypatch.undo()
     fault(monkeypatch, engine)
     gate.set()
@@ -211,10 +207,10 @@ def test_nobody_waits_for_an_engine_that_has_ended(
     assert [len(client.answers) for client in clients] == [1] * 6
     assert not engine.alive and str(engine.failure) in ("a fault", "The engine has returned.")
     with pytest.raises(Ended):
-        engine.submit([Client().picture])
+        engine.queue.put([Client().job])
 
 
-def test_an_engine_that_never_began_is_told(
+def test_an_engine_that_fails_at_the_start_answers_503(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SamplerEngine, "_run", raises)
@@ -226,7 +222,7 @@ def test_an_engine_that_never_began_is_told(
 
 
 async def ask(app: Any, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-    """Status and body of an answer to a request for pictures, or else about its health."""
+    """Status and body of the answer to a request for images, or without a body to /health."""
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=30
     ) as client:
@@ -251,13 +247,13 @@ def test_clients_of_an_engine_that_ends_are_told_at_once(
 
     async def scene() -> list[tuple[int, Any]]:
         drawn = asyncio.ensure_future(ask(app, {"prompt": "1", "n": 2}))
-        await asyncio.to_thread(wait_until, lambda: engine._drawing)
+        await asyncio.to_thread(wait_until, lambda: engine._active)
         waits = asyncio.ensure_future(ask(app, {"prompt": "1"}))
         streams = asyncio.ensure_future(ask(app, {"prompt": "1", "stream": True}))
         await asyncio.to_thread(wait_until, lambda: engine.waiting == 2)
         gate.set()
-        told = await asyncio.wait_for(asyncio.gather(drawn, waits, streams), 5)
-        return [*told, await ask(app, {"prompt": "1"}), await ask(app)]
+        answers = await asyncio.wait_for(asyncio.gather(drawn, waits, streams), 5)
+        return [*answers, await ask(app, {"prompt": "1"}), await ask(app)]
 
     *whole, stream, late, health = asyncio.run(scene())
     assert [status for status, _ in (*whole, late, health)] == [503] * 4
@@ -268,7 +264,7 @@ def test_clients_of_an_engine_that_ends_are_told_at_once(
 def test_clients_that_leave_at_any_moment_end_no_engine(
     engine: SamplerEngine, checkpoint: Path
 ) -> None:
-    """300 of them, one, 4 and 20 at a time: before their batch is gathered, and in its midst."""
+    """300 clients, one, 4 and 20 at a time, leave before and during their batch."""
     rng = random.Random(SEED)
 
     async def leave(port: int, seconds: float, places: asyncio.Semaphore) -> None:

@@ -1,4 +1,4 @@
-"""A page of another site has nothing drawn and reads nothing, whatever its name resolves to."""
+"""Requests with another site's Host are refused (DNS rebinding)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from lgpl.errors import UserError
 from lgpl.serving.api import create_app
-from lgpl.serving.hosts import host_of, is_loopback, trusted_host
 from lgpl.serving.limits import Limits
+from lgpl.serving.middleware import is_loopback, parse_host, trusted_host
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import in_process
 
@@ -35,7 +35,7 @@ ROUTES = [
 def ask(
     engine: SamplerEngine, route: tuple[str, str], hosts: list[str], *trusted: str, **options: Any
 ) -> httpx.Response:
-    """An answer to a request whose Host headers are these."""
+    """The answer to a request with these Host headers."""
     limits = Limits(hosts=frozenset(map(trusted_host, trusted)))
     app = create_app(engine, "generator", limits=limits)
 
@@ -63,36 +63,38 @@ def test_another_host_is_refused(engine: SamplerEngine, host: str) -> None:
 
 
 @pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], *([h] for h in MALFORMED)])
-def test_no_host_is_refused(engine: SamplerEngine, hosts: list[str]) -> None:
+def test_a_missing_or_malformed_host_is_refused(engine: SamplerEngine, hosts: list[str]) -> None:
     answer = ask(engine, ("GET", "/health"), hosts)
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "bad_host"
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_every_route_is_guarded(engine: SamplerEngine, route: tuple[str, str]) -> None:
-    """And nothing is drawn."""
-    drawn: list[int] = []
-    engine.on_batch = drawn.append
+def test_every_route_is_guarded(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, route: tuple[str, str]
+) -> None:
+    """No job is queued."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(engine.queue, "put", drawn.append)
     answer = ask(engine, route, ["evil.example"], json={"prompt": "1"})
     assert answer.status_code == 421 and drawn == []
     if route[0] != "HEAD":
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_what_is_trusted_is_served_beside_this_machine(engine: SamplerEngine) -> None:
-    trusted = ("Pictures.example.org", "2001:DB8::1", "10.0.0.1")
-    for host in ("pictures.example.org", "PICTURES.example.org:443", "[2001:db8:0::1]:8000",
+def test_trusted_hosts_are_served_beside_this_machine(engine: SamplerEngine) -> None:
+    trusted = ("Images.example.org", "2001:DB8::1", "10.0.0.1")
+    for host in ("images.example.org", "IMAGES.example.org:443", "[2001:db8:0::1]:8000",
                  "10.0.0.1:80", "localhost", "[::1]"):  # fmt: skip
         assert ask(engine, ("GET", "/health"), [host], *trusted).status_code == 200
-    for host in ("example.org", "x.pictures.example.org", "[2001:db8::2]", "10.0.0.2"):
+    for host in ("example.org", "x.images.example.org", "[2001:db8::2]", "10.0.0.2"):
         assert ask(engine, ("GET", "/health"), [host], *trusted).status_code == 421
 
 
 @pytest.mark.parametrize("name", ["", "*", "*.example.org", "http://example.org", "example.org:80",
                                   "[::1]:80", "a b", "example.org/path"])  # fmt: skip
-def test_what_is_no_host_cannot_be_trusted(name: str) -> None:
-    with pytest.raises(UserError, match=r"--trusted-host: .* is no host"):
+def test_a_malformed_host_cannot_be_trusted(name: str) -> None:
+    with pytest.raises(UserError, match=r"--trusted-host must be .*, got"):
         trusted_host(name)
 
 
@@ -101,7 +103,7 @@ def test_addresses_to_listen_at() -> None:
     assert all(map(is_loopback, ours))
     others = ["0.0.0.0", "::", "", "0", "10.0.0.1", "192.168.1.1", "fe80::1", "example.org"]
     assert not any(map(is_loopback, others))
-    assert all(is_loopback(host_of(host) or "") for host in HERE)
+    assert all(is_loopback(parse_host(host) or "") for host in HERE)
 
 
 def test_ipv6_over_a_real_socket(engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch) -> None:

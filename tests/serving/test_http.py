@@ -1,4 +1,4 @@
-"""`lgpl serve` as a process of its own, asked by real clients over loopback."""
+"""`lgpl serve` as a process of its own, with real clients over loopback."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from lgpl.cli import main
 from lgpl.generator import Sampling
 from lgpl.serving import limits
+from lgpl.serving.middleware import LimitBody
 from tests.conftest import Chain, wait_until
 from tests.serving.servers import GATED, TOKEN, Server, export, serve
 from tests.test_readme import README, blocks
@@ -44,8 +45,8 @@ def narrow(tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
-def test_pictures_of_the_openai_client(server: Server, tmp_path: Path) -> None:
-    """Bit for bit what `lgpl sample` writes."""
+def test_images_of_the_openai_client(server: Server, tmp_path: Path) -> None:
+    """They equal the files of `lgpl sample` bit for bit."""
     answer = server.client().images.generate(
         prompt="7",
         n=3,
@@ -54,13 +55,13 @@ def test_pictures_of_the_openai_client(server: Server, tmp_path: Path) -> None:
         extra_body={"seed": 5, "guidance": 2.0, "top_k": 20},
     )
     assert answer.data and len(answer.data) == 3 and answer.usage
-    for i, picture in enumerate(answer.data):
+    for i, image in enumerate(answer.data):
         out = tmp_path / f"{i}.png"
         main(
             ["sample", "--checkpoint", str(server.checkpoint), "--label", "7", "--seed", str(5 + i),
              "--guidance", "2", "--top-k", "20", "--out", str(out)]
         )  # fmt: skip
-        assert base64.b64decode(picture.b64_json or "") == out.read_bytes()
+        assert base64.b64decode(image.b64_json or "") == out.read_bytes()
     (model,) = server.client().models.list().data
     assert model.id == "generator"
 
@@ -76,7 +77,7 @@ def test_the_readmes_client(
 
 
 def test_many_users_at_once(server: Server) -> None:
-    """No answer is lost or mixed up, and pictures of different users are drawn together, whatever
+    """No answer is lost or mixed up, and images of different users are drawn together, whatever
     they ask for."""
     before = [server.metric(f"lgpl_batch_pictures_{part}") for part in ("sum", "count")]
 
@@ -87,20 +88,20 @@ def test_many_users_at_once(server: Server) -> None:
     server.gate.unlink()
     with ThreadPoolExecutor(24) as pool:
         answers = [pool.submit(ask, i) for i in range(24)]
-        wait_until(lambda: server.let_in() - before[0] == 24)
+        wait_until(lambda: server.accepted() - before[0] == 24)
         server.gate.touch()
     for i, answer in enumerate(answers):
         assert answer.result() == server.offline(
             i % 10, i, Sampling(guidance=1.0 + i % 5, top_k=i % 3)
         )
-    pictures, batches = (
+    images, batches = (
         server.metric(f"lgpl_batch_pictures_{part}") - was
         for part, was in zip(("sum", "count"), before, strict=True)
     )
-    assert pictures == 24 and batches <= 7  # the first may have been alone
+    assert images == 24 and batches <= 7  # the first may have been alone
 
 
-def test_random_seed_is_told(server: Server) -> None:
+def test_random_seed_is_returned(server: Server) -> None:
     first, second = (server.post({"prompt": "1"}).json()["data"][0] for _ in range(2))
     assert first["seed"] != second["seed"]
     assert base64.b64decode(first["b64_json"]) == server.offline(1, first["seed"])
@@ -122,14 +123,14 @@ def test_schedules_of_guidance(server: Server, changes: dict[str, Any]) -> None:
 
 
 def test_defaults_of_the_command_line(tmp_path: Path) -> None:
-    """What a request does not say is as the server was told; what it says counts."""
+    """Fields of a request override the options; the others default to them."""
     options = ["--guidance", "4", "--guidance-schedule", "power-cosine", "--guidance-power", "1.5"]
     options += ["--guidance-start", "3", "--guidance-steps", "20", "--top-k", "30"]
-    told = Sampling(4.0, 20, 1.0, 30, 1.0, "power-cosine", 1.5, 3)
+    defaults = Sampling(4.0, 20, 1.0, 30, 1.0, "power-cosine", 1.5, 3)
     with serve(export(tmp_path), *options) as server:
         for body, sampling in (
-            ({}, told),
-            ({"guidance_schedule": "constant"}, replace(told, guidance_schedule="constant")),
+            ({}, defaults),
+            ({"guidance_schedule": "constant"}, replace(defaults, guidance_schedule="constant")),
         ):
             answer = server.post({"prompt": "4", "seed": 2, **body}).raise_for_status()
             png = base64.b64decode(answer.json()["data"][0]["b64_json"])
@@ -210,7 +211,7 @@ def test_bad_bodies_are_refused(server: Server, content: bytes, status: int) -> 
 
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that nobody holds a connection, or the end of the server, for ever."""
+    """No client can hold a connection, or delay the end of the server, for ever."""
     monkeypatch.setattr(limits, "BODY_SECONDS", 0.05)
 
     async def reads(_: Any, receive: Any, __: Any) -> None:
@@ -225,7 +226,7 @@ def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
     parts: list[int] = []
     with pytest.raises(HTTPException, match="408"):
-        asyncio.run(limits.LimitBody(reads)({}, half, half))
+        asyncio.run(LimitBody(reads)({}, half, half))
 
 
 def test_token(server: Server) -> None:
@@ -258,7 +259,7 @@ def test_metrics_are_prometheus(server: Server) -> None:
 
 
 def test_fuzzed_by_its_own_schema(server: Server, tmp_path: Path) -> None:
-    """Whatever it is sent, it makes no mistake of its own and keeps to its schema."""
+    """No request causes a server error or an answer outside the schema."""
     checks = "not_a_server_error,content_type_conformance,response_schema_conformance"
     run = subprocess.run(
         [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/openapi.json",
@@ -293,10 +294,10 @@ def test_full_queue_and_leaving(narrow: Server) -> None:
     body = {"prompt": "1", "seed": 1}
     narrow.gate.unlink()
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(narrow.post, body) for _ in range(8)]
-        wait_until(lambda: sum(future.done() for future in asked) >= 5)  # refused
+        futures = [pool.submit(narrow.post, body) for _ in range(8)]
+        wait_until(lambda: sum(future.done() for future in futures) >= 5)  # refused
         narrow.gate.touch()
-        answers = [future.result() for future in asked]
+        answers = [future.result() for future in futures]
     full = [answer for answer in answers if answer.status_code == 429]
     assert len(full) in (5, 6) and all(a.status_code in (200, 429) for a in answers)
     assert full[0].json()["error"]["code"] == "queue_full" and full[0].headers["Retry-After"]
@@ -317,15 +318,15 @@ def test_full_queue_and_leaving(narrow: Server) -> None:
 def test_sigterm_finishes_what_runs(narrow: Server) -> None:
     narrow.gate.unlink()
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(narrow.post, {"prompt": "2", "seed": i}) for i in range(2)]
-        wait_until(lambda: narrow.let_in() == 2)
+        futures = [pool.submit(narrow.post, {"prompt": "2", "seed": i}) for i in range(2)]
+        wait_until(lambda: narrow.accepted() == 2)
         narrow.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: any("Shutting down" in line for line in narrow.said))
+        wait_until(lambda: any("Shutting down" in line for line in narrow.log))
         narrow.gate.touch()
-        pngs = [base64.b64decode(a.result().json()["data"][0]["b64_json"]) for a in asked]
+        pngs = [base64.b64decode(a.result().json()["data"][0]["b64_json"]) for a in futures]
     assert pngs == [narrow.offline(2, i) for i in range(2)]
     narrow.process.wait(30)
-    assert not any("Traceback" in line for line in narrow.said)
+    assert not any("Traceback" in line for line in narrow.log)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Many clients of one real server: nothing is lost, mixed up, or kept."""
+"""Many clients of one real server: no answer is lost or mixed up, and no memory leaks."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def test_every_answer_to_text_is_the_samplers(tmp_path: Path) -> None:
     with serve(folder, "--batch-size", "32", "--queue", "64") as server:
         seen = asyncio.run(load(server, asked_of_text, 500, CONNECTIONS))
         report("text", seen)
-        wanted = {asked: server.offline(*asked) for asked in {asked_of_text(i) for i in range(500)}}
+        wanted = {
+            futures: server.offline(*futures) for futures in {asked_of_text(i) for i in range(500)}
+        }
     assert len(seen.pngs) == 500 and len(set(wanted.values())) == len(wanted)
     assert all(png == wanted[asked_of_text(i)] for i, png in seen.pngs.items())
 
@@ -87,24 +89,24 @@ def test_a_full_queue_refuses_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_sigterm_in_the_middle(tmp_path: Path) -> None:
-    """Whoever was let in is answered, the others find no server, and it ends."""
+    """Accepted requests are answered, further ones find no server, and it ends."""
     with serve(export(tmp_path, **LONG), "--batch-size", "4", "--queue", "64") as server:
         with ThreadPoolExecutor(24) as pool:
-            asked = [
+            futures = [
                 pool.submit(server.post, {"prompt": "2", "seed": i}, timeout=600) for i in range(24)
             ]
-            wait_until(lambda: server.let_in() == 24)
+            wait_until(lambda: server.accepted() == 24)
             server.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: any("Shutting down" in line for line in server.said))
+            wait_until(lambda: any("Shutting down" in line for line in server.log))
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"{server.url}/health")
-            assert [future.result().status_code for future in asked] == [200] * 24
+            assert [future.result().status_code for future in futures] == [200] * 24
         server.process.wait(60)
-        assert not any("Traceback" in line for line in server.said)
+        assert not any("Traceback" in line for line in server.log)
 
 
 def test_clients_that_leave_and_clients_that_read_slowly(tmp_path: Path) -> None:
-    """64 of each; the places of the first are free at once, the second wait for nobody."""
+    """64 of each: cancelled jobs free the queue at once, and slow readers delay no other client."""
     model = export(tmp_path, **{**LONG, "grid": [16, 16]})
     with serve(model, "--batch-size", "64", "--queue", "64", program=GATED) as server:
         server.gate.unlink()

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from lgpl.generator import Sampling
-from lgpl.serving.page import MOST_PARTIAL
+from lgpl.serving.page import MOST_PREVIEWS
 from tests.serving.browser import CHROMIUM, PHONE, chromium, fill, opened
 from tests.serving.servers import TOKEN, Server, export, serve, wait_until
 
@@ -37,14 +37,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Draws one after the other, each for long enough that it can be watched."""
+    """Draws one image after the other, slowly enough to watch."""
     checkpoint = export(tmp_path_factory.mktemp("model"), grid=[16, 12])
     with serve(checkpoint, "--batch-size", "1", "--queue", "4") as running:
         yield running
 
 
 def ask(page: Page, **wanted: object) -> None:
-    """By the keyboard."""
+    """Fill the form and press Enter."""
     fill(page, **wanted)
     page.locator("[name=prompt]").press("Enter")
 
@@ -54,23 +54,23 @@ def png(source: str | None) -> bytes:
 
 
 @needs_chromium
-def test_a_prompt_is_typed_and_the_pictures_appear(
+def test_a_prompt_is_typed_and_the_images_appear(
     browser: Browser, server: Server, tmp_path: Path
 ) -> None:
-    """Bit for bit the sampler's, to be downloaded, and remembered with all that made them."""
+    """They equal the sampler's, can be downloaded, and are in the history with their settings."""
     wanted = {"prompt": 7, "n": 2, "seed": 5, "guidance": 2, "top_k": 20}
     with opened(browser, server.url, TOKEN) as page:
         expect(page.locator("#model")).to_have_text("generator · 48 × 64 pixels")
         ask(page, **wanted)
         expect(page.locator("#status")).to_have_text("2 of 2 drawn")
         drawn = [server.offline(7, seed, Sampling(guidance=2.0, top_k=20)) for seed in (5, 6)]
-        images = page.locator("#pictures img")
+        images = page.locator("#images img")
         assert [png(images.nth(i).get_attribute("src")) for i in (0, 1)] == drawn
         with page.expect_download() as download:
-            page.get_by_label("Download the picture of seed 6").click()
+            page.get_by_label("Download the image of seed 6").click()
         assert download.value.suggested_filename == "7-6.png"
-        download.value.save_as(tmp_path / "picture.png")
-        assert (tmp_path / "picture.png").read_bytes() == drawn[1]
+        download.value.save_as(tmp_path / "image.png")
+        assert (tmp_path / "image.png").read_bytes() == drawn[1]
 
         page.reload()
         expect(page.locator("#history img")).to_have_js_property("naturalHeight", 96)
@@ -83,33 +83,33 @@ def test_a_prompt_is_typed_and_the_pictures_appear(
 
 
 @needs_chromium
-def test_the_picture_grows(browser: Browser, server: Server) -> None:
+def test_the_image_grows(browser: Browser, server: Server) -> None:
     with opened(browser, server.url, TOKEN) as page:
         page.evaluate(
             """() => {
                 window.stages = [];
                 const look = () => {
-                    const source = document.querySelector("#pictures img")?.src;
+                    const source = document.querySelector("#images img")?.src;
                     if (source && source !== stages.at(-1)) stages.push(source);
                 };
                 const options = { childList: true, subtree: true };
-                new MutationObserver(look).observe(document.querySelector("#pictures"), options);
+                new MutationObserver(look).observe(document.querySelector("#images"), options);
             }"""
         )
         ask(page, prompt=1, n=1, seed=2)
         expect(page.locator("figure a")).to_have_count(1)
         stages = page.evaluate("stages")
-        assert len(set(stages)) == len(stages) == MOST_PARTIAL + 1
+        assert len(set(stages)) == len(stages) == MOST_PREVIEWS + 1
         assert png(stages[-1]) == server.offline(1, 2)
 
 
 @pytest.mark.slow
 @needs_chromium
-def test_cancelled_pictures_are_not_drawn(browser: Browser, server: Server) -> None:
+def test_cancelled_images_are_not_drawn(browser: Browser, server: Server) -> None:
     drawn = server.metric("lgpl_pictures_total")
     with opened(browser, server.url, TOKEN) as page:
         ask(page, prompt=1, n=4, seed=3)
-        page.locator("#pictures img").first.wait_for()
+        page.locator("#images img").first.wait_for()
         page.get_by_role("button", name="Cancel").click()
         expect(page.get_by_role("button", name="Draw")).to_be_visible()
         assert page.locator("figure").count() == page.locator("figure a").count() < 4
@@ -119,8 +119,8 @@ def test_cancelled_pictures_are_not_drawn(browser: Browser, server: Server) -> N
 
 
 @needs_chromium
-def test_what_is_refused_is_said_where_it_was_typed(browser: Browser, server: Server) -> None:
-    """By the page or by the server; sent as it stands, a wrong class of ten is the server's."""
+def test_an_error_is_shown_at_its_field(browser: Browser, server: Server) -> None:
+    """Errors of the page's own checks and of the server's, such as a wrong class."""
     wrong: list[tuple[dict[str, object], str, str]] = [
         ({"prompt": ""}, "prompt", "Say what to show."),
         ({"prompt": "a dog"}, "prompt", "'a dog' is no class: give one from 0 to 9."),
@@ -131,24 +131,24 @@ def test_what_is_refused_is_said_where_it_was_typed(browser: Browser, server: Se
         ({"prompt": 1, "guidance": 1, "seed": 1.5}, "seed", "whole number"),
     ]
     with opened(browser, server.url, TOKEN, refused=True) as page:
-        for wanted, name, said in wrong:
+        for wanted, name, message in wrong:
             ask(page, **wanted)
             expect(page.locator("[aria-invalid=true]")).to_have_attribute("name", name)
-            expect(page.get_by_role("alert")).to_contain_text(said)
+            expect(page.get_by_role("alert")).to_contain_text(message)
             expect(page.locator(f"[name={name}]")).to_be_visible()  # though it was folded away
             expect(page.locator("figure")).to_have_count(0)
 
 
 @pytest.mark.slow
 @needs_chromium
-def test_a_full_queue_is_said(browser: Browser, server: Server) -> None:
-    """And what had a place is not lost."""
+def test_a_full_queue_is_shown(browser: Browser, server: Server) -> None:
+    """Images that were accepted are not lost."""
     with opened(browser, server.url, TOKEN, refused=True) as page, ThreadPoolExecutor() as pool:
         fill(page, prompt=1, n=4, seed=0)
         others = pool.submit(server.post, {"prompt": "2", "n": 4})
         wait_until(lambda: httpx.get(f"{server.url}/health").json()["waiting"] == 3)
         page.locator("[name=prompt]").press("Enter")
-        expect(page.get_by_role("alert")).to_contain_text("Too many pictures are waiting")
+        expect(page.get_by_role("alert")).to_contain_text("Too many images are waiting")
         expect(page.get_by_role("button", name="Draw")).to_be_visible()
         assert 1 <= page.locator("figure a").count() == page.locator("figure").count() < 4
         assert others.result().status_code == 200

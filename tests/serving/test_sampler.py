@@ -14,7 +14,7 @@ from torch import Tensor
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.conditions import Inputs, rows
 from lgpl.inference import load_generator
-from lgpl.serving.engine import Picture
+from lgpl.serving.engine import ImageJob
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import export
 
@@ -29,7 +29,7 @@ def engine(tmp_path: Path) -> Iterator[SamplerEngine]:
 
 
 def draw(engine: SamplerEngine, seeds: list[int], partial: int = 0) -> list[list[Shown]]:
-    """What is shown of a picture for each seed, all asked for at once."""
+    """What is shown of each seed's image, all submitted at once."""
     shown: list[list[Shown]] = [[] for _ in seeds]
     done = threading.Semaphore(0)
 
@@ -38,9 +38,9 @@ def draw(engine: SamplerEngine, seeds: list[int], partial: int = 0) -> list[list
         if whole:
             done.release()
 
-    engine.submit(
+    engine.queue.put(
         [
-            Picture(
+            ImageJob(
                 engine.prepare("3"), Sampling(1.0 + seed), seed, partial,
                 lambda png, whole, i=i: see(i, png, whole),  # type: ignore[misc]
             )
@@ -55,7 +55,7 @@ def draw(engine: SamplerEngine, seeds: list[int], partial: int = 0) -> list[list
 def test_a_full_memory_halves_the_batch(
     engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No picture is lost or another, and what did not fit is not tried again."""
+    """Images stay the same, and the batch that did not fit is not tried again."""
     whole, tried = draw(engine, [0, 1, 2, 3]), []
     sample_codes = GeneratorModule.sample_codes
 
@@ -70,7 +70,7 @@ def test_a_full_memory_halves_the_batch(
     assert draw(engine, [0, 1, 2, 3]) == whole and tried == [4, 2, 2, 2, 2]
 
 
-def test_one_picture_without_room_fails_alone(
+def test_one_image_without_room_fails_alone(
     engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = draw(engine, [5])

@@ -36,7 +36,7 @@ main()
 
 
 def test_a_server_ends_with_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a client keeps it from its end: one that has sent only half of its request."""
+    """Even if a client has sent only half of its request."""
     monkeypatch.setattr(limits, "ENDED_SECONDS", 0.5)
     engine: Any = SimpleNamespace(alive=True, failure=None)
     app, reads, ended = FastAPI(), threading.Event(), threading.Event()
@@ -65,7 +65,7 @@ def test_a_server_ends_with_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def connected(port: int) -> socket.socket:
-    """To a server that may still have to start."""
+    """Connect to a server that may still be starting."""
     for _ in range(600):
         with contextlib.suppress(ConnectionError):
             return socket.create_connection(("127.0.0.1", port), 30)
@@ -75,19 +75,19 @@ def connected(port: int) -> socket.socket:
 
 @pytest.mark.slow
 def test_a_process_ends_with_its_engine(tmp_path: Path) -> None:
-    """With an answer for everybody, the cause, and a status after which a supervisor restarts."""
+    """All clients are answered, the cause is logged, and the exit status is 1."""
     one = ("--batch-size", "1")
     with serve(export(tmp_path), *one, program=DIES) as server, ThreadPoolExecutor(3) as pool:
         server.gate.unlink()
-        asked = [pool.submit(server.post, {"prompt": "1", "seed": i}) for i in range(3)]
+        futures = [pool.submit(server.post, {"prompt": "1", "seed": i}) for i in range(3)]
         wait_until(lambda: httpx.get(f"{server.url}/health").json()["waiting"] == 2)
         server.gate.touch()
-        answers = [future.result(10) for future in asked]
+        answers = [future.result(10) for future in futures]
         assert server.process.wait(20) == 1
-        wait_until(lambda: "a fault" in server.said[-1])
+        wait_until(lambda: "a fault" in server.log[-1])
     assert [answer.status_code for answer in answers] == [503] * 3
     assert {answer.json()["error"]["code"] for answer in answers} == {"engine_ended"}
-    assert server.said[-1] == "lgpl: error: the engine has ended: SystemExit('a fault')\n"
+    assert server.log[-1] == "lgpl: error: the engine has ended: SystemExit('a fault')\n"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_the_process_may_open_a_file_for_each_connection(
 
 @pytest.mark.slow
 def test_clients_beyond_the_limit_are_refused_and_the_others_served(tmp_path: Path) -> None:
-    """By a process that starts with the usual 1024 files: nothing else runs out before."""
+    """In a process that starts with the usual limit of 1024 files."""
     health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     more = limits.CONNECTIONS + 500
@@ -134,7 +134,7 @@ def test_clients_beyond_the_limit_are_refused_and_the_others_served(tmp_path: Pa
                 except ConnectionError:
                     pass
             assert served == limits.CONNECTIONS
-            assert not any("Traceback" in line for line in server.said)
+            assert not any("Traceback" in line for line in server.log)
     finally:
         for client in clients:
             client.close()

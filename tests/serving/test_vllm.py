@@ -67,8 +67,8 @@ def of_classes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, 
 
 @pytest.fixture(scope="module")
 def of_text(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Client, Any]]:
-    """An engine that can hold only few of the requests that it is given, in pieces of 7 positions:
-    it has to interrupt some and compute them again."""
+    """An engine with room for only few requests, in chunks of 7 positions: it has to interrupt
+    some and compute them again."""
     folder = tmp_path_factory.mktemp("text")
     model = export_generator(folder, TEXT)
     starved = {"num_gpu_blocks_override": 6, "block_size": 32, "max_num_batched_tokens": 7}
@@ -93,7 +93,7 @@ def test_classes(of_classes: tuple[Any, Client, Transformer], sampling: Sampling
     inputs = each([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 3, 3])
     wanted = generate(model, join(inputs), sampling)
     assert torch.equal(draw(llm, client, client.prompts(inputs), sampling), wanted)
-    assert wanted.unique().numel() > 10  # no picture of one code
+    assert wanted.unique().numel() > 10  # no image of one code
 
 
 def test_each_request_has_its_own_scale(of_classes: tuple[Any, Client, Transformer]) -> None:
@@ -163,10 +163,10 @@ def test_bad_requests_leave_the_engine_running(of_text: tuple[Any, Client, Trans
     (prompt,) = client.prompts(captions([2]))
     for guidance in (-1, "much", float("nan"), True):
         params.extra_args = {"guidance": guidance}
-        with pytest.raises(Exception, match=r"guidance: .* is n"):
+        with pytest.raises(Exception, match=r"guidance must be"):
             llm.generate([prompt], params, use_tqdm=False)
     (params,) = client.params(GUIDED, [0])
-    params.max_tokens = 38  # more codes than a picture has
+    params.max_tokens = 38  # more codes than an image has
     llm.generate([{"prompt_token_ids": [10**6]}, prompt], params, use_tqdm=False)
     drawn = draw(llm, client, [prompt], GUIDED)
     assert torch.equal(drawn, draw(llm, client, [prompt], GUIDED))
@@ -211,11 +211,11 @@ def test_client_names_mistakes(tmp_path: Path) -> None:
     classes, texts = Client(tmp_path / "classes"), Client(tmp_path / "text")
     mistakes: list[tuple[str, Callable[[], Any]]] = [
         ("'10' is no class: give one from 0 to 9", lambda: classes.prompts(each([3, 10]))),
-        ("inputs have text, text_lengths, .* takes class", lambda: classes.prompts(captions([1]))),
-        ("inputs have class, .* takes text, text_lengths", lambda: texts.prompts(each([1]))),
+        ("inputs must be class, .* got text, text_lengths", lambda: classes.prompts(captions([1]))),
+        ("inputs must be text, text_lengths, .* got class", lambda: texts.prompts(each([1]))),
         ("hold 11 positions, the model's prefix 10", lambda: texts.prompts(captions([11], 11))),
     ]
-    for says, make in mistakes:
-        with pytest.raises(UserError, match=says):
+    for message, make in mistakes:
+        with pytest.raises(UserError, match=message):
             make()
     assert texts.prompts([]) == []

@@ -1,4 +1,4 @@
-"""`lgpl serve --engine vllm` as a process of its own, asked by real clients over loopback."""
+"""`lgpl serve --engine vllm` as a process of its own, with real clients over loopback."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.test_readme import README, blocks, commands
 pytestmark = pytest.mark.serving
 
 VLLM = ("--engine", "vllm", "--vllm.dtype", "float32", "--vllm.enforce_eager", "true")
-# Of one moment: every picture another guidance, none another random number.
+# Of one moment: every image another guidance, none another random number.
 KINDS: list[dict[str, Any]] = [
     {},
     {"guidance": 2.5},
@@ -78,11 +78,11 @@ def ask(server: Server, prompt: str, **fields: Any) -> bytes:
 
 def all_at_once(server: Server, prompts: list[str]) -> list[bytes]:
     with ThreadPoolExecutor(len(KINDS)) as pool:
-        asked = [
+        futures = [
             pool.submit(ask, server, prompt, temperature=0, **kind)
             for prompt, kind in zip(prompts, KINDS, strict=True)
         ]
-        return [future.result() for future in asked]
+        return [future.result() for future in futures]
 
 
 def test_classes_of_every_guidance_in_one_batch(classes: Server) -> None:
@@ -90,11 +90,11 @@ def test_classes_of_every_guidance_in_one_batch(classes: Server) -> None:
     pngs = all_at_once(classes, [str(i) for i in range(8)])
     for i, (png, kind) in enumerate(zip(pngs, KINDS, strict=True)):
         assert png == classes.offline(i, 0, Sampling(temperature=0, **kind))
-    pictures, steps = (
+    images, steps = (
         classes.metric(f"lgpl_batch_pictures_{part}") - was
         for part, was in zip(("sum", "count"), before, strict=True)
     )
-    assert pictures / steps > 1.5  # lgpl's own engine takes one guidance a batch
+    assert images / steps > 1.5  # lgpl's own engine takes one guidance a batch
 
 
 def test_texts_of_every_guidance_in_one_batch(texts: Server) -> None:
@@ -151,7 +151,7 @@ def test_long_prompt_is_refused(texts: Server) -> None:
     assert texts.post({"prompt": "word " * 22}).status_code == 200
 
 
-def test_leaving_frees_the_place(slow: Server) -> None:
+def test_leaving_frees_the_queue(slow: Server) -> None:
     with pytest.raises(httpx.ReadTimeout):
         slow.post({"prompt": "1", "n": 2}, timeout=0.2)
     wait_until(lambda: slow.metric('lgpl_requests_total{status="499"}') == 1)
@@ -167,35 +167,35 @@ def test_leaving_frees_the_place(slow: Server) -> None:
 
 def test_sigterm_finishes_what_runs_and_waits(slow: Server) -> None:
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(ask, slow, str(i), temperature=0) for i in range(2)]
+        futures = [pool.submit(ask, slow, str(i), temperature=0) for i in range(2)]
         wait_until(lambda: httpx.get(f"{slow.url}/health").json()["waiting"] == 1)
         slow.process.send_signal(signal.SIGTERM)
-        pngs = [future.result() for future in asked]
+        pngs = [future.result() for future in futures]
     assert pngs == [slow.offline(i, 0, Sampling(temperature=0)) for i in range(2)]
     slow.process.wait(60)
-    assert not any("Traceback" in line for line in slow.said)
+    assert not any("Traceback" in line for line in slow.log)
 
 
 @pytest.mark.parametrize("draws", [True, False])
 def test_the_server_ends_with_vllm(slow: Server, draws: bool) -> None:
-    """Whether vLLM dies while it draws, with others that wait, or while there is nothing to do."""
+    """vLLM dies while it draws and others wait, or while it is idle."""
     import psutil
 
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(slow.post, {"prompt": "1"}) for _ in range(3 * draws)]
+        futures = [pool.submit(slow.post, {"prompt": "1"}) for _ in range(3 * draws)]
         if draws:
             wait_until(lambda: httpx.get(f"{slow.url}/health").json()["waiting"] == 2)
         for process in psutil.Process(slow.process.pid).children(recursive=True):
             process.kill()
-        answers = [future.result(20) for future in asked]
+        answers = [future.result(20) for future in futures]
     assert all(answer.status_code == 503 for answer in answers)
     assert all(answer.json()["error"]["code"] == "engine_ended" for answer in answers)
     assert slow.process.wait(60) == 1
-    wait_until(lambda: "the engine has ended" in slow.said[-1])
+    wait_until(lambda: "the engine has ended" in slow.log[-1])
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--vllm.colour", "red"], "vLLM does not start: .*colour"),
         (["--vllm.tensor_parallel_size", "2"], "tensor_parallel_size .* must be 1"),
@@ -203,20 +203,20 @@ def test_the_server_ends_with_vllm(slow: Server, draws: bool) -> None:
     ],
 )
 def test_mistakes_on_the_command_line(
-    tmp_path: Path, fails: Callable[..., str], options: list[str], says: str
+    tmp_path: Path, fails: Callable[..., str], options: list[str], message: str
 ) -> None:
-    said = fails("serve", *VLLM, "--checkpoint", str(export(tmp_path)), *options)
-    assert re.search(says, said)
+    output = fails("serve", *VLLM, "--checkpoint", str(export(tmp_path)), *options)
+    assert re.search(message, output)
 
 
-def test_a_training_checkpoint_is_to_be_exported(tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_a_training_checkpoint_must_be_exported(tmp_path: Path, fails: Callable[..., str]) -> None:
     folder = export(tmp_path)
     entry = json.loads((folder / "config.json").read_text())
     weights = load_file(folder / "model.safetensors")
     state = {f"transformer.{name}": tensor for name, tensor in weights.items()}
     torch.save({"lgpl": entry, "state_dict": state}, tmp_path / "last.ckpt")
-    said = fails("serve", *VLLM, "--checkpoint", str(tmp_path / "last.ckpt"))
-    assert said.endswith(f"`lgpl export {tmp_path / 'last.ckpt'} --out FOLDER` does it.")
+    output = fails("serve", *VLLM, "--checkpoint", str(tmp_path / "last.ckpt"))
+    assert output.endswith(f"`lgpl export {tmp_path / 'last.ckpt'} --out FOLDER` does it.")
 
 
 def test_the_readmes_command(tmp_path: Path) -> None:

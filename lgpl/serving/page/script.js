@@ -1,18 +1,18 @@
-// The page over the server's own API: one stream for each picture, so that all grow at once.
+// The page over the server's own API: one stream for each image, so that all grow at once.
 
 const NUMBERS = ["guidance", "temperature", "top_k", "top_p"]; // fields that go out as they are
-const HISTORY = "lgpl.history";
+const HISTORY = "lgpl.requests";
 const KEPT = 24; // entries of the history
 const THUMBNAIL = 96; // pixels
-const SMALL = 128; // pixels up to which a picture is shown as the squares it has
+const SMALL = 128; // pixels up to which an image is enlarged with sharp pixels
 
-const [form, drawButton, cancelButton, pictures, status] = [
-  "form", "draw", "cancel", "pictures", "status",
+const [form, drawButton, cancelButton, images, status] = [
+  "form", "draw", "cancel", "images", "status",
 ].map((id) => document.getElementById(id));
 const fields = form.elements;
 
-let model; // what the server says of itself
-let running = null; // AbortController of what is being drawn; null where nothing is
+let model; // the server's description of its model
+let running = null; // AbortController of the running requests; null without one
 
 class Refusal extends Error {
   constructor(message, field = null, status = 0) {
@@ -24,12 +24,12 @@ class Refusal extends Error {
 
 async function start() {
   const answer = await fetch("page/model");
-  if (!answer.ok) throw new Refusal("The server does not say which model it has.");
+  if (!answer.ok) throw new Refusal("The server did not describe its model.");
   model = await answer.json();
   document.title = `lgpl: ${model.name}`;
   document.getElementById("model").textContent =
     `${model.name} · ${model.width} × ${model.height} pixels`;
-  pictures.style.setProperty("--shape", `${model.width} / ${model.height}`);
+  images.style.setProperty("--shape", `${model.width} / ${model.height}`);
   fields.n.max = model.images;
   fields.n.value = Math.min(fields.n.value, model.images);
   fields.prompt.maxLength = model.prompt;
@@ -43,25 +43,25 @@ async function start() {
   showHistory();
 }
 
-// What is asked for, or a Refusal that names the field.
+// Read the form; throw a Refusal that names a wrong field.
 function read() {
-  const asked = { prompt: fields.prompt.value.trim() };
-  if (!asked.prompt) throw new Refusal("Say what to show.", "prompt");
+  const request = { prompt: fields.prompt.value.trim() };
+  if (!request.prompt) throw new Refusal("Say what to show.", "prompt");
   for (const name of [...NUMBERS, "n", "seed"]) {
     const input = fields[name];
-    if (input.validity.badInput) throw new Refusal(`${name} is not a number.`, name);
-    if (input.value !== "") asked[name] = Number(input.value);
+    if (input.validity.badInput) throw new Refusal(`${name} must be a number.`, name);
+    if (input.value !== "") request[name] = Number(input.value);
   }
-  asked.n ??= 1;
-  if (!Number.isInteger(asked.n) || asked.n < 1 || asked.n > model.images) {
-    throw new Refusal(`n is a whole number from 1 to ${model.images}.`, "n");
+  request.n ??= 1;
+  if (!Number.isInteger(request.n) || request.n < 1 || request.n > model.images) {
+    throw new Refusal(`n must be a whole number from 1 to ${model.images}, got ${request.n}.`, "n");
   }
-  asked.seed ??= randomSeed();
-  if (!Number.isSafeInteger(asked.seed + asked.n) || asked.seed < 0) {
-    const most = Number.MAX_SAFE_INTEGER - asked.n;
-    throw new Refusal(`seed is a whole number from 0 to ${most}.`, "seed");
+  request.seed ??= randomSeed();
+  if (!Number.isSafeInteger(request.seed + request.n) || request.seed < 0) {
+    const most = Number.MAX_SAFE_INTEGER - request.n;
+    throw new Refusal(`seed must be a whole number from 0 to ${most}, got ${request.seed}.`, "seed");
   }
-  return asked;
+  return request;
 }
 
 function randomSeed() {
@@ -69,47 +69,47 @@ function randomSeed() {
 }
 
 async function draw() {
-  complain(null);
-  let asked;
+  showError(null);
+  let request;
   try {
-    asked = read();
+    request = read();
   } catch (refusal) {
-    return complain(refusal);
+    return showError(refusal);
   }
   busy(new AbortController());
-  pictures.replaceChildren();
-  const frames = Array.from({ length: asked.n }, (_, i) => new Frame(asked, asked.seed + i));
-  const whole = () => frames.filter((frame) => frame.whole);
-  const count = () => { status.textContent = `${whole().length} of ${asked.n} drawn`; };
+  images.replaceChildren();
+  const frames = Array.from({ length: request.n }, (_, i) => new Frame(request, request.seed + i));
+  const complete = () => frames.filter((frame) => frame.isComplete);
+  const count = () => { status.textContent = `${complete().length} of ${request.n} drawn`; };
   count();
   await Promise.all(frames.map(async (frame) => {
     try {
       await frame.draw(running.signal);
       count();
-    } catch (error) { // the others go on
+    } catch (error) { // the other images continue
       frame.element.remove();
-      if (!running.signal.aborted) complain(error);
+      if (!running.signal.aborted) showError(error);
     }
   }));
-  if (whole().length) remember(asked, whole()[0].image);
+  if (complete().length) remember(request, complete()[0].image);
   busy(null);
 }
 
-// One button is there at a time, and the focus stays with it.
+// Show one of the two buttons and move the focus along.
 function busy(controller) {
   running = controller;
-  const [here, gone] = running ? [cancelButton, drawButton] : [drawButton, cancelButton];
-  const focused = document.activeElement === gone;
-  here.hidden = false;
-  gone.hidden = true;
-  if (focused) here.focus();
-  pictures.setAttribute("aria-busy", running !== null);
+  const [shown, hidden] = running ? [cancelButton, drawButton] : [drawButton, cancelButton];
+  const focused = document.activeElement === hidden;
+  shown.hidden = false;
+  hidden.hidden = true;
+  if (focused) shown.focus();
+  images.setAttribute("aria-busy", running !== null);
 }
 
-function complain(refusal) {
-  const place = document.getElementById("error");
-  place.hidden = refusal === null;
-  place.textContent = refusal?.message ?? "";
+function showError(refusal) {
+  const alert = document.getElementById("error");
+  alert.hidden = refusal === null;
+  alert.textContent = refusal?.message ?? "";
   form.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
   const unauthorized = refusal?.status === 401;
   if (unauthorized) document.getElementById("token").hidden = false;
@@ -120,25 +120,25 @@ function complain(refusal) {
   input.focus();
 }
 
-// One picture on the page, from its first rows to its download.
+// One image on the page, from its first preview to its download.
 class Frame {
-  constructor(asked, seed) {
-    this.asked = asked;
+  constructor(request, seed) {
+    this.request = request;
     this.seed = seed;
-    this.whole = false;
+    this.isComplete = false;
     this.element = document.createElement("figure");
     this.blank = document.createElement("div");
     this.blank.className = "blank";
     this.progress = document.createElement("progress");
     this.progress.max = model.partial + 1;
     this.progress.value = 0;
-    this.progress.setAttribute("aria-label", `Picture of seed ${seed}`);
+    this.progress.setAttribute("aria-label", `Image of seed ${seed}`);
     this.element.append(this.blank, this.progress);
-    pictures.append(this.element);
+    images.append(this.element);
   }
 
   async draw(signal) {
-    const { n, ...body } = this.asked;
+    const { n, ...body } = this.request;
     Object.assign(body, { seed: this.seed, stream: true, partial_images: model.partial });
     const answer = await post(body, signal);
     for await (const event of events(answer.body)) {
@@ -147,13 +147,13 @@ class Frame {
       if (event.type === "image_generation.completed") return this.finish();
       this.progress.value = event.partial_image_index + 1;
     }
-    throw new Refusal("The server broke off before the picture was whole.");
+    throw new Refusal("The connection ended before the image was complete.");
   }
 
   async show(base64) {
     const image = new Image();
     image.src = `data:image/png;base64,${base64}`;
-    image.alt = `${this.asked.prompt}, seed ${this.seed}`;
+    image.alt = `${this.request.prompt}, seed ${this.seed}`;
     image.classList.toggle("small", model.width <= SMALL);
     await image.decode();
     (this.image ?? this.blank).replaceWith(image);
@@ -161,14 +161,14 @@ class Frame {
   }
 
   finish() {
-    this.whole = true;
+    this.isComplete = true;
     const caption = document.createElement("figcaption");
     const link = document.createElement("a");
-    const name = this.asked.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60);
+    const name = this.request.prompt.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60);
     link.href = this.image.src;
     link.download = `${name}-${this.seed}.png`;
     link.textContent = "Download";
-    link.setAttribute("aria-label", `Download the picture of seed ${this.seed}`);
+    link.setAttribute("aria-label", `Download the image of seed ${this.seed}`);
     caption.append(`seed ${this.seed}`, link);
     this.progress.replaceWith(caption);
   }
@@ -192,8 +192,8 @@ async function post(body, signal) {
   }
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({})); // a proxy may answer in its own way
-  const said = error?.message ?? `The server answers ${answer.status}.`;
-  throw new Refusal(said, error?.param, answer.status);
+  const message = error?.message ?? `The server answers ${answer.status}.`;
+  throw new Refusal(message, error?.param, answer.status);
 }
 
 // The data of server-sent events, parsed.
@@ -201,12 +201,12 @@ async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { done, value } = await reader.read().catch(() => ({ done: true })); // it broke off
+    const { done, value } = await reader.read().catch(() => ({ done: true })); // the connection ended
     if (done) return;
     text += value;
-    const whole = text.split("\n\n");
-    text = whole.pop();
-    for (const event of whole) {
+    const parts = text.split("\n\n");
+    text = parts.pop();
+    for (const event of parts) {
       const data = event.split("\n").find((line) => line.startsWith("data: "));
       if (data) yield JSON.parse(data.slice("data: ".length));
     }
@@ -221,18 +221,18 @@ function readHistory() {
   }
 }
 
-function remember(asked, image) {
+function remember(request, image) {
   const canvas = document.createElement("canvas");
   const scale = THUMBNAIL / Math.max(model.width, model.height);
   [canvas.width, canvas.height] = [model.width * scale, model.height * scale];
   canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-  let entries = [{ asked, thumbnail: canvas.toDataURL() }, ...readHistory()].slice(0, KEPT);
+  let entries = [{ request, thumbnail: canvas.toDataURL() }, ...readHistory()].slice(0, KEPT);
   while (entries.length) {
     try {
       localStorage.setItem(HISTORY, JSON.stringify(entries));
       break;
     } catch {
-      entries = entries.slice(0, -1); // the browser's room is full
+      entries = entries.slice(0, -1); // the browser's storage is full
     }
   }
   showHistory();
@@ -242,7 +242,7 @@ function showHistory() {
   const entries = readHistory();
   document.getElementById("before").hidden = entries.length === 0;
   document.getElementById("history").replaceChildren(
-    ...entries.map(({ asked, thumbnail }) => {
+    ...entries.map(({ request, thumbnail }) => {
       const item = document.createElement("li");
       const button = document.createElement("button");
       const image = new Image();
@@ -250,21 +250,21 @@ function showHistory() {
       image.alt = "";
       const text = document.createElement("span");
       const title = document.createElement("strong");
-      title.textContent = asked.prompt;
+      title.textContent = request.prompt;
       const detail = document.createElement("small");
-      detail.textContent = `guidance ${asked.guidance}, seed ${asked.seed}, ${asked.n} ×`;
+      detail.textContent = `guidance ${request.guidance}, seed ${request.seed}, ${request.n} ×`;
       text.append(title, detail);
       button.type = "button";
       button.append(image, text);
-      button.addEventListener("click", () => restore(asked));
+      button.addEventListener("click", () => restore(request));
       item.append(button);
       return item;
     }),
   );
 }
 
-function restore(asked) {
-  for (const name of ["prompt", "n", "seed", ...NUMBERS]) fields[name].value = asked[name] ?? "";
+function restore(request) {
+  for (const name of ["prompt", "n", "seed", ...NUMBERS]) fields[name].value = request[name] ?? "";
   fields.prompt.focus();
 }
 
@@ -280,4 +280,4 @@ document.getElementById("forget").addEventListener("click", () => {
   localStorage.removeItem(HISTORY);
   showHistory();
 });
-start().catch(complain);
+start().catch(showError);

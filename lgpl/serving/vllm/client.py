@@ -1,4 +1,7 @@
-"""What is sent to the engine and comes back from it: prompts, sampling parameters, codes."""
+"""Prompts and sampling parameters for an engine, and the codes it returns.
+
+Needs vLLM for `Client.params` alone, and never transformers.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lgpl.checkpoints import read_checkpoint
+from lgpl.checkpoints import Checkpoint, read_checkpoint
 from lgpl.errors import UserError
-from lgpl.generator import Sampling
+from lgpl.generator import GeneratorModule, Sampling, Transformer
 from lgpl.generator.conditions import Inputs
-from lgpl.serving.vllm.config import outline
+from lgpl.training import build_described
+
+
+def outline(config: dict[str, Any], trust: Iterable[str] = ()) -> Transformer:
+    """Build the `Transformer` of an exported generator's config on the meta device.
+
+    Args:
+        config: `class_path` and `init_args` of the module.
+        trust: packages whose classes it may name beside lgpl's own.
+
+    Raises:
+        UserError: the config builds a model that vLLM cannot run, or cannot be built.
+    """
+    checkpoint = Checkpoint(Path("config.json"), "generator", config, dict)
+    with torch.device("meta"):
+        module = build_described(checkpoint, trust=trust)
+        module.configure_model()
+    assert isinstance(module, GeneratorModule)
+    model, others = module.model, "`lgpl serve` without --engine vllm serves others"
+    if not isinstance(model, Transformer):
+        name = type(model).__name__
+        raise UserError(f"vLLM: the model must be lgpl.generator.Transformer, got {name}; {others}")
+    if (depth := model.layout.depth) > 1:
+        raise UserError(f"vLLM: the model must have one code per place, got {depth}; {others}")
+    return model
 
 
 class Client:
-    """Speaks to an engine that has loaded an exported generator.
+    """Converts prompts, sampling and codes for an engine that has loaded an exported generator.
 
     Args:
         folder: the exported generator.
@@ -38,38 +65,38 @@ class Client:
         self.condition.load_state_dict(weights, assign=True)
 
     @torch.no_grad()
-    def prompts(self, wanted: Sequence[Inputs]) -> list[dict[str, Any]]:
-        """A prompt for each of the condition's inputs, of one sample each.
+    def prompts(self, samples: Sequence[Inputs]) -> list[dict[str, Any]]:
+        """Convert the condition's inputs, each of one sample, to prompts of vLLM's.
 
         Raises:
-            UserError: they are of another condition, or not what it takes.
+            UserError: the inputs belong to another condition, or the condition refuses them.
         """
         names = set(self.condition.zeros(1))
-        for inputs in wanted:
+        for inputs in samples:
             if set(inputs) != names:
                 raise UserError(
-                    f"The inputs have {', '.join(sorted(inputs))}, but the generator's condition "
-                    f"takes {', '.join(sorted(names))}."
+                    f"the inputs must be {', '.join(sorted(names))}, which the generator's "
+                    f"condition takes, got {', '.join(sorted(inputs))}"
                 )
-        if self.condition.tokens:  # rows of a table, which stand behind the codes
+        if self.condition.tokens:  # rows of a table, whose token ids follow those of the codes
             return [
                 {"prompt_token_ids": [self.codebook_size + self.condition.token(inputs)]}
-                for inputs in wanted
+                for inputs in samples
             ]
-        return [{"prompt_embeds": self._embeddings(inputs)} for inputs in wanted]
+        return [{"prompt_embeds": self._embeddings(inputs)} for inputs in samples]
 
     def _embeddings(self, inputs: Inputs) -> Tensor:
-        """Both branches [L, 2 * dim] of the positions that are real."""
+        """Both branches [L, 2 * dim] without padding."""
         x, lengths = self.condition(inputs)
         null = self.condition(self.condition.null(inputs)).embeddings
         length = x.shape[1] if lengths is None else max(1, int(lengths[0]))
         return torch.cat((x, null), dim=-1)[0, -length:].cpu().contiguous()
 
     def params(self, sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
-        """`vllm.SamplingParams` of one picture for each seed.
+        """`vllm.SamplingParams` of one image for each seed.
 
-        The same seed gives the same picture again, but another one than lgpl's own sampler draws
-        from it; only the most likely codes (temperature 0) are those of both.
+        A seed repeats its image, which differs from that of lgpl's own sampler; both draw the same
+        codes only at temperature 0.
         """
         from vllm import SamplingParams
 

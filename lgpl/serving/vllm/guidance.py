@@ -1,4 +1,4 @@
-"""Classifier-free guidance where vLLM lets logits be changed."""
+"""Classifier-free guidance as a logits processor of vLLM's."""
 
 from __future__ import annotations
 
@@ -17,24 +17,19 @@ from lgpl.generator.guidance import guide
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-
-LARGEST = 2**31  # of a number, which a tensor has to hold
+LARGEST = 2**31  # keeps numbers representable in tensors
 FIELDS = tuple(field.name for field in fields(Sampling) if field.name.startswith("guidance"))
 
 
 def requested(params: SamplingParams) -> Sampling:
-    """How a request is guided.
-
-    Raises:
-        UserError: one of the fields is not what it should be.
-    """
+    """The guidance of a request; raises a UserError where a field is wrong."""
     given = {n: v for n, v in (params.extra_args or {}).items() if n in FIELDS and v is not None}
     for name, value in given.items():
         if name == "guidance_schedule":
             if not isinstance(value, str):
-                raise UserError(f"{name}: {value!r} is no name.")
+                raise UserError(f"{name} must be a string, got {value!r}")
         elif type(value) not in (int, float) or not -LARGEST < value < LARGEST:
-            raise UserError(f"{name}: {value!r} is no number, or too large.")
+            raise UserError(f"{name} must be a number below 2**31, got {value!r}")
     return Sampling(**given)
 
 
@@ -46,12 +41,12 @@ class Guidance(LogitsProcessor):
         try:
             requested(params)
         except UserError as error:
-            raise ValueError(str(error)) from error  # which vLLM's own server answers with 400
+            raise ValueError(str(error)) from error  # vLLM's own server answers it with 400
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         config = vllm_config.model_config.hf_config
         self.codes, self.count = config.codes, config.code_count
-        # row of a guided request -> its scale for each code, and its codes, which vLLM adds to
+        # row of a guided request -> its scale for each code, and its codes; vLLM appends to them
         self.rows: dict[int, tuple[list[float], list[int]]] = {}
 
     def is_argmax_invariant(self) -> bool:

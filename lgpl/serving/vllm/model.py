@@ -1,4 +1,4 @@
-"""lgpl's Transformer on vLLM's paged cache; the design is told in `lgpl.serving.vllm`."""
+"""lgpl's Transformer on vLLM's paged cache; `lgpl.serving.vllm` describes the design."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm.model_executor.layers.attention import Attention as PagedCache
 from lgpl.checkpoints import check_weights
 from lgpl.generator.blocks import Attention, Block
 from lgpl.generator.rotary import rotary_table, rotate
-from lgpl.serving.vllm.config import outline
+from lgpl.serving.vllm.client import outline
 from lgpl.serving.vllm.settings import padded_head
 
 
@@ -53,19 +53,14 @@ class PagedAttention(Attention):
 
 
 @support_torch_compile(
-    dynamic_arg_dims={
-        "input_ids": 0,
-        "positions": -1,
-        "intermediate_tensors": 0,
-        "inputs_embeds": 0,
-    }
+    dynamic_arg_dims=dict(input_ids=0, positions=-1, intermediate_tensors=0, inputs_embeds=0)
 )
 class Body(nn.Module):
     """Everything between the tokens and the head's logits."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        # Without memory: the weights come with load_weights.
+        # On the meta device: `load_weights` assigns the weights.
         model = self.transformer = outline(vllm_config.model_config.hf_config.config)
         table = rotary_table(
             model.prefix_length, model.layout, model.dim // model.heads, model.prefix_rope
@@ -80,12 +75,11 @@ class Body(nn.Module):
         self.eval().requires_grad_(False)
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-        """Both branches [N, 2 * dim] of codes and, behind them, classes [N]."""
+        """Both branches [N, 2 * dim] of token ids [N]: codes, then classes."""
         model = self.transformer
         # Clamped: a wrong id of one request must not end the engine.
         x = model.tok_embeddings(input_ids.clamp(0, model.codebook_size - 1)).repeat(1, 2)
-        condition = model.condition
-        if condition.tokens:
+        if (condition := model.condition).tokens:
             row = (input_ids - model.codebook_size).clamp(0, condition.tokens)
             inputs = condition.of_tokens(row)
             both = [condition(i).embeddings for i in (inputs, condition.null(inputs))]
@@ -107,7 +101,7 @@ class Body(nn.Module):
             assert input_ids is not None
             x = self.embed_input_ids(input_ids)
         x = x.view(-1, 2, model.dim).transpose(0, 1)
-        # Clamped: a request may ask for more codes than a picture has.
+        # Clamped: a request may ask for more codes than an image has.
         place = positions[0].clamp(max=len(model.rope) - 1)
         x, rope = model.toward(x, place), model.rope[place]
         for layer in model.layers:
@@ -116,7 +110,7 @@ class Body(nn.Module):
 
 
 class LlamaGen(nn.Module):
-    """A class- or text-conditional generator with guidance, as vLLM's interface wants it."""
+    """A generator with guidance behind vLLM's model interface."""
 
     supports_mrope = True
 
@@ -128,7 +122,7 @@ class LlamaGen(nn.Module):
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
     ) -> tuple[Tensor, int]:
-        """Positions [3, L] of a prefix of L, and how far those of the codes are shifted."""
+        """Positions [3, L] of a prefix of L, and the shift of the codes' positions."""
         shift = self.body.transformer.prefix_length - len(input_tokens)
         return (torch.arange(len(input_tokens)) + shift).expand(3, -1), shift
 
@@ -146,7 +140,7 @@ class LlamaGen(nn.Module):
         return self.body(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits of both branches [N, conditional | null], filled up to the vocabulary."""
+        """Logits of both branches [N, conditional | null], padded to the vocabulary."""
         model = self.body.transformer
         logits = model.output(hidden_states.view(-1, 2, model.dim)).flatten(1)
         return F.pad(logits, (0, self.vocabulary - logits.shape[1]))

@@ -1,4 +1,4 @@
-"""What vLLM has to know of the model before it is built."""
+"""What vLLM needs to know of the model before it builds it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from transformers import PretrainedConfig
 
 from lgpl.checkpoints.files import MODEL_TYPE
 from lgpl.errors import UserError
-from lgpl.serving.vllm.config import outline
+from lgpl.serving.vllm.client import outline
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
 
-# Of vLLM's attention kernels for CPUs; those for GPUs have them all, too.
+# Supported by vLLM's attention kernels for CPUs, and all of them by those for GPUs.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 
 def padded_head(size: int) -> int:
     """The smallest head size of vLLM's kernels that holds one of this size."""
-    fitting = [padded for padded in HEAD_SIZES if padded >= size]
-    if not fitting:
-        raise UserError(f"size: a head of {size} is wider than vLLM's {HEAD_SIZES[-1]}.")
-    return fitting[0]
+    if size > HEAD_SIZES[-1]:
+        raise UserError(f"size: the head size must be <= {HEAD_SIZES[-1]} for vLLM, got {size}")
+    return next(padded for padded in HEAD_SIZES if padded >= size)
 
 
 class LlamaGenConfig(PretrainedConfig):
@@ -53,7 +52,7 @@ class LlamaGenConfig(PretrainedConfig):
 
 
 class Settings:
-    """Completes vLLM's settings, so that the folder is all that has to be given."""
+    """Completes vLLM's settings, so that users give only the folder."""
 
     GUIDANCE = "lgpl.serving.vllm.guidance:Guidance"
 
@@ -62,14 +61,15 @@ class Settings:
         parallel = vllm_config.parallel_config
         if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
             raise UserError(
-                "tensor_parallel_size and pipeline_parallel_size must be 1: a generator runs "
-                "whole on one device; run one engine per device."
+                "tensor_parallel_size and pipeline_parallel_size must be 1, got "
+                f"{parallel.tensor_parallel_size} and {parallel.pipeline_parallel_size}; run one "
+                "engine per device"
             )
         model = vllm_config.model_config
-        model.skip_tokenizer_init = True  # there is no text to split
+        model.skip_tokenizer_init = True  # prompts are no text
         model.enable_prompt_embeds = not model.hf_config.has_table
         model.logits_processors = [Settings.GUIDANCE, *(model.logits_processors or [])]
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """Nothing here: what is needed first is in `LlamaGenConfig`."""
+        """Required by vLLM; `LlamaGenConfig` has all that is needed."""
