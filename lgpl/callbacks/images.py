@@ -1,4 +1,4 @@
-"""Pictures in the loggers: reconstructions beside originals, samples with their captions."""
+"""Images in the loggers: reconstructions beside originals, samples with their captions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lgpl.tokenizer.module import TokenizerModule
 
 
 def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | None) -> None:
-    """To TensorBoard and W&B; other loggers take no pictures."""
+    """To TensorBoard and W&B; other loggers take no images."""
     step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -29,11 +29,7 @@ def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | N
 
 
 class ReconstructionImages(Callback):
-    """The first validation images, each with its reconstruction to the right.
-
-    Args:
-        count: number of images.
-    """
+    """The first `count` validation images, each with its reconstruction to the right."""
 
     def __init__(self, count: int = 16) -> None:
         self.count = count
@@ -58,7 +54,7 @@ class ReconstructionImages(Callback):
 class SampleImages(Callback):
     """Samples for the first conditions of the validation set, the same seeds every time.
 
-    Of a sharded model (FSDP2) all ranks sample together, and the first one's are shown.
+    All ranks of a sharded model (FSDP2) sample together; the images of the first one are shown.
 
     Args:
         count: number of images.

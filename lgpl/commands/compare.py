@@ -24,7 +24,7 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of logs, with config.yaml")
     p.add_argument("--metrics", nargs="+", default=["val/", "test/"], help="names or beginnings")
-    p.add_argument("--out", default="compare.png", help="picture of the curves")
+    p.add_argument("--out", default="compare.png", help="image of the curves")
     return p
 
 

@@ -36,8 +36,7 @@ def main(args: list[str]) -> None:
         )
     checkpoint = read_checkpoint(options.checkpoint)
     if not for_llamagen:
-        weights = checkpoint.weights()
-        write_checkpoint(out, checkpoint.kind, checkpoint.described(), weights)
+        write_checkpoint(out, checkpoint.kind, checkpoint.described(), checkpoint.weights())
     else:
         content = to_llamagen(checkpoint, options.trust)
         try:

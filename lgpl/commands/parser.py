@@ -21,9 +21,17 @@ class ArgumentParser(jsonargparse.ArgumentParser):
         raise UserError(innermost(said)) from ex
 
 
+def require_positive(options: jsonargparse.Namespace, *names: str) -> None:
+    """Raises a UserError that names the first of these options that is given and below 1."""
+    for name in names:
+        value = options.get(name)
+        if value is not None and value < 1:
+            raise UserError(f"{_option(name)} must be >= 1, got {value}")
+
+
 def innermost(message: str) -> str:
-    """What is wrong at the innermost of nested keys, in one line: the parser tells of all levels,
-    each with the value that it was given."""
+    """What is wrong at the innermost of nested keys, in one line; the parser's message has all
+    levels, each with its value."""
     said = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", " ".join(message.split()))
     keys = re.findall(r'Parser key "([\w.]+)":?', said)
     if keys:

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lgpl.callbacks import EMA
+from lgpl.commands.parser import require_positive
 from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
 from lgpl.training.estimate import SAMPLES, StepEstimate, estimate_step
@@ -19,7 +20,7 @@ NOT_COUNTED = "not counted: the driver (about 1 GiB), fragmentation, a frozen to
 
 
 class Plan(CommandLine):
-    """The configs of a run with its size, built without memory and without a Trainer."""
+    """The configs of a run with its size, built on the meta device and without a Trainer."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
@@ -27,10 +28,9 @@ class Plan(CommandLine):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
-        if self.config.gpus < 1:
-            raise UserError(f"--gpus: {self.config.gpus} is below 1.")
+        require_positive(self.config, "gpus")
         if not self.config.memory > 0:
-            raise UserError(f"--memory: {self.config.memory:g} GiB is not above 0.")
+            raise UserError(f"--memory must be > 0, got {self.config.memory:g}")
 
     def instantiate_trainer(self, **_: Any) -> None:  # type: ignore[override]
         """Its GPUs need not be here."""
@@ -95,7 +95,7 @@ def report(
         accumulate: batches per optimizer step.
     """
     used = sum(lines.values()) / GIB
-    rows = [(name, f"{size / GIB:.2f} GiB") for name, size in (*lines.items(),)]
+    rows = [(name, f"{size / GIB:.2f} GiB") for name, size in lines.items()]
     rows += [("together", f"{used:.2f} GiB on each of {gpus}, {memory:g} GiB there")]
     batches = gpus * accumulate
     rows += [
@@ -107,5 +107,5 @@ def report(
         rows += [(f"KV cache of {SAMPLES}", f"{step.cache / GIB:.2f} GiB, sampling with guidance")]
     spare = memory - used
     verdict = f"fits, {spare:.1f} GiB to spare" if spare >= 0 else f"does NOT fit: {-spare:.1f} GiB"
-    table = "\n".join(f"{name:<18}{figure}" for name, figure in rows)
+    table = "\n".join(f"{name:<18}{value}" for name, value in rows)
     return f"{table}\n{verdict}{'' if spare >= 0 else ' too much'}\n{NOT_COUNTED}"

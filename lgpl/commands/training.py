@@ -35,7 +35,7 @@ class SaveTrainingConfig(SaveConfigCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or trainer.logger is None:
             return
-        folder = trainer.log_dir  # all ranks must ask for it
+        folder = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             config = self.parser.dump(self.config, skip_none=False)
@@ -86,7 +86,7 @@ class CommandLine(LightningCLI):
                 "--ckpt_path is not set; give the checkpoint whose weights are to be used."
             )
         if path and path not in ("best", "last", "hpc"):
-            read_checkpoint(path)  # a wrong file is told before anything is built
+            read_checkpoint(path)  # a wrong file fails before anything is built
             if self.config.get("subcommand") != "fit" and Path(path).is_dir():
                 # The Trainer reads a folder only with the strategy that wrote it, if at all.
                 config["ckpt_path"], self.evaluated = None, str(path)

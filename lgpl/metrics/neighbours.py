@@ -1,11 +1,12 @@
 """Metrics that need the features themselves: kernel distance, precision, recall, density,
-coverage."""
+coverage, retrieval."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image.kid import poly_mmd
@@ -44,10 +45,7 @@ class FeatureBank(Metric):
 
 
 def kernel_distance(
-    real: Tensor,
-    fake: Tensor,
-    subsets: int = KID_SUBSETS,
-    size: int = KID_SUBSET_SIZE,
+    real: Tensor, fake: Tensor, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE
 ) -> float:
     """Mean of the unbiased squared MMD with the kernel (x·y / D + 1)³ (arXiv 1801.01401).
 
@@ -89,6 +87,20 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_K) -> tuple[fl
     density = _inside(real, fake, k, radii).double().mean().item() / k
     nearest = torch.cat([_distances(rows, fake).amin(1) for rows in real.split(ROWS)])
     return density, (nearest < radii).double().mean().item()
+
+
+def retrieval_accuracy(generated: Tensor, real: Tensor, target: Tensor, k: int) -> float:
+    """Share of generated images whose own real image is among the k nearest by cosine.
+
+    Args:
+        generated: features [N, D].
+        real: features [M, D] of all candidates.
+        target: index of the right candidate for each generated image [N].
+        k: how many candidates count.
+    """
+    similarity = F.normalize(generated, dim=-1) @ F.normalize(real, dim=-1).T
+    nearest = similarity.topk(k, dim=-1).indices
+    return (nearest == target[:, None]).any(-1).float().mean().item()
 
 
 def _inside(centres: Tensor, points: Tensor, k: int, radii: Tensor | None = None) -> Tensor:

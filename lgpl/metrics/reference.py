@@ -20,7 +20,7 @@ from lgpl.codes import ImageSize, in_pixels
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.gaussian import Gaussian
-from lgpl.metrics.images import ImageSource, NpzImages, open_images, resize
+from lgpl.metrics.images import ImageSource, NpzImages, open_images
 from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.ranks import current_rank
 from lgpl.metrics.summary import FeatureSummary, ImageSet
@@ -116,29 +116,26 @@ def summarise(
     size: ImageSize | None = None,
     neighbours: int | None = None,
 ) -> FeatureSummary:
-    """One pass over images on disk, with a progress bar.
-
-    Several ranks take the batches in turn and must all call this.
+    """One pass over images on disk, with a progress bar; all ranks must call this.
 
     Args:
-        doing: what the bar says.
+        doing: description of the bar.
         size: height and width to resize them to first, pixels.
         neighbours: keep the features of so many, drawn from all over the set: a data set may be
             sorted by class. None keeps those of the first in their order.
     """
-    keep = {} if neighbours is None else {"keep": neighbours}
-    made = ImageSet(extractor, images.count, name=images.source, **keep)
-    numbers = torch.arange(images.count)
+    numbers, keep = torch.arange(images.count), {}
     if neighbours is not None:
+        keep = {"keep": neighbours}
         numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
-    device = made.pooled.device
-    for batch, places in batches(images, batch_size, doing):
-        made.update(resize(batch.to(device), size), numbers[places])
+    made = ImageSet(extractor, images.count, size=size, name=images.source, **keep)
+    for batch, indices in batches(images, batch_size, doing):
+        made.update(batch, numbers[indices])
     return made.compute()
 
 
 def batches(images: ImageSource, batch_size: int, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's batches, uint8 [B, 3, H, W], and the images' places in the set [B].
+    """This rank's batches, uint8 [B, 3, H, W], and the images' indices in the set [B].
 
     The batches are the same for any number of ranks, because rounding depends on a batch's size.
     """
@@ -151,11 +148,10 @@ def batches(images: ImageSource, batch_size: int, doing: str) -> Iterator[tuple[
             bar.update(min(len(batch) * rank.count, images.count - bar.n))
 
 
-def progress(doing: str, images: int) -> tqdm:
-    """A bar, the first rank's for all."""
-    return tqdm(
-        total=images, unit="image", desc=doing, leave=False, disable=current_rank().index > 0
-    )
+def progress(doing: str, images: int, shown: bool = True) -> tqdm:
+    """A bar of images, on the first rank."""
+    hidden = not shown or current_rank().index > 0
+    return tqdm(total=images, unit="image", desc=doing, leave=False, disable=hidden)
 
 
 def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any]) -> None:

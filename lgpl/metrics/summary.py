@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lgpl.codes import ImageSize
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
-from lgpl.metrics.extractors import Extractor, to_bytes
+from lgpl.metrics.extractors import Extractor, resize
 from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance, require_enough
 from lgpl.metrics.inception_score import StreamedInceptionScore
 from lgpl.metrics.neighbours import (
@@ -62,6 +63,7 @@ class ImageSet(nn.Module):
         keep: of so many images the features themselves are kept, for the metrics of neighbours;
             ADM's evaluator takes those of all its 50 000 samples.
         numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
+        size: height and width to which images are resized, pixels; None leaves them as they are.
         name: of the set, for messages.
 
     Raises:
@@ -74,10 +76,11 @@ class ImageSet(nn.Module):
         total: int,
         keep: int = 50_000,
         numbers: int | None = None,
+        size: ImageSize | None = None,
         name: str = "the set",
     ) -> None:
         super().__init__()
-        self.extractor = extractor
+        self.extractor, self.size = extractor, size
         blank = torch.zeros(1, 3, 64, 64, device=extractor.device)
         pooled, spatial, logits = extractor.features(blank)
         metric = extractor.metric("FID")
@@ -106,7 +109,7 @@ class ImageSet(nn.Module):
         """
         if not len(image):
             return
-        image = image if image.dtype == torch.uint8 else to_bytes(image)
+        image = resize(image.to(self.pooled.device), self.size)
         number = number.to(image.device)
         with torch.autocast(image.device.type, enabled=False):
             found = self.extractor.features(normalize(image))
@@ -122,8 +125,8 @@ class ImageSet(nn.Module):
     def compute(self) -> FeatureSummary:
         """All ranks must call this, those without an image too."""
         # Their lists would be empty, and of no shape to be joined with the others'.
-        nothing = torch.empty(0, self.bank.dim, device=self.bank.device)
-        self.bank.update(nothing, torch.empty(0, dtype=torch.int64, device=self.bank.device))
+        empty = torch.empty(0, self.bank.dim, device=self.bank.device)
+        self.bank.update(empty, torch.empty(0, dtype=torch.int64, device=self.bank.device))
         return FeatureSummary(
             self.pooled.compute(),
             None if self.spatial is None else self.spatial.compute(),

@@ -20,8 +20,8 @@ from PIL import Image
 from lgpl.cli import main
 from lgpl.data.transforms import normalize
 from lgpl.generator import GeneratorModule
-from lgpl.metrics.extractors import to_bytes
-from lgpl.metrics.images import open_images, resize
+from lgpl.metrics.extractors import resize
+from lgpl.metrics.images import open_images
 from lgpl.training import load_module
 from tests.conftest import ROOT, Chain
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL
@@ -186,7 +186,7 @@ def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
     for batch in open_images(EMOJI_VAL, 96).batches(32):
         with torch.inference_mode():
             made, _ = module.autoencoder(normalize(batch))
-        rebuilt.append(resize(to_bytes(made), 64))
+        rebuilt.append(resize(made, (64, 64)))
     save("rebuilt.npz", rebuilt)
     by_hand = evaluate(
         tmp_path / "a.json", "reconstruction", "--data", str(tmp_path / "originals.npz"),

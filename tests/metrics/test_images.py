@@ -17,8 +17,8 @@ from lgpl.data.streams import Place
 from lgpl.errors import UserError
 from lgpl.metrics import Inception, compute_metrics
 from lgpl.metrics import npz as npz_files
-from lgpl.metrics.extractors import Extractor, ModuleFeatures
-from lgpl.metrics.images import SampleFile, open_images, resize
+from lgpl.metrics.extractors import Extractor, ModuleFeatures, resize
+from lgpl.metrics.images import SampleFile, open_images
 from lgpl.metrics.reference import read_summary, reference, summarise, write_summary
 from tests.metrics.pixels import Pixels
 from tests.shards import picture, samples, write_shard, write_shards
@@ -56,7 +56,7 @@ def test_the_same_images_from_a_folder_and_an_npz(tmp_path: Path) -> None:
     source = open_images(str(tmp_path / "pictures"))
     assert torch.equal(torch.cat([*source.batches(6)]), images) and source.count == 20
     (folder / "100.png").write_bytes(picture(0, (20, 20), "png"))
-    with pytest.raises(UserError, match=r"100\.png is 20x20, the first picture 16x16: give --im"):
+    with pytest.raises(UserError, match=r"100\.png is 20x20, the first image 16x16: give --im"):
         list(open_images(str(tmp_path / "pictures")).batches(6))
     (folder / "100.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"100\.png: picture that does not decode"):
@@ -94,7 +94,7 @@ def test_an_npz_of_another_layout_is_refused(
     (tmp_path / "b.npz").write_bytes(b"no zip")
     with pytest.raises(UserError, match="cannot be read as an npz"):
         open_images(str(tmp_path / "b.npz"))
-    with pytest.raises(UserError, match="no pictures in this folder"):
+    with pytest.raises(UserError, match="no images in this folder"):
         (tmp_path / "empty").mkdir()
         open_images(str(tmp_path / "empty"))
 
