@@ -12,8 +12,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -51,7 +51,7 @@ class Evaluation(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last = state_dict["last"]
 
-    def due(self, trainer: pl.Trainer) -> bool:
+    def due(self, trainer: Trainer) -> bool:
         """In every validation and test outside of training, in training every so many steps."""
         if trainer.sanity_checking:
             return False
@@ -64,9 +64,7 @@ class Evaluation(Callback):
             self._extractor = load_extractor(self.extractor_name)
         return self._extractor.to(device)
 
-    def log_report(
-        self, trainer: pl.Trainer, module: pl.LightningModule, made: dict[str, Any]
-    ) -> None:
+    def log_report(self, trainer: Trainer, module: LightningModule, made: dict[str, Any]) -> None:
         """The metrics to the loggers, the whole report to `metrics.jsonl` beside the logs."""
         self._last = trainer.global_step
         stage = stage_of(trainer)
@@ -80,7 +78,7 @@ class Evaluation(Callback):
                 file.write(json.dumps(line) + "\n")
 
 
-def stage_of(trainer: pl.Trainer) -> str:
+def stage_of(trainer: Trainer) -> str:
     return "test" if trainer.testing else "val"
 
 
@@ -102,7 +100,7 @@ class ReconstructionEvaluation(Evaluation):
         self._real: dict[str, FeatureSummary] = {}  # by stage: the originals are always the same
         self._sets: tuple[ImageSet | None, ImageSet] | None = None
 
-    def _start(self, trainer: pl.Trainer, module: pl.LightningModule, batches: int) -> None:
+    def _start(self, trainer: Trainer, module: LightningModule, batches: int) -> None:
         self._sets = None
         data = getattr(trainer, "datamodule", None)
         if not self.due(trainer) or not isinstance(data, ShardDataModule):
@@ -116,7 +114,7 @@ class ReconstructionEvaluation(Evaluation):
             )
         self._sets = (None if stage_of(trainer) in self._real else real), fake
 
-    def _add(self, module: pl.LightningModule, rebuilt: torch.Tensor, batch: Any) -> None:
+    def _add(self, module: LightningModule, rebuilt: torch.Tensor, batch: Any) -> None:
         if self._sets is None:
             return
         valid = batch["valid"]
@@ -127,7 +125,7 @@ class ReconstructionEvaluation(Evaluation):
             if made is not None:
                 made.update(images[valid], number)
 
-    def _end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def _end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._sets is None:
             return
         (real, fake), self._sets = self._sets, None
@@ -143,16 +141,16 @@ class ReconstructionEvaluation(Evaluation):
         )  # fmt: skip
         self.log_report(trainer, module, made)
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module, int(sum(trainer.num_val_batches)))
 
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module, int(sum(trainer.num_test_batches)))
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -162,7 +160,7 @@ class ReconstructionEvaluation(Evaluation):
 
     on_test_batch_end = on_validation_batch_end
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer, pl_module)
 
     on_test_epoch_end = on_validation_epoch_end
@@ -211,14 +209,14 @@ class GenerationEvaluation(Evaluation):
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """After the first batch, and not at the end, when the average may be taken out again."""
+        """After the first batch: at the end the average may have been swapped out again."""
         if batch_idx == 0 and self.due(trainer):
             assert isinstance(pl_module, GeneratorModule)
             with isolate_rng():
@@ -226,7 +224,7 @@ class GenerationEvaluation(Evaluation):
 
     on_test_batch_end = on_validation_batch_end
 
-    def evaluate(self, trainer: pl.Trainer, module: GeneratorModule) -> dict[str, Any]:
+    def evaluate(self, trainer: Trainer, module: GeneratorModule) -> dict[str, Any]:
         """The report; all ranks must call this."""
         extractor = self.extractor(module.device)
         size = self.resize or module.image_size
@@ -253,7 +251,7 @@ class GenerationEvaluation(Evaluation):
             precision=str(trainer.precision),
         )  # fmt: skip
 
-    def _read_prompts(self, trainer: pl.Trainer, module: GeneratorModule) -> list[str]:
+    def _read_prompts(self, trainer: Trainer, module: GeneratorModule) -> list[str]:
         if (every := module.model.condition.prompts()) is not None:
             return every
         data = getattr(trainer, "datamodule", None)

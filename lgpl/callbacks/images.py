@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
@@ -18,7 +18,7 @@ from lgpl.image_files import grid
 from lgpl.tokenizer.module import TokenizerModule
 
 
-def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | None) -> None:
+def show(trainer: Trainer, name: str, images: Tensor, captions: list[str] | None) -> None:
     """To TensorBoard and W&B; other loggers take no images."""
     step = trainer.global_step
     for logger in trainer.loggers:
@@ -36,8 +36,8 @@ class ReconstructionImages(Callback):
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: dict[str, Any],
         batch_idx: int,
@@ -66,8 +66,8 @@ class SampleImages(Callback):
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: dict[str, Any],
         batch_idx: int,

@@ -1,4 +1,4 @@
-"""Options, and one sentence about those that are wrong."""
+"""An argument parser whose errors are one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST = 400  # characters of a sentence; a value may be a whole config
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
-    """jsonargparse's, without the usage of all options before what is wrong with one."""
+    """jsonargparse's, without the usage of all options in an error."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         said = " ".join(message.split())

@@ -33,7 +33,7 @@ class Plan(CommandLine):
             raise UserError(f"--memory must be > 0, got {self.config.memory:g}")
 
     def instantiate_trainer(self, **_: Any) -> None:  # type: ignore[override]
-        """Its GPUs need not be here."""
+        """None: the GPUs may be elsewhere."""
 
     def report(self) -> str:
         trainer, gpus = self.config_init.trainer, self.config_init.gpus

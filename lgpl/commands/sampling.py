@@ -33,7 +33,7 @@ def add_sampling(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
 
 
 def sampling_of(options: Namespace, **others: Any) -> Sampling:
-    """What was chosen, with other values for some fields; raises a UserError that names one."""
+    """The chosen `Sampling`, with other values for some fields; raises a UserError."""
     if not 0 <= (seed := options.get("seed", 0)) < 2**63:
         raise UserError(f"--seed must be from 0 to 2**63 - 1, got {seed}")
     return Sampling(**{field.name: options[field.name] for field in fields(Sampling)} | others)

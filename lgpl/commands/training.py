@@ -43,7 +43,7 @@ class SaveTrainingConfig(SaveConfigCallback):
 
 
 class TrainingParser(LightningArgumentParser):
-    """Lightning's, which says in one sentence what is wrong in a config."""
+    """Lightning's, with errors of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(innermost(message)) from ex
@@ -72,7 +72,7 @@ class CommandLine(LightningCLI):
 
     @property
     def of_command(self) -> Namespace:
-        """The part of the config that is the command's."""
+        """The part of the config that belongs to the command."""
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -97,7 +97,7 @@ class CommandLine(LightningCLI):
                 )
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would take the model's class from a checkpoint's hyperparameters."""
+        """Disabled: Lightning would take the model's class from a checkpoint's hyperparameters."""
 
     def before_instantiate_classes(self) -> None:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -121,7 +121,7 @@ class CommandLine(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def predict(self, **arguments: Any) -> None:
-        """Write and forget: predictions of a large set do not fit in memory."""
+        """Without keeping the predictions: those of a large set do not fit in memory."""
         self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def after_instantiate_classes(self) -> None:

@@ -1,6 +1,6 @@
 """Feature extractors: images [B, 3, H, W] in [-1, 1] -> features.
 
-A metric carries its extractor's name, `FID[effnet-lite0]`; the plain name is Inception's alone.
+A metric carries its extractor's name, `FID[effnet-lite0]`; only Inception's have plain names.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CONVOLUTIONS = (
 
 
 class Features(NamedTuple):
-    """What an extractor says about a batch.
+    """Features of a batch.
 
     Attributes:
         pooled: [B, D].
-        spatial: [B, S], rows, columns and channels in this order; None where there are none.
-        logits: of a classifier [B, K]; None where there are none.
+        spatial: [B, S], rows, columns and channels in this order.
+        logits: of a classifier [B, K].
     """
 
     pooled: Tensor
@@ -47,10 +47,10 @@ class Features(NamedTuple):
 
 
 class Extractor(nn.Module):
-    """Frozen features.
+    """A frozen feature extractor.
 
     Attributes:
-        name: stands in the name of every metric made with it.
+        name: part of the name of every metric made with it.
         preprocessing: what happens to an image before the network, for the provenance.
     """
 
@@ -68,7 +68,7 @@ class Extractor(nn.Module):
         return self._empty.device
 
     def freeze(self, spatial: nn.Module) -> None:
-        """For inference alone; the activation of that layer is kept for the spatial features."""
+        """Turn training off, and keep that layer's activation for the spatial features."""
         self.eval().requires_grad_(False)
         spatial.register_forward_hook(lambda *call: self._spatial.append(call[-1]))
 
@@ -130,15 +130,15 @@ class EfficientNetLite0(Extractor):
         return Features(pooled, self.spatial(), self.net._fc(pooled))
 
     def _fuse(self) -> None:
-        """The same function in a quarter of the time on a CPU, where memory is what a convolution
-        waits for: no normalization, no padding and no activation of its own pass."""
+        """Fuse normalization, padding and activation into the convolutions: the same function in a
+        quarter of the time on a CPU, where memory bandwidth is the limit."""
         for block in (self.net, *self.net._blocks):
             for conv, norm in CONVOLUTIONS:
                 if not hasattr(block, conv):
                     continue
                 fused = fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm))
                 sides = getattr(fused.static_padding, "padding", (0,))
-                if len(set(sides)) == 1:  # else more on one side: not what a convolution can do
+                if len(set(sides)) == 1:  # a convolution pads both sides equally
                     fused.padding, fused.static_padding = (sides[0],) * 2, nn.Identity()
                 setattr(block, conv, fused)
                 setattr(block, norm, nn.Identity())

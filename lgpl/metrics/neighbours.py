@@ -32,15 +32,13 @@ class FeatureBank(Metric):
         self.add_state("numbers", [], "cat")
 
     def update(self, features: Tensor, number: Tensor) -> None:
-        """Keep what is wanted of features [B, D] of the images of these numbers [B]."""
+        """Keep features [B, D] of the images of these numbers [B] that are below `keep`."""
         wanted = number < self.keep
         self.features.append(features[wanted].float())
         self.numbers.append(number[wanted])
 
     def compute(self) -> Tensor:
         """[N, D] in the order of the numbers."""
-        if not len(self.features):
-            return torch.empty(0, self.dim, device=self.device)
         return dim_zero_cat(self.features)[dim_zero_cat(self.numbers).argsort()]
 
 
@@ -81,8 +79,8 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_K) -> tuple[
 
 
 def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_K) -> tuple[float, float]:
-    """Real balls around a fake, by k, and the share of real balls with a fake in them
-    (arXiv 2002.09797)."""
+    """Mean number of real balls around a fake over k, and the share of real balls with a fake in
+    them (arXiv 2002.09797)."""
     radii = _radii(real, k)
     density = _inside(real, fake, k, radii).double().mean().item() / k
     nearest = torch.cat([_distances(rows, fake).amin(1) for rows in real.split(ROWS)])

@@ -1,4 +1,4 @@
-"""Npz files of anybody: an array's shape and size are held against bounds before it is read."""
+"""Untrusted npz files: the shape and size of an array are checked before it is read."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lgpl.errors import UserError
 DAMAGED = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error,
            zipfile.BadZipFile)  # fmt: skip
 LONGEST_HEADER = 4096  # bytes of what stands before an array
-LARGEST_RATIO = 100  # of an array to what it takes in the file; flat images may come to it,
-SMALL = 32 * 2**20  # bytes up to which the ratio is nobody's business
+LARGEST_RATIO = 100  # of an array's bytes to those in the file; flat images may come to it
+SMALL = 32 * 2**20  # bytes up to which the ratio is not checked
 LARGEST_WHOLE = 2**30  # bytes that are read at once, such as two covariances of 8192 x 8192
 
 
@@ -30,11 +30,9 @@ class Member:
     """An array in an npz, open where its data begins.
 
     Attributes:
-        file: its bytes.
-        shape: of the array.
         order: of its bytes, C's or Fortran's (F).
-        dtype: of the array; never one that pickle would have to load.
-        start: place of the data in the file, bytes.
+        dtype: never one that pickle would have to load.
+        start: offset of the data in the file, bytes.
     """
 
     file: IO[bytes]
@@ -88,7 +86,7 @@ def member(path: str, name: str) -> Iterator[Member]:
 
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that the file has; no others are looked at.
+    """Those of the named arrays that the file has; all others are ignored.
 
     Raises:
         UserError: see `member`; or the arrays are too large.

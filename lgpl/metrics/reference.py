@@ -29,7 +29,7 @@ CACHE = "runs/references"
 # All that is read of an npz of statistics, ours or ADM's.
 ARRAYS = ("provenance", "count", "mu", "sigma", "mu_s", "sigma_s", "features")
 ADM_COUNT = 10_000  # images behind a reference batch that does not say its number
-NEIGHBOURS = 10_000  # images of a reference whose features are kept, as many as ADM's batches hold
+NEIGHBOURS = 10_000  # images of a reference whose features are kept; ADM's batches hold as many
 
 
 def reference(
@@ -39,7 +39,7 @@ def reference(
     cache: str = CACHE,
     batch_size: int = 64,
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    """The summary that metrics are held against, and where it is from.
+    """The summary of a reference, and its provenance.
 
     Args:
         source: a file of `write_summary`, an npz of ADM's with `mu` and `sigma` or `arr_0`, or
@@ -175,7 +175,7 @@ def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any
 def read_summary(
     path: str, extractor: Extractor, image_size: ImageSize
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    """What `write_summary` wrote.
+    """Read a file of `write_summary`.
 
     Raises:
         UserError: it is damaged, or of another extractor or resolution.

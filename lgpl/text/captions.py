@@ -13,7 +13,7 @@ SPACE = re.compile(r"\s+")
 
 
 def clean(caption: str) -> str:
-    """A web caption as plain text: no markup, addresses, picture file names or doubled space.
+    """A web caption as plain text: no markup, addresses, image file names or doubled space.
 
     Letters, case and punctuation stay as they are.
     """

@@ -115,7 +115,7 @@ def test_what_cannot_be_done_is_told(
     for command, args, said in (
         (reconstruct, (broken, out), "broken.jpg cannot be read as a picture"),
         (reconstruct, (tmp_path / "none.png", out), "none.png cannot be read as a picture"),
-        (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of a picture"),
+        (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of an image"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path), "is a folder"),
         (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "--image-size: An image of 30x30"),
         (
