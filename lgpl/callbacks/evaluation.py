@@ -100,52 +100,19 @@ class ReconstructionEvaluation(Evaluation):
         self._real: dict[str, FeatureSummary] = {}  # by stage: the originals are always the same
         self._sets: tuple[ImageSet | None, ImageSet] | None = None
 
-    def _start(self, trainer: Trainer, module: LightningModule, batches: int) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._sets = None
         data = getattr(trainer, "datamodule", None)
         if not self.due(trainer) or not isinstance(data, ShardDataModule):
             return
-        assert isinstance(module, TokenizerModule)
-        total = batches * data.eval_batch_size * trainer.world_size  # at the most
+        assert isinstance(pl_module, TokenizerModule)
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        total = int(sum(batches)) * data.eval_batch_size * trainer.world_size  # at the most
         with isolate_rng():
-            extractor = self.extractor(module.device)
-            real, fake = (
-                ImageSet(extractor, total, numbers=KEYS, size=self.resize) for _ in range(2)
-            )
+            extractor = self.extractor(pl_module.device)
+            options: dict[str, Any] = {"numbers": KEYS, "size": self.resize}
+            real, fake = (ImageSet(extractor, total, **options) for _ in range(2))
         self._sets = (None if stage_of(trainer) in self._real else real), fake
-
-    def _add(self, module: LightningModule, rebuilt: torch.Tensor, batch: Any) -> None:
-        if self._sets is None:
-            return
-        valid = batch["valid"]
-        keys = [key for key, counts in zip(batch["key"], valid.tolist(), strict=True) if counts]
-        # The hash does not depend on the rank and the order.
-        number = torch.tensor([zlib.crc32(key.encode()) for key in keys], dtype=torch.int64)
-        for made, images in zip(self._sets, (batch["image"], rebuilt), strict=True):
-            if made is not None:
-                made.update(images[valid], number)
-
-    def _end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._sets is None:
-            return
-        (real, fake), self._sets = self._sets, None
-        stage, data = stage_of(trainer), trainer.datamodule  # type: ignore[attr-defined]
-        if real is not None:
-            self._real[stage] = real.compute()
-        summary, size = fake.compute(), data.image_size
-        crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
-        source = {"source": data.patterns[stage], "images": summary.count, "crop": crop}
-        made = report(
-            RFID, self.extractor(module.device), self._real[stage], summary, source,
-            image_size=size, resize=self.resize,
-        )  # fmt: skip
-        self.log_report(trainer, module, made)
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, int(sum(trainer.num_val_batches)))
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module, int(sum(trainer.num_test_batches)))
 
     def on_validation_batch_end(
         self,
@@ -156,13 +123,34 @@ class ReconstructionEvaluation(Evaluation):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(pl_module, outputs, batch)
-
-    on_test_batch_end = on_validation_batch_end
+        if self._sets is None:
+            return
+        valid = batch["valid"]
+        keys = [key for key, counts in zip(batch["key"], valid.tolist(), strict=True) if counts]
+        # The hash does not depend on the rank and the order.
+        number = torch.tensor([zlib.crc32(key.encode()) for key in keys], dtype=torch.int64)
+        for made, images in zip(self._sets, (batch["image"], outputs), strict=True):
+            if made is not None:
+                made.update(images[valid], number)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end(trainer, pl_module)
+        if self._sets is None:
+            return
+        (real, fake), self._sets = self._sets, None
+        stage, data = stage_of(trainer), trainer.datamodule  # type: ignore[attr-defined]
+        if real is not None:
+            self._real[stage] = real.compute()
+        summary, size = fake.compute(), data.image_size
+        crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
+        source = {"source": data.patterns[stage], "images": summary.count, "crop": crop}
+        made = report(
+            RFID, self.extractor(pl_module.device), self._real[stage], summary, source,
+            image_size=size, resize=self.resize,
+        )  # fmt: skip
+        self.log_report(trainer, pl_module, made)
 
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
 
 

@@ -108,7 +108,7 @@ class NaNGuard(Callback):
 
 
 class TokenizerHealth(Callback):
-    """Warns, naming the knob, when the codebook collapses or the discriminator saturates.
+    """Warns when the codebook collapses or the discriminator saturates, and names options.
 
     Args:
         every: training batches between two checks.
@@ -145,11 +145,11 @@ class TokenizerHealth(Callback):
     def _advice(self, name: str, value: torch.Tensor, module: TokenizerModule) -> str:
         if name == "train/usage":
             quantizer = getattr(module.autoencoder, "quantizer", module.autoencoder)
-            knobs = (
-                ("revive_after", "set revive_after to 50 or so"),
-                ("entropy_weight", "raise entropy_weight"),
-            )
-            ways = [way for knob, way in knobs if hasattr(quantizer, knob)]
+            options = {
+                "revive_after": "set revive_after to 50 or so",
+                "entropy_weight": "raise entropy_weight",
+            }
+            ways = [way for option, way in options.items() if hasattr(quantizer, option)]
             return (
                 f"The codebook collapses: {value.item():.1%} of its codes are in use. For the "
                 f"{type(quantizer).__name__}: {', '.join([*ways, 'lower model.lr'])}."

@@ -46,9 +46,8 @@ class Throughput(Callback):
 
     def _forget(self) -> None:
         self._since: float | None = None
-        self._images = 0
-        self._waited = 0.0
         self._ended: float | None = None
+        self._images, self._waited = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wanted = pl_module.device.type == "cuda" if self.flops is None else self.flops
@@ -92,9 +91,8 @@ class Throughput(Callback):
             "train/peak_gib": peak_memory(pl_module.device) / GIB,
         }
         if isinstance(pl_module, GeneratorModule):
-            metrics["train/tokens_per_second"] = (
-                rate * trainer.world_size * pl_module.model.layout.codes
-            )
+            tokens = pl_module.model.layout.codes
+            metrics["train/tokens_per_second"] = rate * trainer.world_size * tokens
         if self._flops_per_image is not None:
             achieved = rate * self._flops_per_image
             metrics["train/tflops"] = achieved / 1e12

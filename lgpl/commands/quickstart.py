@@ -80,7 +80,9 @@ def main(args: list[str]) -> None:
     metrics["seconds_training"] = round(trained - begin)
     metrics["seconds_measuring"] = round(time.perf_counter() - trained)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    print(f"\n{table(metrics)}\n\nimages    {out}/samples.png\nmetrics   {out}/metrics.json")
+    print(
+        f"\n{TABLE.format(**metrics)}\n\nimages    {out}/samples.png\nmetrics   {out}/metrics.json"
+    )
     print(f"curves    {Path(sys.executable).parent}/tensorboard --logdir {out}")
 
 
@@ -167,8 +169,3 @@ def _draw(generator: GeneratorModule, prompts: list[str]) -> Tensor:
     sink = Pictures()
     draw_into(generator, requests_for(prompts, SAMPLING, 0), sink, 50)
     return sink.images()
-
-
-def table(metrics: dict[str, Any]) -> str:
-    """The metrics for people, each with what it is of."""
-    return TABLE.format(**metrics)

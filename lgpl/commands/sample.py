@@ -60,15 +60,21 @@ def main(args: list[str]) -> None:
         requests_for,
         usable_device,
     )
+    from lgpl.text.captions import read_lines
 
     out = Path(options.out) if many else image_path(options.out)
-    given = list(options.prompt) + (_lines(options.prompts) if options.prompts else [])
+    given = list(options.prompt)
+    if options.prompts:
+        given += filter(None, read_lines(options.prompts))
     module = load_generator(
         options.checkpoint, options.tokenizer, usable_device(options.device),
         getattr(torch, DTYPES[options.dtype]), options.int8, options.trust,
     )  # fmt: skip
     if options.balanced:
-        prompts = in_turn(module.model.condition, options.balanced)
+        every = module.model.condition.prompts()
+        if every is None:
+            raise UserError("--balanced: the checkpoint has no classes, whose number is known.")
+        prompts = list(islice(cycle(every), options.balanced))
     else:
         prompts = chosen(module.model.condition, given, options.label, options.count)
     requests = requests_for(prompts, sampling, options.seed)
@@ -110,22 +116,3 @@ def chosen(
     if unwanted or not wanted:
         raise UserError(f"The checkpoint takes --{condition.option}, not --{other}.")
     return [prompt for prompt in wanted for _ in range(count)]
-
-
-def in_turn(condition: Condition, count: int) -> list[str]:
-    """So many prompts, all classes in turn."""
-    every = condition.prompts()
-    if every is None:
-        raise UserError("--balanced: the checkpoint has no classes, whose number is known.")
-    return list(islice(cycle(every), count))
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts: {path} cannot be read as text ({error}).") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"--prompts: {path} holds no prompts; write one a line.")
-    return prompts

@@ -23,6 +23,7 @@ from lgpl.errors import UserError
 from lgpl.generator.sampling import Sampling
 from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary, compute_metrics
+from lgpl.text.captions import read_lines
 
 RFID, GFID = "rfid", "gfid"
 
@@ -38,18 +39,13 @@ def read_prompts(path: str | list[str]) -> list[str]:
             for caption, valid in zip(batch["caption"], batch["valid"], strict=True)
             if valid
         ]
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: {path} cannot be read as text ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise UserError(
-                f"prompts: line {number} of {path} is empty; each line is the prompt of an image."
-            )
-    if not lines:
-        raise UserError(f"prompts: {path} holds no prompts; write one a line.")
-    return [line.strip() for line in lines]
+    lines = read_lines(path)
+    if "" in lines:
+        raise UserError(
+            f"prompts: line {lines.index('') + 1} of {path} is empty; each line is the prompt of an "
+            "image."
+        )
+    return lines
 
 
 def report(
