@@ -122,25 +122,15 @@ def _check_ratio(info: zipfile.ZipInfo, there: int) -> None:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
-    """Shape, order, type and where the data begins."""
-    start = file.read(12)
-    version = np.lib.format.read_magic(io.BytesIO(start))
-    digits = 2 if version == (1, 0) else 4
-    length = int.from_bytes(start[8 : 8 + digits], "little")
-    if not 0 < length <= LONGEST_HEADER:
-        raise ValueError(f"a header of {length} bytes")
-    end = 8 + digits + length
-    stream = io.BytesIO(start + file.read(max(0, end - len(start))))
-    np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
+    """Shape, order, type and offset of the data, where the file stands afterwards."""
+    stream = io.BytesIO(file.read(LONGEST_HEADER))  # a longer one is cut off, which numpy refuses
+    first = np.lib.format.read_magic(stream) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError("an array of objects, which only pickle could load")
-    return shape, "F" if fortran else "C", dtype, end
+    file.seek(stream.tell())
+    return shape, "F" if fortran else "C", dtype, stream.tell()
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -41,9 +41,9 @@ def read_prompts(path: str | list[str]) -> list[str]:
         ]
     lines = read_lines(path)
     if "" in lines:
+        number = lines.index("") + 1
         raise UserError(
-            f"prompts: line {lines.index('') + 1} of {path} is empty; each line is the prompt of an "
-            "image."
+            f"prompts: line {number} of {path} is empty; each line is the prompt of an image."
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""`lgpl reconstruct` and `lgpl complete` on real pictures."""
+"""`lgpl reconstruct` and `lgpl complete` on real images."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_first_rows_are_kept_and_the_rest_is_drawn(models: Path, tmp_path: P
         assert (picture == np.asarray(to_image(expected))).all()
 
 
-def test_what_cannot_be_done_is_told(
+def test_what_cannot_be_done_is_named(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken, out = tmp_path / "broken.jpg", tmp_path / "out.png"
