@@ -63,7 +63,6 @@ def grid(
     Args:
         images: [B, 3, H, W] in [-1, 1], or images of one size.
         captions: one for each, wrapped and drawn underneath.
-        columns: images a row.
         tile: width of an image in the grid; its own by default.
     """
     tiles = [to_image(i) for i in images] if isinstance(images, Tensor) else images

@@ -17,7 +17,6 @@ def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
     """One panel for each metric, one curve in it for each name.
 
     Args:
-        path: of the image.
         panels: metric -> name -> points (x, y).
         x: label of the horizontal axis.
 

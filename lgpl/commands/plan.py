@@ -63,7 +63,6 @@ def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> 
 
     Args:
         step: of a device that holds the whole model.
-        gpus: number of devices.
         sharded: by FSDP; else every device holds everything (DDP).
         averaged: a moving average of the weights (EMA) is kept.
     """
@@ -85,15 +84,7 @@ def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> 
 def report(
     step: StepEstimate, lines: dict[str, int], gpus: int, memory: float, accumulate: int
 ) -> str:
-    """The plan for people.
-
-    Args:
-        step: see `estimate_step`.
-        lines: see `per_device`.
-        gpus: number of devices.
-        memory: of one device, GiB.
-        accumulate: batches per optimizer step.
-    """
+    """The plan for people, of `per_device`'s lines and GiB of memory on each device."""
     used = sum(lines.values()) / GIB
     rows = [(name, f"{size / GIB:.2f} GiB") for name, size in lines.items()]
     rows += [("together", f"{used:.2f} GiB on each of {gpus}, {memory:g} GiB there")]

@@ -100,15 +100,10 @@ def main(args: list[str]) -> None:
 def chosen(
     condition: Condition, prompts: Sequence[str], labels: Sequence[str], count: int
 ) -> list[str]:
-    """The prompt of each image, `count` of each.
-
-    Args:
-        condition: of the generator.
-        prompts: given as --prompt.
-        labels: given as --label.
+    """The prompt of each image, `count` of each of those given as --prompt or --label.
 
     Raises:
-        UserError: none is given as the condition wants it.
+        UserError: the condition takes the other option.
     """
     given = {"prompt": prompts, "label": labels}
     wanted = given.pop(condition.option)

@@ -38,23 +38,16 @@ NO_CROP = "none: as they are"
 
 
 class ImageSource(Protocol):
-    """A set of images.
-
-    Attributes:
-        source: where they are from.
-        count: how many there are.
-        identity: plain values that change when the images do.
-        crop: how they were made of the images on disk.
-        size: height and width, pixels, where they are known beforehand.
-    """
+    """A set of images."""
 
     source: str
     count: int
-    identity: dict[str, Any]
-    crop: str
+    identity: dict[str, Any]  # plain values that change when the images do
+    crop: str  # how they were cut out of the images on disk
 
     @property
-    def size(self) -> ImageSize | None: ...
+    def size(self) -> ImageSize | None:
+        """Height and width, pixels, where they are known beforehand."""
 
     def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
         """uint8 [B, 3, H, W]; several ranks take them in turn."""
@@ -146,9 +139,7 @@ class NpzImages:
         with member(path, IMAGES) as images:
             shape, dtype, order = images.shape, images.dtype, images.order
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
-            raise UserError(
-                f"{path}: arr_0 is {dtype} {[*shape]}; it should be uint8 [N, H, W, 3]."
-            )
+            raise UserError(f"{path}: arr_0 must be uint8 [N, H, W, 3], got {dtype} {[*shape]}")
         if order != "C":
             raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
         self.count, self.shape = shape[0], shape[1:]

@@ -50,8 +50,8 @@ def kernel_distance(
     Args:
         real: features [N, D].
         fake: features [M, D].
-        subsets: number of random pairs of subsets, always the same ones.
-        size: of a subset; smaller sets are their own only subset.
+        subsets: number of random pairs of subsets, the same in every call.
+        size: of a subset; a smaller set is its only subset.
     """
     size = min(size, len(real), len(fake))
     if size == len(real) == len(fake):

@@ -40,7 +40,6 @@ class TextEncoder(Described):
 
         Args:
             captions: cleaned here; a longer one than `max_length` tokens is cut.
-            device: where to run.
             refuse_long: raise for a longer one instead.
 
         Raises:
