@@ -1,4 +1,4 @@
-"""Grids of pictures with their captions underneath."""
+"""Image files, and grids of images with their captions underneath."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ FONT_SIZE = 11
 
 
 def image_path(path: str) -> Path:
-    """Where a picture is to be written; its folder is made.
+    """Where an image is to be written; its folder is made.
 
     Raises:
-        UserError: it has no ending of a picture, or the folder cannot be made.
+        UserError: it has no ending of an image, or the folder cannot be made.
     """
     out = Path(path)
     if out.is_dir():
-        raise UserError(f"{out} is a folder; name a picture in it, such as {out / 'out.png'}.")
+        raise UserError(f"{out} is a folder; name an image in it, such as {out / 'out.png'}.")
     kind = Image.registered_extensions().get(out.suffix.lower())
     try:
         Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
     except (KeyError, OSError, ValueError) as error:
-        raise UserError(f"{out} has no ending of a picture in colours, such as .png.") from error
+        raise UserError(f"{out} has no ending of an image in colours, such as .png.") from error
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -39,18 +39,15 @@ def image_path(path: str) -> Path:
     return out
 
 
-def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all.
-
-    Args:
-        path: see `image_path`.
+def save(image: Image.Image, path: Path) -> None:
+    """Write an image, whole or not at all, in the format of the ending of its `image_path`.
 
     Raises:
         UserError: it cannot be written, or is larger than its format can hold.
     """
     try:
         with atomic_file(path) as file:
-            picture.save(file, Image.registered_extensions()[path.suffix.lower()])
+            image.save(file, Image.registered_extensions()[path.suffix.lower()])
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written ({error}).") from error
 
@@ -61,34 +58,31 @@ def grid(
     columns: int = 8,
     tile: int | None = None,
 ) -> Image.Image:
-    """Pictures in rows on white.
+    """Images in rows on white.
 
     Args:
-        images: [B, 3, H, W] in [-1, 1], or pictures of one size.
+        images: [B, 3, H, W] in [-1, 1], or images of one size.
         captions: one for each, wrapped and drawn underneath.
-        columns: pictures a row.
-        tile: width of a picture in the grid; its own by default.
+        tile: width of an image in the grid; its own by default.
     """
-    pictures = [to_image(i) for i in images] if isinstance(images, Tensor) else images
-    width, height = pictures[0].size
+    tiles = [to_image(i) for i in images] if isinstance(images, Tensor) else images
+    width, height = tiles[0].size
     if tile is not None and tile != width:
         width, height = tile, round(height * tile / width)
-        pictures = [
-            picture.resize((width, height), Image.Resampling.LANCZOS) for picture in pictures
-        ]
+        tiles = [image.resize((width, height), Image.Resampling.LANCZOS) for image in tiles]
     font = ImageFont.load_default(FONT_SIZE)
     line = FONT_SIZE + 3
     below = LINES * line if captions else 0
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
     size = (columns * (width + MARGIN) + MARGIN, rows * (height + MARGIN + below) + MARGIN)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     letters = max(6, int(width / font.getlength("n")))
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(tiles):
         x = MARGIN + index % columns * (width + MARGIN)
         y = MARGIN + index // columns * (height + MARGIN + below)
-        sheet.paste(picture, (x, y))
+        sheet.paste(image, (x, y))
         if captions:
             for i, text in enumerate(textwrap.wrap(captions[index], letters)[:LINES]):
                 draw.text((x, y + height + 1 + i * line), text, fill="black", font=font)

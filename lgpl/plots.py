@@ -1,4 +1,4 @@
-"""Curves in a picture, by matplotlib."""
+"""Plots of curves, by matplotlib."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ COLUMNS = 3
 
 
 def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
-    """One panel for each figure, one curve in it for each name.
+    """One panel for each metric, one curve in it for each name.
 
     Args:
-        path: of the picture.
-        panels: figure -> name -> points (x, y).
-        x: what the horizontal axis shows.
+        panels: metric -> name -> points (x, y).
+        x: label of the horizontal axis.
 
     Raises:
-        UserError: matplotlib is not installed, or the picture cannot be written.
+        UserError: matplotlib is not installed, or the image cannot be written.
     """
     needs("A plot", "matplotlib", "plots")
     from matplotlib.figure import Figure
@@ -45,4 +44,4 @@ def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
         with atomic_file(path) as file:
             figure.savefig(file, dpi=110, format=path.suffix[1:] or None)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written as a picture ({error}).") from error
+        raise UserError(f"{path} cannot be written as an image ({error}).") from error

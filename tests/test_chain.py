@@ -255,7 +255,7 @@ def test_sample(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     draw("grid.png", "--prompt", "pizza", "cat", "--prompts", str(prompts), "--count", "3")
     width, height = Image.open(tmp_path / "grid.png").size
     assert width == 8 * 70 + 6 and height > 2 * 64
-    assert "12 pictures, seeds 0 to 11" in capsys.readouterr().out
+    assert "12 images, seeds 0 to 11" in capsys.readouterr().out
 
 
 def test_moved_tokenizer(chain: Chain, tmp_path: Path, fails: Callable[..., str]) -> None:

@@ -1,8 +1,8 @@
-"""Checkpoints that the end of a run does not fall between."""
+"""A checkpoint at the end of every epoch."""
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
@@ -10,7 +10,7 @@ class LastCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which with `every_n_train_steps` and `save_last` also saves
     `last.ckpt` at the end of every epoch; else the steps after the last multiple are lost."""
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         saved = self._last_global_step_saved == trainer.global_step
         if not saved and not self._should_skip_saving_checkpoint(trainer):

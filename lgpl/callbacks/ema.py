@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -27,8 +27,8 @@ class EMA(Callback):
     Validation runs on the average, and the checkpoint's `state_dict` is the average, so that
     `validate`, `predict`, `sample` and a second stage take it by themselves; the raw weights stand
     in `current_model_state` for resuming. What is not trained (buffers, frozen weights) is not
-    averaged. Of a sharded model (FSDP2) every rank averages its own shard. Lightning's callback
-    for the same copies the module, which a sharded one does not take.
+    averaged. Every rank of a sharded model (FSDP2) averages its own shard; Lightning's own
+    callback copies the module, which fails for a sharded one.
 
     Args:
         decay: of the average, at the most; the paper uses 0.9999.
@@ -39,17 +39,12 @@ class EMA(Callback):
         self._average: dict[str, Tensor] = {}  # by the parameter's name, and sharded like it
         self._step = 0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
         self._average = {n: average.to(pl_module.device) for n, average in self._average.items()}
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
@@ -62,19 +57,19 @@ class EMA(Callback):
         averages = [_local(average) for average in self._average.values()]
         torch._foreach_lerp_(averages, [_local(weights[n]) for n in self._average], 1 - decay)
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module that training leaves behind is the average; no checkpoint comes after."""
         weights = _trained(pl_module)
         for name, average in self._average.items():
             _local(weights[name]).copy_(_local(average))
 
-    def _swap(self, module: pl.LightningModule) -> None:
+    def _swap(self, module: LightningModule) -> None:
         weights = _trained(module)
         for name, average in self._average.items():
             here, there = _local(weights[name]), _local(average)
@@ -83,13 +78,13 @@ class EMA(Callback):
             there.copy_(held)
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if not self._average:
             return
         raw = checkpoint["state_dict"]
         if any(isinstance(tensor, DTensor) for tensor in raw.values()):
-            # A sharded checkpoint takes tensors nowhere but in the state dict.
+            # A sharded checkpoint takes tensors only in the state dict.
             sharded = {f"{CURRENT}.{name}": tensor for name, tensor in raw.items()}
             checkpoint["state_dict"] = raw | self._average | sharded
             checkpoint[CURRENT] = {}
@@ -99,7 +94,7 @@ class EMA(Callback):
             checkpoint["state_dict"], checkpoint[CURRENT] = raw | average, raw
 
     def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The module holds the average by now: keep it, and go on with the raw weights."""
         if CURRENT not in checkpoint or trainer.state.fn != "fit":
@@ -113,11 +108,11 @@ class EMA(Callback):
             read_into(Path(str(trainer.ckpt_path)), {"state_dict": raw})  # in place
 
 
-def _trained(module: pl.LightningModule) -> dict[str, Tensor]:
-    """The trainable weights, not to be followed by autograd."""
+def _trained(module: LightningModule) -> dict[str, Tensor]:
+    """The trainable weights, detached."""
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
-            unit.reshard()  # what a forward pass without a backward has left whole would stay so
+            unit.reshard()  # a forward pass without a backward leaves weights gathered
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 

@@ -1,21 +1,21 @@
 """Metrics of the tokenizer and the generator in validation and test, by the protocols' names.
 
-Validation runs on the moving average where there is one, and so do these. Training goes on as if
-they had not been: the random numbers are put back, and the modules' modes are Lightning's to set.
+They use the moving average where there is one, as validation does. They do not change training:
+the random numbers are put back, and the modules' modes are Lightning's to set.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
-from tqdm import tqdm
 
 from lgpl.codes import to_image_size
 from lgpl.data import ShardDataModule
@@ -24,17 +24,9 @@ from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.inference import draw_in_turn, requests_for
 from lgpl.inference.drawing import NO_IMAGE
-from lgpl.metrics import Extractor, FeatureSummary, ImageSet, compute_metrics, load_extractor
-from lgpl.metrics.extractors import to_bytes
-from lgpl.metrics.images import resize
-from lgpl.metrics.protocols import (
-    GFID,
-    RFID,
-    commit,
-    read_prompts,
-    report,
-)
-from lgpl.metrics.reference import CACHE, reference
+from lgpl.metrics import Extractor, FeatureSummary, ImageSet, load_extractor
+from lgpl.metrics.protocols import GFID, RFID, commit, read_prompts, report
+from lgpl.metrics.reference import CACHE, progress, reference
 from lgpl.tokenizer import TokenizerModule
 
 KEYS = 2**32  # what a sample's key is hashed to
@@ -44,13 +36,13 @@ Size = int | tuple[int, int]  # a side, or height and width
 
 
 class Evaluation(Callback):
-    """What both have in common: when, with which extractor, and where the metrics go."""
+    """The schedule, the extractor and the log of both evaluations."""
 
     def __init__(self, extractor: str, every: int, resize: Size | None) -> None:
         self.extractor_name, self.every = extractor, every
         self.resize = None if resize is None else to_image_size(resize, "resize")
         self._extractor: Extractor | None = None
-        self._last: int | None = None  # optimizer steps before the last evaluation
+        self._last: int | None = None  # global step of the last evaluation
         commit()
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,8 +51,8 @@ class Evaluation(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._last = state_dict["last"]
 
-    def due(self, trainer: pl.Trainer) -> bool:
-        """Every validation and test of its own, and in training every so many steps."""
+    def due(self, trainer: Trainer) -> bool:
+        """In every validation and test outside of training, in training every so many steps."""
         if trainer.sanity_checking:
             return False
         if trainer.state.fn != "fit" or self._last is None:
@@ -72,12 +64,10 @@ class Evaluation(Callback):
             self._extractor = load_extractor(self.extractor_name)
         return self._extractor.to(device)
 
-    def log_report(
-        self, trainer: pl.Trainer, module: pl.LightningModule, made: dict[str, Any]
-    ) -> None:
-        """To the loggers by the metrics' names, and in full to `metrics.jsonl` beside the logs."""
+    def log_report(self, trainer: Trainer, module: LightningModule, made: dict[str, Any]) -> None:
+        """The metrics to the loggers, the whole report to `metrics.jsonl` beside the logs."""
         self._last = trainer.global_step
-        stage = "test" if trainer.testing else "val"
+        stage = stage_of(trainer)
         module.log_dict({f"{stage}/{name}": value for name, value in made["metrics"].items()})
         log_dir = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:
@@ -88,10 +78,12 @@ class Evaluation(Callback):
                 file.write(json.dumps(line) + "\n")
 
 
-class ReconstructionEvaluation(Evaluation):
-    """`rfid` of the validation or test images: the reconstructions against the same images.
+def stage_of(trainer: Trainer) -> str:
+    return "test" if trainer.testing else "val"
 
-    Every metric is that of all ranks' images together, each counted once.
+
+class ReconstructionEvaluation(Evaluation):
+    """`rfid` of the validation or test images of all ranks, each image counted once.
 
     Args:
         extractor: inception, effnet-lite0, or the class path of an nn.Module.
@@ -108,70 +100,57 @@ class ReconstructionEvaluation(Evaluation):
         self._real: dict[str, FeatureSummary] = {}  # by stage: the originals are always the same
         self._sets: tuple[ImageSet | None, ImageSet] | None = None
 
-    def _start(self, trainer: pl.Trainer, module: pl.LightningModule, batches: int) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._sets = None
         data = getattr(trainer, "datamodule", None)
         if not self.due(trainer) or not isinstance(data, ShardDataModule):
             return
-        assert isinstance(module, TokenizerModule)
-        total = batches * data.eval_batch_size * trainer.world_size  # at the most
+        assert isinstance(pl_module, TokenizerModule)
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        total = int(sum(batches)) * data.eval_batch_size * trainer.world_size  # at the most
         with isolate_rng():
-            extractor = self.extractor(module.device)
-            stage = "test" if trainer.testing else "val"
-            real, fake = (ImageSet(extractor, total, numbers=KEYS) for _ in range(2))
-        self._sets = (None if stage in self._real else real), fake
-
-    def _add(self, module: pl.LightningModule, rebuilt: torch.Tensor, batch: Any) -> None:
-        if self._sets is None:
-            return
-        valid = batch["valid"]
-        keys = [key for key, counts in zip(batch["key"], valid.tolist(), strict=True) if counts]
-        # Whose rank and turn it was makes no difference to the hash.
-        number = torch.tensor([zlib.crc32(key.encode()) for key in keys], dtype=torch.int64)
-        for made, images in zip(self._sets, (batch["image"], rebuilt), strict=True):
-            if made is not None:
-                made.update(resize(to_bytes(images[valid]), self.resize), number)
-
-    def _end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self._sets is None:
-            return
-        (real, fake), self._sets = self._sets, None
-        stage = "test" if trainer.testing else "val"
-        if real is not None:
-            self._real[stage] = real.compute()
-        extractor, made = self.extractor(module.device), fake.compute()
-        patterns = trainer.datamodule.patterns[stage]  # type: ignore[attr-defined]
-        found = compute_metrics(self._real[stage], made, extractor)
-        size = trainer.datamodule.image_size  # type: ignore[attr-defined]
-        crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
-        source = {"source": patterns, "images": made.count, "crop": crop}
-        self.log_report(
-            trainer, module,
-            report(found, RFID, extractor, made.count, source, image_size=size, resize=self.resize),
-        )  # fmt: skip
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start(trainer, pl_module, int(sum(trainer.num_val_batches)))
-
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start(trainer, pl_module, int(sum(trainer.num_test_batches)))
+            extractor = self.extractor(pl_module.device)
+            options: dict[str, Any] = {"numbers": KEYS, "size": self.resize}
+            real, fake = (ImageSet(extractor, total, **options) for _ in range(2))
+        self._sets = (None if stage_of(trainer) in self._real else real), fake
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._add(pl_module, outputs, batch)
+        if self._sets is None:
+            return
+        valid = batch["valid"]
+        keys = [key for key, counts in zip(batch["key"], valid.tolist(), strict=True) if counts]
+        # The hash does not depend on the rank and the order.
+        number = torch.tensor([zlib.crc32(key.encode()) for key in keys], dtype=torch.int64)
+        for made, images in zip(self._sets, (batch["image"], outputs), strict=True):
+            if made is not None:
+                made.update(images[valid], number)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._sets is None:
+            return
+        (real, fake), self._sets = self._sets, None
+        stage, data = stage_of(trainer), trainer.datamodule  # type: ignore[attr-defined]
+        if real is not None:
+            self._real[stage] = real.compute()
+        summary, size = fake.compute(), data.image_size
+        crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
+        source = {"source": data.patterns[stage], "images": summary.count, "crop": crop}
+        made = report(
+            RFID, self.extractor(pl_module.device), self._real[stage], summary, source,
+            image_size=size, resize=self.resize,
+        )  # fmt: skip
+        self.log_report(trainer, pl_module, made)
+
+    on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._end(trainer, pl_module)
-
     on_test_epoch_end = on_validation_epoch_end
 
 
@@ -218,14 +197,14 @@ class GenerationEvaluation(Evaluation):
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """After the first batch, and not at the end, when the average may be taken out again."""
+        """After the first batch: at the end the average may have been swapped out again."""
         if batch_idx == 0 and self.due(trainer):
             assert isinstance(pl_module, GeneratorModule)
             with isolate_rng():
@@ -233,40 +212,38 @@ class GenerationEvaluation(Evaluation):
 
     on_test_batch_end = on_validation_batch_end
 
-    def evaluate(self, trainer: pl.Trainer, module: GeneratorModule) -> dict[str, Any]:
+    def evaluate(self, trainer: Trainer, module: GeneratorModule) -> dict[str, Any]:
         """The report; all ranks must call this."""
         extractor = self.extractor(module.device)
-        made = ImageSet(extractor, self.images)
         size = self.resize or module.image_size
+        made = ImageSet(extractor, self.images, size=size)
         if self._known is None:
             known = reference(self.reference, extractor, size, self.cache, self.batch_size)
             self._known = *known, self._read_prompts(trainer, module)
         real, source, prompts = self._known
-        hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        with tqdm(
-            total=self.images, unit="image", desc="evaluating", leave=False, disable=hidden
-        ) as bar:
-            rank, world = trainer.global_rank, trainer.world_size
-            wanted = [prompts[i % len(prompts)] for i in range(self.images)]
-            requests = requests_for(wanted, self.sampling, self.seed)
-            with trainer.precision_plugin.forward_context():
-                for numbers, images in draw_in_turn(module, requests, self.batch_size, rank, world):
-                    if images is not None and numbers[0] != NO_IMAGE:
-                        made.update(resize(to_bytes(images), size), torch.tensor(numbers))
-                    bar.update(min(len(numbers) * world, self.images - bar.n))
-        summary = made.compute()
+        wanted = list(islice(cycle(prompts), self.images))
+        requests = requests_for(wanted, self.sampling, self.seed)
+        rank, world = trainer.global_rank, trainer.world_size
+        shown = trainer.progress_bar_callback is not None
+        with (
+            progress("evaluating", self.images, shown) as bar,
+            trainer.precision_plugin.forward_context(),
+        ):
+            for numbers, images in draw_in_turn(module, requests, self.batch_size, rank, world):
+                if images is not None and numbers[0] != NO_IMAGE:
+                    made.update(images, torch.tensor(numbers))
+                bar.update(min(len(numbers) * world, self.images - bar.n))
         return report(
-            compute_metrics(real, summary, extractor), GFID, extractor, summary.count, source,
+            GFID, extractor, real, made.compute(), source,
             sampling=self.sampling, seed=self.seed, resize=self.resize, prompts=self.prompts,
             precision=str(trainer.precision),
         )  # fmt: skip
 
-    def _read_prompts(self, trainer: pl.Trainer, module: GeneratorModule) -> list[str]:
+    def _read_prompts(self, trainer: Trainer, module: GeneratorModule) -> list[str]:
         if (every := module.model.condition.prompts()) is not None:
             return every
         data = getattr(trainer, "datamodule", None)
-        split = "test" if trainer.testing else "val"
-        shards = data.patterns[split] if isinstance(data, ShardDataModule) else None
+        shards = data.patterns[stage_of(trainer)] if isinstance(data, ShardDataModule) else None
         if self.prompts is None and not isinstance(shards, (str, list)):
             raise UserError("GenerationEvaluation.prompts: give a text file or shards.")
         return read_prompts(self.prompts or shards)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import logging
 import math
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -24,18 +24,18 @@ KEYS = 8  # of a batch, in a message
 
 
 class NaNGuard(Callback):
-    """Skips a step whose gradients are not finite, and ends a run that has nothing else.
+    """Skips steps whose gradients are not finite, and ends a run after several in a row.
 
     A skipped step changes neither weights nor the optimizer's state; it is counted in
-    `health/skipped_steps` and in the checkpoint. The gradients' norm is waited for in every step.
+    `health/skipped_steps` and in the checkpoint. Every step waits for the gradients' norm.
 
     Args:
-        patience: so many skipped steps in a row end the run.
+        patience: number of skipped steps in a row that end the run.
     """
 
     def __init__(self, patience: int = 5) -> None:
         if patience < 1:
-            raise UserError(f"NaNGuard.patience: {patience} is below 1.")
+            raise UserError(f"NaNGuard.patience must be >= 1, got {patience}")
         self.patience = patience
         self.skipped = 0
         self._in_a_row = 0
@@ -49,16 +49,16 @@ class NaNGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not pl_module.automatic_optimization:  # some of its steps are none of Lightning's
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not pl_module.automatic_optimization:  # Lightning does not see all of its steps
             self._hooks = [o.register_step_pre_hook(self._check) for o in trainer.optimizers]
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for hook in self._hooks:
             hook.remove()
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if pl_module.automatic_optimization:
             self._check(optimizer)
@@ -77,17 +77,12 @@ class NaNGuard(Callback):
                 weight.grad = None  # which an optimizer leaves alone
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._keys += batch["key"]
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self._stepped:  # gradients are still being accumulated
             return
@@ -113,13 +108,13 @@ class NaNGuard(Callback):
 
 
 class TokenizerHealth(Callback):
-    """Warns, naming the knob, when the codebook collapses or the discriminator saturates.
+    """Warns when the codebook collapses or the discriminator saturates, and names options.
 
     Args:
-        every: training batches between two looks.
-        usage: share of the codebook below which it is said to collapse.
-        discriminator_loss: below it the discriminator tells all images apart.
-        patience: looks in a row that have to be bad.
+        every: training batches between two checks.
+        usage: share of the codebook below which it counts as collapsed.
+        discriminator_loss: below it the discriminator separates all images.
+        patience: number of bad checks in a row before a warning.
     """
 
     def __init__(
@@ -134,12 +129,7 @@ class TokenizerHealth(Callback):
         self._bad = dict.fromkeys(self.least, 0)
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % self.every:
             return
@@ -155,11 +145,11 @@ class TokenizerHealth(Callback):
     def _advice(self, name: str, value: torch.Tensor, module: TokenizerModule) -> str:
         if name == "train/usage":
             quantizer = getattr(module.autoencoder, "quantizer", module.autoencoder)
-            knobs = (
-                ("revive_after", "set revive_after to 50 or so"),
-                ("entropy_weight", "raise entropy_weight"),
-            )
-            ways = [way for knob, way in knobs if hasattr(quantizer, knob)]
+            options = {
+                "revive_after": "set revive_after to 50 or so",
+                "entropy_weight": "raise entropy_weight",
+            }
+            ways = [way for option, way in options.items() if hasattr(quantizer, option)]
             return (
                 f"The codebook collapses: {value.item():.1%} of its codes are in use. For the "
                 f"{type(quantizer).__name__}: {', '.join([*ways, 'lower model.lr'])}."

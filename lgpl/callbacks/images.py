@@ -1,11 +1,11 @@
-"""Pictures in the loggers: reconstructions beside originals, samples with their captions."""
+"""Images in the loggers: reconstructions beside originals, samples with their captions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
@@ -18,8 +18,8 @@ from lgpl.image_files import grid
 from lgpl.tokenizer.module import TokenizerModule
 
 
-def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | None) -> None:
-    """To TensorBoard and W&B; other loggers take no pictures."""
+def show(trainer: Trainer, name: str, images: Tensor, captions: list[str] | None) -> None:
+    """To TensorBoard and W&B; other loggers take no images."""
     step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -29,19 +29,15 @@ def show(trainer: pl.Trainer, name: str, images: Tensor, captions: list[str] | N
 
 
 class ReconstructionImages(Callback):
-    """The first validation images, each with its reconstruction to the right.
-
-    Args:
-        count: number of images.
-    """
+    """The first `count` validation images, each with its reconstruction to the right."""
 
     def __init__(self, count: int = 16) -> None:
         self.count = count
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: dict[str, Any],
         batch_idx: int,
@@ -58,7 +54,7 @@ class ReconstructionImages(Callback):
 class SampleImages(Callback):
     """Samples for the first conditions of the validation set, the same seeds every time.
 
-    Of a sharded model (FSDP2) all ranks sample together, and the first one's are shown.
+    All ranks of a sharded model (FSDP2) sample together; the images of the first one are shown.
 
     Args:
         count: number of images.
@@ -70,8 +66,8 @@ class SampleImages(Callback):
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: dict[str, Any],
         batch_idx: int,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch.distributed.tensor import DTensor
@@ -19,10 +19,11 @@ from lgpl.training import TrainingModule
 class CodebookHistogram(Callback):
     """How often the codes occur in validation, as a histogram in TensorBoard or W&B.
 
-    A code of average frequency lies at 1, one that never occurs at 0; of the first rank's images.
+    A code of average frequency lies at 1, one that never occurs at 0. Only the first rank's images
+    count.
     """
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TokenizerModule)
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
@@ -40,21 +41,21 @@ class CodebookHistogram(Callback):
 
 
 class GradientNorms(Callback):
-    """The norm of each layer's gradient, `gradient_norm/LAYER`, before it is clipped; of a
-    tokenizer, whose module clips by itself, after it.
+    """The norm of each layer's gradient, `gradient_norm/LAYER`, before it is clipped; a tokenizer's
+    module clips by itself, before this.
 
     A layer is a module of a list, such as a transformer's block, or else the first two parts of a
     parameter's name.
 
     Args:
-        every: optimizer steps between two metrics; each of them waits for the device.
+        every: optimizer steps between two measurements; each waits for the device.
     """
 
     def __init__(self, every: int = 100) -> None:
         self.every = every
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         if (trainer.global_step + 1) % self.every:
             return
@@ -83,7 +84,7 @@ class HyperParameters(Callback):
     """The config and, at the end, the last validation metrics: TensorBoard's HParams tab; other
     loggers get the config."""
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         config: dict[str, Any] = {"model": pl_module.config or {}}
         metrics = {

@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import lightning.pytorch as pl
 import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lgpl.data.loader import TrainLoader
 
 
 class SkippedSamples(Callback):
-    """Logs `data/skipped/CAUSE`, the samples of all ranks that training could not use so far.
+    """Logs `data/skipped/CAUSE`, the number of samples that all ranks have skipped so far.
 
-    Told every `log_every_n_steps`; nothing is logged while nothing was skipped.
+    Logged every `log_every_n_steps`, but only after the first skipped sample.
     """
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loader = trainer.train_dataloader
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]

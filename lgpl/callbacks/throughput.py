@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for, and how much memory it takes."""
+"""Speed, waiting time and memory of a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 import time
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -25,7 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 class Throughput(Callback):
-    """Logs what a run makes of its devices, averaged over the batches since the last metric.
+    """Logs how well a run uses its devices, averaged over the batches since the last log.
 
     `images_per_second` over all ranks, and `tokens_per_second` of a generator; `data_wait`, the
     share of the time between a batch's end and the next one's start; `peak_gib`, of the device's
@@ -33,10 +33,10 @@ class Throughput(Callback):
     where that is known. Nothing waits for the device; validation is left out.
 
     Args:
-        every: training batches between two metrics.
-        flops: count the operations of a step, once and on tensors without memory, as `lgpl plan`
-            does: a tokenizer's with its discriminator, and nothing that is recomputed in the
-            backward pass. None counts them on GPUs.
+        every: training batches between two logs.
+        flops: count the operations of a step once, on the meta device, as `lgpl plan` does: a
+            tokenizer's with its discriminator, without what the backward pass recomputes. None
+            counts them on GPUs.
     """
 
     def __init__(self, every: int = 20, flops: bool | None = None) -> None:
@@ -46,11 +46,10 @@ class Throughput(Callback):
 
     def _forget(self) -> None:
         self._since: float | None = None
-        self._images = 0
-        self._waited = 0.0
         self._ended: float | None = None
+        self._images, self._waited = 0, 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wanted = pl_module.device.type == "cuda" if self.flops is None else self.flops
         data = getattr(trainer, "datamodule", None)
         if not wanted or not trainer.is_global_zero or not isinstance(data, ShardDataModule):
@@ -69,18 +68,13 @@ class Throughput(Callback):
             self._flops_per_image = step.flops
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._ended is not None:
             self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._ended = now = time.perf_counter()
         if self._since is None:
@@ -97,9 +91,8 @@ class Throughput(Callback):
             "train/peak_gib": peak_memory(pl_module.device) / GIB,
         }
         if isinstance(pl_module, GeneratorModule):
-            metrics["train/tokens_per_second"] = (
-                rate * trainer.world_size * pl_module.model.layout.codes
-            )
+            tokens = pl_module.model.layout.codes
+            metrics["train/tokens_per_second"] = rate * trainer.world_size * tokens
         if self._flops_per_image is not None:
             achieved = rate * self._flops_per_image
             metrics["train/tflops"] = achieved / 1e12
@@ -111,12 +104,12 @@ class Throughput(Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
         self._forget()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._forget()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that were in use at the highest point: of a GPU, or else of this process."""
+    """Peak memory in bytes of a GPU, or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -24,7 +24,7 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of logs, with config.yaml")
     p.add_argument("--metrics", nargs="+", default=["val/", "test/"], help="names or beginnings")
-    p.add_argument("--out", default="compare.png", help="picture of the curves")
+    p.add_argument("--out", default="compare.png", help="image of the curves")
     return p
 
 
@@ -74,12 +74,8 @@ def flatten(value: Any, key: str = "") -> dict[str, str]:
     if isinstance(value, dict) and value:
         children = {f"{key}.{name}" if key else str(name): v for name, v in value.items()}
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        names = [
-            item["class_path"].rpartition(".")[2]
-            if isinstance(item, dict) and "class_path" in item
-            else str(i)
-            for i, item in enumerate(value)
-        ]
+        paths = [isinstance(item, dict) and item.get("class_path") for item in value]
+        names = [str(path or i).rpartition(".")[2] for i, path in enumerate(paths)]
         children = {f"{key}[{name}]": item for name, item in zip(names, value, strict=True)}
     else:
         return {key: str(value)}
@@ -88,36 +84,24 @@ def flatten(value: Any, key: str = "") -> dict[str, str]:
 
 def read_curves(run: Path) -> Curves:
     """Points (step, value) of every scalar of TensorBoard's event files, or of metrics.csv."""
-    curves = _events(run) or _csv(run / "metrics.csv")
+    curves: Curves = {}
+    if any(run.glob("events.out.tfevents.*")):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 1})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            curves[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    if not curves and (path := run / "metrics.csv").is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value:
+                        curves.setdefault(name, []).append((float(row["step"]), float(value)))
     if not curves:
         raise UserError(
             f"{run} holds no metrics: neither TensorBoard's event files nor metrics.csv."
         )
-    return curves
-
-
-def _events(run: Path) -> Curves:
-    if not any(run.glob("events.out.tfevents.*")):
-        return {}
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 1})
-    events.Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-    }
-
-
-def _csv(path: Path) -> Curves:
-    if not path.is_file():
-        return {}
-    curves: Curves = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if name not in ("step", "epoch") and value:
-                    curves.setdefault(name, []).append((float(row["step"]), float(value)))
     return curves
 
 

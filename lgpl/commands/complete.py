@@ -1,43 +1,33 @@
-"""`lgpl complete`: the lower part of a picture, drawn anew from its first rows."""
+"""`lgpl complete`: the lower part of an image, drawn anew from its first rows."""
 
 from __future__ import annotations
 
 import torch
 
-from lgpl.checkpoints import add_trust
-from lgpl.commands.parser import ArgumentParser
+from lgpl.commands.parser import ArgumentParser, require_positive
 from lgpl.commands.reconstruct import opened
 from lgpl.commands.sample import chosen
-from lgpl.commands.sampling import add_sampling, sampling_of
+from lgpl.commands.sampling import add_generator, add_sampling, sampling_of
 from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError
 from lgpl.image_files import grid, image_path, save
-from lgpl.inference import (
-    ImageList,
-    draw_into,
-    load_generator,
-    requests_for,
-    usable_device,
-)
+from lgpl.inference import ImageList, draw_into, load_generator, requests_for, usable_device
 
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(
         prog="lgpl complete",
-        description="Pictures that begin as a given one does: its first rows of codes are kept, "
+        description="Images that begin as a given one does: its first rows of codes are kept, "
         "the rest is drawn. The given one stands at the left.",
     )
-    p.add_argument("picture", help="JPEG, PNG, WebP or GIF; its centre crop is taken")
-    p.add_argument("out", help="picture to write")
-    p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
-    p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
-    add_trust(p)
+    p.add_argument("image", help="JPEG, PNG, WebP or GIF; its centre crop is taken")
+    p.add_argument("out", help="image to write")
+    add_generator(p)
     p.add_argument("--rows", type=int, help="of codes that are kept; half of them by default")
     p.add_argument("--prompt", help="what it shows")
     p.add_argument("--label", type=str, help="its class, by number or name")
     p.add_argument("--count", type=int, default=4, help="ways to complete it")
     p.add_argument("--seed", type=int, default=0, help="way i is drawn from seed + i")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add_sampling(p)
     return p
 
@@ -45,10 +35,9 @@ def parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     sampling = sampling_of(options)
-    if options.count < 1:
-        raise UserError(f"--count: {options.count} is below 1.")
+    require_positive(options, "count")
     out = image_path(options.out)
-    picture = opened(options.picture)
+    original = opened(options.image)
     device = usable_device(options.device)
     module = load_generator(options.checkpoint, options.tokenizer, device, trust=options.trust)
     layout = module.model.layout
@@ -60,21 +49,17 @@ def main(args: list[str]) -> None:
             f"--rows must be from 1 to {layout.rows - 1} of the checkpoint's {layout} codes, "
             f"got {kept}."
         )
-    prompts = chosen(
-        module.model.condition,
-        [] if options.prompt is None else [options.prompt],
-        [] if options.label is None else [options.label],
-        options.count,
-    )
-    image = normalize(to_uint8(center_crop(picture, module.image_size))[None])
+    prompt, label = ([] if one is None else [one] for one in (options.prompt, options.label))
+    prompts = chosen(module.model.condition, prompt, label, options.count)
+    image = normalize(to_uint8(center_crop(original, module.image_size))[None])
     with torch.inference_mode():
         codes = module.tokenizer.autoencoder.encode(image.to(module.device))
     given = layout.flatten(codes.clone())[0]
     given[kept * layout.columns * layout.depth :] = -1
     requests = requests_for(prompts, sampling, options.seed, given)
-    pictures = ImageList()
-    draw_into(module, requests, pictures, options.count)
-    seeds, images = [request.seed for request in requests], pictures.images()
+    sink = ImageList()
+    draw_into(module, requests, sink, options.count)
+    seeds = [request.seed for request in requests]
     captions = ["given", *(f"seed {seed}" for seed in seeds)]
-    save(grid(torch.cat((image, images)), captions), out)
+    save(grid(torch.cat((image, sink.images())), captions), out)
     print(f"{out}: {kept} of {layout.rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,17 @@ from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust
 from lgpl.codes import ImageSize, to_image_size
-from lgpl.commands.parser import ArgumentParser
-from lgpl.commands.sampling import add_sampling, sampling_of
+from lgpl.commands.parser import ArgumentParser, require_positive
+from lgpl.commands.sampling import add_sampling, sampling_of, settings
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.module import PERCEPTUAL
-from lgpl.inference import draw_in_turn, load_generator, requests_for, usable_device
+from lgpl.inference import Request, draw_in_turn, load_generator, requests_for, usable_device
 from lgpl.inference.drawing import NO_IMAGE
-from lgpl.inference.sinks import newest
-from lgpl.metrics import (
-    Extractor,
-    FeatureSummary,
-    ImageSet,
-    Similarity,
-    compute_metrics,
-    load_extractor,
-)
-from lgpl.metrics.extractors import to_bytes
-from lgpl.metrics.images import SampleFile, open_images, resize
+from lgpl.metrics import Extractor, FeatureSummary, ImageSet, Similarity, load_extractor
+from lgpl.metrics.extractors import resize
+from lgpl.metrics.images import SampleFile, open_images
 from lgpl.metrics.protocols import (
     GFID,
     RFID,
@@ -68,9 +60,8 @@ def _common(description: str, protocol: str, of: str) -> ArgumentParser:
     p.add_argument("--checkpoint", help=f"checkpoint of a {of}")
     add_trust(p)
     p.add_argument("--samples", help="folder or npz of images made elsewhere, without a checkpoint")
-    p.add_argument(
-        "--extractor", default="inception", help="inception, effnet-lite0 or a class path"
-    )
+    extractors = "inception, effnet-lite0 or a class path"
+    p.add_argument("--extractor", default="inception", help=extractors)
     p.add_argument(
         "--resize", type=int, nargs="+",
         help="side, or height and width, at which images are compared; 256 of 384",
@@ -89,11 +80,8 @@ def _common(description: str, protocol: str, of: str) -> ArgumentParser:
 def _generation() -> ArgumentParser:
     p = _common("Generated images against a reference.", GFID, "generator")
     p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
-    p.add_argument(
-        "--reference",
-        required=True,
-        help="npz (ADM's batch, or statistics), folder or shards of real images",
-    )
+    real = "npz (ADM's batch, or statistics), folder or shards of real images"
+    p.add_argument("--reference", required=True, help=real)
     p.add_argument("--images", type=int, default=50_000, help="N")
     p.add_argument("--prompts", help="text file, one a line, or shards whose captions are taken")
     add_sampling(p, skip=SWEPT)
@@ -104,20 +92,15 @@ def _generation() -> ArgumentParser:
             help="see `lgpl sample`; several values are a sweep",
         )  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
-    p.add_argument("--npz", help="file for the images, for ADM's evaluator; what was interrupted "
-                                 "goes on with it")  # fmt: skip
+    p.add_argument("--npz", help="file for the images, from which an interrupted run continues")
     return p
 
 
 def _reconstruction() -> ArgumentParser:
     p = _common("Reconstructions against their originals.", RFID, "tokenizer")
     p.add_argument("--data", required=True, help="shards, folder or npz of the originals")
-    p.add_argument(
-        "--image-size",
-        type=int,
-        nargs="+",
-        help="side of the centre crop, or height and width, pixels",
-    )
+    size = "side of the centre crop, or height and width, pixels"
+    p.add_argument("--image-size", type=int, nargs="+", help=size)
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
     return p
 
@@ -128,9 +111,7 @@ def main(args: list[str]) -> None:
     for name in ("resize", "image_size"):
         if (given := options.get(name)) is not None:
             options[name] = to_image_size(given, f"--{name.replace('_', '-')}")
-    for name in ("batch_size", "images"):
-        if (value := options.get(name)) is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {value} is below 1.")
+    require_positive(options, "batch_size", "images")
     if (options.checkpoint is None) == (options.samples is None):
         raise UserError("Give either --checkpoint or --samples.")
     out = Path(options.out)
@@ -143,17 +124,19 @@ def main(args: list[str]) -> None:
         if first:
             require_writable(out)  # before the hours that it may take
         run = reconstruction if chosen.subcommand == "reconstruction" else generation
+        begin = time.perf_counter()
         for one in run(options, mine):  # each setting of a sweep is kept as soon as it is whole
-            found.append(one)
+            end = time.perf_counter()
+            found.append({**one, "seconds": round(end - begin)})
+            begin = end
             if first:
-                write_json(out, found if len(found) > 1 else one)
+                write_json(out, found if len(found) > 1 else found[0])
     if not first:
         return
     print(table(found))
     if len(found) > 1:
-        picture = out.with_suffix(".png")
-        _plot(picture, found)
-        print(f"{picture}: the sweep")
+        _plot(out.with_suffix(".png"), found)
+        print(f"{out.with_suffix('.png')}: the sweep")
     print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
 
 
@@ -163,7 +146,6 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
     Where a model for 384 px is compared at 256, its reconstructions are resized, and the originals
     cropped at 256 as they would be for any other model.
     """
-    begin = time.perf_counter()
     extractor = load_extractor(options.extractor).to(device)
     originals = open_images(options.data, options.image_size)
     source = {"source": options.data, "images": originals.count, "crop": originals.crop}
@@ -177,9 +159,8 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
         others = open_images(options.samples, options.image_size)
         fake = summarise(others, extractor, options.batch_size, "reconstructions", size)
         yield report(
-            compute_metrics(real, fake, extractor), RFID, extractor, fake.count, source,
+            RFID, extractor, real, fake, source,
             samples=options.samples, image_size=others.size, resize=size,
-            seconds=round(time.perf_counter() - begin),
         )  # fmt: skip
         return
     module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
@@ -193,41 +174,35 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
         with torch.inference_mode(), bf16:
             rebuilt, quantized = module.autoencoder(normalize(batch))
         usage.update(quantized.codes)
-        batch, made = (resize(part, size) for part in (batch, to_bytes(rebuilt)))
+        batch, rebuilt = resize(batch, size), resize(rebuilt, size)
         if real is None:
             real_set.update(batch, number)
-        fake_set.update(made, number)
-        pairs.update(normalize(batch), normalize(made))
+        fake_set.update(rebuilt, number)
+        pairs.update(normalize(batch), normalize(rebuilt))
     real, fake = real or real_set.compute(), fake_set.compute()
-    found = compute_metrics(real, fake, extractor) | pairs.compute()
-    found |= {f"codebook {name}": value.item() for name, value in usage.compute().items()}
+    used = {f"codebook {name}": value.item() for name, value in usage.compute().items()}
     yield report(
-        found, RFID, extractor, fake.count, source,
+        RFID, extractor, real, fake, source, pairs.compute() | used,
         checkpoint=options.checkpoint, image_size=originals.size, resize=size,
         lpips=options.lpips, precision=options.precision,
-        seconds=round(time.perf_counter() - begin),
     )  # fmt: skip
 
 
 def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The reports of `gfid`, one for each setting of a sweep."""
     extractor = load_extractor(options.extractor).to(device)
-
-    def real_of(side: ImageSize) -> tuple[FeatureSummary, dict[str, Any]]:
-        return reference(options.reference, extractor, side, options.cache, options.batch_size)
-
+    find = partial(
+        reference, options.reference, extractor, cache=options.cache, batch_size=options.batch_size
+    )
     if options.samples is not None:
-        begin = time.perf_counter()
         images = open_images(options.samples, options.resize)
-        ImageSet(extractor, images.count, name=options.samples)  # too few are told before the rest
+        ImageSet(extractor, images.count, name=options.samples)  # fails at once for too few
         side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
-        real, source = real_of(side)
+        real, source = find(side)
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
         yield report(
-            compute_metrics(real, fake, extractor), GFID, extractor, fake.count, source,
-            samples=options.samples, resize=options.resize,
-            seconds=round(time.perf_counter() - begin),
-        )  # fmt: skip
+            GFID, extractor, real, fake, source, samples=options.samples, resize=options.resize
+        )
         return
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     module = load_generator(
@@ -236,65 +211,63 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     given = read_prompts(options.prompts) if options.prompts else []
     prompts = module.model.condition.prompts() or given
     if not prompts or (given and prompts is not given):
-        said = "is class-conditional: leave --prompts out" if given else "needs --prompts"
-        raise UserError(f"The checkpoint {said}.")
-    own = module.image_size
-    side = options.resize or own
-    ImageSet(extractor, options.images, name="--images")  # too few are told before the rest
-    real, source = real_of(side)
-    settings = list(itertools.product(*(options[name] for name in SWEPT)))
-    for values in settings:
-        begin = time.perf_counter()
+        mistake = "is class-conditional: leave --prompts out" if given else "needs --prompts"
+        raise UserError(f"The checkpoint {mistake}.")
+    prompts = list(itertools.islice(itertools.cycle(prompts), options.images))
+    side = options.resize or module.image_size
+    ImageSet(extractor, options.images, name="--images")  # fails at once for too few
+    real, source = find(side)
+    sweep = list(itertools.product(*(options[name] for name in SWEPT)))
+    for values in sweep:
         sampling = sampling_of(options, **dict(zip(SWEPT, values, strict=True)))
         file = None
         if options.npz:
             path = Path(options.npz)
-            if len(settings) > 1:
+            if len(sweep) > 1:
                 path = path.with_stem("-".join(map(str, (path.stem, *values))))
-            file = SampleFile(path, _settings(options, sampling, given), options.images, side)
-        fake = _drawn(module, extractor, options, prompts, sampling, side, file)
+            drawn_by = settings(options, prompts, sampling)
+            drawn_by |= {name: options[name] for name in ("batch_size", "precision")}
+            file = SampleFile(path, drawn_by, options.images, side)
+        requests = requests_for(prompts, sampling, options.seed)
+        fake = _drawn(module, extractor, requests, options.batch_size, side, file)
         yield report(
-            compute_metrics(real, fake, extractor), GFID, extractor, fake.count, source,
+            GFID, extractor, real, fake, source,
             sampling=sampling, seed=options.seed, checkpoint=options.checkpoint,
-            image_size=own, resize=options.resize, prompts=options.prompts,
-            precision=options.precision, seconds=round(time.perf_counter() - begin),
+            image_size=module.image_size, resize=options.resize, prompts=options.prompts,
+            precision=options.precision,
         )  # fmt: skip
 
 
 def _drawn(
     module: GeneratorModule,
     extractor: Extractor,
-    options: Namespace,
-    prompts: list[str],
-    sampling: Sampling,
+    requests: list[Request],
+    batch_size: int,
     side: ImageSize,
     file: SampleFile | None,
 ) -> FeatureSummary:
-    """The summary of N generated images; what stands in the file already is not drawn again."""
-    total, size = options.images, options.batch_size
+    """The summary of generated images; those that the file has already are not drawn again."""
     if file is not None and file.path.exists():
-        return summarise(open_images(str(file.path)), extractor, size, str(file.path))
-    device, rank = module.device, current_rank()
-    made, seen = ImageSet(extractor, total), 0
+        return summarise(open_images(str(file.path)), extractor, batch_size, str(file.path))
+    rank, total, seen = current_rank(), len(requests), 0
+    made = ImageSet(extractor, total)
     done = 0 if file is None else file.done  # before any rank adds to it
-    wanted = [prompts[i % len(prompts)] for i in range(total)]
-    requests = requests_for(wanted, sampling, options.seed)
     with progress("sampling", total) as bar:
         try:
             for numbers, images in draw_in_turn(
-                module, requests, size, rank.index, rank.count, lambda some: some[-1] < done
+                module, requests, batch_size, rank.index, rank.count, lambda some: some[-1] < done
             ):
-                first, last, new = numbers[0], numbers[-1] + 1, None
+                first, new = numbers[0], None
                 if images is not None:
-                    new = resize(to_bytes(images), side)
+                    new = resize(images, side)
                     made.update(new, torch.tensor(numbers))
                 elif file is not None and first != NO_IMAGE:
-                    made.update(file.read(first, last).to(device), torch.tensor(numbers))
+                    made.update(file.read(first, numbers[-1] + 1), torch.tensor(numbers))
                 if file is not None:
                     for part in gathered(None if new is None else (first, new.cpu())):
                         if part is not None:  # in the order of their numbers
                             file.write(*part)
-                seen = min(seen + size * rank.count, total)
+                seen = min(seen + batch_size * rank.count, total)
                 bar.update(seen - bar.n)
         except KeyboardInterrupt:
             kept = f"the same command goes on with {file.path}" if file else "none are kept (--npz)"
@@ -309,21 +282,17 @@ def _drawn(
 
 def table(reports: list[dict[str, Any]]) -> str:
     """Metrics for people: a line for each metric, or of a sweep a line for each setting."""
+    names = list(reports[0]["metrics"])
     if len(reports) == 1:
-        return "\n".join(
-            f"{name:<28}{value:>12.4f}" for name, value in reports[0]["metrics"].items()
-        )
-    varied, names = _varied(reports), list(reports[0]["metrics"])
+        return "\n".join(f"{name:<28}{reports[0]['metrics'][name]:>12.4f}" for name in names)
+    varied = _varied(reports)
     rows = [[*varied, *names]]
     for one in reports:
         numbers = [f"{one['metrics'][name]:.4f}" for name in names]
         rows.append([*(f"{one[name]:g}" for name in varied), *numbers])
     widths = [max(12, len(name) + 2) for name in rows[0]]
     lines = ["".join(map(str.rjust, row, widths)) for row in rows]
-    best = min(one["metrics"][names[0]] for one in reports)
-    for index, one in enumerate(reports, 1):
-        if one["metrics"][names[0]] == best:
-            lines[index] += "  <- best"
+    lines[1 + reports.index(_best(reports))] += "  <- best"
     return "\n".join(lines)
 
 
@@ -331,31 +300,21 @@ def _varied(reports: list[dict[str, Any]]) -> list[str]:
     return [name for name in SWEPT if len({one[name] for one in reports}) > 1]
 
 
+def _best(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one with the lowest first metric."""
+    return min(reports, key=lambda one: next(iter(one["metrics"].values())))
+
+
 def _plot(path: Path, reports: list[dict[str, Any]]) -> None:
-    """Every metric over what was varied first, a curve for each setting of the rest; the first
-    metric's title tells its optimum."""
+    """Every metric over the first varied setting, a curve for each combination of the others; the
+    first metric's title names the best setting."""
     along, *others = varied = _varied(reports) or [SWEPT[0]]
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in reports:
         name = ", ".join(f"{other} {one[other]:g}" for other in others) or along
         for metric, value in one["metrics"].items():
             panels.setdefault(metric, {}).setdefault(name, []).append((one[along], value))
-    main = next(iter(panels))
-    best = min(reports, key=lambda report: report["metrics"][main])
+    main, best = next(iter(panels)), _best(reports)
     optimum = ", ".join(f"{key} {best[key]:g}" for key in varied)
     panels = {f"{main}: {best['metrics'][main]:.4g} at {optimum}": panels.pop(main), **panels}
     plot(path, panels, along)
-
-
-def _settings(options: Namespace, sampling: Sampling, prompts: list[str]) -> dict[str, Any]:
-    """All that the images depend on."""
-    return {
-        "checkpoint": options.checkpoint,
-        "modified": newest(Path(options.checkpoint)),
-        "tokenizer": options.tokenizer,
-        "sampling": str(sampling),
-        "seed": options.seed,
-        "batch_size": options.batch_size,
-        "precision": options.precision,
-        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest() if prompts else None,
-    }

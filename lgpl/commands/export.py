@@ -31,13 +31,11 @@ def main(args: list[str]) -> None:
     out, for_llamagen = Path(options.out), options.format == "llamagen"
     if for_llamagen != (out.suffix == ".pt"):
         raise UserError(
-            f"--out: {out} is not right for {options.format}: llamagen's form is a .pt file, "
-            "lgpl's a folder."
+            f"--out must be a .pt file for --format llamagen and a folder for lgpl, got {out}"
         )
     checkpoint = read_checkpoint(options.checkpoint)
     if not for_llamagen:
-        weights = checkpoint.weights()
-        write_checkpoint(out, checkpoint.kind, checkpoint.described(), weights)
+        write_checkpoint(out, checkpoint.kind, checkpoint.described(), checkpoint.weights())
     else:
         content = to_llamagen(checkpoint, options.trust)
         try:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser
-
 from lgpl.checkpoints import write_checkpoint
 from lgpl.checkpoints.released.llamagen import read_released
-from lgpl.errors import UserError
+from lgpl.commands.parser import ArgumentParser, require_positive
 
 
 def parser() -> ArgumentParser:
@@ -16,16 +14,14 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("file", help=".pt file: a tokenizer or a generator, released or trained")
     p.add_argument("--out", required=True, help="folder for config.json and model.safetensors")
-    p.add_argument("--grid", type=int, help="codes on a side, where the file does not tell")
+    p.add_argument("--grid", type=int, help="codes on a side, where the file does not say")
     p.add_argument("--heads", type=int, help="heads of a size that is not the paper's")
     return p
 
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    for name in ("grid", "heads"):
-        if options[name] is not None and options[name] < 1:
-            raise UserError(f"--{name}: {options[name]} is below 1.")
+    require_positive(options, "grid", "heads")
     released = read_released(options.file, options.grid, options.heads)
     write_checkpoint(options.out, released.kind, released.config, released.weights)
     print(f"{options.out}: {released.summary}")

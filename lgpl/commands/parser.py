@@ -1,4 +1,4 @@
-"""Options, and one sentence about those that are wrong."""
+"""An argument parser whose errors are one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST = 400  # characters of a sentence; a value may be a whole config
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
-    """jsonargparse's, without the usage of all options before what is wrong with one."""
+    """jsonargparse's, without the usage of all options in an error."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         said = " ".join(message.split())
@@ -21,9 +21,17 @@ class ArgumentParser(jsonargparse.ArgumentParser):
         raise UserError(innermost(said)) from ex
 
 
+def require_positive(options: jsonargparse.Namespace, *names: str) -> None:
+    """Raises a UserError that names the first of these options that is given and below 1."""
+    for name in names:
+        value = options.get(name)
+        if value is not None and value < 1:
+            raise UserError(f"{_option(name)} must be >= 1, got {value}")
+
+
 def innermost(message: str) -> str:
-    """What is wrong at the innermost of nested keys, in one line: the parser tells of all levels,
-    each with the value that it was given."""
+    """What is wrong at the innermost of nested keys, in one line; the parser's message has all
+    levels, each with its value."""
     said = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", " ".join(message.split()))
     keys = re.findall(r'Parser key "([\w.]+)":?', said)
     if keys:

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lgpl.callbacks import EMA
+from lgpl.commands.parser import require_positive
 from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
 from lgpl.training.estimate import SAMPLES, StepEstimate, estimate_step
@@ -19,7 +20,7 @@ NOT_COUNTED = "not counted: the driver (about 1 GiB), fragmentation, a frozen to
 
 
 class Plan(CommandLine):
-    """The configs of a run with its size, built without memory and without a Trainer."""
+    """The configs of a run with its size, built on the meta device and without a Trainer."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
@@ -27,13 +28,12 @@ class Plan(CommandLine):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
-        if self.config.gpus < 1:
-            raise UserError(f"--gpus: {self.config.gpus} is below 1.")
+        require_positive(self.config, "gpus")
         if not self.config.memory > 0:
-            raise UserError(f"--memory: {self.config.memory:g} GiB is not above 0.")
+            raise UserError(f"--memory must be > 0, got {self.config.memory:g}")
 
     def instantiate_trainer(self, **_: Any) -> None:  # type: ignore[override]
-        """Its GPUs need not be here."""
+        """None: the GPUs may be elsewhere."""
 
     def report(self) -> str:
         trainer, gpus = self.config_init.trainer, self.config_init.gpus
@@ -63,7 +63,6 @@ def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> 
 
     Args:
         step: of a device that holds the whole model.
-        gpus: number of devices.
         sharded: by FSDP; else every device holds everything (DDP).
         averaged: a moving average of the weights (EMA) is kept.
     """
@@ -85,17 +84,9 @@ def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> 
 def report(
     step: StepEstimate, lines: dict[str, int], gpus: int, memory: float, accumulate: int
 ) -> str:
-    """The plan for people.
-
-    Args:
-        step: see `estimate_step`.
-        lines: see `per_device`.
-        gpus: number of devices.
-        memory: of one device, GiB.
-        accumulate: batches per optimizer step.
-    """
+    """The plan for people, of `per_device`'s lines and GiB of memory on each device."""
     used = sum(lines.values()) / GIB
-    rows = [(name, f"{size / GIB:.2f} GiB") for name, size in (*lines.items(),)]
+    rows = [(name, f"{size / GIB:.2f} GiB") for name, size in lines.items()]
     rows += [("together", f"{used:.2f} GiB on each of {gpus}, {memory:g} GiB there")]
     batches = gpus * accumulate
     rows += [
@@ -107,5 +98,5 @@ def report(
         rows += [(f"KV cache of {SAMPLES}", f"{step.cache / GIB:.2f} GiB, sampling with guidance")]
     spare = memory - used
     verdict = f"fits, {spare:.1f} GiB to spare" if spare >= 0 else f"does NOT fit: {-spare:.1f} GiB"
-    table = "\n".join(f"{name:<18}{figure}" for name, figure in rows)
+    table = "\n".join(f"{name:<18}{value}" for name, value in rows)
     return f"{table}\n{verdict}{'' if spare >= 0 else ' too much'}\n{NOT_COUNTED}"

@@ -1,7 +1,7 @@
 """`lgpl quickstart`: the whole chain on the embedded emoji, in minutes on two cores.
 
-Runs the README's commands one after the other, each shown before it starts, then measures and
-draws. What an interrupted run has finished is taken over by the next.
+Runs the README's commands one after the other and prints each before it starts, then measures and
+draws. The next run continues an interrupted one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from lgpl.generator import GeneratorModule, Sampling
 from lgpl.image_files import grid, save
 from lgpl.inference import ImageList, draw_into, load_generator, requests_for
 from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
+from lgpl.metrics.images import open_images
+from lgpl.metrics.protocols import read_prompts
+from lgpl.tokenizer import TokenizerModule
 from lgpl.tokenizer.usage import CodebookUsage
 from lgpl.training import load_module
 
@@ -37,7 +40,7 @@ SAMPLING = Sampling(temperature=0.0)  # a memorised set is best asked for its li
 IMAGE_SIZE = 64
 RETRIEVAL_PROMPTS, RETRIEVAL_K = 100, 5
 NAME = f"top{RETRIEVAL_K}_retrieval"
-# What the picture shows: training captions that everybody knows, chosen before any was drawn.
+# Prompts of samples.png: training captions that everybody knows, chosen before any was drawn.
 SHOWN = (
     *("pizza", "red apple", "hamburger", "strawberry", "birthday cake", "hot beverage"),
     *("cat face", "dog face", "panda", "fox", "frog", "octopus", "butterfly", "tiger face"),
@@ -77,7 +80,9 @@ def main(args: list[str]) -> None:
     metrics["seconds_training"] = round(trained - begin)
     metrics["seconds_measuring"] = round(time.perf_counter() - trained)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    print(f"\n{table(metrics)}\n\npictures  {out}/samples.png\nfigures   {out}/metrics.json")
+    print(
+        f"\n{TABLE.format(**metrics)}\n\nimages    {out}/samples.png\nmetrics   {out}/metrics.json"
+    )
     print(f"curves    {Path(sys.executable).parent}/tensorboard --logdir {out}")
 
 
@@ -117,34 +122,36 @@ def _run(*command: str) -> None:
 
 
 def measure(out: Path) -> dict[str, Any]:
-    """The figures of a finished run; writes samples.png."""
+    """The metrics of a finished run; writes samples.png."""
     checkpoint = out / "stage2/checkpoints/last.ckpt"
-    tokenizer_path = out / "tokenizer/checkpoints/last.ckpt"
-    generator = load_generator(str(checkpoint), str(tokenizer_path), "cpu")
+    tokenizer_path, codes = out / "tokenizer/checkpoints/last.ckpt", out / f"codes{IMAGE_SIZE}"
     metrics: dict[str, Any] = {}
 
     tokenizer = load_module(tokenizer_path, "tokenizer")
+    assert isinstance(tokenizer, TokenizerModule)
     data = ShardDataModule(val=HELD_OUT, image_size=IMAGE_SIZE)
     metrics["held_out_psnr"] = _validate(tokenizer, data)["val/psnr"]
-    codes = out / f"codes{IMAGE_SIZE}"
     data = ShardDataModule(val=f"{codes}/val-*.tar", fields=("codes", "text"))
     metrics["held_out_loss"] = _validate(load_module(checkpoint, "generator"), data)["val/loss"]
 
-    images, captions = _training_pictures()
-    usage = CodebookUsage(generator.model.codebook_size)
+    usage = CodebookUsage(tokenizer.autoencoder.codebook_size)
     shards = ShardDataModule(predict=f"{codes}/train-*.tar", fields=("codes",))
     shards.setup("predict")
     for batch in shards.predict_dataloader():
         usage.update(batch["codes"])
     metrics["codebook_usage"] = usage.compute()["usage"].item()
 
+    captions = read_prompts(TRAIN)
+    images = torch.cat([*open_images(TRAIN, (IMAGE_SIZE, IMAGE_SIZE)).batches(32)])
     target = random.Random(0).sample(range(len(captions)), RETRIEVAL_PROMPTS)
+    generator = load_generator(str(checkpoint), str(tokenizer_path), "cpu")
     made = _draw(generator, [captions[i] for i in target])
     with torch.inference_mode():
-        rebuilt = generator.tokenizer.autoencoder(images[target])[0].clamp(-1, 1)
+        rebuilt = tokenizer(normalize(images[target])).clamp(-1, 1)
     # What the tokenizer's own reconstructions reach is what a perfect generator could have.
     extractor = EfficientNetLite0(IMAGE_SIZE)
-    real = torch.cat([extractor(part) for part in tqdm(images.split(32), desc="features")])
+    parts = tqdm(normalize(images).split(32), desc="features")
+    real = torch.cat([extractor(part) for part in parts])
     for name, drawn in ((NAME, made), (f"{NAME}_of_reconstructions", rebuilt)):
         features = extractor(drawn)
         metrics[name] = retrieval_accuracy(features, real, torch.tensor(target), RETRIEVAL_K)
@@ -159,21 +166,6 @@ def _validate(module: pl.LightningModule, data: ShardDataModule) -> dict[str, fl
 
 
 def _draw(generator: GeneratorModule, prompts: list[str]) -> Tensor:
-    pictures = ImageList()
-    draw_into(generator, requests_for(prompts, SAMPLING, 0), pictures, 50)
-    return pictures.images()
-
-
-def _training_pictures() -> tuple[Tensor, list[str]]:
-    data = ShardDataModule(predict=TRAIN, fields=("image", "caption"), image_size=IMAGE_SIZE)
-    data.setup("predict")
-    images, captions = [], []
-    for batch in data.predict_dataloader():
-        images.append(normalize(batch["image"]))
-        captions += batch["caption"]
-    return torch.cat(images), captions
-
-
-def table(metrics: dict[str, Any]) -> str:
-    """The metrics for people, each with what it is of."""
-    return TABLE.format(**metrics)
+    sink = ImageList()
+    draw_into(generator, requests_for(prompts, SAMPLING, 0), sink, 50)
+    return sink.images()

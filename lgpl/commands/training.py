@@ -35,7 +35,7 @@ class SaveTrainingConfig(SaveConfigCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or trainer.logger is None:
             return
-        folder = trainer.log_dir  # all ranks must ask for it
+        folder = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)
             config = self.parser.dump(self.config, skip_none=False)
@@ -43,7 +43,7 @@ class SaveTrainingConfig(SaveConfigCallback):
 
 
 class TrainingParser(LightningArgumentParser):
-    """Lightning's, which says in one sentence what is wrong in a config."""
+    """Lightning's, with errors of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(innermost(message)) from ex
@@ -72,7 +72,7 @@ class CommandLine(LightningCLI):
 
     @property
     def of_command(self) -> Namespace:
-        """The part of the config that is the command's."""
+        """The part of the config that belongs to the command."""
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -86,7 +86,7 @@ class CommandLine(LightningCLI):
                 "--ckpt_path is not set; give the checkpoint whose weights are to be used."
             )
         if path and path not in ("best", "last", "hpc"):
-            read_checkpoint(path)  # a wrong file is told before anything is built
+            read_checkpoint(path)  # a wrong file fails before anything is built
             if self.config.get("subcommand") != "fit" and Path(path).is_dir():
                 # The Trainer reads a folder only with the strategy that wrote it, if at all.
                 config["ckpt_path"], self.evaluated = None, str(path)
@@ -97,7 +97,7 @@ class CommandLine(LightningCLI):
                 )
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would take the model's class from a checkpoint's hyperparameters."""
+        """Disabled: Lightning would take the model's class from a checkpoint's hyperparameters."""
 
     def before_instantiate_classes(self) -> None:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
@@ -121,7 +121,7 @@ class CommandLine(LightningCLI):
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def predict(self, **arguments: Any) -> None:
-        """Write and forget: predictions of a large set do not fit in memory."""
+        """Without keeping the predictions: those of a large set do not fit in memory."""
         self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def after_instantiate_classes(self) -> None:

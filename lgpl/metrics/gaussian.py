@@ -12,11 +12,14 @@ from lgpl.errors import UserError
 
 
 class Gaussian(NamedTuple):
-    """Mean [D] and covariance [D, D] in float64 of the features of so many `images`."""
+    """Mean [D] and covariance [D, D] in float64 of the features, and the number of images."""
 
     mean: Tensor
     covariance: Tensor
     images: int
+
+    def to(self, device: torch.device) -> Gaussian:
+        return Gaussian(self.mean.to(device), self.covariance.to(device), self.images)
 
 
 class FeatureGaussian(Metric):
@@ -70,6 +73,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     The trace of the root of C C' is the sum of the roots of the eigenvalues of the symmetric
     C^(1/2) C' C^(1/2), which are real, and never far below zero.
     """
+    a = a.to(b.mean.device)
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     product = root @ b.covariance @ root

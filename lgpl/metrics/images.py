@@ -1,4 +1,4 @@
-"""Sets of images on disk: shards, a folder of pictures, an npz as ADM's evaluator takes it.
+"""Sets of images on disk: shards, a folder of image files, an npz as ADM's evaluator takes it.
 
 Nothing is read whole: fifty thousand images of 256 px are ten gigabytes.
 """
@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from lgpl.atomic import atomic_file, remove_partials, write_text
@@ -27,9 +26,9 @@ from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
 from lgpl.data.store import is_url
 from lgpl.data.streams import Place
-from lgpl.data.transforms import CENTER_CROP, center_crop, normalize, open_image, to_uint8
+from lgpl.data.transforms import CENTER_CROP, center_crop, open_image, to_uint8
 from lgpl.errors import UserError
-from lgpl.metrics.npz import Member, member
+from lgpl.metrics.npz import member
 from lgpl.metrics.ranks import current_rank
 
 IMAGES = "arr_0"  # ADM's name for them in an npz
@@ -39,23 +38,16 @@ NO_CROP = "none: as they are"
 
 
 class ImageSource(Protocol):
-    """A set of images.
-
-    Attributes:
-        source: where they are from.
-        count: how many there are.
-        identity: plain values that change when the images do.
-        crop: how they were made of the pictures on disk.
-        size: height and width, pixels, where they are known beforehand.
-    """
+    """A set of images."""
 
     source: str
     count: int
-    identity: dict[str, Any]
-    crop: str
+    identity: dict[str, Any]  # plain values that change when the images do
+    crop: str  # how they were cut out of the images on disk
 
     @property
-    def size(self) -> ImageSize | None: ...
+    def size(self) -> ImageSize | None:
+        """Height and width, pixels, where they are known beforehand."""
 
     def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
         """uint8 [B, 3, H, W]; several ranks take them in turn."""
@@ -77,7 +69,7 @@ def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource
         return FolderImages(source, image_size)
     if image_size is None:
         raise UserError(
-            f"{source} names shards, whose pictures need a size: give --image-size, or with "
+            f"{source} names shards, whose images need a size: give --image-size, or with "
             "--samples of generated images --resize."
         )
     return ShardImages(source, image_size)
@@ -105,19 +97,17 @@ class ShardImages:
 
 
 class FolderImages:
-    """The pictures of a folder and of those in it, by name."""
+    """The image files of a folder and of those in it, by name."""
 
     def __init__(self, folder: str, image_size: ImageSize | None) -> None:
-        self.paths = sorted(
-            path
-            for path in Path(folder).rglob("*")
-            if path.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS
-        )
+        found = sorted(Path(folder).rglob("*"))
+        self.paths = [p for p in found if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
         if not self.paths:
-            raise UserError(f"{folder}: no pictures in this folder.")
+            raise UserError(f"{folder}: no images in this folder.")
         self.source, self.count, self.size = folder, len(self.paths), image_size
         files = [[str(path.relative_to(folder)), *_stamp(path)] for path in self.paths]
         self.identity, self.crop = {"files": files}, CENTER_CROP if image_size else NO_CROP
+        self._first: tuple[int, int] | None = None  # width and height
 
     def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
         for first in range(rank.index * size, self.count, rank.count * size):
@@ -125,20 +115,18 @@ class FolderImages:
 
     def _read(self, path: Path) -> Tensor:
         try:
-            picture = open_image(path.read_bytes())
+            image = open_image(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: {error}; every picture of the set counts.") from error
+            raise UserError(f"{path}: {error}; every image of the set counts.") from error
         if self.size is not None:
-            picture = center_crop(picture, self.size)
-        pixels = to_uint8(picture)
-        first = getattr(self, "_shape", pixels.shape)
-        self._shape = first
-        if pixels.shape != first:
+            image = center_crop(image, self.size)
+        first = self._first = self._first or image.size
+        if image.size != first:
             raise UserError(
-                f"{path} is {pixels.shape[2]}x{pixels.shape[1]}, the first picture "
-                f"{first[2]}x{first[1]}: give --image-size to crop all to one size."
+                f"{path} is {image.width}x{image.height}, the first image {first[0]}x{first[1]}: "
+                "give --image-size to crop all to one size."
             )
-        return pixels
+        return to_uint8(image)
 
 
 class NpzImages:
@@ -151,9 +139,7 @@ class NpzImages:
         with member(path, IMAGES) as images:
             shape, dtype, order = images.shape, images.dtype, images.order
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
-            raise UserError(
-                f"{path}: arr_0 is {dtype} {[*shape]}; it should be uint8 [N, H, W, 3]."
-            )
+            raise UserError(f"{path}: arr_0 must be uint8 [N, H, W, 3], got {dtype} {[*shape]}")
         if order != "C":
             raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
         self.count, self.shape = shape[0], shape[1:]
@@ -170,9 +156,11 @@ class NpzImages:
         with member(self.path, IMAGES) as images:
             for first in range(rank.index * size, self.count, rank.count * size):
                 wanted = min(size, self.count - first)
-                if rank.count > 1:
+                try:
                     images.file.seek(images.start + first * each)
-                data = self._read(images, wanted * each)
+                    data = images.file.read(wanted * each)
+                except Exception as error:  # as many kinds as there are compressions
+                    raise UserError(f"{self.path} is damaged ({error}).") from error
                 if len(data) < wanted * each:
                     raise UserError(
                         f"{self.path} ends after {first + len(data) // each} of its {self.count} "
@@ -181,25 +169,19 @@ class NpzImages:
                 pixels = np.frombuffer(data, np.uint8).reshape(wanted, *self.shape)
                 yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
-    def _read(self, images: Member, size: int) -> bytes:
-        try:
-            return images.file.read(size)
-        except Exception as error:  # as many kinds as there are compressions
-            raise UserError(f"{self.path} is damaged ({error}).") from error
-
 
 class SampleFile:
-    """ImageSource as they are made, and at the end the npz; an interrupted run goes on with it.
+    """An npz of images that are written as they are made; an interrupted run continues with it.
 
-    Until then they stand in `NAME.npz.partial`, an npy that grows, whose length tells how many are
-    there; what they are stands in `NAME.npz.json`. (A memory map of all of them from the start
-    would end the process, without a word, on a disk that fills up.)
+    `NAME.npz.partial` is an npy that grows until the npz is whole; its length says how many images
+    are there. `NAME.npz.json` holds the settings. (A memory map of all images from the start would
+    end the process, without a word, on a disk that fills up.)
 
-    Several ranks read it, and the first writes it.
+    All ranks read it, and the first one writes it.
 
     Args:
         path: of the npz, in a folder that all ranks see.
-        settings: plain values of which the images depend; those of others are thrown away.
+        settings: plain values on which the images depend; images of others are deleted.
         total: how many there will be.
         size: height and width of the images, pixels.
     """
@@ -241,7 +223,7 @@ class SampleFile:
 
     @property
     def done(self) -> int:
-        """ImageSource that are there."""
+        """Number of images that are there."""
         if self.path.exists():
             return self.total
         size = self.partial.stat().st_size if self.partial.exists() else 0
@@ -254,7 +236,7 @@ class SampleFile:
         return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
     def write(self, first: int, images: Tensor) -> None:
-        """Put uint8 [B, 3, H, W] at this number, which what was cut short may follow."""
+        """Put uint8 [B, 3, H, W] at this number, in place of what an interrupted write left."""
         with self.partial.open("r+b") as file:
             file.truncate(self.start + first * math.prod(self.shape))
             file.seek(0, os.SEEK_END)
@@ -271,19 +253,8 @@ class SampleFile:
 
 
 def _stamp(path: str | Path) -> list[float]:
-    """Bytes and time of a file, which change with it; of a URL nothing is known."""
+    """Bytes and time of a file, which change with it; nothing is known of a URL."""
     if isinstance(path, str) and is_url(path):
         return []
     found = os.stat(path)
     return [found.st_size, found.st_mtime]
-
-
-def resize(image: Tensor, size: ImageSize | None) -> Tensor:
-    """uint8 [B, 3, H, W] at another size; as it is for None.
-
-    Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its metrics.
-    """
-    if size is None or image.shape[-2:] == size:
-        return image
-    scaled = F.interpolate(normalize(image), size, mode="bicubic")
-    return scaled.add(1.0).mul(127.5).round().clamp(0, 255).byte()

@@ -1,11 +1,12 @@
 """Metrics that need the features themselves: kernel distance, precision, recall, density,
-coverage."""
+coverage, retrieval."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image.kid import poly_mmd
@@ -31,31 +32,26 @@ class FeatureBank(Metric):
         self.add_state("numbers", [], "cat")
 
     def update(self, features: Tensor, number: Tensor) -> None:
-        """Keep what is wanted of features [B, D] of the images of these numbers [B]."""
+        """Keep features [B, D] of the images of these numbers [B] that are below `keep`."""
         wanted = number < self.keep
         self.features.append(features[wanted].float())
         self.numbers.append(number[wanted])
 
     def compute(self) -> Tensor:
         """[N, D] in the order of the numbers."""
-        if not len(self.features):
-            return torch.empty(0, self.dim, device=self.device)
         return dim_zero_cat(self.features)[dim_zero_cat(self.numbers).argsort()]
 
 
 def kernel_distance(
-    real: Tensor,
-    fake: Tensor,
-    subsets: int = KID_SUBSETS,
-    size: int = KID_SUBSET_SIZE,
+    real: Tensor, fake: Tensor, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE
 ) -> float:
     """Mean of the unbiased squared MMD with the kernel (x·y / D + 1)³ (arXiv 1801.01401).
 
     Args:
         real: features [N, D].
         fake: features [M, D].
-        subsets: number of random pairs of subsets, always the same ones.
-        size: of a subset; smaller sets are their own only subset.
+        subsets: number of random pairs of subsets, the same in every call.
+        size: of a subset; a smaller set is its only subset.
     """
     size = min(size, len(real), len(fake))
     if size == len(real) == len(fake):
@@ -83,12 +79,26 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_K) -> tuple[
 
 
 def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_K) -> tuple[float, float]:
-    """Real balls around a fake, by k, and the share of real balls with a fake in them
-    (arXiv 2002.09797)."""
+    """Mean number of real balls around a fake over k, and the share of real balls with a fake in
+    them (arXiv 2002.09797)."""
     radii = _radii(real, k)
     density = _inside(real, fake, k, radii).double().mean().item() / k
     nearest = torch.cat([_distances(rows, fake).amin(1) for rows in real.split(ROWS)])
     return density, (nearest < radii).double().mean().item()
+
+
+def retrieval_accuracy(generated: Tensor, real: Tensor, target: Tensor, k: int) -> float:
+    """Share of generated images whose own real image is among the k nearest by cosine.
+
+    Args:
+        generated: features [N, D].
+        real: features [M, D] of all candidates.
+        target: index of the right candidate for each generated image [N].
+        k: how many candidates count.
+    """
+    similarity = F.normalize(generated, dim=-1) @ F.normalize(real, dim=-1).T
+    nearest = similarity.topk(k, dim=-1).indices
+    return (nearest == target[:, None]).any(-1).float().mean().item()
 
 
 def _inside(centres: Tensor, points: Tensor, k: int, radii: Tensor | None = None) -> Tensor:

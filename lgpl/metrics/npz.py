@@ -1,4 +1,4 @@
-"""Npz files of anybody: an array's shape and size are held against bounds before it is read."""
+"""Untrusted npz files: the shape and size of an array are checked before it is read."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from lgpl.errors import UserError
 DAMAGED = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error,
            zipfile.BadZipFile)  # fmt: skip
 LONGEST_HEADER = 4096  # bytes of what stands before an array
-LARGEST_RATIO = 100  # of an array to what it takes in the file; flat images may come to it,
-SMALL = 32 * 2**20  # bytes up to which the ratio is nobody's business
+LARGEST_RATIO = 100  # of an array's bytes to those in the file; flat images may come to it
+SMALL = 32 * 2**20  # bytes up to which the ratio is not checked
 LARGEST_WHOLE = 2**30  # bytes that are read at once, such as two covariances of 8192 x 8192
 
 
@@ -30,11 +30,9 @@ class Member:
     """An array in an npz, open where its data begins.
 
     Attributes:
-        file: its bytes.
-        shape: of the array.
         order: of its bytes, C's or Fortran's (F).
-        dtype: of the array; never one that pickle would have to load.
-        start: place of the data in the file, bytes.
+        dtype: never one that pickle would have to load.
+        start: offset of the data in the file, bytes.
     """
 
     file: IO[bytes]
@@ -88,7 +86,7 @@ def member(path: str, name: str) -> Iterator[Member]:
 
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that the file has; no others are looked at.
+    """Those of the named arrays that the file has; all others are ignored.
 
     Raises:
         UserError: see `member`; or the arrays are too large.
@@ -124,25 +122,15 @@ def _check_ratio(info: zipfile.ZipInfo, there: int) -> None:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
-    """Shape, order, type and where the data begins."""
-    start = file.read(12)
-    version = np.lib.format.read_magic(io.BytesIO(start))
-    digits = 2 if version == (1, 0) else 4
-    length = int.from_bytes(start[8 : 8 + digits], "little")
-    if not 0 < length <= LONGEST_HEADER:
-        raise ValueError(f"a header of {length} bytes")
-    end = 8 + digits + length
-    stream = io.BytesIO(start + file.read(max(0, end - len(start))))
-    np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
+    """Shape, order, type and offset of the data, where the file stands afterwards."""
+    stream = io.BytesIO(file.read(LONGEST_HEADER))  # a longer one is cut off, which numpy refuses
+    first = np.lib.format.read_magic(stream) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError("an array of objects, which only pickle could load")
-    return shape, "F" if fortran else "C", dtype, end
+    file.seek(stream.tell())
+    return shape, "F" if fortran else "C", dtype, stream.tell()
 
 
 def _by(shape: tuple[int, ...]) -> str:

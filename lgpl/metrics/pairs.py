@@ -1,4 +1,4 @@
-"""Metrics of pairs: a reconstruction and its original, a picture and its caption."""
+"""Metrics of pairs: a reconstruction and its original, an image and its caption."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Similarity(nn.Module):
             return
         a, b = (normalize(to_bytes(pixels)) for pixels in (image, reconstruction))
         with torch.autocast(a.device.type, enabled=False):
-            mse = (a - b).double().square().mean((1, 2, 3)) / 4  # of pictures in [0, 1]
+            mse = (a - b).double().square().mean((1, 2, 3)) / 4  # of images in [0, 1]
             self.means["PSNR"].update(-10 * mse.clamp(min=1e-10).log10())
             unit = (a.double() + 1) / 2, (b.double() + 1) / 2
             similar = structural_similarity_index_measure(*unit, data_range=1.0, reduction="none")
@@ -56,11 +56,10 @@ class Similarity(nn.Module):
 
 
 class CLIPScore(MeanMetric):
-    """Mean of 100 max(cos, 0) between the CLIP features of pictures and captions
+    """Mean of 100 max(cos, 0) between the CLIP features of images and captions
     (arXiv 2104.08718, without its factor of 2.5).
 
-    torchmetrics' class knows a list of models by name; this takes any folder or name, and no
-    torchvision.
+    torchmetrics' class takes a fixed list of models and torchvision; this takes any folder or name.
 
     Args:
         model: name or folder of a CLIP model of transformers, with its tokenizer.

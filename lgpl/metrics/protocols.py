@@ -22,6 +22,8 @@ from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator.sampling import Sampling
 from lgpl.metrics.extractors import Extractor
+from lgpl.metrics.summary import FeatureSummary, compute_metrics
+from lgpl.text.captions import read_lines
 
 RFID, GFID = "rfid", "gfid"
 
@@ -37,45 +39,40 @@ def read_prompts(path: str | list[str]) -> list[str]:
             for caption, valid in zip(batch["caption"], batch["valid"], strict=True)
             if valid
         ]
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: {path} cannot be read as text ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise UserError(
-                f"prompts: line {number} of {path} is empty; each line is the prompt of an image."
-            )
-    if not lines:
-        raise UserError(f"prompts: {path} holds no prompts; write one a line.")
-    return [line.strip() for line in lines]
+    lines = read_lines(path)
+    if "" in lines:
+        number = lines.index("") + 1
+        raise UserError(
+            f"prompts: line {number} of {path} is empty; each line is the prompt of an image."
+        )
+    return lines
 
 
 def report(
-    metrics: dict[str, float],
     protocol: str,
     extractor: Extractor,
-    images: int,
+    real: FeatureSummary,
+    fake: FeatureSummary,
     reference: dict[str, Any],
+    more: dict[str, float] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """All that a metric depends on, in plain values.
+    """The metrics of `fake` against `real` and all that they depend on, in plain values.
 
     Args:
-        images: N.
-        reference: where it is from.
+        reference: where `real` is from.
+        more: other metrics.
         settings: what else was chosen; a `Sampling` is spelled out.
     """
-    sampling = settings.pop("sampling", None)
-    if isinstance(sampling, Sampling):
-        settings |= asdict(sampling)
+    if isinstance(settings.get("sampling"), Sampling):
+        settings |= asdict(settings.pop("sampling"))
     reference = {key: value for key, value in reference.items() if key != "identity"}
     return {
-        "metrics": metrics,
+        "metrics": compute_metrics(real, fake, extractor) | (more or {}),
         "protocol": protocol,
         "extractor": extractor.name,
         "preprocessing": extractor.preprocessing,
-        "N": images,
+        "N": fake.count,
         "reference": reference,
         **settings,
         "commit": commit(),
@@ -92,16 +89,16 @@ def report(
 def commit() -> str | None:
     """Of lgpl's own repository; None where it is installed without one.
 
-    Long work asks when it begins: the repository may move on, the code that runs does not.
+    Call it before long work: the repository may move on, the code that runs does not.
     """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        said = subprocess.run(
+        done = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return said.stdout.strip() or None
+    return done.stdout.strip() or None
 
 
 def require_writable(path: Path) -> None:

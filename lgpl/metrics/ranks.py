@@ -1,4 +1,4 @@
-"""Several processes that make one metric together."""
+"""Metrics over several ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lgpl.data.streams import Place
 
 
 def current_rank() -> Place:
-    """This rank among all."""
+    """The rank of this process and the number of ranks."""
     if dist.is_available() and dist.is_initialized():
         return Place(dist.get_rank(), dist.get_world_size())
     return Place()
@@ -22,7 +22,7 @@ def current_rank() -> Place:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Join the ranks that torchrun has started, if it has; gives this one's device."""
+    """Join the ranks that torchrun has started, if it has; yields this rank's device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
@@ -33,11 +33,11 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend)
     yield device
-    dist.destroy_process_group()  # and not after a mistake, when the others may be waiting
+    dist.destroy_process_group()  # not after an error, when the others may be waiting
 
 
 def gathered(value: Any) -> list[Any]:
-    """What every rank has, in their order, for the first; nothing for the others."""
+    """The values of all ranks on the first one, an empty list on the others; all must call this."""
     rank = current_rank()
     if rank.count == 1:
         return [value]

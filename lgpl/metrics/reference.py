@@ -20,7 +20,7 @@ from lgpl.codes import ImageSize, in_pixels
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.gaussian import Gaussian
-from lgpl.metrics.images import ImageSource, NpzImages, open_images, resize
+from lgpl.metrics.images import ImageSource, NpzImages, open_images
 from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.ranks import current_rank
 from lgpl.metrics.summary import FeatureSummary, ImageSet
@@ -29,7 +29,7 @@ CACHE = "runs/references"
 # All that is read of an npz of statistics, ours or ADM's.
 ARRAYS = ("provenance", "count", "mu", "sigma", "mu_s", "sigma_s", "features")
 ADM_COUNT = 10_000  # images behind a reference batch that does not say its number
-NEIGHBOURS = 10_000  # images of a reference whose features are kept, as many as ADM's batches hold
+NEIGHBOURS = 10_000  # images of a reference whose features are kept; ADM's batches hold as many
 
 
 def reference(
@@ -39,7 +39,7 @@ def reference(
     cache: str = CACHE,
     batch_size: int = 64,
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    """The summary that metrics are held against, and where it is from.
+    """The summary of a reference, and its provenance.
 
     Args:
         source: a file of `write_summary`, an npz of ADM's with `mu` and `sigma` or `arr_0`, or
@@ -116,29 +116,26 @@ def summarise(
     size: ImageSize | None = None,
     neighbours: int | None = None,
 ) -> FeatureSummary:
-    """One pass over images on disk, with a progress bar.
-
-    Several ranks take the batches in turn and must all call this.
+    """One pass over images on disk, with a progress bar; all ranks must call this.
 
     Args:
-        doing: what the bar says.
+        doing: description of the bar.
         size: height and width to resize them to first, pixels.
         neighbours: keep the features of so many, drawn from all over the set: a data set may be
             sorted by class. None keeps those of the first in their order.
     """
-    keep = {} if neighbours is None else {"keep": neighbours}
-    made = ImageSet(extractor, images.count, name=images.source, **keep)
-    numbers = torch.arange(images.count)
+    numbers, keep = torch.arange(images.count), {}
     if neighbours is not None:
+        keep = {"keep": neighbours}
         numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
-    device = made.pooled.device
-    for batch, places in batches(images, batch_size, doing):
-        made.update(resize(batch.to(device), size), numbers[places])
+    made = ImageSet(extractor, images.count, size=size, name=images.source, **keep)
+    for batch, indices in batches(images, batch_size, doing):
+        made.update(batch, numbers[indices])
     return made.compute()
 
 
 def batches(images: ImageSource, batch_size: int, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's batches, uint8 [B, 3, H, W], and the images' places in the set [B].
+    """This rank's batches, uint8 [B, 3, H, W], and the images' indices in the set [B].
 
     The batches are the same for any number of ranks, because rounding depends on a batch's size.
     """
@@ -151,11 +148,10 @@ def batches(images: ImageSource, batch_size: int, doing: str) -> Iterator[tuple[
             bar.update(min(len(batch) * rank.count, images.count - bar.n))
 
 
-def progress(doing: str, images: int) -> tqdm:
-    """A bar, the first rank's for all."""
-    return tqdm(
-        total=images, unit="image", desc=doing, leave=False, disable=current_rank().index > 0
-    )
+def progress(doing: str, images: int, shown: bool = True) -> tqdm:
+    """A bar of images, on the first rank."""
+    hidden = not shown or current_rank().index > 0
+    return tqdm(total=images, unit="image", desc=doing, leave=False, disable=hidden)
 
 
 def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any]) -> None:
@@ -179,7 +175,7 @@ def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any
 def read_summary(
     path: str, extractor: Extractor, image_size: ImageSize
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    """What `write_summary` wrote.
+    """Read a file of `write_summary`.
 
     Raises:
         UserError: it is damaged, or of another extractor or resolution.

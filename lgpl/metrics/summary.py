@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lgpl.codes import ImageSize
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
-from lgpl.metrics.extractors import Extractor, to_bytes
+from lgpl.metrics.extractors import Extractor, resize
 from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance, require_enough
 from lgpl.metrics.inception_score import StreamedInceptionScore
 from lgpl.metrics.neighbours import (
@@ -25,11 +26,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class FeatureSummary:
-    """What metrics need to know of a set.
+    """Statistics of a set of images, from which the metrics are computed.
 
     Attributes:
-        pooled: the Gaussian of the features.
-        spatial: of the spatial features, where the extractor has them.
+        pooled: Gaussian of the features.
+        spatial: Gaussian of the spatial features, where the extractor has them.
         features: of the first images of the set [n, D]; None where only the Gaussians are known.
         inception_score: mean and standard deviation, where the extractor is a classifier.
     """
@@ -43,25 +44,17 @@ class FeatureSummary:
     def count(self) -> int:
         return self.pooled.images
 
-    def to(self, device: torch.device) -> FeatureSummary:
-        pooled, spatial = (
-            g and Gaussian(g.mean.to(device), g.covariance.to(device), g.images)
-            for g in (self.pooled, self.spatial)
-        )
-        assert pooled is not None
-        features = None if self.features is None else self.features.to(device)
-        return FeatureSummary(pooled, spatial, features, self.inception_score)
-
 
 class ImageSet(nn.Module):
-    """Summarises images as they come; several ranks together make one summary.
+    """Summarises images as they come, those of all ranks together.
 
     Args:
         extractor: whose features.
         total: number of images that will come, over all ranks.
-        keep: of so many images the features themselves are kept, for the metrics of neighbours;
-            ADM's evaluator takes those of all its 50 000 samples.
+        keep: number of images whose features are kept, for the metrics of neighbours; ADM's
+            evaluator takes those of all its 50 000 samples.
         numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
+        size: height and width to which images are resized, pixels; None leaves them as they are.
         name: of the set, for messages.
 
     Raises:
@@ -74,10 +67,11 @@ class ImageSet(nn.Module):
         total: int,
         keep: int = 50_000,
         numbers: int | None = None,
+        size: ImageSize | None = None,
         name: str = "the set",
     ) -> None:
         super().__init__()
-        self.extractor = extractor
+        self.extractor, self.size = extractor, size
         blank = torch.zeros(1, 3, 64, 64, device=extractor.device)
         pooled, spatial, logits = extractor.features(blank)
         metric = extractor.metric("FID")
@@ -106,7 +100,7 @@ class ImageSet(nn.Module):
         """
         if not len(image):
             return
-        image = image if image.dtype == torch.uint8 else to_bytes(image)
+        image = resize(image.to(self.pooled.device), self.size)
         number = number.to(image.device)
         with torch.autocast(image.device.type, enabled=False):
             found = self.extractor.features(normalize(image))
@@ -120,10 +114,10 @@ class ImageSet(nn.Module):
             self.score.update(found.logits, number)
 
     def compute(self) -> FeatureSummary:
-        """All ranks must call this, those without an image too."""
-        # Their lists would be empty, and of no shape to be joined with the others'.
-        nothing = torch.empty(0, self.bank.dim, device=self.bank.device)
-        self.bank.update(nothing, torch.empty(0, dtype=torch.int64, device=self.bank.device))
+        """All ranks must call this, also those without an image."""
+        # An empty list has no shape, and could not be gathered.
+        empty = torch.empty(0, self.bank.dim, device=self.bank.device)
+        self.bank.update(empty, torch.empty(0, dtype=torch.int64, device=self.bank.device))
         return FeatureSummary(
             self.pooled.compute(),
             None if self.spatial is None else self.spatial.compute(),
@@ -146,14 +140,14 @@ def compute_metrics(
             f"The reference is of {have} features, those of {extractor.name} are {want}; make it "
             "with the same extractor."
         )
-    real = real.to(fake.pooled.mean.device)
     found = {"FID": frechet_distance(real.pooled, fake.pooled)}
     if real.spatial is not None and fake.spatial is not None:
         found["sFID"] = frechet_distance(real.spatial, fake.spatial)
     if fake.inception_score is not None:
         found["IS"], found["IS std"] = fake.inception_score
     if real.features is not None and fake.features is not None:
-        found["KID"] = kernel_distance(real.features, fake.features)
-        found["precision"], found["recall"] = precision_recall(real.features, fake.features)
-        found["density"], found["coverage"] = density_coverage(real.features, fake.features)
+        features = real.features.to(fake.features.device), fake.features
+        found["KID"] = kernel_distance(*features)
+        found["precision"], found["recall"] = precision_recall(*features)
+        found["density"], found["coverage"] = density_coverage(*features)
     return {extractor.metric(name): value for name, value in found.items()}

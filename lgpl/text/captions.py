@@ -1,10 +1,13 @@
-"""Caption cleaning, the same for training captions and for prompts."""
+"""Captions and prompts: how both are cleaned, how a file of prompts is read."""
 
 from __future__ import annotations
 
 import html
 import re
 import unicodedata
+from pathlib import Path
+
+from lgpl.errors import UserError
 
 TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,200}>")
 URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
@@ -13,7 +16,7 @@ SPACE = re.compile(r"\s+")
 
 
 def clean(caption: str) -> str:
-    """A web caption as plain text: no markup, addresses, picture file names or doubled space.
+    """A web caption as plain text: no markup, addresses, image file names or doubled space.
 
     Letters, case and punctuation stay as they are.
     """
@@ -22,3 +25,19 @@ def clean(caption: str) -> str:
     for noise in (TAG, URL, FILE_NAME):
         text = noise.sub(" ", text)
     return SPACE.sub(" ", text).strip()
+
+
+def read_lines(path: str) -> list[str]:
+    """The prompts of a text file, one a line.
+
+    Raises:
+        UserError: it is no text, or all its lines are empty.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prompts: {path} cannot be read as text ({error}).") from error
+    lines = [line.strip() for line in lines]
+    if not any(lines):
+        raise UserError(f"prompts: {path} holds no prompts; write one a line.")
+    return lines

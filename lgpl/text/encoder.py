@@ -40,7 +40,6 @@ class TextEncoder(Described):
 
         Args:
             captions: cleaned here; a longer one than `max_length` tokens is cut.
-            device: where to run.
             refuse_long: raise for a longer one instead.
 
         Raises:
@@ -59,13 +58,13 @@ class TextEncoder(Described):
         return [features[mask] for features, mask in zip(hidden, real, strict=True)]
 
     def cleaned(self, captions: list[str], refuse_long: bool = False) -> list[str]:
-        """What `encode` reads of captions; raises as it does."""
+        """The captions as `encode` reads them; raises as it does."""
         tokenizer, _ = self._load()
         texts = [clean(caption) for caption in captions]
         for caption, text in zip(captions, texts, strict=True):
             if not text:
                 raise UserError(
-                    f"The prompt {caption!r} is empty; write what the picture should show."
+                    f"The prompt {caption!r} is empty; write what the image should show."
                 )
             if refuse_long and (tokens := len(tokenizer(text)["input_ids"])) > self.max_length:
                 raise UserError(

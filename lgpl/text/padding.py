@@ -1,4 +1,4 @@
-"""Text features of different lengths as one batch."""
+"""Padding of text features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of the transformers library, from a hub or a folder; nothing that they bring is run."""
+"""Models of the transformers library, from a hub or a folder; code of their own never runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_pretrained(
 
     Args:
         source: name on the hub, or folder.
-        what: whose it is, for the message.
+        what: name of the model in an error.
         choose: the model's class, given transformers and the config.
         options: of its `from_pretrained`.
 
@@ -35,8 +35,8 @@ def load_pretrained(
     import transformers
     from transformers import dynamic_module_utils
 
-    # A model in a model, such as an image encoder beside a text's, is built without our word, and
-    # transformers asks on standard input whether to run its code; after no time it has a no.
+    # transformers asks on standard input whether to run the code of a nested model, such as an
+    # image encoder; a timeout of 0 means no.
     asks = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
@@ -57,7 +57,7 @@ def load_pretrained(
 
 
 def _forget_code(config: Any) -> None:
-    """Take out of a config, and of those in it, where code of its own would be."""
+    """Remove the references to own code from a config and from the configs in it."""
     vars(config).pop("auto_map", None)
     for part in vars(config).values():
         if hasattr(part, "model_type"):
@@ -69,7 +69,7 @@ def _model(kind: Any, source: str, config: Any, options: dict[str, Any]) -> Any:
         options["use_safetensors"] = True
     for attention in ATTENTION:
         try:
-            with torch.random.fork_rng(devices=[]):  # weights that lack are drawn
+            with torch.random.fork_rng(devices=[]):  # missing weights are drawn
                 return kind.from_pretrained(
                     source, config=config, trust_remote_code=False, weights_only=True,
                     attn_implementation=attention, **options,

@@ -125,6 +125,6 @@ def test_collapse_and_saturation_are_told_once_with_the_knob(
     assert look(0.05, 0.5) == []
     (said,) = look(0.05, 0.5)
     assert "codebook collapses: 5.0%" in said and "revive_after" in said
-    assert look(0.05, 0.01) == []  # told once
+    assert look(0.05, 0.01) == []  # logged once
     (said,) = look(0.9, 0.01)
     assert "discriminator saturates: its loss is 0.010" in said and "adversarial_weight" in said

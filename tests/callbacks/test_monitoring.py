@@ -40,7 +40,7 @@ ALL = [
 ]
 
 
-def final_figures(events: EventAccumulator) -> set[str]:
+def final_metrics(events: EventAccumulator) -> set[str]:
     """The names of the columns of metrics in the HParams tab."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -67,7 +67,7 @@ def test_tokenizer_in_tensorboard(tmp_path: Path) -> None:
     counts = events.Histograms("val/codes")[-1].histogram_value
     assert counts.num == 64 and counts.sum == pytest.approx(64)
     assert "hp_metric" not in found
-    assert {"val/FID[Pixels]", "val/psnr"} <= final_figures(events)
+    assert {"val/FID[Pixels]", "val/psnr"} <= final_metrics(events)
 
 
 def test_generator_in_a_csv(chain: Chain, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from PIL import Image
 from lgpl.cli import main
 from lgpl.data.transforms import normalize
 from lgpl.generator import GeneratorModule
-from lgpl.metrics.extractors import to_bytes
-from lgpl.metrics.images import open_images, resize
+from lgpl.metrics.extractors import resize
+from lgpl.metrics.images import open_images
 from lgpl.training import load_module
 from tests.conftest import ROOT, Chain
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL
@@ -86,7 +86,7 @@ def test_a_sweep_is_a_table_and_a_plot(
     assert Image.open(tmp_path / "sweep.png").width > 500
 
 
-def test_an_interrupted_evaluation_gives_no_figure_and_goes_on(
+def test_an_interrupted_evaluation_gives_no_metric_and_goes_on(
     chain: Chain,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -186,7 +186,7 @@ def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
     for batch in open_images(EMOJI_VAL, 96).batches(32):
         with torch.inference_mode():
             made, _ = module.autoencoder(normalize(batch))
-        rebuilt.append(resize(to_bytes(made), 64))
+        rebuilt.append(resize(made, (64, 64)))
     save("rebuilt.npz", rebuilt)
     by_hand = evaluate(
         tmp_path / "a.json", "reconstruction", "--data", str(tmp_path / "originals.npz"),
@@ -215,7 +215,7 @@ def alone_and_on_two_ranks(folder: Path, *options: str) -> Iterator[tuple[Path, 
 
 
 @pytest.mark.slow
-def test_two_ranks_generate_the_same_images_and_figures(chain: Chain, tmp_path: Path) -> None:
+def test_two_ranks_generate_the_same_images_and_metrics(chain: Chain, tmp_path: Path) -> None:
     """Seven batches, the last of them short: one rank has one more than the other. They go on with
     what one rank had drawn of the second setting, of which an image is marked."""
     options = (
@@ -244,7 +244,7 @@ def test_two_ranks_generate_the_same_images_and_figures(chain: Chain, tmp_path: 
 
 
 @pytest.mark.slow
-def test_two_ranks_reconstruct_with_the_same_figures(chain: Chain, tmp_path: Path) -> None:
+def test_two_ranks_reconstruct_with_the_same_metrics(chain: Chain, tmp_path: Path) -> None:
     options = (
         *("--checkpoint", chain.tokenizer, "--data", EMOJI_VAL, "--image-size", "64"),
         *("--resize", "32", "--lpips", "none", "--batch-size", "20"),

@@ -93,15 +93,15 @@ def test_validate(chain: Chain, exported: Chain, capsys: pytest.CaptureFixture[s
         ("validate", tokenizer, "tokenizer"),
         ("validate", generator, "stage2"),
     ):
-        figures = []
+        metrics = []
         for run in (chain, exported):
             capsys.readouterr()
             main(
                 [command, *options, *TINY, "--trainer.logger", "false",
                  "--ckpt_path", getattr(run, name)]
             )  # fmt: skip
-            figures.append(re.findall(r"(val/\w+)\W+([\d.]+)", capsys.readouterr().out))
-        assert figures[0] and figures[0] == figures[1]
+            metrics.append(re.findall(r"(val/\w+)\W+([\d.]+)", capsys.readouterr().out))
+        assert metrics[0] and metrics[0] == metrics[1]
 
 
 def test_generator_starts_from_it(exported: Chain, tmp_path: Path) -> None:

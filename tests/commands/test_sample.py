@@ -53,7 +53,7 @@ def draw(generator: Path, out: Path, *more: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.glob("*.png")}
 
 
-def test_ranks_and_a_stop_change_no_picture(
+def test_ranks_and_a_stop_change_no_image(
     generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = draw(generator, tmp_path / "one")
@@ -211,7 +211,7 @@ def test_no_room_for_one_picture_is_told(
 def test_a_rank_encodes_its_own_prompts(
     generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And only what its folder lacks; a mistake in any of them is told before the first picture."""
+    """And only what its folder lacks; a mistake in any of them fails before the first image."""
     text = generator.parent / "text"
     export_generator(text, MINILM)
     prompts = [f"a picture of {what}" for what in ("a cat", "two dogs", "the red car", "it")]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lgpl.codes import CodeLayout
 from lgpl.data.decode import BadSample, Field, SampleDecoder, collate
 from lgpl.data.transforms import center_crop, open_image, to_image, to_tensor, to_uint8
 from lgpl.text.padding import left_pad
@@ -72,7 +73,7 @@ def test_tensor_and_picture_round_trip() -> None:
         (
             ["codes"],
             {"codes.npy": npy(np.zeros((2, 3), np.uint16))},
-            "2x3 where the model's grid is 2x2",
+            "codes of 2x3 where the model's layout is 2x2",
         ),
         (["codes"], {"codes.npy": npy(np.zeros((2, 2)))}, "codes that are no integers"),
         (["codes"], {"codes.npy": pickle.dumps([1])}, "no .npy array"),
@@ -88,7 +89,12 @@ def test_tensor_and_picture_round_trip() -> None:
     ],
 )
 def test_bad_samples_by_cause(fields: list[Field], raw: dict[str, bytes], cause: str) -> None:
-    limits = {"grid": (2, 2), "codebook_size": 64, "num_classes": 10, "text_features": 4}
+    limits = {
+        "layout": CodeLayout(2, 2),
+        "codebook_size": 64,
+        "num_classes": 10,
+        "text_features": 4,
+    }
     with pytest.raises(BadSample, match=cause):
         decode(fields, raw, **limits)
 

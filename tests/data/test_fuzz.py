@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lgpl.codes import CodeLayout
 from lgpl.commands.data.check import check_shard
 from lgpl.commands.data.members import faults
 from lgpl.commands.data.summary import Summary
@@ -142,7 +143,7 @@ def read(path: Path) -> Counter[str]:
     shard.close()
     for augment in (True, False):
         decoder = SampleDecoder(
-            FIELDS, 16, augment=augment, filter=wanted, grid=(2, 2), codebook_size=64,
+            FIELDS, (16, 16), augment=augment, filter=wanted, layout=CodeLayout(2, 2), codebook_size=64,
             num_classes=10, text_features=4,
         )  # fmt: skip
         samples = Samples([str(path)], decoder, Store())
@@ -203,7 +204,7 @@ def test_a_program_in_a_picture_is_not_run(tmp_path: Path) -> None:
     target = tmp_path / "executed"
     program = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({target}) (w) file\n".encode()
     shard = write_shard(tmp_path / "a.tar", [{"__key__": "a", "jpg": program}])
-    samples = Samples([shard], SampleDecoder(("image",), 8), Store())
+    samples = Samples([shard], SampleDecoder(("image",), (8, 8)), Store())
     one = np.zeros(1, np.int64)
     chunk = samples[Request(Span(one, one, one))]
     assert (
@@ -280,9 +281,11 @@ def test_any_members(found: list[Members], augment: bool) -> None:
     raws = [{"__key__": str(i), "__shard__": "s"} | raw for i, raw in enumerate(found)]
     fields: tuple[Field, ...] = ("image", "caption", "class", "codes", "text")
     for field in fields:
-        decoder = SampleDecoder((field,), 8, augment=augment)
-        by_alt = SampleDecoder((field,), 8, captions={"json:alt": 1.0}, filter=Filter(min_side=4))
-        scored = SampleDecoder((field,), 8, filter=Filter(json={"score": Condition(min=1)}))
+        decoder = SampleDecoder((field,), (8, 8), augment=augment)
+        by_alt = SampleDecoder(
+            (field,), (8, 8), captions={"json:alt": 1.0}, filter=Filter(min_side=4)
+        )
+        scored = SampleDecoder((field,), (8, 8), filter=Filter(json={"score": Condition(min=1)}))
         for raw in raws:
             for decode in (decoder, by_alt, scored):
                 try:

@@ -170,10 +170,12 @@ def test_a_sample_of_gigabytes_is_skipped_and_counted(
     places, none = np.arange(3), np.zeros(3, np.int64)
     wanted = Request(Span(none, none, places))
     cause = "sample of more than 536870912 bytes"
-    samples = Samples([path], SampleDecoder(("image", "caption"), 16, captions=captions), Store())
+    samples = Samples(
+        [path], SampleDecoder(("image", "caption"), (16, 16), captions=captions), Store()
+    )
     assert samples[wanted].skipped[cause] == 1
     # Who does not read them does not mind them.
-    assert Samples([path], SampleDecoder(("image",), 16), Store())[wanted].good == [0, 1, 2]
+    assert Samples([path], SampleDecoder(("image",), (16, 16)), Store())[wanted].good == [0, 1, 2]
     with pytest.raises(SystemExit):
         main(["data", "check", "--workers", "1", path])
     assert f"{path}: 1: {cause}\n" in capsys.readouterr().out
@@ -191,7 +193,7 @@ def test_a_sample_of_very_many_members_is_skipped_and_counted(
             for name in range(1001 if number == 1 else 999):
                 add(tar, f"{number}.{name}", b"")
     places, none = np.arange(3), np.zeros(3, np.int64)
-    found = Samples([path], SampleDecoder(("image",), 16), Store())[
+    found = Samples([path], SampleDecoder(("image",), (16, 16)), Store())[
         Request(Span(none, none, places))
     ]
     cause = "sample of more than 1000 members"

@@ -16,10 +16,10 @@ from tests.metrics.pixels import Pixels
 def main(out: str) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", os.environ["INIT"], rank=rank, world_size=world)
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     sets = []
     for count, shift in ((301, 0), (301, 40), (60, 20)):
-        images = torch.randint(200, (count, 3, 16, 16), generator=dice) + shift
+        images = torch.randint(200, (count, 3, 16, 16), generator=rng) + shift
         made = ImageSet(ModuleFeatures(Pixels()), len(images), keep=150)
         for index, part in enumerate(torch.arange(count).split(60)):
             if index % world == rank:

@@ -32,9 +32,9 @@ from tests.metrics.pixels import Pixels
 
 def clouds(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
     """Features as networks give them: correlated, not negative, far from the origin."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     mixing = torch.randn(dim, dim, generator=torch.Generator().manual_seed(99)) / dim**0.5
-    return (torch.randn(count, dim, generator=dice) @ mixing + 3 + shift).relu()
+    return (torch.randn(count, dim, generator=rng) @ mixing + 3 + shift).relu()
 
 
 def gaussian(features: Tensor) -> Gaussian:
@@ -159,8 +159,8 @@ def test_identical_sets_and_worse_ones(emoji: Tensor) -> None:
     same = compute_metrics(real, real, extractor)
     assert same["FID[Pixels]"] < 1e-9 and abs(same["KID[Pixels]"]) < 1e-2
     assert same["precision[Pixels]"] == same["recall[Pixels]"] == same["coverage[Pixels]"] == 1
-    dice = torch.Generator().manual_seed(0)
-    noise = torch.randn(images.shape, generator=dice)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(images.shape, generator=rng)
     sets = {
         "noise": [(images + s * noise).clamp(0, 255).byte() for s in (20, 60, 120)],
         "blur": [

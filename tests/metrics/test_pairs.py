@@ -16,8 +16,8 @@ from lgpl.metrics.extractors import to_bytes
 
 
 def smooth(count: int, seed: int) -> torch.Tensor:
-    dice = torch.Generator().manual_seed(seed)
-    small = torch.rand(count, 3, 4, 4, generator=dice) * 2 - 1
+    rng = torch.Generator().manual_seed(seed)
+    small = torch.rand(count, 3, 4, 4, generator=rng) * 2 - 1
     return F.interpolate(small, (64, 64), mode="bicubic").clamp(-1, 1)
 
 

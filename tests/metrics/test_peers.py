@@ -60,7 +60,7 @@ def test_against_torch_fidelity() -> None:
     expected = kid["kernel_inception_distance_mean"]
     assert kernel_distance(REAL[:300], FAKE) == pytest.approx(expected, rel=1e-3)
     many = kid_features_to_metric(REAL, FAKE, kid_subset_size=200, kid_subsets=100, **quiet)
-    found = kernel_distance(REAL, FAKE, subsets=100, size=200)  # of other dice
+    found = kernel_distance(REAL, FAKE, subsets=100, size=200)  # another rng
     spread = many["kernel_inception_distance_std"] / 100**0.5
     assert abs(found - many["kernel_inception_distance_mean"]) < 5 * spread
 
@@ -130,15 +130,15 @@ def test_inceptions_missing_weights_are_told_with_the_command(port: Any, tmp_pat
     path = tmp_path / "checkpoints" / NAME
     with pytest.raises(
         UserError, match=r"cannot be fetched \(<urlopen error no network>\)"
-    ) as told:
+    ) as failed:
         Inception()
     assert f"are not at {path}; fetch them with: curl -L --create-dirs -o {path} http" in str(
-        told.value
+        failed.value
     )
     path.write_bytes(b"half of a download")
-    with pytest.raises(UserError, match="does not hold the weights of FID's Inception") as told:
+    with pytest.raises(UserError, match="does not hold the weights of FID's Inception") as failed:
         Inception()
-    assert f"{path} does not hold" in str(told.value) and "\n" not in str(told.value)
+    assert f"{path} does not hold" in str(failed.value) and "\n" not in str(failed.value)
 
 
 def test_inceptions_spatial_features_are_adms(port: Any, tmp_path: Path) -> None:

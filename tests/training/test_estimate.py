@@ -151,6 +151,6 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_mistakes_are_named(fails: Callable[..., str]) -> None:
     plan = ("plan", "-c", "configs/generator/c2i.yaml")
-    assert fails(*plan, "--gpus", "0") == "--gpus: 0 is below 1."
-    assert fails(*plan, "--gpus", "-8") == "--gpus: -8 is below 1."
-    assert "--memory: 0 GiB is not above 0" in fails(*plan, "--memory", "0")
+    assert fails(*plan, "--gpus", "0") == "--gpus must be >= 1, got 0"
+    assert fails(*plan, "--gpus", "-8") == "--gpus must be >= 1, got -8"
+    assert "--memory must be > 0, got 0" in fails(*plan, "--memory", "0")

@@ -202,7 +202,7 @@ def test_mistakes_are_named(fails: Callable[..., str], tmp_path: Path) -> None:
     sized = ("--grid", "4", "--heads", "4")
     assert "does not tell its heads: give --heads" in run(state, "--grid", "4")
     assert "give --grid, the codes on a side" in run(state, "--heads", "4")
-    assert "--grid: 0 is below 1" in run(state, "--grid", "0")
+    assert "--grid must be >= 1, got 0" in run(state, "--grid", "0")
     assert "no such file" in fails("import", "nowhere.pt", "--out", str(tmp_path / "out"))
     (tmp_path / "text.pt").write_text("hello")
     said = fails("import", str(tmp_path / "text.pt"), "--out", str(tmp_path / "out"))

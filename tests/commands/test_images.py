@@ -1,4 +1,4 @@
-"""`lgpl reconstruct` and `lgpl complete` on real pictures."""
+"""`lgpl reconstruct` and `lgpl complete` on real images."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_first_rows_are_kept_and_the_rest_is_drawn(models: Path, tmp_path: P
         assert (picture == np.asarray(to_image(expected))).all()
 
 
-def test_what_cannot_be_done_is_told(
+def test_what_cannot_be_done_is_named(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken, out = tmp_path / "broken.jpg", tmp_path / "out.png"
@@ -115,7 +115,7 @@ def test_what_cannot_be_done_is_told(
     for command, args, said in (
         (reconstruct, (broken, out), "broken.jpg cannot be read as a picture"),
         (reconstruct, (tmp_path / "none.png", out), "none.png cannot be read as a picture"),
-        (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of a picture"),
+        (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of an image"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path), "is a folder"),
         (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "--image-size: An image of 30x30"),
         (
