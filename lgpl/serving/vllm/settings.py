@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Supported by vLLM's attention kernels for CPUs, and all of them by those for GPUs.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+GUIDANCE = "lgpl.serving.vllm.guidance:Guidance"
 
 
 def padded_head(size: int) -> int:
@@ -54,8 +55,6 @@ class LlamaGenConfig(PretrainedConfig):
 class Settings:
     """Completes vLLM's settings, so that users give only the folder."""
 
-    GUIDANCE = "lgpl.serving.vllm.guidance:Guidance"
-
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         parallel = vllm_config.parallel_config
@@ -68,7 +67,7 @@ class Settings:
         model = vllm_config.model_config
         model.skip_tokenizer_init = True  # prompts are no text
         model.enable_prompt_embeds = not model.hf_config.has_table
-        model.logits_processors = [Settings.GUIDANCE, *(model.logits_processors or [])]
+        model.logits_processors = [GUIDANCE, *(model.logits_processors or [])]
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
