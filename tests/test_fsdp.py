@@ -57,7 +57,7 @@ class Run:
         self.options = [
             *(*KINDS[kind], "-c", str(folder / "callbacks.yaml"), *TINY, *TINY_GENERATOR),
             *("--trainer.limit_val_batches", "null", "--data.eval_batch_size", "16"),
-            *("--data.train", f"{chain.codes}/train-*.tar", "--data.lanes", "2"),
+            *("--data.train", f"{chain.codes}/train-*.tar", "--data.partitions", "2"),
             *("--data.val", f"{chain.codes}/val-*.tar", "--data.num_workers", "0"),
             *("--data.epoch_samples", str(steps * 8), "--trainer.max_epochs", "2"),
             *("--model.init_args.tokenizer", chain.tokenizer, "--model.init_args.muon_lr", "null"),

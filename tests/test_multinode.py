@@ -131,7 +131,7 @@ class Run:
             *("-c", str(folder / "checkpoints.yaml"), *TINY, *TINY_GENERATOR, *logs(folder)),
             *("--data.train", f"{chain.codes}/train-*.tar"),
             *("--data.val", f"{chain.codes}/val-*.tar"),
-            *("--data.lanes", "2", "--data.epoch_samples", str(length * 16)),
+            *("--data.partitions", "2", "--data.epoch_samples", str(length * 16)),
             *("--model.init_args.init_from", "null"),
             *("--model.init_args.tokenizer", chain.tokenizer),
             *("--model.init_args.muon_lr", "null", "--trainer.max_epochs", "1"),

@@ -15,7 +15,7 @@ from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
 from lgpl.data.order import Mixture, Order, seed_of
 from lgpl.data.store import Store, is_url
-from lgpl.data.streams import Place, Samples, every_sample_once, shard_by_shard
+from lgpl.data.streams import Rank, Samples, every_sample_once, shard_by_shard
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 
@@ -47,10 +47,11 @@ class ShardDataModule(pl.LightningDataModule):
         eval_batch_size: samples of any other batch; `batch_size` by default.
         epoch_samples: training samples of an epoch over all ranks; None is one epoch without end.
         num_workers: processes a rank that read and decode.
-        shuffle: samples that are shuffled together, once for each lane; 0 keeps the order.
+        shuffle: samples that are shuffled together, once for each partition; 0 keeps the order.
         seed: of order and augmentation.
-        lanes: pieces that an epoch is cut into, a multiple of the number of ranks; by default one
-            for each worker of each rank. Runs with the same lanes, seed and samples in all ranks'
+        partitions: pieces that an epoch is cut into, a multiple of the number of ranks; by default
+            one for each worker of each rank. Runs with the same partitions, seed and samples in all
+            ranks'
             batches together train on the same samples, on any number of ranks.
         max_bad: share of bad samples above which training ends.
         ten_crop: `predict` encodes the four corners and the centre of the picture, each also
@@ -78,7 +79,7 @@ class ShardDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         shuffle: int = 1000,
         seed: int = 0,
-        lanes: int | None = None,
+        partitions: int | None = None,
         max_bad: float = 0.1,
         ten_crop: tuple[float, ...] = (),
         store: Store = Store(),
@@ -105,7 +106,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.global_batch = global_batch
         self.epoch_samples, self.num_workers = epoch_samples, num_workers
-        self.shuffle, self.seed, self.lanes = shuffle, seed, lanes
+        self.shuffle, self.seed, self.partitions = shuffle, seed, partitions
         self.max_bad, self.store = max_bad, store
         self.ten_crop = list(ten_crop)
         self.shards: dict[str, list[str]] = {}
@@ -165,20 +166,22 @@ class ShardDataModule(pl.LightningDataModule):
         rank, train = self._rank(), self.patterns["train"]
         module = self.trainer.lightning_module if self.trainer else None
         batch_size = self.train_batch(rank.count, getattr(module, "accumulated", 1))
-        lanes = self.lanes or rank.count * max(1, self.num_workers)
-        if lanes % rank.count:
-            raise UserError(f"data.lanes: {lanes} is no multiple of the {rank.count} ranks.")
+        partitions = self.partitions or rank.count * max(1, self.num_workers)
+        if partitions % rank.count:
+            raise UserError(
+                f"data.partitions: {partitions} is no multiple of the {rank.count} ranks."
+            )
         counts, faults = self._counted("train")
         for count in counts:
             total = sum(count.values())
             if not total:
                 raise UserError(f"No usable sample in the training shards: {'; '.join(faults)}.")
-            if total < lanes:
+            if total < partitions:
                 raise UserError(
                     f"{len(count)} training shards with {total} samples hold too few samples for "
-                    f"{lanes} readers (ranks x workers): lower num_workers or add samples."
+                    f"{partitions} readers (ranks x workers): lower num_workers or add samples."
                 )
-        orders = [Order([*count.values()], lanes, self.shuffle, self.seed) for count in counts]
+        orders = [Order([*count.values()], partitions, self.shuffle, self.seed) for count in counts]
         weights = [*train.values()] if isinstance(train, dict) else [1.0]
         batches = None
         if self.epoch_samples is not None:
@@ -297,7 +300,7 @@ class ShardDataModule(pl.LightningDataModule):
             copies=split == "predict",
         )
 
-    def _rank(self) -> Place:
+    def _rank(self) -> Rank:
         if self.trainer is None:
-            return Place()
-        return Place(self.trainer.global_rank, self.trainer.world_size)
+            return Rank()
+        return Rank(self.trainer.global_rank, self.trainer.world_size)

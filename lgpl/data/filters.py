@@ -13,7 +13,7 @@ Scalar = bool | int | float | str
 
 
 @dataclass
-class Condition:
+class JsonCondition:
     """On one value of the JSON: a number from `min` to `max`, or one of `only`.
 
     Attributes:
@@ -52,7 +52,7 @@ class Filter:
     min_side: int | None = None
     max_aspect_ratio: float | None = None
     caption_length: tuple[int, int] | None = None
-    json: dict[str, Condition] = field(default_factory=dict)
+    json: dict[str, JsonCondition] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, condition in self.json.items():

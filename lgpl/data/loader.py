@@ -13,75 +13,75 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from lgpl.data.order import Cursor, Mixture, Progress
+from lgpl.data.order import Mixture, PartitionState, Position
 from lgpl.data.store import is_url
-from lgpl.data.streams import Batch, Chunk, Place, Request, Samples, pinned
-from lgpl.data.workers import Tally, Workers
+from lgpl.data.streams import Batch, Chunk, Rank, ReadRequest, Samples, pinned
+from lgpl.data.workers import SkippedCounts, Workers
 
 log = logging.getLogger(__name__)
 
-SMALL_GROUP = 8  # requests for codes that a worker takes at once
 
-
-class Behind(NamedTuple):
-    """What is behind a rank after a batch.
+class SamplerState(NamedTuple):
+    """Where a rank's sampler stands after a batch.
 
     Attributes:
-        lanes: of each lane, so many samples after a place.
-        lane: whose turn it was.
+        partitions: of each partition, so many samples after a place.
+        partition: whose turn it was.
         rest: samples that are left of the turn.
     """
 
-    lanes: dict[int, tuple[Progress, int]]
-    lane: int
+    partitions: dict[int, tuple[PartitionState, int]]
+    partition: int
     rest: int
 
 
-def lane_by_lane(
+def partitions_in_turn(
     mixture: Mixture,
-    lanes: range,
-    places: Sequence[Progress],
+    partitions: range,
+    places: Sequence[PartitionState],
     first: int,
     rest: int,
     turn: int,
     remote: bool,
-) -> Iterator[Request]:
-    """Requests without end for one rank's lanes in turn.
+) -> Iterator[ReadRequest]:
+    """Requests without end for one rank's partitions in turn.
 
     Args:
         mixture: the order of the samples.
-        lanes: of this rank.
-        places: where each of all lanes begins.
-        first: the lane whose turn it is.
+        partitions: of this rank.
+        places: where each of all partitions begins.
+        first: the partition whose turn it is.
         rest: samples that are left of its turn.
         turn: samples of a turn.
         remote: name the shards that come next, to be fetched in time.
     """
     places, number = list(places), rest
-    announced: dict[int, int] = {}  # by lane: samples drawn when it is worth to look ahead again
+    announced: dict[
+        int, int
+    ] = {}  # by partition: samples drawn when it is worth to look ahead again
     reach = turn + max(max(order.shuffle, *order.counts) for order in mixture.orders)
-    for lane in itertools.islice(itertools.cycle(lanes), lanes.index(first), None):
+    for partition in itertools.islice(itertools.cycle(partitions), partitions.index(first), None):
         if number:
-            start = places[lane]
-            span, places[lane] = mixture.take(lane, start, number)
+            start = places[partition]
+            span, places[partition] = mixture.take(partition, start, number)
             ahead: tuple[int, ...] = ()
-            if remote and places[lane].drawn >= announced.get(lane, 0):
-                following, _ = mixture.take(lane, places[lane], reach)
+            if remote and places[partition].drawn >= announced.get(partition, 0):
+                following, _ = mixture.take(partition, places[partition], reach)
                 ahead = tuple(dict.fromkeys(following.shards.tolist()))
-                announced[lane] = places[lane].drawn + reach // 2
-            yield Request(span, lane, start, ahead)
+                announced[partition] = places[partition].drawn + reach // 2
+            yield ReadRequest(span, partition, start, ahead)
         number = turn
 
 
 def assembled(
-    chunks: Iterable[tuple[Request, Chunk]], tally: Tally, batch_size: int
-) -> Iterator[tuple[Batch, Behind]]:
-    """Batches of exactly `batch_size` good samples, each with what is behind the rank after it."""
+    chunks: Iterable[tuple[ReadRequest, Chunk]], skipped_counts: SkippedCounts, batch_size: int
+) -> Iterator[tuple[Batch, SamplerState]]:
+    """Batches of exactly `batch_size` good samples, each with the sampler state after it."""
     parts: list[tuple[Batch, slice]] = []
     missing = batch_size
-    behind: dict[int, tuple[Progress, int]] = {}
+    state: dict[int, tuple[PartitionState, int]] = {}
     for request, chunk in chunks:
-        tally.add(chunk)
+        skipped_counts.add(chunk)
         assert request.start is not None
         first, size = 0, len(request.span.shards)
         while first < len(chunk.good):
@@ -91,18 +91,18 @@ def assembled(
             missing -= last - first
             if not missing:
                 used = chunk.good[last - 1] + 1
-                now = behind | {request.lane: (request.start, used)}
-                yield _joined(parts), Behind(now, request.lane, size - used)
+                now = state | {request.partition: (request.start, used)}
+                yield _joined(parts), SamplerState(now, request.partition, size - used)
                 parts, missing = [], batch_size
             first = last
-        behind[request.lane] = (request.start, size)
+        state[request.partition] = (request.start, size)
 
 
 class TrainLoader:
-    """Batches without end, from this rank's lanes in turn; a checkpoint can go on after any.
+    """Batches without end, from this rank's partitions in turn; a checkpoint can go on after any.
 
-    The sequence of samples depends on the lanes alone: the number of workers, and what they have
-    made in advance, make no difference.
+    The sequence of samples depends on the partitions alone: the number of workers, and what they
+    have made in advance, make no difference.
 
     Args:
         samples: what decodes.
@@ -120,7 +120,7 @@ class TrainLoader:
         self,
         samples: Samples,
         mixture: Mixture,
-        rank: Place,
+        rank: Rank,
         workers: int,
         batch_size: int,
         batches: int | None,
@@ -130,19 +130,19 @@ class TrainLoader:
         self.samples, self.mixture, self.rank, self.workers = samples, mixture, rank, workers
         self.batch_size, self.batches, self.fingerprint = batch_size, batches, fingerprint
         one_pass = sum(order.total for order in mixture.orders) // rank.count
-        self.tally = Tally("training", max_bad, one_pass)
-        # Samples of a lane's turn: with one lane for each worker a turn is a batch.
-        self.turn = max(1, batch_size * rank.count * max(1, workers) // mixture.lanes)
-        mixture.set_lanes(mixture.lanes, self.turn)
-        self._places = [mixture.start()] * mixture.lanes
+        self.skipped_counts = SkippedCounts("training", max_bad, one_pass)
+        # Samples of a partition's turn: with one partition for each worker a turn is a batch.
+        self.turn = max(1, batch_size * rank.count * max(1, workers) // mixture.partitions)
+        mixture.set_partitions(mixture.partitions, self.turn)
+        self._places = [mixture.start()] * mixture.partitions
         self._next, self._rest = rank.index, self.turn  # whose turn it is, and what is left of it
-        self._behind: Behind | None = None  # since those places
-        self._running: Iterator[tuple[Batch, Behind]] | None = None
+        self._state: SamplerState | None = None  # since those places
+        self._running: Iterator[tuple[Batch, SamplerState]] | None = None
 
     @property
     def skipped(self) -> Counter[str]:
         """Samples that were skipped so far, by cause."""
-        return self.tally.skipped
+        return self.skipped_counts.skipped
 
     def __len__(self) -> int:
         if self.batches is None:
@@ -151,51 +151,54 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self._running is None:
-            requests = lane_by_lane(
-                self.mixture, self._lanes, self._places, self._next, self._rest, self.turn,
+            requests = partitions_in_turn(
+                self.mixture, self._partitions, self._places, self._next, self._rest, self.turn,
                 any(map(is_url, self.samples.shards)),
             )  # fmt: skip
-            group = 1 if "image" in self.samples.decoder.fields else SMALL_GROUP
-            chunks = Workers(self.samples, self.workers, requests, self.tally.worker_killed, group)
+            chunks = Workers(
+                self.samples, self.workers, requests, self.skipped_counts.worker_killed
+            )
             # Nothing in there refers to this loader: in a cycle the workers would end too late.
-            self._running = assembled(chunks, self.tally, self.batch_size)
-        for batch, behind in itertools.islice(self._running, self.batches):
+            self._running = assembled(chunks, self.skipped_counts, self.batch_size)
+        for batch, state in itertools.islice(self._running, self.batches):
             # A loader of known length is asked for a batch when the last one was trained on; an
             # endless one is asked for one batch ahead.
             if self.batches is not None:
-                self._behind = behind
+                self._state = state
             yield batch
             if self.batches is None:
-                self._behind = behind
+                self._state = state
 
     @property
-    def _lanes(self) -> range:
-        return range(self.rank.index, self.mixture.lanes, self.rank.count)
+    def _partitions(self) -> range:
+        return range(self.rank.index, self.mixture.partitions, self.rank.count)
 
     def state_dict(self) -> dict[str, Any]:
-        """The places in all ranks' lanes, for the checkpoint; all ranks must call it together."""
+        """The sampler state of all ranks, for the checkpoint; all ranks must call this."""
         places, turn = list(self._places), (self._next, self._rest)
-        if self._behind is not None:
-            for lane, (start, number) in self._behind.lanes.items():
-                places[lane] = self.mixture.take(lane, start, number)[1]
-            turn = self._behind.lane, self._behind.rest
-        mine = {lane: places[lane] for lane in self._lanes}, turn
+        if self._state is not None:
+            for partition, (start, number) in self._state.partitions.items():
+                places[partition] = self.mixture.take(partition, start, number)[1]
+            turn = self._state.partition, self._state.rest
+        mine = {partition: places[partition] for partition in self._partitions}, turn
         ranks = [mine]
         if dist.is_available() and dist.is_initialized():
             ranks = [mine] * dist.get_world_size()
             dist.all_gather_object(ranks, mine)
-        all_places = {lane: place for lanes, _ in ranks for lane, place in lanes.items()}
+        all_places = {
+            partition: place for partitions, _ in ranks for partition, place in partitions.items()
+        }
         return {
             "data": self.fingerprint,
-            "lanes": self.mixture.lanes,
+            "partitions": self.mixture.partitions,
             "turn": self.turn,
-            "places": {lane: _plain(place) for lane, place in all_places.items()},
+            "places": {partition: _plain(place) for partition, place in all_places.items()},
             "turns": [list(turn) for _, turn in ranks],
             "left": [
                 {
                     epoch: torch.from_numpy(runs)
                     for epoch, runs in order.left.items()
-                    if any(place.cursors[index].epoch <= epoch for place in all_places.values())
+                    if any(place.positions[index].epoch <= epoch for place in all_places.values())
                 }
                 for index, order in enumerate(self.mixture.orders)
             ],
@@ -204,14 +207,16 @@ class TrainLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint stood.
 
-        The same samples follow in the same order, whatever the number of workers, where the lanes
-        of the checkpoint can be shared out evenly among the ranks; else what is left of the epoch
-        is cut into new lanes, and no sample of it is lost or seen twice. Other data or another
+        The same samples follow in the same order, whatever the number of workers, where the
+        partitions of the checkpoint divide evenly among the ranks; else what is left of the epoch is
+        cut into new partitions, and no sample of it is lost or seen twice. Other data or another
         order of them begin anew.
         """
         if not state:
             return
-        places = [_progress(state["places"][lane]) for lane in sorted(state["places"])]
+        places = [
+            _partition_state(state["places"][partition]) for partition in sorted(state["places"])
+        ]
         if state["data"] != self.fingerprint:
             log.warning(
                 "The training data start at the beginning: the checkpoint was made with other "
@@ -220,29 +225,29 @@ class TrainLoader:
             return
         for order, left in zip(self.mixture.orders, state["left"], strict=True):
             order.left = {epoch: runs.numpy() for epoch, runs in left.items()}
-        lanes, turn = self.mixture.lanes, self.turn
-        self.mixture.set_lanes(state["lanes"], state["turn"])
-        if state["lanes"] % self.rank.count == 0:
+        partitions, turn = self.mixture.partitions, self.turn
+        self.mixture.set_partitions(state["partitions"], state["turn"])
+        if state["partitions"] % self.rank.count == 0:
             self.turn, self._places = state["turn"], places
             self._next, self._rest = self.rank.index, self.turn
             if len(state["turns"]) == self.rank.count:
                 self._next, self._rest = state["turns"][self.rank.index]
         else:
             log.warning(
-                "The checkpoint's %d lanes of data cannot be shared out evenly among %d ranks: "
+                "The checkpoint's %d partitions of data do not divide evenly among %d ranks: "
                 "what is left of the epoch is cut into %d, and its samples come in another order.",
-                *(state["lanes"], self.rank.count, lanes),
+                *(state["partitions"], self.rank.count, partitions),
             )
-            self._places = self.mixture.recut(places, lanes, turn)
-        self._behind, self._running = None, None
+            self._places = self.mixture.recut(places, partitions, turn)
+        self._state, self._running = None, None
 
 
-def _plain(place: Progress) -> list[Any]:
-    return [place.drawn, [list(cursor) for cursor in place.cursors]]
+def _plain(place: PartitionState) -> list[Any]:
+    return [place.drawn, [list(position) for position in place.positions]]
 
 
-def _progress(plain: list[Any]) -> Progress:
-    return Progress(plain[0], tuple(Cursor(*cursor) for cursor in plain[1]))
+def _partition_state(plain: list[Any]) -> PartitionState:
+    return PartitionState(plain[0], tuple(Position(*position) for position in plain[1]))
 
 
 def _joined(parts: list[tuple[Batch, slice]]) -> Batch:
@@ -274,19 +279,19 @@ class PassLoader:
     def __init__(
         self,
         samples: Samples,
-        requests: Callable[[], Iterable[Request]],
+        requests: Callable[[], Iterable[ReadRequest]],
         workers: int,
         batches: int | None,
         split: str,
     ) -> None:
         self.samples, self.requests, self.workers = samples, requests, workers
         self.batches, self.split = batches, split
-        self.tally = Tally(split)
+        self.skipped_counts = SkippedCounts(split)
 
     @property
     def skipped(self) -> Counter[str]:
         """Samples that were skipped so far, by cause."""
-        return self.tally.skipped
+        return self.skipped_counts.skipped
 
     def __len__(self) -> int:
         if self.batches is None:
@@ -294,10 +299,12 @@ class PassLoader:
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        self.tally = Tally(self.split)
-        chunks = Workers(self.samples, self.workers, self.requests(), self.tally.worker_killed)
+        self.skipped_counts = SkippedCounts(self.split)
+        chunks = Workers(
+            self.samples, self.workers, self.requests(), self.skipped_counts.worker_killed
+        )
         for _, chunk in chunks:
-            self.tally.add(chunk)
+            self.skipped_counts.add(chunk)
             assert chunk.batch is not None
             yield chunk.batch
 
@@ -310,11 +317,13 @@ class ShardwiseLoader(PassLoader):
     """
 
     def __iter__(self) -> Iterator[Batch]:
-        self.tally = Tally(self.split)
-        chunks = Workers(self.samples, self.workers, self.requests(), self.tally.worker_killed)
+        self.skipped_counts = SkippedCounts(self.split)
+        chunks = Workers(
+            self.samples, self.workers, self.requests(), self.skipped_counts.worker_killed
+        )
         held: Batch | None = None  # until it is known whether it is the last of its shard
         for request, chunk in chunks:
-            self.tally.add(chunk)
+            self.skipped_counts.add(chunk)
             shard = self.samples.shards[int(request.span.shards[0])]
             if held is not None and (chunk.batch is not None or held["shard"] != shard):
                 yield held | {"end_of_shard": held["shard"] != shard}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from lgpl.data.decode import Sample, SampleDecoder, Shapes, check_shapes, collate
 from lgpl.data.filters import Filter
 from lgpl.data.members import BadSample, Raw, Unwanted
-from lgpl.data.order import Cursor, Order, Progress, Span, seed_of
+from lgpl.data.order import Order, PartitionState, Position, Span, seed_of
 from lgpl.data.shards import OpenShards, Shard
 from lgpl.data.store import Store
 from lgpl.errors import UserError
@@ -33,32 +33,31 @@ from lgpl.errors import UserError
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-SMALL = 2**20  # bytes of a tensor
 COPIED = ("txt", "cls", "json")  # members that a code shard takes over, beside other captions
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """One of the ranks that share a shard list."""
 
     index: int = 0
     count: int = 1
 
 
-class Request(NamedTuple):
+class ReadRequest(NamedTuple):
     """Samples to decode together.
 
     Attributes:
         span: which ones.
-        lane: the lane they come from, in training.
-        start: the place in the lane before them, in training.
+        partition: the partition they come from, in training.
+        start: the place in the partition before them, in training.
         ahead: shards whose turn comes next, to be fetched in the meantime.
         slots: samples of the batch where it has a fixed size; copies fill what is missing.
     """
 
     span: Span
-    lane: int = 0
-    start: Progress | None = None
+    partition: int = 0
+    start: PartitionState | None = None
     ahead: tuple[int, ...] = ()
     slots: int | None = None
 
@@ -87,21 +86,6 @@ class Chunk:
     def bad(self) -> int:
         return self.skipped.total() - self.unwanted
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Between processes, small tensors go as bytes: shared memory costs more to set up."""
-        batch = self.batch and {
-            name: v.numpy() if isinstance(v, Tensor) and v.nbytes < SMALL else v
-            for name, v in self.batch.items()
-        }
-        return self.__dict__ | {"batch": batch}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self.batch = self.batch and {
-            name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v
-            for name, v in self.batch.items()
-        }
-
     def pin_memory(self) -> Chunk:
         """Called by torch's loader, for fast copies to a GPU."""
         self.batch = self.batch and pinned(self.batch)
@@ -110,19 +94,6 @@ class Chunk:
 
 def pinned(batch: Batch) -> Batch:
     return {name: v.pin_memory() if isinstance(v, Tensor) else v for name, v in batch.items()}
-
-
-class Dice:
-    """A `random.Random` by names, seeded when it is first used: for most samples of codes never,
-    and it would cost a quarter of all they cost."""
-
-    def __init__(self, *names: object) -> None:
-        self._names = names
-
-    def __getattr__(self, method: str) -> Any:
-        if "_random" not in self.__dict__:
-            self._random = random.Random(seed_of(*self._names))
-        return getattr(self._random, method)
 
 
 @dataclass
@@ -156,7 +127,7 @@ class Samples(Dataset):
         copied = {*COPIED, *self.decoder.captions} if self.copies else ()
         return self.decoder.members.union(copied)
 
-    def __getitem__(self, request: Request) -> Chunk:
+    def __getitem__(self, request: ReadRequest) -> Chunk:
         """Decode what a request names."""
         for shard in request.ahead:
             self.store.prefetch(self.shards[shard])
@@ -218,8 +189,8 @@ class Samples(Dataset):
         try:
             raw = shard.read(place, self._members)
             where = f"{raw['__key__']} in {shard.path}"
-            dice = Dice(self.seed, epoch, raw["__key__"])
-            sample = self.decoder(raw, cast(random.Random, dice))
+            rng = random.Random(seed_of(self.seed, epoch, raw["__key__"]))
+            sample = self.decoder(raw, rng)
             if self.decoder.open_shapes:
                 shapes = self.decoder.shapes(sample)
                 if shapes != self._shapes:
@@ -241,7 +212,7 @@ class Samples(Dataset):
         return None
 
 
-def every_sample_once(counts: Sequence[int], rank: Place, batch_size: int) -> list[Request]:
+def every_sample_once(counts: Sequence[int], rank: Rank, batch_size: int) -> list[ReadRequest]:
     """Requests of one rank for every sample exactly once over all ranks.
 
     All ranks get batches of the same number and sizes. A rank takes a contiguous range of the
@@ -254,12 +225,12 @@ def every_sample_once(counts: Sequence[int], rank: Place, batch_size: int) -> li
     for first in range(0, per_rank, batch_size):
         slots = min(batch_size, per_rank - first)
         number = min(slots, mine - first)
-        span, _ = order.take(rank.index, Cursor(0, first), number)
-        requests.append(Request(span, slots=slots))
+        span, _ = order.take(rank.index, Position(0, first), number)
+        requests.append(ReadRequest(span, slots=slots))
     return requests
 
 
-def shard_by_shard(samples: Samples, batch_size: int) -> Iterator[Request]:
+def shard_by_shard(samples: Samples, batch_size: int) -> Iterator[ReadRequest]:
     """Requests for all samples of all shards; none spans two shards."""
     for index, path in enumerate(samples.shards):
         for following in samples.shards[index + 1 : index + 2]:
@@ -271,4 +242,4 @@ def shard_by_shard(samples: Samples, batch_size: int) -> Iterator[Request]:
             log.warning("%s: %s after %d samples", path, damage, number)
         for first in range(0, number, batch_size):
             places = np.arange(first, min(first + batch_size, number))
-            yield Request(Span(np.zeros_like(places), np.full_like(places, index), places))
+            yield ReadRequest(Span(np.zeros_like(places), np.full_like(places, index), places))

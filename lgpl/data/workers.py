@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lgpl.data.streams import Chunk, Request, Samples
+from lgpl.data.streams import Chunk, ReadRequest, Samples
 from lgpl.errors import UserError
 
 log = logging.getLogger(__name__)
 
 DEATHS = 5  # of workers without a chunk in between, after which it is no accident
 JUDGED_FROM = 1000  # samples; the share of bad ones among fewer says little
-
-
-class Groups(Dataset):
-    """Answers several requests at once, where asking costs as much as answering."""
-
-    def __init__(self, samples: Samples) -> None:
-        self.samples = samples
-
-    def __getitem__(self, requests: Sequence[Request]) -> list[Chunk]:
-        return [self.samples[request] for request in requests]
 
 
 class Workers:
@@ -40,29 +29,26 @@ class Workers:
         count: worker processes; 0 answers in this one.
         requests: what to answer.
         killed: called when a worker was killed.
-        group: requests that a worker takes at once.
     """
 
     def __init__(
         self,
         samples: Samples,
         count: int,
-        requests: Iterable[Request],
+        requests: Iterable[ReadRequest],
         killed: Callable[[], None],
-        group: int = 1,
     ) -> None:
-        self.samples, self.count, self.killed, self.group = samples, count, killed, group
+        self.samples, self.count, self.killed = samples, count, killed
         self._requests = iter(requests)
-        self._open: deque[Request] = deque()  # asked and not answered
+        self._open: deque[ReadRequest] = deque()  # asked and not answered
 
-    def __iter__(self) -> Iterator[tuple[Request, Chunk]]:
+    def __iter__(self) -> Iterator[tuple[ReadRequest, Chunk]]:
         deaths = 0
         while True:
             try:
-                for chunks in self._loader():
+                for chunk in self._loader():
                     deaths = 0
-                    for chunk in chunks:
-                        yield self._open.popleft(), chunk
+                    yield self._open.popleft(), chunk
                 return
             except RuntimeError as error:
                 if "exited unexpectedly" not in str(error):
@@ -75,9 +61,9 @@ class Workers:
                         "memory: lower data.num_workers or data.shuffle."
                     ) from error
 
-    def _loader(self) -> Iterator[list[Chunk]]:
+    def _loader(self) -> Iterator[Chunk]:
         loader = DataLoader(
-            Groups(self.samples),
+            self.samples,
             batch_size=None,
             sampler=self._asked(),  # type: ignore[arg-type]
             num_workers=self.count,
@@ -85,30 +71,27 @@ class Workers:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or every pass would draw from the model's
         )
-        with _deaths_told_by_the_loader():
+        with _deaths_raised_by_the_loader():
             return iter(loader)
 
-    def _asked(self) -> Iterator[list[Request]]:
-        again = list(self._open)  # where a worker took them with it
-        while again:
-            yield again[: self.group]
-            del again[: self.group]
-        while group := list(itertools.islice(self._requests, self.group)):
-            self._open += group
-            yield group
+    def _asked(self) -> Iterator[ReadRequest]:
+        yield from list(self._open)  # where a worker took them with it
+        for request in self._requests:
+            self._open.append(request)
+            yield request
 
 
 @contextmanager
-def _deaths_told_by_the_loader() -> Iterator[None]:
+def _deaths_raised_by_the_loader() -> Iterator[None]:
     """torch raises the death of a worker wherever this process is at the time, such as in the
-    middle of a step. Without that handler the loader tells it when a chunk is asked for."""
+    middle of a step. Without that handler the loader raises it when a chunk is asked for."""
     handler = signal.getsignal(signal.SIGCHLD)
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
-class Tally:
+class SkippedCounts:
     """Counts what was skipped, by cause, and says when it is too much.
 
     Args:
@@ -151,7 +134,7 @@ class Tally:
         self._where[cause] = where
         before = self.skipped[cause]
         self.skipped[cause] += count
-        # 1, 2, 4, 8, ...: told at once, but never the same thing on every step
+        # 1, 2, 4, 8, ...: logged at once, but never the same thing on every step
         if before.bit_length() != self.skipped[cause].bit_length():
             log.warning("skipped %d so far: %s (%s)", self.skipped[cause], cause, where)
 

@@ -25,7 +25,7 @@ from lgpl.data import ShardDataModule
 from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
 from lgpl.data.store import is_url
-from lgpl.data.streams import Place
+from lgpl.data.streams import Rank
 from lgpl.data.transforms import CENTER_CROP, center_crop, open_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.metrics.npz import member
@@ -49,7 +49,7 @@ class ImageSource(Protocol):
     def size(self) -> ImageSize | None:
         """Height and width, pixels, where they are known beforehand."""
 
-    def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
+    def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         """uint8 [B, 3, H, W]; several ranks take them in turn."""
 
 
@@ -87,7 +87,7 @@ class ShardImages:
         shards = {path: [number, *_stamp(path)] for path, number in counts.items()}
         self.identity, self.crop = {"shards": shards}, CENTER_CROP
 
-    def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
+    def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         self.data.eval_batch_size = size
         loader = self.data.test_dataloader()
         mine = list(loader.requests())[rank.index :: rank.count]
@@ -109,7 +109,7 @@ class FolderImages:
         self.identity, self.crop = {"files": files}, CENTER_CROP if image_size else NO_CROP
         self._first: tuple[int, int] | None = None  # width and height
 
-    def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
+    def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         for first in range(rank.index * size, self.count, rank.count * size):
             yield torch.stack([self._read(path) for path in self.paths[first : first + size]])
 
@@ -151,7 +151,7 @@ class NpzImages:
             )
         self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
 
-    def batches(self, size: int, rank: Place = Place()) -> Iterator[Tensor]:
+    def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         each = math.prod(self.shape)
         with member(self.path, IMAGES) as images:
             for first in range(rank.index * size, self.count, rank.count * size):

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lgpl.data.streams import Place
+from lgpl.data.streams import Rank
 
 
-def current_rank() -> Place:
+def current_rank() -> Rank:
     """The rank of this process and the number of ranks."""
     if dist.is_available() and dist.is_initialized():
-        return Place(dist.get_rank(), dist.get_world_size())
-    return Place()
+        return Rank(dist.get_rank(), dist.get_world_size())
+    return Rank()
 
 
 @contextlib.contextmanager

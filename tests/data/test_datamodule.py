@@ -1,4 +1,4 @@
-"""The streams: split, order, exactly once, faults, cursors."""
+"""The streams: split, order, exactly once, faults, positions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 from lgpl.data import ShardDataModule
 from lgpl.data.loader import TrainLoader
-from lgpl.data.streams import Place
+from lgpl.data.streams import Rank
 from lgpl.data.transforms import FORMATS
 from lgpl.errors import UserError
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL, samples, write_shard, write_shards
 
 
-def module(rank: Place = Place(), **options: Any) -> ShardDataModule:
+def module(rank: Rank = Rank(), **options: Any) -> ShardDataModule:
     options = {"image_size": 16, "batch_size": 4, "shuffle": 0, "fields": ["image"], **options}
     data = ShardDataModule(**options)
     data._rank = lambda: rank  # type: ignore[method-assign]
@@ -74,7 +74,7 @@ def test_ranks_see_disjoint_samples(tmp_path: Path, counts: list[int]) -> None:
     shards = write_shards(tmp_path, counts)
     half = sum(counts) // 2
     seen = [
-        take(train(module(Place(rank, 2), train=shards, shuffle=5)), half // 4) for rank in (0, 1)
+        take(train(module(Rank(rank, 2), train=shards, shuffle=5)), half // 4) for rank in (0, 1)
     ]
     assert sorted(seen[0] + seen[1]) == [f"{i:05d}" for i in range(sum(counts))]
 
@@ -91,7 +91,7 @@ def test_validation_gives_every_sample_once(tmp_path: Path, ranks: int, workers:
     shards = write_shards(tmp_path, [5, 1, 7])
     seen, batches = [], set()
     for rank in range(ranks):
-        data = module(Place(rank, ranks), val=shards, num_workers=workers)
+        data = module(Rank(rank, ranks), val=shards, num_workers=workers)
         data.setup("validate")
         loader = data.val_dataloader()
         given = list(loader)
@@ -169,7 +169,7 @@ def test_too_many_bad_samples_end_with_a_sentence(tmp_path: Path) -> None:
 
 
 def test_more_readers_than_samples(tmp_path: Path) -> None:
-    data = module(Place(3, 4), train=write_shards(tmp_path, [2]))
+    data = module(Rank(3, 4), train=write_shards(tmp_path, [2]))
     with pytest.raises(UserError, match=r"too few samples for 4 readers"):
         next(iter(train(data)))
 
@@ -231,10 +231,10 @@ def test_global_batch_is_shared_by_the_ranks(tmp_path: Path, ranks: int) -> None
     shards = write_shards(tmp_path, [16, 16])
     options: dict[str, Any] = {"train": shards, "global_batch": 8, "epoch_samples": 32}
     for index in range(ranks):
-        loader = train(module(Place(index, ranks), **options))
+        loader = train(module(Rank(index, ranks), **options))
         assert {len(batch["key"]) for batch in loader} == {8 // ranks} and len(loader) == 4
     with pytest.raises(UserError, match=r"data.global_batch: 8 does not divide by 3 ranks x 1 acc"):
-        train(module(Place(0, 3), **options))
+        train(module(Rank(0, 3), **options))
 
 
 def test_missing_split_is_named() -> None:
@@ -256,7 +256,7 @@ def test_ranks_together_read_and_decode_one_pass(tmp_path: Path) -> None:
     with context.Manager() as manager:
         seen, read = manager.list(), manager.list()
         ranks = [
-            context.Process(target=_one_pass, args=(shards, Place(r, 4), seen, read))
+            context.Process(target=_one_pass, args=(shards, Rank(r, 4), seen, read))
             for r in range(4)
         ]
         for process in ranks:
@@ -267,7 +267,7 @@ def test_ranks_together_read_and_decode_one_pass(tmp_path: Path) -> None:
         assert sum(read) <= 1.02 * sum(Path(shard).stat().st_size for shard in shards)
 
 
-def _one_pass(shards: list[str], rank: Place, seen: Any, read: Any) -> None:
+def _one_pass(shards: list[str], rank: Rank, seen: Any, read: Any) -> None:
     """One rank's share of an epoch, in a process of its own, with the bytes that it read."""
     total, original = 0, os.pread
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lgpl.data.decode import BadSample, SampleDecoder, features_name
-from lgpl.data.filters import Condition, Filter, Unwanted
+from lgpl.data.filters import Filter, JsonCondition, Unwanted
 from lgpl.errors import UserError
 from tests.data.test_datamodule import module, take, train
 from tests.data.test_decode import npy
@@ -47,7 +47,7 @@ def test_the_stream_gives_the_wanted_and_counts_the_others(tmp_path: Path) -> No
         min_side=32,
         max_aspect_ratio=2.0,
         caption_length=(3, 20),
-        json={"aesthetic": Condition(min=6.0), "NSFW": Condition(only=["UNLIKELY"])},
+        json={"aesthetic": JsonCondition(min=6.0), "NSFW": JsonCondition(only=["UNLIKELY"])},
     )
     loader = train(module(train=shard, filter=wanted, batch_size=2, epoch_samples=100))
     assert set(take(loader, 4)) == {"00000", "00007"}
@@ -60,12 +60,12 @@ def test_the_stream_gives_the_wanted_and_counts_the_others(tmp_path: Path) -> No
         "aspect ratio above 2",
         "caption not of 3 to 20 characters",
     }
-    assert loader.tally.bad == 0  # left out is not bad: data.max_bad does not count it
+    assert loader.skipped_counts.bad == 0  # left out is not bad: data.max_bad does not count it
 
 
 def test_filters_that_leave_nothing_end_with_a_sentence(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", [sample(i, score=1) for i in range(4)])
-    wanted = Filter(json={"scoer": Condition(min=0)})
+    wanted = Filter(json={"scoer": JsonCondition(min=0)})
     with pytest.raises(UserError, match=r"No usable sample .* no 'scoer' in the JSON"):
         take(train(module(train=shard, filter=wanted)), 1)
 
@@ -89,16 +89,16 @@ def test_code_shards_are_filtered_by_the_size_in_the_json() -> None:
 @pytest.mark.parametrize(
     ("condition", "value", "holds"),
     [
-        (Condition(min=1), 1, True),
-        (Condition(min=1), 0.5, False),
-        (Condition(max=1), 2, False),
-        (Condition(min=1), "2", False),
-        (Condition(only=["en", "de"]), "de", True),
-        (Condition(only=["en"]), "fr", False),
-        (Condition(only=[False]), False, True),
+        (JsonCondition(min=1), 1, True),
+        (JsonCondition(min=1), 0.5, False),
+        (JsonCondition(max=1), 2, False),
+        (JsonCondition(min=1), "2", False),
+        (JsonCondition(only=["en", "de"]), "de", True),
+        (JsonCondition(only=["en"]), "fr", False),
+        (JsonCondition(only=[False]), False, True),
     ],
 )
-def test_conditions(condition: Condition, value: Any, holds: bool) -> None:
+def test_conditions(condition: JsonCondition, value: Any, holds: bool) -> None:
     assert condition.holds(value) is holds
 
 
@@ -147,7 +147,7 @@ def test_one_of_several_crops_codes_in_training_and_the_first_in_evaluation() ->
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"data.filter.json.score: give min, max or only"):
-        Filter(json={"score": Condition()})
+        Filter(json={"score": JsonCondition()})
     with pytest.raises(UserError, match=r"max_aspect_ratio: 0.5 is below 1"):
         Filter(max_aspect_ratio=0.5)
     with pytest.raises(UserError, match=r"data.captions: weights are at least 0"):

@@ -29,12 +29,12 @@ from lgpl.commands.data.check import check_shard
 from lgpl.commands.data.members import faults
 from lgpl.commands.data.summary import Summary
 from lgpl.data.decode import Field, SampleDecoder, collate
-from lgpl.data.filters import Condition, Filter
+from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.members import BadSample, Unwanted
 from lgpl.data.order import Span
 from lgpl.data.shards import Shard, read_shard
 from lgpl.data.store import Store
-from lgpl.data.streams import Request, Samples
+from lgpl.data.streams import ReadRequest, Samples
 from tests.data.test_tar import block, inside, mend, octal, table
 from tests.shards import picture, write_shard
 
@@ -136,19 +136,19 @@ MUTATIONS: tuple[Callable[[bytearray, random.Random], None], ...] = (
 
 def read(path: Path) -> Counter[str]:
     """All samples of a shard as training and validation read them; gives what became of them."""
-    wanted = Filter(min_side=8, json={"score": Condition(min=0)})
+    wanted = Filter(min_side=8, json={"score": JsonCondition(min=0)})
     found: Counter[str] = Counter()
     shard = Shard(str(path), Store())
     number = len(shard)
     shard.close()
     for augment in (True, False):
         decoder = SampleDecoder(
-            FIELDS, (16, 16), augment=augment, filter=wanted, layout=CodeLayout(2, 2), codebook_size=64,
-            num_classes=10, text_features=4,
+            FIELDS, (16, 16), augment=augment, filter=wanted, layout=CodeLayout(2, 2),
+            codebook_size=64, num_classes=10, text_features=4,
         )  # fmt: skip
         samples = Samples([str(path)], decoder, Store())
         places = np.arange(number + 1)  # and one that is not there
-        chunk = samples[Request(Span(np.zeros_like(places), np.zeros_like(places), places))]
+        chunk = samples[ReadRequest(Span(np.zeros_like(places), np.zeros_like(places), places))]
         assert len(chunk.good) + chunk.skipped.total() == number + 1
         if chunk.batch is not None:
             assert chunk.batch["image"].shape[1:] == (3, 16, 16)
@@ -206,7 +206,7 @@ def test_a_program_in_a_picture_is_not_run(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "a.tar", [{"__key__": "a", "jpg": program}])
     samples = Samples([shard], SampleDecoder(("image",), (8, 8)), Store())
     one = np.zeros(1, np.int64)
-    chunk = samples[Request(Span(one, one, one))]
+    chunk = samples[ReadRequest(Span(one, one, one))]
     assert (
         next(iter(chunk.skipped)).startswith("picture that does not decode") and not target.exists()
     )
@@ -285,7 +285,9 @@ def test_any_members(found: list[Members], augment: bool) -> None:
         by_alt = SampleDecoder(
             (field,), (8, 8), captions={"json:alt": 1.0}, filter=Filter(min_side=4)
         )
-        scored = SampleDecoder((field,), (8, 8), filter=Filter(json={"score": Condition(min=1)}))
+        scored = SampleDecoder(
+            (field,), (8, 8), filter=Filter(json={"score": JsonCondition(min=1)})
+        )
         for raw in raws:
             for decode in (decoder, by_alt, scored):
                 try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lgpl.data.filters import Condition, Filter
+from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.index import count_samples
 from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
@@ -69,6 +69,8 @@ def test_shards_of_img2dataset(tmp_path: Path) -> None:
     values = {raw["__key__"]: json.loads(raw["json"]) for s in shards for raw in read_shard(s)}
     wide = {key for key, value in values.items() if value["width"] >= 150 and value["score"] < 50}
     assert 4 < len(wide) < 40
-    wanted = Filter(min_side=60, json={"width": Condition(min=150), "score": Condition(max=49)})
+    wanted = Filter(
+        min_side=60, json={"width": JsonCondition(min=150), "score": JsonCondition(max=49)}
+    )
     loader = train(module(**options, filter=wanted))
-    assert set(take(loader, 20)) == wide and loader.tally.bad == 0
+    assert set(take(loader, 20)) == wide and loader.skipped_counts.bad == 0

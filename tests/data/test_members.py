@@ -14,11 +14,11 @@ import pytest
 from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.data.decode import Field, SampleDecoder
-from lgpl.data.filters import Condition, Filter
+from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.members import BadSample, guarded
 from lgpl.data.order import Span
 from lgpl.data.store import Store
-from lgpl.data.streams import Chunk, Request, Samples
+from lgpl.data.streams import Chunk, ReadRequest, Samples
 from lgpl.errors import UserError
 from tests.shards import picture, write_shard
 
@@ -46,7 +46,7 @@ def chunk(shard: str, decoder: SampleDecoder, count: int) -> Chunk:
     """All samples of a shard as a run decodes and collates them."""
     places = np.arange(count)
     none = np.zeros_like(places)
-    return Samples([shard], decoder, Store())[Request(Span(none, none, places))]
+    return Samples([shard], decoder, Store())[ReadRequest(Span(none, none, places))]
 
 
 def checked(shard: str, capsys: pytest.CaptureFixture[str]) -> Counter[str]:
@@ -64,7 +64,7 @@ NO_PIXELS = "JSON in which the picture's width and height are no pixels"
 SURROGATE = "JSON with a lone surrogate, half a character, in a text"
 NO_NPY = "codes that are no .npy array of numbers"
 LARGE = Filter(min_side=8, max_aspect_ratio=3.0)
-SCORED = Filter(json={"score": Condition(min=0)})
+SCORED = Filter(json={"score": JsonCondition(min=0)})
 HUGE_NPY = npy(np.zeros((2, 2), np.uint16)).replace(b"(2, 2)", b"(-2,2)")
 
 
@@ -178,7 +178,7 @@ def test_what_a_run_does_not_read_is_only_listed(
     """img2dataset leaves NaN in columns that nobody asks for."""
     json = b'{"width": 40, "height": 32, "score": 2, "exif": {"iso": [1, NaN]}}'
     path = write_shard(tmp_path / "a.tar", [sound(0), sound(1, json=json)])
-    wanted = Filter(min_side=8, json={"score": Condition(min=0)})
+    wanted = Filter(min_side=8, json={"score": JsonCondition(min=0)})
     assert chunk(path, SampleDecoder(("image", "codes"), (16, 16), filter=wanted), 2).good == [0, 1]
     assert checked(path, capsys) == {NOT_FINITE: 1}
 
@@ -192,7 +192,7 @@ def test_shapes_are_those_of_the_first_sample_of_the_list(
     two = write_shard(tmp_path / "2.tar", [sound(2, **other), sound(3), sound(4, **other)])
     samples = Samples([one, two], SampleDecoder(("codes",), (16, 16)), Store())
     shards, places = np.array([1, 1, 1, 0]), np.array([0, 1, 2, 0])
-    found = samples[Request(Span(np.zeros(4, np.int64), shards, places))]
+    found = samples[ReadRequest(Span(np.zeros(4, np.int64), shards, places))]
     assert found.good == [1, 3]
     assert found.skipped == {"codes of 3x3 where the first sample's are 2x2": 2}
     with pytest.raises(SystemExit):
@@ -203,7 +203,7 @@ def test_shapes_are_those_of_the_first_sample_of_the_list(
     samples = Samples(
         [one, two], SampleDecoder(("codes",), (16, 16), layout=CodeLayout(3, 3)), Store()
     )
-    assert samples[Request(Span(np.zeros(4, np.int64), shards, places))].good == [0, 2]
+    assert samples[ReadRequest(Span(np.zeros(4, np.int64), shards, places))].good == [0, 2]
 
 
 def test_members_named_like_what_lgpl_notes(
@@ -260,10 +260,10 @@ def test_a_disk_that_gives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("lgpl.data.shards.os.pread", fails)
     one = np.zeros(1, np.int64)
-    assert samples[Request(Span(one, one, one))].skipped == {
+    assert samples[ReadRequest(Span(one, one, one))].skipped == {
         "sample that cannot be read ([Errno 5] Input/output error)": 1
     }
     found = Samples([path], SampleDecoder(("image",), (16, 16)), Store())[
-        Request(Span(one, one, one))
+        ReadRequest(Span(one, one, one))
     ]
     assert found.skipped == {"sample of a damaged or vanished shard": 1}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lgpl.data.loader import TrainLoader
-from lgpl.data.streams import Place
+from lgpl.data.streams import Rank
 from tests.data.test_datamodule import module, take, train
 from tests.shards import samples, write_shard, write_shards
 
@@ -42,7 +42,7 @@ def merged(loaders: list[TrainLoader]) -> dict[str, Any]:
 
 def on_ranks(count: int, shards: list[str], **options: Any) -> list[TrainLoader]:
     options = {"train": shards, "shuffle": 8, "epoch_samples": 10**6, "max_bad": 1.0, **options}
-    return [train(module(Place(rank, count), **options)) for rank in range(count)]
+    return [train(module(Rank(rank, count), **options)) for rank in range(count)]
 
 
 @pytest.mark.parametrize("before", [0, 2, 3])
@@ -78,7 +78,7 @@ def test_an_epoch_skips_the_bad_and_holds_the_good_once(shards: list[str]) -> No
 def test_ranks_that_share_the_lanes_see_the_same_global_batches(
     shards: list[str], before: int, after: int
 ) -> None:
-    whole = shards[:-1]  # a bad sample shifts its lane alone
+    whole = shards[:-1]  # a bad sample shifts its partition alone
 
     def steps(loaders: list[TrainLoader], number: int) -> list[list[str]]:
         given = [list(itertools.islice(loader, number)) for loader in loaders]
@@ -93,8 +93,8 @@ def test_ranks_that_share_the_lanes_see_the_same_global_batches(
     for loader in second:
         loader.load_state_dict(merged(first))
     assert seen + steps(second, 7) == expected
-    # From the beginning, too, where the lanes are named.
-    fresh = on_ranks(after, whole, batch_size=2 * before // after, lanes=before)
+    # From the beginning, too, where the partitions are named.
+    fresh = on_ranks(after, whole, batch_size=2 * before // after, partitions=before)
     assert steps(fresh, 12) == expected
 
 

@@ -20,7 +20,7 @@ from lgpl.data.index import count_samples
 from lgpl.data.order import Span
 from lgpl.data.shards import ALWAYS_UNPACKED, OpenShards, Shard, expand, read_shard
 from lgpl.data.store import Store
-from lgpl.data.streams import Request, Samples
+from lgpl.data.streams import ReadRequest, Samples
 from lgpl.errors import UserError
 from tests.data.test_tar import END, add, block, octal
 from tests.shards import EMOJI_TRAIN, picture, samples, write_shard, write_shards
@@ -168,7 +168,7 @@ def test_a_sample_of_gigabytes_is_skipped_and_counted(
     path = large(tmp_path / "a.tar", {f"{i}.txt": 255 * 2**20 for i in range(16)})
     captions = {f"{i}.txt": 1.0 for i in range(16)} | {"txt": 1.0}
     places, none = np.arange(3), np.zeros(3, np.int64)
-    wanted = Request(Span(none, none, places))
+    wanted = ReadRequest(Span(none, none, places))
     cause = "sample of more than 536870912 bytes"
     samples = Samples(
         [path], SampleDecoder(("image", "caption"), (16, 16), captions=captions), Store()
@@ -194,7 +194,7 @@ def test_a_sample_of_very_many_members_is_skipped_and_counted(
                 add(tar, f"{number}.{name}", b"")
     places, none = np.arange(3), np.zeros(3, np.int64)
     found = Samples([path], SampleDecoder(("image",), (16, 16)), Store())[
-        Request(Span(none, none, places))
+        ReadRequest(Span(none, none, places))
     ]
     cause = "sample of more than 1000 members"
     assert found.good == [0, 2] and found.skipped == {cause: 1}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lgpl.data.streams import Place
+from lgpl.data.streams import Rank
 from lgpl.errors import UserError
 from lgpl.metrics import Inception, compute_metrics
 from lgpl.metrics import npz as npz_files
@@ -209,7 +209,7 @@ def test_ranks_take_the_batches_in_turn(tmp_path: Path, suffix: str) -> None:
     alone = [*images.batches(4)]
     assert [len(batch) for batch in alone] == [4, 4, 4, 4, 4, 3]
     for rank in range(4):
-        mine = [*images.batches(4, Place(rank, 4))]
+        mine = [*images.batches(4, Rank(rank, 4))]
         wanted = alone[rank::4]
         assert len(mine) == len(wanted) and all(map(torch.equal, mine, wanted))
 
