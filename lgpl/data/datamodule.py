@@ -51,12 +51,11 @@ class ShardDataModule(pl.LightningDataModule):
         seed: of order and augmentation.
         partitions: pieces that an epoch is cut into, a multiple of the number of ranks; by default
             one for each worker of each rank. Runs with the same partitions, seed and samples in all
-            ranks'
-            batches together train on the same samples, on any number of ranks.
+            ranks' batches together train on the same samples, on any number of ranks.
         max_bad: share of bad samples above which training ends.
-        ten_crop: `predict` encodes the four corners and the centre of the picture, each also
-            flipped, scaled to cover each of these times `image_size`; the paper's
-            are 1.1 and 1.05. Empty encodes the centre alone.
+        ten_crop: `predict` encodes the four corners and the centre of the image, each also
+            flipped, scaled to cover each of these times `image_size`; the paper's are 1.1 and
+            1.05. Empty encodes the centre alone.
         store: how remote shards are fetched and kept.
     """
 

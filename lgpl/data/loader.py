@@ -208,9 +208,9 @@ class TrainLoader:
         """Go on where a checkpoint stood.
 
         The same samples follow in the same order, whatever the number of workers, where the
-        partitions of the checkpoint divide evenly among the ranks; else what is left of the epoch is
-        cut into new partitions, and no sample of it is lost or seen twice. Other data or another
-        order of them begin anew.
+        partitions of the checkpoint divide evenly among the ranks; else what is left of the epoch
+        is cut into new partitions, and no sample of it is lost or seen twice. Other data or
+        another order of them begin anew.
         """
         if not state:
             return

@@ -115,7 +115,7 @@ def test_on_other_ranks_nothing_is_lost_or_seen_twice(
             share = -(-left * (rank + 1) // count) + (-left * rank // count)
             seen += take(loader, share if count == before else share // 2)
         state = merged(loaders)
-    assert "cannot be shared out evenly" in caplog.text
+    assert "do not divide evenly" in caplog.text
     assert sorted(seen) == GOOD
 
 

@@ -31,7 +31,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    reset = urllib.request.ReadRequest(f"http://{host}:{port}/moto-api/reset", method="POST")
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset).close()  # its buckets outlive a server
     s3fs.S3FileSystem.clear_instance_cache()  # it knows the server of the test before
     s3 = s3fs.S3FileSystem()
