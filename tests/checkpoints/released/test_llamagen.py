@@ -166,7 +166,7 @@ def test_what_llamagen_does_not_know_is_not_written_for_it(
     export = ["export", str(tmp_path / "a"), "--format", "llamagen", "--out"]
     assert "prefix_rope identity, not zero" in fails(*export, str(tmp_path / "b.pt"))
     assert "must be a .pt file for --format llamagen" in fails(*export, str(tmp_path / "b"))
-    assert "must be a .pt file for --format llamagen" in fails("export", *export[1:2], "--out", "b.pt")
+    assert "must be a .pt file" in fails("export", *export[1:2], "--out", "b.pt")
     assert not list(tmp_path.glob("b*"))
 
 
