@@ -165,8 +165,8 @@ def test_what_llamagen_does_not_know_is_not_written_for_it(
     main(["import", str(save(state, tmp_path / "a.pt")), "--out", str(tmp_path / "a")])
     export = ["export", str(tmp_path / "a"), "--format", "llamagen", "--out"]
     assert "prefix_rope identity, not zero" in fails(*export, str(tmp_path / "b.pt"))
-    assert "a .pt file, lgpl's a folder" in fails(*export, str(tmp_path / "b"))
-    assert "a .pt file, lgpl's a folder" in fails("export", *export[1:2], "--out", "b.pt")
+    assert "must be a .pt file for --format llamagen" in fails(*export, str(tmp_path / "b"))
+    assert "must be a .pt file" in fails("export", *export[1:2], "--out", "b.pt")
     assert not list(tmp_path.glob("b*"))
 
 
