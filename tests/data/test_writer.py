@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import webdataset
 from webdataset import TarWriter
 
 from lgpl.callbacks.code_shards import CodeShardWriter, code_shard_name
@@ -123,3 +124,13 @@ def test_an_index_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OSError):
         write_index(index, {shard: 3})
     assert index.read_bytes() == before and sorted(os.listdir(tmp_path)) == ["a.tar", "train.json"]
+
+
+def test_webdataset_reads_what_lgpl_writes(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "a.tar")
+    for i in range(3):
+        writer.write(f"{i:03d}", {"jpg": b"image %d" % i, "txt": b"caption", "cls": b"%d" % i})
+    writer.close()
+    found = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == ["000", "001", "002"]
+    assert [(sample["jpg"], sample["cls"]) for sample in found][1] == (b"image 1", b"1")
