@@ -81,7 +81,7 @@ def test_images_need_not_be_square(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ({"arr_0": np.zeros((4, 3, 8, 8), np.uint8)}, r"must be uint8 \[N, H, W, 3\]"),
-        ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, r"arr_0 is float32 \[4, 8, 8, 3\]"),
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, r"got float32 \[4, 8, 8, 3\]"),
         ({"images": np.zeros((4, 8, 8, 3), np.uint8)}, "holds no arr_0"),
     ],
 )
