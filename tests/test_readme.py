@@ -7,6 +7,7 @@ import shlex
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,7 +27,7 @@ from lgpl.commands import (
     serve,
 )
 from tests.conftest import ROOT
-from tests.shards import count, picture, write_shards
+from tests.shards import count, picture, samples, write_shard, write_shards
 
 README, DATA = ((ROOT / name).read_text() for name in ("README.md", "data/README.md"))
 
@@ -166,9 +167,13 @@ def test_the_configs_for_shards(
 
 
 def test_the_snippet_for_any_other_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = blocks(DATA, "python")
+    reader, snippet = blocks(DATA, "python")
     write_pictures(tmp_path)
     (tmp_path / "data/own").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "data/README.md", "exec"), {"__name__": "snippet"})
     assert count("data/own/train-0.tar") == 6
+    write_shard(Path("data/own/train-0.tar"), samples(3))
+    found: dict[str, Any] = {}
+    exec(compile(reader, "data/README.md", "exec"), found)
+    assert found["sample"]["__key__"] == "00002"
