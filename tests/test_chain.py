@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lgpl.checkpoints import load_module
 from lgpl.cli import main
+from lgpl.codes import CodeLayout
 from lgpl.data import ShardDataModule
 from lgpl.data.shards import expand, read_shard
 from tests.conftest import (
@@ -74,7 +75,7 @@ def test_code_shards_hold_what_the_generator_reads(chain: Chain) -> None:
         names = [m.name.split(".", 1)[1] for m in tar.getmembers()[:5]]
     assert sorted(names) == ["cls", "codes.npy", "json", "text.npy", "txt"]
     data = ShardDataModule(train=f"{chain.codes}/train-*.tar", fields=["codes", "text"])
-    data.expect(grid=(8, 8), codebook_size=64, text_features=384, text_length=12)
+    data.expect(layout=CodeLayout(8, 8), codebook_size=64, text_features=384, text_length=12)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert batch["codes"].shape == (32, 8, 8) and batch["text"].shape == (32, 12, 384)
@@ -139,7 +140,8 @@ def test_ten_crops_are_encoded_and_one_is_trained_on(chain: Chain, tmp_path: Pat
         [*read_shard(f"{d}/train-0.tar")][:1] for d in (codes, tmp_path / "centre")
     )
     views = np.load(io.BytesIO(ten["codes.npy"]))
-    assert views.shape == (20, 8, 8) and np.load(io.BytesIO(centre["codes.npy"])).shape == (8, 8)
+    assert views.shape == (20, 1, 8, 8)
+    assert np.load(io.BytesIO(centre["codes.npy"])).shape == (1, 1, 8, 8)
     assert len({view.tobytes() for view in views}) > 15
     fit_generator(
         tmp_path, "stage2", chain.tokenizer, str(codes), "--data.val", f"{chain.codes}/val-*.tar",
@@ -163,7 +165,10 @@ def test_codes_of_another_tokenizer_are_refused(
 ) -> None:
     manifest = json.loads(Path(chain.codes, "index.json").read_text())
     made_by = load_module(chain.tokenizer, "tokenizer").fingerprint()
-    assert manifest["made_by"]["tokenizer"] == made_by and manifest["made_by"]["image_size"] == 64
+    assert manifest["made_by"]["tokenizer"] == made_by and manifest["made_by"]["image_size"] == [
+        64,
+        64,
+    ]
     assert sum(manifest["shards"].values()) == 1852
     other = torch.load(chain.tokenizer, weights_only=True)
     other["state_dict"]["autoencoder.quant_conv.weight"][0] += 1e-3
@@ -183,7 +188,7 @@ def test_codes_of_another_tokenizer_are_refused(
     ]
     assert f"was made with tokenizer {made_by}, not" in fails(*predict, "--ckpt_path", path)
     small = ("--ckpt_path", chain.tokenizer, "--data.image_size", "32")
-    assert "was made with image_size 64, not 32" in fails(*predict, *small)
+    assert "was made with layout [8, 8, 1], not [4, 4, 1]" in fails(*predict, *small)
 
 
 def test_validate_gives_the_figures_of_the_checkpoint(

@@ -6,12 +6,16 @@ from lgpl.lazy import lazily
 
 if TYPE_CHECKING:
     from lgpl.data.datamodule import ShardDataModule
-    from lgpl.data.decode import Decoder, collate
+    from lgpl.data.decode import SampleDecoder, collate
     from lgpl.data.shards import expand
 
-__all__ = ["Decoder", "ShardDataModule", "collate", "expand"]
+__all__ = ["SampleDecoder", "ShardDataModule", "collate", "expand"]
 
 __getattr__ = lazily(
     __name__,
-    {"datamodule": ("ShardDataModule",), "decode": ("Decoder", "collate"), "shards": ("expand",)},
+    {
+        "datamodule": ("ShardDataModule",),
+        "decode": ("SampleDecoder", "collate"),
+        "shards": ("expand",),
+    },
 )

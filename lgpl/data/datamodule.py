@@ -9,7 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lgpl import codes
-from lgpl.data.decode import Decoder, Field
+from lgpl.codes import CodeLayout
+from lgpl.data.decode import Field, SampleDecoder
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
@@ -18,6 +19,8 @@ from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Place, Samples, every_sample_once, shard_by_shard
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
+
+CODE_TYPES = ("uint16", "uint32")  # of stored codes, by the size of the codebook
 
 
 class ShardDataModule(pl.LightningDataModule):
@@ -111,9 +114,15 @@ class ShardDataModule(pl.LightningDataModule):
         self._expected: dict[str, Any] = {}
         self._text_length: int | None = None
         self._tokenizer: str | None = None
+        self._layout: CodeLayout | None = None
 
     def expect(
-        self, *, text_length: int | None = None, tokenizer: str | None = None, **limits: Any
+        self,
+        *,
+        text_length: int | None = None,
+        tokenizer: str | None = None,
+        layout: CodeLayout | None = None,
+        **limits: Any,
     ) -> None:
         """What the model can take; a sample outside is skipped and counted.
 
@@ -121,10 +130,11 @@ class ShardDataModule(pl.LightningDataModule):
             text_length: positions of the text features in a batch.
             tokenizer: fingerprint of the tokenizer whose codes they are; shards of another one are
                 refused.
-            limits: `grid`, `codebook_size`, `num_classes`, `text_features` of `Decoder`.
+            layout: of an image's codes; shards that were made with another are refused.
+            limits: `codebook_size`, `num_classes`, `text_features` of `SampleDecoder`.
         """
-        self._text_length, self._tokenizer = text_length, tokenizer
-        self._expected = limits
+        self._text_length, self._tokenizer, self._layout = text_length, tokenizer, layout
+        self._expected = {"layout": layout, **limits}
 
     def setup(self, stage: str) -> None:
         """Expand the patterns, so that a mistake in them is told before anything else is done."""
@@ -245,24 +255,34 @@ class ShardDataModule(pl.LightningDataModule):
         return [counts for counts, _ in found], [fault for _, faults in found for fault in faults]
 
     def _check_codes(self, split: str, shards: list[str]) -> None:
-        """Refuse codes of another tokenizer, as far as the shards' statistics tell whose they are.
-
-        Of remote shards the first speaks for all.
+        """Refuse codes of another tokenizer, layout or type than the model's, as far as the shards'
+        statistics tell them. Of remote shards the first speaks for all.
         """
+        layout = self._layout and [self._layout.rows, self._layout.columns, self._layout.depth]
         remote = [path for path in shards if is_url(path)][:1]
         for path in [path for path in shards if not is_url(path)] + remote:
-            made_by = statistics(path, self.store).get("made_by", {}).get("tokenizer")
-            if self._tokenizer and made_by and made_by != self._tokenizer:
+            made_by = statistics(path, self.store).get("made_by", {})
+            for name, whose, wanted in (
+                ("tokenizer", "model.tokenizer", self._tokenizer),
+                ("layout", "the model's [rows, columns, depth]", layout),
+            ):
+                found = made_by.get(name)
+                if wanted and found and found != wanted:
+                    raise UserError(
+                        f"data.{split}: {path} holds codes of the {name} {found}, but {whose} is "
+                        f"{wanted}: give that one, or encode again."
+                    )
+            if (dtype := made_by.get("dtype", CODE_TYPES[0])) not in CODE_TYPES:
                 raise UserError(
-                    f"data.{split}: {path} holds codes of the tokenizer {made_by}, but "
-                    f"model.tokenizer is {self._tokenizer}: give that one, or encode again."
+                    f"data.{split}: {path} holds codes of the dtype {dtype}, but "
+                    f"{' or '.join(CODE_TYPES)} is read: encode again."
                 )
 
     def _samples(self, split: str, shards: list[str]) -> Samples:
         training = split == "train"
         if "codes" in self.fields:
             self._check_codes(split, shards)
-        decoder = Decoder(
+        decoder = SampleDecoder(
             self.fields,
             self.image_size,
             augment=self.augment and training,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lgpl.codes import ImageSize
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data.filters import Filter
 from lgpl.data.members import (
     IMAGE_EXTENSIONS,
@@ -50,7 +50,7 @@ MOST_FEATURES = 2**24
 
 
 @dataclass
-class Decoder:
+class SampleDecoder:
     """Decodes the fields a model wants and holds them against what it can take.
 
     Attributes:
@@ -63,7 +63,7 @@ class Decoder:
             it is taken, in any unit.
         ten_crop: where nothing is to vary, ten views for each of these scales instead of one.
         filter: which sound samples are wanted.
-        grid: rows and columns of the codes; None takes any.
+        layout: of an image's codes; None takes any.
         codebook_size: codes must be below; None for no check.
         num_classes: classes must be below; None for no check.
         text_features: width of the text features; None takes any.
@@ -76,7 +76,7 @@ class Decoder:
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
     ten_crop: Sequence[float] = ()
     filter: Filter = field(default_factory=Filter)
-    grid: tuple[int, int] | None = None
+    layout: CodeLayout | None = None
     codebook_size: int | None = None
     num_classes: int | None = None
     text_features: int | None = None
@@ -97,7 +97,7 @@ class Decoder:
     @cached_property
     def open_shapes(self) -> tuple[Field, ...]:
         """Fields whose shape the model leaves open, but which a batch holds in one shape."""
-        limits: dict[Field, Any] = {"codes": self.grid, "text": self.text_features}
+        limits: dict[Field, Any] = {"codes": self.layout, "text": self.text_features}
         return tuple(f for f in self.fields if f in limits and limits[f] is None)
 
     def shapes(self, sample: Sample) -> Shapes:
@@ -194,13 +194,24 @@ class Decoder:
         return label
 
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:
+        """One view's codes of the array [views, depth, rows, columns] or [rows, columns]."""
         codes = read_array(data, "codes")
-        if codes.ndim == 3:  # of several crops
-            codes = codes[rng.randrange(len(codes)) if self.augment else 0]
-        if codes.ndim != 2 or codes.dtype.kind not in "iu":
-            raise BadSample(f"codes that are no integers [rows, columns] but {describe(codes)}")
-        if self.grid is not None and codes.shape != tuple(self.grid):
-            raise BadSample(f"codes of {describe(codes)} where the model's grid is {by(self.grid)}")
+        if codes.ndim == 3:
+            raise BadSample(
+                f"codes {describe(codes)} that do not say whether the first dimension is views or "
+                "depth: store [views, depth, rows, columns]"
+            )
+        if codes.ndim not in (2, 4) or codes.dtype.kind not in "iu":
+            raise BadSample(
+                "codes that are no integers [views, depth, rows, columns] or [rows, columns] but "
+                f"{describe(codes)}"
+            )
+        if codes.ndim == 4:
+            codes = codes[rng.randrange(len(codes)) if self.augment and len(codes) > 1 else 0]
+        *depth, rows, columns = codes.shape
+        layout = CodeLayout(rows, columns, *depth)
+        if self.layout is not None and layout != self.layout:
+            raise BadSample(f"codes of layout {layout} where the model's is {self.layout}")
         if codes.size > MOST_CODES:
             raise BadSample(f"codes of {describe(codes)}, more than {MOST_CODES}")
         codes = codes.astype(np.int64)  # uint64 beyond it becomes negative
@@ -208,7 +219,7 @@ class Decoder:
             self.codebook_size is not None and codes.max() >= self.codebook_size
         ):
             raise BadSample(f"codes outside 0 to {(self.codebook_size or LARGEST_LABEL + 1) - 1}")
-        return torch.from_numpy(codes)
+        return torch.from_numpy(codes.reshape(layout.shape))
 
     def _text(self, data: bytes) -> Tensor:
         features = read_array(data, "text features")
@@ -263,7 +274,7 @@ def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[s
 
     Returns:
         `key` and `caption` as lists; `image` [B, 3, H, W] or [B, views, 3, H, W], uint8, see
-        `normalize`; `class` [B]; `codes` [B, rows, columns]; `text` [B, text_length, D] left-padded
+        `normalize`; `class` [B]; `codes` [B, *layout.shape]; `text` [B, text_length, D] left-padded
         with `text_lengths` [B].
     """
     batch: dict[str, Any] = {}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lgpl.data.decode import Decoder, Sample, Shapes, check_shapes, collate
+from lgpl.data.decode import Sample, SampleDecoder, Shapes, check_shapes, collate
 from lgpl.data.filters import Filter
 from lgpl.data.members import BadSample, Raw, Unwanted
 from lgpl.data.order import Cursor, Order, Progress, Span, seed_of
@@ -140,7 +140,7 @@ class Samples(Dataset):
     """
 
     shards: list[str]
-    decoder: Decoder
+    decoder: SampleDecoder
     store: Store
     seed: int = 0
     text_length: int | None = None

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import Checkpoint, SelfDescribing, build_described, load_module
+from lgpl.codes import CodeLayout
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs
@@ -137,7 +138,7 @@ class GeneratorModule(SelfDescribing):
         if isinstance(data, ShardDataModule):
             model = self._outline()
             data.expect(
-                grid=model.grid,
+                layout=CodeLayout(*model.grid),
                 codebook_size=model.codebook_size,
                 **model.condition.limits(),
                 tokenizer=self.tokenizer.fingerprint() if self.tokenizer_path else None,

@@ -231,7 +231,7 @@ def test_figures_of_a_known_set(tmp_path: Path, capsys: pytest.CaptureFixture[st
             "short.txt": b"s",
             "cls": b"%d" % (i % 3),
             "json": b'{"url": "a", "score": 1}' if i else b"{}",
-            "codes.npy": npy(np.zeros((10, 4, 4), np.uint16)),
+            "codes.npy": npy(np.zeros((10, 1, 4, 4), np.uint16)),
             "text.npy": npy(np.zeros((5, 8), np.float16)),
             "xml": b"",
         }
@@ -248,7 +248,7 @@ def test_figures_of_a_known_set(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert figures["captions .short.txt"] == "9, 1 / 1 / 1 characters"
     assert figures["classes"] == "3, 0 to 2"
     assert figures["samples of each"] == "0 (3), 1 (3), 2 (3)"
-    assert figures[".codes.npy"] == "uint16 [10, 4, 4] (9)"
+    assert figures[".codes.npy"] == "uint16 [10, 1, 4, 4] (9)"
     assert figures[".text.npy"] == "float16 [5, 8] (9)"
     assert figures["JSON keys"] == "url (8), score (8)"
     assert figures["never read"] == ".xml (9)"

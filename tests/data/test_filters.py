@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lgpl.data.decode import BadSample, Decoder, features_name
+from lgpl.data.decode import BadSample, SampleDecoder, features_name
 from lgpl.data.filters import Condition, Filter, Unwanted
 from lgpl.errors import UserError
 from tests.data.test_datamodule import module, take, train
@@ -71,7 +71,7 @@ def test_filters_that_leave_nothing_end_with_a_sentence(tmp_path: Path) -> None:
 
 
 def test_code_shards_are_filtered_by_the_size_in_the_json() -> None:
-    decoder = Decoder(["codes"], 16, filter=Filter(min_side=500))
+    decoder = SampleDecoder(["codes"], (16, 16), filter=Filter(min_side=500))
     codes = npy(np.zeros((2, 2), np.uint16))
 
     def decode(text: str) -> Any:
@@ -114,7 +114,7 @@ def test_captions_are_drawn_by_weight_and_fixed_in_evaluation() -> None:
     }
     weights = {"txt": 0.5, "short.txt": 0.3, "json:alt": 0.2}
     fields = ["caption", "text"]
-    decoder = Decoder(fields, 16, augment=True, captions=weights)  # type: ignore[arg-type]
+    decoder = SampleDecoder(fields, (16, 16), augment=True, captions=weights)  # type: ignore[arg-type]
     assert {"txt", "short.txt", "json", "text.npy", "short.text.npy"} <= decoder.members
     drawn = [decoder(raw, random.Random(seed)) for seed in range(2000)]
     counts = Counter(sample["caption"] for sample in drawn)
@@ -123,7 +123,7 @@ def test_captions_are_drawn_by_weight_and_fixed_in_evaluation() -> None:
     assert counts["from the web"] == pytest.approx(400, abs=100)
     lengths = {"a long caption": 3, "short": 1, "from the web": 2}
     assert all(len(s["text"]) == lengths[s["caption"]] for s in drawn)  # they belong together
-    still = Decoder(fields, 16, captions=weights)  # type: ignore[arg-type]
+    still = SampleDecoder(fields, (16, 16), captions=weights)  # type: ignore[arg-type]
     assert {still(raw, random.Random(s))["caption"] for s in range(20)} == {"a long caption"}
     del raw["short.txt"], raw["short.text.npy"]
     drawn = [decoder(raw, random.Random(seed)) for seed in range(200)]
@@ -136,12 +136,12 @@ def test_names_of_features() -> None:
 
 
 def test_one_of_several_crops_codes_in_training_and_the_first_in_evaluation() -> None:
-    codes = np.arange(20, dtype=np.uint16)[:, None, None].repeat(2, 1).repeat(2, 2)
+    codes = np.arange(20, dtype=np.uint16)[:, None, None, None].repeat(2, 2).repeat(2, 3)
     raw = {"__key__": "k", "codes.npy": npy(codes)}
-    training = Decoder(["codes"], 16, augment=True)
+    training = SampleDecoder(["codes"], (16, 16), augment=True)
     seen = {int(training(raw, random.Random(s))["codes"][0, 0]) for s in range(300)}
     assert seen == set(range(20))
-    still = Decoder(["codes"], 16)
+    still = SampleDecoder(["codes"], (16, 16))
     assert {int(still(raw, random.Random(s))["codes"][0, 0]) for s in range(20)} == {0}
 
 

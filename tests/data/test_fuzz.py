@@ -24,10 +24,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lgpl.codes import CodeLayout
 from lgpl.commands.data.check import check_shard
 from lgpl.commands.data.members import faults
 from lgpl.commands.data.summary import Summary
-from lgpl.data.decode import Decoder, Field, collate
+from lgpl.data.decode import Field, SampleDecoder, collate
 from lgpl.data.filters import Condition, Filter
 from lgpl.data.members import BadSample, Unwanted
 from lgpl.data.order import Span
@@ -141,9 +142,9 @@ def read(path: Path) -> Counter[str]:
     number = len(shard)
     shard.close()
     for augment in (True, False):
-        decoder = Decoder(
-            FIELDS, 16, augment=augment, filter=wanted, grid=(2, 2), codebook_size=64,
-            num_classes=10, text_features=4,
+        decoder = SampleDecoder(
+            FIELDS, (16, 16), augment=augment, filter=wanted, codebook_size=64,
+            layout=CodeLayout(2, 2), num_classes=10, text_features=4,
         )  # fmt: skip
         samples = Samples([str(path)], decoder, Store())
         places = np.arange(number + 1)  # and one that is not there
@@ -203,7 +204,7 @@ def test_a_program_in_a_picture_is_not_run(tmp_path: Path) -> None:
     target = tmp_path / "executed"
     program = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({target}) (w) file\n".encode()
     shard = write_shard(tmp_path / "a.tar", [{"__key__": "a", "jpg": program}])
-    samples = Samples([shard], Decoder(("image",), 8), Store())
+    samples = Samples([shard], SampleDecoder(("image",), (8, 8)), Store())
     one = np.zeros(1, np.int64)
     chunk = samples[Request(Span(one, one, one))]
     assert (
@@ -280,9 +281,11 @@ def test_any_members(found: list[Members], augment: bool) -> None:
     raws = [{"__key__": str(i), "__shard__": "s"} | raw for i, raw in enumerate(found)]
     fields: tuple[Field, ...] = ("image", "caption", "class", "codes", "text")
     for field in fields:
-        decoder = Decoder((field,), 8, augment=augment)
-        by_alt = Decoder((field,), 8, captions={"json:alt": 1.0}, filter=Filter(min_side=4))
-        scored = Decoder((field,), 8, filter=Filter(json={"score": Condition(min=1)}))
+        decoder = SampleDecoder((field,), (8, 8), augment=augment)
+        by_alt = SampleDecoder(
+            (field,), (8, 8), captions={"json:alt": 1.0}, filter=Filter(min_side=4)
+        )
+        scored = SampleDecoder((field,), (8, 8), filter=Filter(json={"score": Condition(min=1)}))
         for raw in raws:
             for decode in (decoder, by_alt, scored):
                 try:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from lgpl.cli import main
-from lgpl.data.decode import Decoder, Field
+from lgpl.codes import CodeLayout
+from lgpl.data.decode import Field, SampleDecoder
 from lgpl.data.filters import Condition, Filter
 from lgpl.data.members import BadSample, guarded
 from lgpl.data.order import Span
@@ -41,7 +42,7 @@ def sound(number: int, **members: bytes) -> dict[str, Any]:
     }
 
 
-def chunk(shard: str, decoder: Decoder, count: int) -> Chunk:
+def chunk(shard: str, decoder: SampleDecoder, count: int) -> Chunk:
     """All samples of a shard as a run decodes and collates them."""
     places = np.arange(count)
     none = np.zeros_like(places)
@@ -162,7 +163,7 @@ def test_one_sample_never_ends_a_run_and_check_gives_its_cause(
 ) -> None:
     path = write_shard(tmp_path / "a.tar", [sound(0), sound(1, **members), sound(2)])
     for augment in (False, True):
-        found = chunk(path, Decoder((field,), 16, augment=augment, **options), 3)
+        found = chunk(path, SampleDecoder((field,), (16, 16), augment=augment, **options), 3)
         assert found.skipped == {cause: 1} and found.bad == 1
         assert found.good == [0, 2] and found.batch and found.batch["key"] == ["000", "002"]
     assert checked(path, capsys)[cause] == 1
@@ -178,7 +179,7 @@ def test_what_a_run_does_not_read_is_only_listed(
     json = b'{"width": 40, "height": 32, "score": 2, "exif": {"iso": [1, NaN]}}'
     path = write_shard(tmp_path / "a.tar", [sound(0), sound(1, json=json)])
     wanted = Filter(min_side=8, json={"score": Condition(min=0)})
-    assert chunk(path, Decoder(("image", "codes"), 16, filter=wanted), 2).good == [0, 1]
+    assert chunk(path, SampleDecoder(("image", "codes"), (16, 16), filter=wanted), 2).good == [0, 1]
     assert checked(path, capsys) == {NOT_FINITE: 1}
 
 
@@ -189,7 +190,7 @@ def test_shapes_are_those_of_the_first_sample_of_the_list(
     other = {"codes.npy": npy(np.zeros((3, 3), np.uint16))}
     one = write_shard(tmp_path / "1.tar", [sound(0, cls=b"?"), sound(1)])
     two = write_shard(tmp_path / "2.tar", [sound(2, **other), sound(3), sound(4, **other)])
-    samples = Samples([one, two], Decoder(("codes",), 16), Store())
+    samples = Samples([one, two], SampleDecoder(("codes",), (16, 16)), Store())
     shards, places = np.array([1, 1, 1, 0]), np.array([0, 1, 2, 0])
     found = samples[Request(Span(np.zeros(4, np.int64), shards, places))]
     assert found.good == [1, 3]
@@ -199,7 +200,9 @@ def test_shapes_are_those_of_the_first_sample_of_the_list(
     said = capsys.readouterr().out
     assert f"{two}: codes of 3x3 where the first sample's are 2x2" in said
     # A model that names its grid has the last word.
-    samples = Samples([one, two], Decoder(("codes",), 16, grid=(3, 3)), Store())
+    samples = Samples(
+        [one, two], SampleDecoder(("codes",), (16, 16), layout=CodeLayout(3, 3)), Store()
+    )
     assert samples[Request(Span(np.zeros(4, np.int64), shards, places))].good == [0, 2]
 
 
@@ -214,7 +217,7 @@ def test_members_named_like_what_lgpl_notes(
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    assert chunk(str(path), Decoder(("image",), 16), 1).good == [0]
+    assert chunk(str(path), SampleDecoder(("image",), (16, 16)), 1).good == [0]
     main(["data", "check", "--workers", "1", str(path)])
     main(["data", "show", str(path), "--out", str(tmp_path / "sheet.png")])
     assert "1 samples: no faults" in capsys.readouterr().out
@@ -230,7 +233,7 @@ def test_exceptions_that_nobody_foresaw(
     monkeypatch.setattr("lgpl.data.decode.open_image", fails)
     path = write_shard(tmp_path / "a.tar", [sound(0)])
     cause = f"sample that does not decode ({error.__name__})"
-    assert chunk(path, Decoder(("image",), 16), 1).skipped == {cause: 1}
+    assert chunk(path, SampleDecoder(("image",), (16, 16)), 1).skipped == {cause: 1}
 
 
 def test_mistakes_and_interrupts_are_nobodys_sample() -> None:
@@ -249,7 +252,7 @@ def test_mistakes_and_interrupts_are_nobodys_sample() -> None:
 
 def test_a_disk_that_gives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_shard(tmp_path / "a.tar", [sound(0)])
-    samples = Samples([path], Decoder(("image",), 16), Store())
+    samples = Samples([path], SampleDecoder(("image",), (16, 16)), Store())
     assert len(samples._open[path]) == 1
 
     def fails(*_: object) -> bytes:
@@ -260,5 +263,7 @@ def test_a_disk_that_gives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert samples[Request(Span(one, one, one))].skipped == {
         "sample that cannot be read ([Errno 5] Input/output error)": 1
     }
-    found = Samples([path], Decoder(("image",), 16), Store())[Request(Span(one, one, one))]
+    found = Samples([path], SampleDecoder(("image",), (16, 16)), Store())[
+        Request(Span(one, one, one))
+    ]
     assert found.skipped == {"sample of a damaged or vanished shard": 1}

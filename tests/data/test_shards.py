@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lgpl.cli import main
-from lgpl.data.decode import Decoder
+from lgpl.data.decode import SampleDecoder
 from lgpl.data.index import count_samples
 from lgpl.data.order import Span
 from lgpl.data.shards import ALWAYS_UNPACKED, OpenShards, Shard, expand, read_shard
@@ -170,10 +170,12 @@ def test_a_sample_of_gigabytes_is_skipped_and_counted(
     places, none = np.arange(3), np.zeros(3, np.int64)
     wanted = Request(Span(none, none, places))
     cause = "sample of more than 536870912 bytes"
-    samples = Samples([path], Decoder(("image", "caption"), 16, captions=captions), Store())
+    samples = Samples(
+        [path], SampleDecoder(("image", "caption"), (16, 16), captions=captions), Store()
+    )
     assert samples[wanted].skipped[cause] == 1
     # Who does not read them does not mind them.
-    assert Samples([path], Decoder(("image",), 16), Store())[wanted].good == [0, 1, 2]
+    assert Samples([path], SampleDecoder(("image",), (16, 16)), Store())[wanted].good == [0, 1, 2]
     with pytest.raises(SystemExit):
         main(["data", "check", "--workers", "1", path])
     assert f"{path}: 1: {cause}\n" in capsys.readouterr().out
@@ -191,7 +193,9 @@ def test_a_sample_of_very_many_members_is_skipped_and_counted(
             for name in range(1001 if number == 1 else 999):
                 add(tar, f"{number}.{name}", b"")
     places, none = np.arange(3), np.zeros(3, np.int64)
-    found = Samples([path], Decoder(("image",), 16), Store())[Request(Span(none, none, places))]
+    found = Samples([path], SampleDecoder(("image",), (16, 16)), Store())[
+        Request(Span(none, none, places))
+    ]
     cause = "sample of more than 1000 members"
     assert found.good == [0, 2] and found.skipped == {cause: 1}
     with pytest.raises(SystemExit):

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lgpl.data.decode import Decoder, Field, Shapes, check_shapes
+from lgpl.data.decode import Field, SampleDecoder, Shapes, check_shapes
 from lgpl.data.members import (
     IMAGE_EXTENSIONS,
     BadSample,
@@ -90,7 +90,7 @@ def misfits(raw: Raw, first: dict[str, Shapes]) -> list[str]:
 
 
 @functools.lru_cache(1000)
-def decoder(name: str) -> Decoder | None:
+def decoder(name: str) -> SampleDecoder | None:
     """What decodes a member other than JSON; None where no field reads it."""
     field: Field
     if name in IMAGE_EXTENSIONS:
@@ -105,7 +105,7 @@ def decoder(name: str) -> Decoder | None:
         field, caption = "caption", name
     else:
         return None
-    return Decoder((field,), image_size=(1, 1), captions={caption: 1.0})
+    return SampleDecoder((field,), image_size=(1, 1), captions={caption: 1.0})
 
 
 def _json_faults(raw: Raw) -> list[str]:
