@@ -15,15 +15,14 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from lgpl.atomic import write_text
-from lgpl.data.datamodule import ShardDataModule
+from lgpl.codes import CodeLayout
+from lgpl.data.datamodule import CODE_TYPES, ShardDataModule
 from lgpl.data.index import count_samples, statistics, statistics_name, write_index
 from lgpl.data.members import BadSample, features_name, read_caption
 from lgpl.data.transfer import HTTP, scheme
 from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
-
-SMALL_CODEBOOK = 2**16  # whose codes are stored as uint16
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -40,6 +39,8 @@ def code_shard_name(shard: str) -> str:
 
 class CodeShardWriter(BasePredictionWriter):
     """Writes the codes of each predicted shard, with text features and the samples' own texts.
+
+    `KEY.codes.npy` is [views, depth, rows, columns], uint16 where the codebook allows, else uint32.
 
     A shard whose code shard stands is skipped; one that was not finished is written anew. Beside
     each stands `NAME_stats.json` with its samples and what made it, and at the end `index.json`
@@ -58,8 +59,7 @@ class CodeShardWriter(BasePredictionWriter):
         self._captions: list[str] = []
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
-        self._dtype = ""  # of codes
-        self._shape: tuple[int, ...] = ()  # [views, depth, rows, columns]
+        self._layout = CodeLayout(1, 1)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -94,12 +94,13 @@ class CodeShardWriter(BasePredictionWriter):
         if not hasattr(pl_module, "fingerprint"):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         tokenizer: Any = pl_module.autoencoder
-        layout = tokenizer.layout(*data.image_size)
-        self._shape = (-1, layout.depth, layout.rows, layout.columns)
-        self._dtype = "uint16" if tokenizer.codebook_size <= SMALL_CODEBOOK else "uint32"
+        self._layout = layout = tokenizer.layout(*data.image_size)
         self._made_by = {
             "tokenizer": pl_module.fingerprint(),  # type: ignore[operator]
-            "image_size": [*data.image_size],
+            "layout": [layout.rows, layout.columns, layout.depth],
+            "views": 10 * len(data.ten_crop) or 1,
+            "dtype": CODE_TYPES[tokenizer.codebook_size > 2**16],
+            "image_size": list(data.image_size),
             "ten_crop": data.ten_crop,
             "layout": [layout.rows, layout.columns, layout.depth],
             "views": 10 * len(data.ten_crop) or 1,
@@ -154,9 +155,18 @@ class CodeShardWriter(BasePredictionWriter):
     def _members(
         self, codes: Tensor, batch: dict[str, Any], pl_module: pl.LightningModule
     ) -> list[dict[str, bytes]]:
-        arrays = codes.cpu().numpy().astype(self._dtype)
+        """Of each sample, for codes [B, *layout.shape] or [B, views, *layout.shape]."""
+        views, layout = self._made_by["views"], self._layout
+        expected = (views, *layout.shape) if self._made_by["ten_crop"] else layout.shape
+        if codes.shape[1:] != expected:
+            raise UserError(
+                f"The tokenizer gives codes {[*codes.shape[1:]]} of an image; with {views} views "
+                f"and its layout {layout} they should be {[*expected]}."
+            )
+        shape = (len(codes), views, layout.depth, layout.rows, layout.columns)
+        arrays = codes.cpu().numpy().astype(self._made_by["dtype"]).reshape(shape)
         members = [
-            {"codes.npy": npy(array.reshape(self._shape)), **own}
+            {"codes.npy": npy(array), **own}
             for array, own in zip(arrays, batch["members"], strict=True)
         ]
         for name in self._captions:

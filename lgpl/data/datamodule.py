@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lgpl.codes import CodeLayout, to_image_size
+from lgpl import codes
+from lgpl.codes import CodeLayout
 from lgpl.data.decode import Field, SampleDecoder
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
@@ -19,7 +20,7 @@ from lgpl.data.streams import Rank, Samples, every_sample_once, shard_by_shard
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 
-CODE_DTYPES = ("uint16", "uint32")  # by the codebook's size
+CODE_TYPES = ("uint16", "uint32")  # of stored codes, by the size of the codebook
 
 
 class ShardDataModule(pl.LightningDataModule):
@@ -113,9 +114,15 @@ class ShardDataModule(pl.LightningDataModule):
         self._expected: dict[str, Any] = {}
         self._text_length: int | None = None
         self._tokenizer: str | None = None
+        self._layout: CodeLayout | None = None
 
     def expect(
-        self, *, text_length: int | None = None, tokenizer: str | None = None, **limits: Any
+        self,
+        *,
+        text_length: int | None = None,
+        tokenizer: str | None = None,
+        layout: CodeLayout | None = None,
+        **limits: Any,
     ) -> None:
         """What the model can take; a sample outside is skipped and counted.
 
@@ -123,10 +130,11 @@ class ShardDataModule(pl.LightningDataModule):
             text_length: positions of the text features in a batch.
             tokenizer: fingerprint of the tokenizer whose codes they are; shards of another one are
                 refused.
-            limits: `layout`, `codebook_size`, `num_classes`, `text_features` of `SampleDecoder`.
+            layout: of an image's codes; shards that were made with another are refused.
+            limits: `codebook_size`, `num_classes`, `text_features` of `SampleDecoder`.
         """
-        self._text_length, self._tokenizer = text_length, tokenizer
-        self._expected = limits
+        self._text_length, self._tokenizer, self._layout = text_length, tokenizer, layout
+        self._expected = {"layout": layout, **limits}
 
     def setup(self, stage: str) -> None:
         """Expand the patterns, so that a mistake in them is told before anything else is done."""
@@ -249,19 +257,27 @@ class ShardDataModule(pl.LightningDataModule):
         return [counts for counts, _ in found], [fault for _, faults in found for fault in faults]
 
     def _check_codes(self, split: str, shards: list[str]) -> None:
-        """Refuse codes of another tokenizer or layout, as far as the shards' statistics say it.
-
-        Of remote shards the first speaks for all.
+        """Refuse codes of another tokenizer, layout or type than the model's, as far as the shards'
+        statistics tell them. Of remote shards the first speaks for all.
         """
-        wanted: CodeLayout | None = self._expected.get("layout")
+        layout = self._layout and [self._layout.rows, self._layout.columns, self._layout.depth]
         remote = [path for path in shards if is_url(path)][:1]
         for path in [path for path in shards if not is_url(path)] + remote:
-            found = statistics(path, self.store).get("made_by", {})
-            made_by, layout, dtype = (found.get(n) for n in ("tokenizer", "layout", "dtype"))
-            if self._tokenizer and made_by and made_by != self._tokenizer:
+            made_by = statistics(path, self.store).get("made_by", {})
+            for name, whose, wanted in (
+                ("tokenizer", "model.tokenizer", self._tokenizer),
+                ("layout", "the model's [rows, columns, depth]", layout),
+            ):
+                found = made_by.get(name)
+                if wanted and found and found != wanted:
+                    raise UserError(
+                        f"data.{split}: {path} holds codes of the {name} {found}, but {whose} is "
+                        f"{wanted}: give that one, or encode again."
+                    )
+            if (dtype := made_by.get("dtype", CODE_TYPES[0])) not in CODE_TYPES:
                 raise UserError(
-                    f"data.{split}: {path} holds codes of the tokenizer {made_by}, but "
-                    f"model.tokenizer is {self._tokenizer}: give that one, or encode again."
+                    f"data.{split}: {path} holds codes of the dtype {dtype}, but "
+                    f"{' or '.join(CODE_TYPES)} is read: encode again."
                 )
             if wanted and layout and layout != [wanted.rows, wanted.columns, wanted.depth]:
                 raise UserError(

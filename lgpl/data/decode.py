@@ -63,7 +63,7 @@ class SampleDecoder:
             it is taken, in any unit.
         ten_crop: where nothing is to vary, ten views for each of these scales instead of one.
         filter: which sound samples are wanted.
-        layout: of the codes; None takes any.
+        layout: of an image's codes; None takes any.
         codebook_size: codes must be below; None for no check.
         num_classes: classes must be below; None for no check.
         text_features: width of the text features; None takes any.
@@ -194,20 +194,24 @@ class SampleDecoder:
         return label
 
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:
+        """One view's codes of the array [views, depth, rows, columns] or [rows, columns]."""
         codes = read_array(data, "codes")
-        if codes.ndim == 2:  # one view of depth 1
-            codes = codes[None, None]
-        if codes.ndim != 4 or codes.dtype.kind not in "iu" or not codes.size:
+        if codes.ndim == 3:
+            raise BadSample(
+                f"codes {describe(codes)} that do not say whether the first dimension is views or "
+                "depth: store [views, depth, rows, columns]"
+            )
+        if codes.ndim not in (2, 4) or codes.dtype.kind not in "iu":
             raise BadSample(
                 "codes that are no integers [views, depth, rows, columns] or [rows, columns] but "
                 f"{describe(codes)}"
             )
-        codes = codes[rng.randrange(len(codes)) if self.augment and len(codes) > 1 else 0]
-        depth, rows, columns = codes.shape
-        found = CodeLayout(rows, columns, depth)
-        if self.layout is not None and found != self.layout:
-            raise BadSample(f"codes of {found} where the model's layout is {self.layout}")
-        codes = codes.reshape(found.shape)
+        if codes.ndim == 4:
+            codes = codes[rng.randrange(len(codes)) if self.augment and len(codes) > 1 else 0]
+        *depth, rows, columns = codes.shape
+        layout = CodeLayout(rows, columns, *depth)
+        if self.layout is not None and layout != self.layout:
+            raise BadSample(f"codes of layout {layout} where the model's is {self.layout}")
         if codes.size > MOST_CODES:
             raise BadSample(f"codes of {describe(codes)}, more than {MOST_CODES}")
         codes = codes.astype(np.int64)  # uint64 beyond it becomes negative
@@ -215,7 +219,7 @@ class SampleDecoder:
             self.codebook_size is not None and codes.max() >= self.codebook_size
         ):
             raise BadSample(f"codes outside 0 to {(self.codebook_size or LARGEST_LABEL + 1) - 1}")
-        return torch.from_numpy(codes)
+        return torch.from_numpy(codes.reshape(layout.shape))
 
     def _text(self, data: bytes) -> Tensor:
         features = read_array(data, "text features")
@@ -270,7 +274,7 @@ def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[s
 
     Returns:
         `key` and `caption` as lists; `image` [B, 3, H, W] or [B, views, 3, H, W], uint8, see
-        `normalize`; `class` [B]; `codes` [B, rows, columns]; `text` [B, text_length, D] left-padded
+        `normalize`; `class` [B]; `codes` [B, *layout.shape]; `text` [B, text_length, D] left-padded
         with `text_lengths` [B].
     """
     batch: dict[str, Any] = {}

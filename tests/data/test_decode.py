@@ -73,7 +73,17 @@ def test_tensor_and_picture_round_trip() -> None:
         (
             ["codes"],
             {"codes.npy": npy(np.zeros((2, 3), np.uint16))},
-            "codes of 2x3 where the model's layout is 2x2",
+            "layout 2x3 where the model's is 2x2",
+        ),
+        (
+            ["codes"],
+            {"codes.npy": npy(np.zeros((1, 2, 2, 2), np.uint16))},
+            "layout 2x2x2 where the model's is 2x2",
+        ),
+        (
+            ["codes"],
+            {"codes.npy": npy(np.zeros((3, 2, 2), np.uint16))},
+            "do not say whether the first dimension is views or depth",
         ),
         (["codes"], {"codes.npy": npy(np.zeros((2, 2)))}, "codes that are no integers"),
         (["codes"], {"codes.npy": pickle.dumps([1])}, "no .npy array"),
@@ -97,6 +107,22 @@ def test_bad_samples_by_cause(fields: list[Field], raw: dict[str, bytes], cause:
     }
     with pytest.raises(BadSample, match=cause):
         decode(fields, raw, **limits)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_codes_are_one_view_by_their_layout(depth: int) -> None:
+    layout = CodeLayout(3, 4, depth)
+    stored = np.arange(5 * layout.codes, dtype=np.uint32).reshape(5, depth, 3, 4) + 2**16
+    raw = {"codes.npy": npy(stored)}
+    views = [torch.from_numpy(view.astype(np.int64).reshape(layout.shape)) for view in stored]
+    first = decode(["codes"], raw, layout=layout)["codes"]
+    assert torch.equal(first, views[0]) and first.shape == layout.shape
+    open_layout = decode(["codes"], raw)["codes"]
+    assert torch.equal(open_layout, first)
+    drawn = SampleDecoder(["codes"], (16, 16), augment=True, layout=layout)
+    found = [drawn({"__key__": "k", **raw}, random.Random(i))["codes"] for i in range(60)]
+    assert {int(codes.flatten()[0]) for codes in found} == {int(v.flatten()[0]) for v in views}
+    assert all(any(torch.equal(codes, view) for view in views) for codes in found)
 
 
 def test_collate_pads_text_on_the_left() -> None:

@@ -29,7 +29,7 @@ from lgpl.commands.data.check import check_shard
 from lgpl.commands.data.members import faults
 from lgpl.commands.data.summary import Summary
 from lgpl.data.decode import Field, SampleDecoder, collate
-from lgpl.data.filters import Filter, JsonCondition
+from lgpl.data.filters import Condition, Filter
 from lgpl.data.members import BadSample, Unwanted
 from lgpl.data.order import Span
 from lgpl.data.shards import Shard, read_shard
@@ -143,8 +143,8 @@ def read(path: Path) -> Counter[str]:
     shard.close()
     for augment in (True, False):
         decoder = SampleDecoder(
-            FIELDS, (16, 16), augment=augment, filter=wanted, layout=CodeLayout(2, 2),
-            codebook_size=64, num_classes=10, text_features=4,
+            FIELDS, (16, 16), augment=augment, filter=wanted, codebook_size=64,
+            layout=CodeLayout(2, 2), num_classes=10, text_features=4,
         )  # fmt: skip
         samples = Samples([str(path)], decoder, Store())
         places = np.arange(number + 1)  # and one that is not there
@@ -285,9 +285,7 @@ def test_any_members(found: list[Members], augment: bool) -> None:
         by_alt = SampleDecoder(
             (field,), (8, 8), captions={"json:alt": 1.0}, filter=Filter(min_side=4)
         )
-        scored = SampleDecoder(
-            (field,), (8, 8), filter=Filter(json={"score": JsonCondition(min=1)})
-        )
+        scored = SampleDecoder((field,), (8, 8), filter=Filter(json={"score": Condition(min=1)}))
         for raw in raws:
             for decode in (decoder, by_alt, scored):
                 try:
