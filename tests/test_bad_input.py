@@ -81,7 +81,7 @@ def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:
 
 def test_codes_of_another_grid(fails: Fails, chain: Chain) -> None:
     grid = ("--model.init_args.transformer.init_args.grid", "[4, 4]")
-    assert "holds codes of 8x8x1 (rows, columns, depth), but the model's layout is 4x4" in fails(
+    assert "holds codes of the layout [8, 8, 1], but the model's" in fails(
         *fit_stage2(chain, *grid)
     )
 

@@ -102,9 +102,6 @@ class CodeShardWriter(BasePredictionWriter):
             "dtype": CODE_TYPES[tokenizer.codebook_size > 2**16],
             "image_size": list(data.image_size),
             "ten_crop": data.ten_crop,
-            "layout": [layout.rows, layout.columns, layout.depth],
-            "views": 10 * len(data.ten_crop) or 1,
-            "dtype": self._dtype,
             "text_encoder": self.text_encoder and self.text_encoder.name,
         }
         for path in sorted(self.out.glob("*.tar")):

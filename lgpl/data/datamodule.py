@@ -8,8 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lgpl import codes
-from lgpl.codes import CodeLayout
+from lgpl.codes import CodeLayout, to_image_size
 from lgpl.data.decode import Field, SampleDecoder
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
@@ -258,7 +257,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     def _check_codes(self, split: str, shards: list[str]) -> None:
         """Refuse codes of another tokenizer, layout or type than the model's, as far as the shards'
-        statistics tell them. Of remote shards the first speaks for all.
+        statistics say it. Of remote shards the first speaks for all.
         """
         layout = self._layout and [self._layout.rows, self._layout.columns, self._layout.depth]
         remote = [path for path in shards if is_url(path)][:1]
@@ -278,17 +277,6 @@ class ShardDataModule(pl.LightningDataModule):
                 raise UserError(
                     f"data.{split}: {path} holds codes of the dtype {dtype}, but "
                     f"{' or '.join(CODE_TYPES)} is read: encode again."
-                )
-            if wanted and layout and layout != [wanted.rows, wanted.columns, wanted.depth]:
-                raise UserError(
-                    f"data.{split}: {path} holds codes of {'x'.join(map(str, layout))} (rows, "
-                    f"columns, depth), but the model's layout is {wanted}: encode again, or change "
-                    "the model's grid and depth."
-                )
-            if dtype and dtype not in CODE_DTYPES:
-                raise UserError(
-                    f"data.{split}: {path} holds codes of {dtype}, not of "
-                    f"{' or '.join(CODE_DTYPES)}: encode again."
                 )
 
     def _samples(self, split: str, shards: list[str]) -> Samples:

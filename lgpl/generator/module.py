@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
-from lgpl.checkpoints import Checkpoint, SelfDescribing, build_described, load_module
-from lgpl.codes import CodeLayout
+from lgpl.checkpoints import Checkpoint
+from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs
@@ -128,7 +128,7 @@ class GeneratorModule(TrainingModule):
             model = self._outline()
             model.condition.check_fields(data.fields)
             data.expect(
-                layout=CodeLayout(*model.grid),
+                layout=model.layout,
                 codebook_size=model.codebook_size,
                 **model.condition.limits(),
                 tokenizer=self.tokenizer.fingerprint() if self.tokenizer_path else None,

@@ -175,7 +175,10 @@ def test_no_config_runs_anything(tmp_path: Path, attack: str) -> None:
 
 FUNCTIONS = {
     "generate": {"class_path": "lgpl.generator.decoders.generate", "init_args": {"codes": []}},
-    "compiled": {"class_path": "lgpl.generator.decoders.raster.CompiledStep", "dict_kwargs": {"options": {}}},
+    "compiled": {
+        "class_path": "lgpl.generator.decoders.raster.CompiledStep",
+        "dict_kwargs": {"options": {}},
+    },
     "file": {"class_path": "lgpl.tokenizer.perceptual._from_package",
              "init_args": {"path": "/etc/passwd"}},
     "model": {"class_path": "lgpl.text.pretrained.load_pretrained", "init_args": {"source": "x"}},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lgpl.data.decode import BadSample, SampleDecoder, features_name
-from lgpl.data.filters import Condition, Filter, Unwanted
+from lgpl.data.filters import Filter, JsonCondition, Unwanted
 from lgpl.errors import UserError
 from tests.data.test_datamodule import module, take, train
 from tests.data.test_decode import npy

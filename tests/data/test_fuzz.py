@@ -29,7 +29,7 @@ from lgpl.commands.data.check import check_shard
 from lgpl.commands.data.members import faults
 from lgpl.commands.data.summary import Summary
 from lgpl.data.decode import Field, SampleDecoder, collate
-from lgpl.data.filters import Condition, Filter
+from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.members import BadSample, Unwanted
 from lgpl.data.order import Span
 from lgpl.data.shards import Shard, read_shard
@@ -285,7 +285,9 @@ def test_any_members(found: list[Members], augment: bool) -> None:
         by_alt = SampleDecoder(
             (field,), (8, 8), captions={"json:alt": 1.0}, filter=Filter(min_side=4)
         )
-        scored = SampleDecoder((field,), (8, 8), filter=Filter(json={"score": Condition(min=1)}))
+        scored = SampleDecoder(
+            (field,), (8, 8), filter=Filter(json={"score": JsonCondition(min=1)})
+        )
         for raw in raws:
             for decode in (decoder, by_alt, scored):
                 try:

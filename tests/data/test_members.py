@@ -14,7 +14,7 @@ import pytest
 from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.data.decode import Field, SampleDecoder
-from lgpl.data.filters import Condition, Filter
+from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.members import BadSample, guarded
 from lgpl.data.order import Span
 from lgpl.data.store import Store
@@ -178,7 +178,7 @@ def test_what_a_run_does_not_read_is_only_listed(
     """img2dataset leaves NaN in columns that nobody asks for."""
     json = b'{"width": 40, "height": 32, "score": 2, "exif": {"iso": [1, NaN]}}'
     path = write_shard(tmp_path / "a.tar", [sound(0), sound(1, json=json)])
-    wanted = Filter(min_side=8, json={"score": Condition(min=0)})
+    wanted = Filter(min_side=8, json={"score": JsonCondition(min=0)})
     assert chunk(path, SampleDecoder(("image", "codes"), (16, 16), filter=wanted), 2).good == [0, 1]
     assert checked(path, capsys) == {NOT_FINITE: 1}
 
@@ -203,7 +203,7 @@ def test_shapes_are_those_of_the_first_sample_of_the_list(
     samples = Samples(
         [one, two], SampleDecoder(("codes",), (16, 16), layout=CodeLayout(3, 3)), Store()
     )
-    assert samples[Request(Span(np.zeros(4, np.int64), shards, places))].good == [0, 2]
+    assert samples[ReadRequest(Span(np.zeros(4, np.int64), shards, places))].good == [0, 2]
 
 
 def test_members_named_like_what_lgpl_notes(
@@ -264,6 +264,6 @@ def test_a_disk_that_gives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "sample that cannot be read ([Errno 5] Input/output error)": 1
     }
     found = Samples([path], SampleDecoder(("image",), (16, 16)), Store())[
-        Request(Span(one, one, one))
+        ReadRequest(Span(one, one, one))
     ]
     assert found.skipped == {"sample of a damaged or vanished shard": 1}

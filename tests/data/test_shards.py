@@ -194,7 +194,7 @@ def test_a_sample_of_very_many_members_is_skipped_and_counted(
                 add(tar, f"{number}.{name}", b"")
     places, none = np.arange(3), np.zeros(3, np.int64)
     found = Samples([path], SampleDecoder(("image",), (16, 16)), Store())[
-        Request(Span(none, none, places))
+        ReadRequest(Span(none, none, places))
     ]
     cause = "sample of more than 1000 members"
     assert found.good == [0, 2] and found.skipped == {cause: 1}
