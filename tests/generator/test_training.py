@@ -55,6 +55,7 @@ def test_checkpointed_blocks_give_the_same_gradients_and_keep_less() -> None:
     assert little - weights < 0.2 * (much - weights)
 
 
+@pytest.mark.slow
 def test_compiled_in_place() -> None:
     """The same figures, and a checkpoint that does not show it."""
     options = {"dropout": 0.0, "token_dropout": 0.0, "condition_dropout": 0.0}
