@@ -91,7 +91,7 @@ def encode(tokenizer: str, out: Path, size: int, *options: str) -> None:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """Tokenizer, codes and both stages, by the commands of the README, tiny."""
+    """Tokenizer, codes and both stages, by the commands of the READMEs, tiny."""
     before = os.getcwd()
     os.chdir(ROOT)
     folder = tmp_path_factory.mktemp("chain")

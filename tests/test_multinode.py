@@ -51,7 +51,7 @@ class Node:
             ip("-n", self.name, "link", "set", device, "up")
 
     def torchrun(self, first: Node, port: int) -> list[str]:
-        """As the README has it; host names do not resolve here, so by addresses."""
+        """As configs/README.md has it; host names do not resolve here, so by addresses."""
         return [
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
             *("--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test"),

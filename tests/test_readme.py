@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -29,7 +31,20 @@ from lgpl.commands import (
 from tests.conftest import ROOT
 from tests.shards import count, picture, samples, write_shard, write_shards
 
-README, DATA = ((ROOT / name).read_text() for name in ("README.md", "data/README.md"))
+READMES = (
+    "README.md",
+    "configs/README.md",
+    "data/README.md",
+    "lgpl/checkpoints/README.md",
+    "lgpl/inference/README.md",
+    "lgpl/metrics/README.md",
+    "lgpl/serving/README.md",
+    "tests/benchmarks/README.md",
+)
+PAGES = (*READMES, "CONTRIBUTING.md", ".github/SECURITY.md")
+TEXTS = {name: (ROOT / name).read_text() for name in PAGES}
+CONFIGS, DATA, SERVING = (TEXTS[f"{at}/README.md"] for at in ("configs", "data", "lgpl/serving"))
+LONGEST = 200  # lines of the front page
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -49,14 +64,62 @@ def launched(text: str) -> list[tuple[str, str]]:
     return re.findall(started, lines, re.MULTILINE)
 
 
-LAUNCHED = launched(README)
+def without_blocks(text: str) -> str:
+    return re.sub(r"^ *```.*?```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def links(text: str) -> list[str]:
+    """Of images, too; not those to other hosts."""
+    found = re.findall(
+        r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"",
+        re.sub(r"`[^`\n]*`", "", without_blocks(text)),
+    )
+    return [link for pair in found for link in pair if link and "://" not in link]
+
+
+def anchors(text: str) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_blocks(text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 COMMANDS = dict.fromkeys(
-    [*commands(README), *commands(DATA), *(f"lgpl {command}" for _, command in LAUNCHED)]
+    command
+    for name in READMES
+    for command in (
+        *commands(TEXTS[name]),
+        *(f"lgpl {started}" for _, started in launched(TEXTS[name])),
+    )
 )
 
 
-def test_commands_were_found() -> None:
-    assert len(commands(README)) > 12 and len(commands(DATA)) > 6
+def test_every_readme_is_tested() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "*README.md"], cwd=ROOT, capture_output=True, text=True
+    )
+    if tracked.returncode:
+        pytest.skip("no git, or no repository")
+    assert set(tracked.stdout.split()) == set(READMES)
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("README.md", 9),
+        ("configs/README.md", 20),
+        ("data/README.md", 7),
+        ("lgpl/checkpoints/README.md", 7),
+        ("lgpl/inference/README.md", 3),
+        ("lgpl/metrics/README.md", 13),
+        ("lgpl/serving/README.md", 3),
+    ],
+)
+def test_commands_were_found(name: str, least: int) -> None:
+    assert len(commands(TEXTS[name])) >= least
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -93,8 +156,8 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
 
 def test_many_nodes_are_started_as_the_config_says() -> None:
     """Both launchers start the processes that `devices` and `num_nodes` count."""
-    srun, torchrun = sorted(line for line in LAUNCHED if "configs/trainer" in line[1])
-    script = next(block for block in blocks(README, "bash") if "#SBATCH" in block)
+    srun, torchrun = sorted(launched(CONFIGS))
+    script = next(block for block in blocks(CONFIGS, "bash") if "#SBATCH" in block)
     batch = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)", script, re.MULTILINE))
     options = get_args_parser().parse_args([*shlex.split(torchrun[0])[1:], "-m", "lgpl.cli"])
     counts = [
@@ -109,24 +172,47 @@ def test_many_nodes_are_started_as_the_config_says() -> None:
         assert shards == nodes * processes
 
 
-def test_make_targets_exist() -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_make_targets_exist(name: str) -> None:
+    text = TEXTS[name]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(
-        re.findall(
-            r"^make ([a-z-]+)",
-            "\n".join([*blocks(README, "bash"), *re.findall(r"`([^`\n]*)`", README)]),
-            re.MULTILINE,
-        )
-    )
-    assert named and named <= targets
+    lines = [*blocks(text, "bash"), *blocks(text, "sh"), *re.findall(r"`([^`\n]*)`", text)]
+    assert set(re.findall(r"^make ([a-z-]+)", "\n".join(lines), re.MULTILINE)) <= targets
 
 
-@pytest.mark.parametrize("folder", [".", "data"])
-def test_files_and_links_exist(folder: str) -> None:
-    text = (ROOT / folder / "README.md").read_text()
-    links = [ROOT / folder / link for link in re.findall(r"\]\(((?!http)[^)#]+)\)", text)]
-    named = re.findall(r"(?:configs/\w+/\w+\.yaml|data/recipes/\w+\.py)", text)
-    assert named and all(path.exists() for path in [*links, *(ROOT / name for name in named)])
+@pytest.mark.parametrize("name", PAGES)
+def test_files_and_modules_exist(name: str) -> None:
+    files = re.findall(r"(?:configs/[\w/]+\.yaml|data/recipes/\w+\.py)", TEXTS[name])
+    assert [file for file in files if not (ROOT / file).exists()] == []
+    modules = re.findall(r"python -m (tests\.[\w.]+\w)", TEXTS[name])
+    assert [module for module in modules if importlib.util.find_spec(module) is None] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    broken = []
+    for link in links(TEXTS[name]):
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        found = target.is_relative_to(ROOT) and target.exists()
+        if not found or (anchor and anchor not in anchors(target.read_text())):
+            broken.append(link)
+    assert broken == []
+
+
+def test_what_counts_as_a_link_and_as_an_anchor() -> None:
+    text = "## A `b`: c, d\n[x](y.md#z) ![i](j.png) `[k](l)`\n```bash\n# no\n[m](n)\n```\n"
+    assert links(f'{text}<img src="p.png"> [q](https://r.s)') == ["y.md#z", "j.png", "p.png"]
+    assert anchors(text) == {"a-b-c-d"}
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_blocks_are_whole(name: str) -> None:
+    """The chain's tests and those below run what needs no more than this machine."""
+    for code in blocks(TEXTS[name], "python"):
+        compile(code, name, "exec")
+    for config in blocks(TEXTS[name], "yaml"):
+        assert isinstance(yaml.safe_load(config), dict)
 
 
 def write_pictures(folder: Path) -> None:

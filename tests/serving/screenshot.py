@@ -1,4 +1,4 @@
-"""The README's image of the page: `python -m tests.serving.screenshot --help`."""
+"""The image of the page in lgpl/serving/README.md: `python -m tests.serving.screenshot --help`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from lgpl.serving import limits
 from lgpl.serving.middleware import LimitBody
 from tests.conftest import Chain, wait_until
 from tests.serving.servers import GATED, TOKEN, Server, export, serve
-from tests.test_readme import README, blocks
+from tests.test_readme import SERVING, blocks
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_images_of_the_openai_client(server: Server, tmp_path: Path) -> None:
 def test_the_readmes_client(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = [block for block in blocks(README, "python") if "import openai" in block]
+    (code,) = [block for block in blocks(SERVING, "python") if "import openai" in block]
     monkeypatch.chdir(tmp_path)
     code = code.replace("http://127.0.0.1:8000", server.url)
     exec(code.replace("none unless LGPL_TOKEN is set", TOKEN), {})

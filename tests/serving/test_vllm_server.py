@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 from tests.models import labels
 from tests.serving.generators import MINILM, class_config, export_generator
 from tests.serving.servers import LONG, Server, export, serve, wait_until
-from tests.test_readme import README, blocks, commands
+from tests.test_readme import SERVING, blocks, commands
 
 pytestmark = pytest.mark.serving
 
@@ -220,7 +220,7 @@ def test_a_training_checkpoint_must_be_exported(tmp_path: Path, fails: Callable[
 
 
 def test_the_readmes_command(tmp_path: Path) -> None:
-    (command,) = [line for line in commands(README) if "--engine vllm" in line]
+    (command,) = [line for line in commands(SERVING) if "--engine vllm" in line]
     _, _, *options = shlex.split(command)
     at = options.index("--checkpoint")
     del options[at : at + 2]
@@ -229,7 +229,7 @@ def test_the_readmes_command(tmp_path: Path) -> None:
 
 
 def test_the_readmes_snippet(tmp_path: Path) -> None:
-    (code,) = [block for block in blocks(README, "python") if "import vllm" in block]
+    (code,) = [block for block in blocks(SERVING, "python") if "import vllm" in block]
     model = export_generator(tmp_path / "exported/c2i_b", class_config(10))
     script = tmp_path / "script.py"
     script.write_text(f"{code}    import torch\n    torch.save(codes, 'codes.pt')\n")
