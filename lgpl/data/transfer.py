@@ -48,7 +48,7 @@ def transfer(url: str, write: Write, timeout: float) -> str | None:
         return None
     if kind in HTTP:
         return _http(url, write, timeout)
-    return _by_fsspec(kind + url[len(kind) :], write, _limits(kind, timeout))
+    return _by_fsspec(kind, url, write, timeout)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -101,23 +101,19 @@ def _request(url: str) -> urllib.request.Request:
     return request
 
 
-def _by_fsspec(url: str, write: Write, limits: dict[str, Any]) -> str | None:
-    with fsspec.open(url, "rb", **limits).open() as body:
+def _by_fsspec(kind: str, url: str, write: Write, timeout: float) -> str | None:
+    limits: dict[str, Any] = {}  # what each store's client calls a timeout
+    if kind in S3:
+        limits["config_kwargs"] = {"connect_timeout": timeout, "read_timeout": timeout}
+    elif kind in GCS:
+        limits["requests_timeout"] = timeout
+    with fsspec.open(kind + url[len(kind) :], "rb", **limits).open() as body:
         seen = _copy(body, write)
         details = getattr(body, "details", None)
     known = details if isinstance(details, dict) else {}
     if isinstance(known.get("size"), int) and seen != known["size"]:
         raise OSError(f"the connection broke after {seen} of {known['size']} bytes")
     return known.get("ETag") or known.get("etag")
-
-
-def _limits(kind: str, timeout: float) -> dict[str, Any]:
-    """What each store's client calls a timeout."""
-    if kind in S3:
-        return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout}}
-    if kind in GCS:
-        return {"requests_timeout": timeout}
-    return {}
 
 
 def _command(command: str, write: Write) -> None:
