@@ -32,29 +32,22 @@ class Table:
     """The samples of a tar file: runs of members KEY.EXT with the same KEY.
 
     Headers are read as far as they are asked for. A damaged file has the samples before the damage;
-    the one that the damage cuts is left out.
-
-    Args:
-        file: descriptor of a regular file.
-
-    Attributes:
-        damage: what ended the reading before the end; None for a whole file, or one that has not
-            been read to its end.
-        crowded: samples of more than `MOST_MEMBERS`, of which only so many are known.
+    the one that the damage cuts is left out. Without a file (its descriptor) there are none.
     """
 
-    def __init__(self, file: int) -> None:
-        self.damage: str | None = None
-        self.crowded: set[int] = set()
+    def __init__(self, file: int | None, damage: str | None = None) -> None:
+        self.damage = damage  # why the file ends early, as far as it has been read
+        self.crowded: set[int] = set()  # of more than MOST_MEMBERS, the others unknown
         self._keys: list[str] = []
         self._first = array("q")  # member of each sample, and one entry more at the end
         self._full = 0  # members with which the latest sample has as many as are kept
         self._extensions: list[str] = []
         self._offsets = array("q")
         self._sizes = array("q")
-        self._members: Iterator[None] | None = self._scan(file)
+        self._members = None if file is None else self._scan(file)
 
     def __len__(self) -> int:
+        """Number of samples; reads all headers, which nothing else here does."""
         self.reach(sys.maxsize)
         return len(self._keys)
 
@@ -83,10 +76,7 @@ class Table:
         return self._keys[sample]
 
     def members(self, sample: int) -> dict[str, tuple[int, int]]:
-        """Extension, in lower case -> (offset, size) of the content of a sample's members, bytes.
-
-        Of two members with one name the last counts.
-        """
+        """Extension in lower case -> (offset, size) in bytes; of two with one name the last."""
         return {
             self._extensions[i]: (self._offsets[i], self._sizes[i])
             for i in range(self._first[sample], self._first[sample + 1])
