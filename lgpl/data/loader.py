@@ -25,24 +25,21 @@ class SamplerState(NamedTuple):
     """Where a rank's sampler stands after a batch."""
 
     partitions: dict[int, tuple[PartitionState, int]]  # of each, so many samples after a place
-    partition: int  # whose turn it was
+    partition: int  # whose turn it is
     rest: int  # samples that are left of the turn
 
 
 def partitions_in_turn(
-    mixture: Mixture,
-    partitions: range,  # of this rank
-    places: Sequence[PartitionState],  # where each of all partitions begins
-    first: int,  # the partition whose turn it is
-    rest: int,  # samples that are left of its turn
-    turn: int,  # samples of a turn
-    remote: bool,  # name the shards that come next, to be fetched in time
+    mixture: Mixture, begin: SamplerState, turn: int, remote: bool
 ) -> Iterator[ReadRequest]:
-    """Requests without end for one rank's partitions in turn."""
-    places, number = list(places), rest
+    """Requests without end for one rank's partitions in turn, of `turn` samples each; where shards
+    are remote, those that come next are named, to be fetched in time."""
+    places = {partition: place for partition, (place, _) in begin.partitions.items()}
+    partitions, number = list(places), begin.rest
     look_ahead: dict[int, int] = {}  # by partition: samples drawn when it is worthwhile again
     reach = turn + max(max(order.shuffle, *order.counts) for order in mixture.orders)
-    for partition in itertools.islice(itertools.cycle(partitions), partitions.index(first), None):
+    first = partitions.index(begin.partition)
+    for partition in itertools.islice(itertools.cycle(partitions), first, None):
         if number:
             start = places[partition]
             span, places[partition] = mixture.take(partition, start, number)
@@ -56,12 +53,11 @@ def partitions_in_turn(
 
 
 def assembled(
-    chunks: Iterable[tuple[ReadRequest, Chunk]], batch_size: int
+    chunks: Iterable[tuple[ReadRequest, Chunk]], begin: SamplerState, batch_size: int
 ) -> Iterator[tuple[Batch, SamplerState]]:
     """Batches of exactly `batch_size` good samples, each with the sampler state after it."""
     parts: list[tuple[Batch, slice]] = []
-    missing = batch_size
-    state: dict[int, tuple[PartitionState, int]] = {}
+    missing, state = batch_size, dict(begin.partitions)
     for request, chunk in chunks:
         assert request.start is not None
         first, size = 0, len(request.span.shards)
@@ -121,9 +117,12 @@ class TrainLoader:
         self.turn = max(1, batch_size * rank.count * max(1, workers) // mixture.partitions)
         mixture.set_partitions(mixture.partitions, self.turn)
         start = PartitionState(0, (Position(),) * len(mixture.orders))
-        self._places = [start] * mixture.partitions
-        self._next, self._rest = rank.index, self.turn  # whose turn it is, and what is left of it
-        self._state: SamplerState | None = None  # since those places
+        self._begin([start] * mixture.partitions, rank.index, self.turn)
+
+    def _begin(self, places: Sequence[PartitionState], partition: int, rest: int) -> None:
+        """Stand at these places of all partitions, in the turn of one with a rest of it left."""
+        own = range(self.rank.index, len(places), self.rank.count)
+        self._state = SamplerState({p: (places[p], 0) for p in own}, partition, rest)
         self._running: Iterator[tuple[Batch, SamplerState]] | None = None
 
     def __len__(self) -> int:
@@ -133,13 +132,11 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self._running is None:
-            requests = partitions_in_turn(
-                self.mixture, self._partitions, self._places, self._next, self._rest, self.turn,
-                any(map(is_url, self.samples.shards)),
-            )  # fmt: skip
+            remote = any(map(is_url, self.samples.shards))
+            requests = partitions_in_turn(self.mixture, self._state, self.turn, remote)
             # Nothing in there refers to this loader: in a cycle the workers would end too late.
             chunks = answered(self.samples, self.workers, requests, self.skipped_counts)
-            self._running = assembled(chunks, self.batch_size)
+            self._running = assembled(chunks, self._state, self.batch_size)
         for batch, state in itertools.islice(self._running, self.batches):
             # A loader of known length is asked for a batch when the last one was trained on; an
             # endless one is asked for one batch ahead.
@@ -149,18 +146,11 @@ class TrainLoader:
             if self.batches is None:
                 self._state = state
 
-    @property
-    def _partitions(self) -> range:
-        return range(self.rank.index, self.mixture.partitions, self.rank.count)
-
     def state_dict(self) -> dict[str, Any]:
         """The sampler state of all ranks, for the checkpoint; all ranks must call this."""
-        places, turn = list(self._places), (self._next, self._rest)
-        if self._state is not None:
-            for partition, (start, number) in self._state.partitions.items():
-                places[partition] = self.mixture.take(partition, start, number)[1]
-            turn = self._state.partition, self._state.rest
-        mine = {partition: places[partition] for partition in self._partitions}, turn
+        partitions, partition, rest = self._state
+        places = {p: self.mixture.take(p, place, n)[1] for p, (place, n) in partitions.items()}
+        mine = places, [partition, rest]
         ranks = [mine]
         if dist.is_available() and dist.is_initialized():
             ranks = [mine] * dist.get_world_size()
@@ -175,7 +165,7 @@ class TrainLoader:
                 partition: [place.drawn, [list(position) for position in place.positions]]
                 for partition, place in all_places.items()
             },
-            "turns": [list(turn) for _, turn in ranks],
+            "turns": [turn for _, turn in ranks],
             "left": [
                 {e: torch.from_numpy(runs) for e, runs in order.left.items() if e >= first.epoch}
                 for order, first in zip(self.mixture.orders, map(min, by_order), strict=True)
@@ -206,19 +196,19 @@ class TrainLoader:
             order.left = {epoch: runs.numpy() for epoch, runs in left.items()}
         partitions, turn = self.mixture.partitions, self.turn
         self.mixture.set_partitions(state["partitions"], state["turn"])
+        partition, rest = self.rank.index, self.turn
         if state["partitions"] % self.rank.count == 0:
-            self.turn, self._places = state["turn"], places
-            self._next, self._rest = self.rank.index, self.turn
+            self.turn = rest = state["turn"]
             if len(state["turns"]) == self.rank.count:
-                self._next, self._rest = state["turns"][self.rank.index]
+                partition, rest = state["turns"][self.rank.index]
         else:
             log.warning(
                 "The checkpoint's %d partitions of data do not divide evenly among %d ranks: "
                 "what is left of the epoch is cut into %d, and its samples come in another order.",
                 *(state["partitions"], self.rank.count, partitions),
             )
-            self._places = self.mixture.recut(places, partitions, turn)
-        self._state, self._running = None, None
+            places = self.mixture.recut(places, partitions, turn)
+        self._begin(places, partition, rest)
 
 
 class PassLoader:

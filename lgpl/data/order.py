@@ -204,8 +204,7 @@ class Mixture:
     def recut(
         self, places: Sequence[PartitionState], partitions: int, turn: int
     ) -> list[PartitionState]:
-        """Cut what is left of the epochs into other partitions; gives the states at which those
-        begin."""
+        """Cut what is left of the epochs into other partitions; gives their first states."""
         first = []
         for index, order in enumerate(self.orders):
             order.left = order.remaining([place.positions[index] for place in places])
@@ -217,11 +216,9 @@ class Mixture:
         for order in self.orders:
             order.set_partitions(partitions, turn)
 
-    def take(
-        self, partition: int, progress: PartitionState, number: int
-    ) -> tuple[Span, PartitionState]:
+    def take(self, partition: int, at: PartitionState, number: int) -> tuple[Span, PartitionState]:
         """The next samples of a partition; shards are numbered through all data sets."""
-        drawn, positions = progress.drawn, list(progress.positions)
+        drawn, positions = at.drawn, list(at.positions)
         choice = self._draws(partition, drawn, number)
         columns = np.zeros((3, number), np.int64)
         first_shard = 0
@@ -235,7 +232,7 @@ class Mixture:
         return Span(*columns), PartitionState(drawn + number, tuple(positions))
 
     def _draws(self, partition: int, drawn: int, number: int) -> np.ndarray:
-        if len(self.orders) == 1:
+        if len(self.orders) == 1 or not number:
             return np.zeros(number, np.int64)
         shares = np.asarray(self.weights, float) / sum(self.weights)
         first, last = drawn // DRAWS, (drawn + number - 1) // DRAWS
