@@ -82,17 +82,16 @@ class ShardCache:
         """A kept shard opened to read; None where there is none, or it is not as it was fetched."""
         place = self._place(url)
         file = _open_own(place)
-        if file is None:
-            return None
-        record, size = _read_record(_record(place)), os.fstat(file.fileno()).st_size
-        if record.get("url") != _digest(url) or record.get("size") != size:
+        if file is not None:
+            record, size = _read_record(_record(place)), os.fstat(file.fileno()).st_size
+            if record.get("url") == _digest(url) and record.get("size") == size:
+                os.utime(file.fileno())  # used now
+                return file
             file.close()
-            return None
-        os.utime(file.fileno())  # used now
-        return file
+        return None
 
     def add(self, url: str, copy: Callable[[BinaryIO], str | None]) -> None:
-        """Keep the shard that `copy` writes into a file, giving its ETag; delete others for it."""
+        """Keep the shard that `copy` writes, which gives its ETag; delete others until it fits."""
         place = self._place(url)
         while missing := self._write(url, place, copy):
             # What does not fit leaves the room to others.
@@ -179,14 +178,10 @@ def _record(place: Path) -> Path:
 
 def _read_record(path: Path) -> dict[str, Any]:
     """What is known of a shard; nothing where the record is missing or none of ours."""
-    file = _open_own(path)
-    if file is None:
-        return {}
-    with file:
-        try:
+    record, file = None, _open_own(path)
+    if file is not None:
+        with file, suppress(ValueError, RecursionError):
             record = json.loads(file.read(LARGEST_RECORD))
-        except (ValueError, RecursionError):
-            return {}
     return record if isinstance(record, dict) and record.get(KIND) == 1 else {}
 
 

@@ -119,15 +119,12 @@ class ShardDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Expand the patterns, so that a mistake in them is told before anything else is done."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,))
-        for split in wanted:
+        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             patterns = self.patterns[split]
             if patterns is None:
                 if split == "val" and stage == "fit":
                     continue
-                raise UserError(
-                    f"data.{split} is not set; name the shards, as a path or a pattern."
-                )
+                raise UserError(f"data.{split} is not set; name the shards, as path or pattern.")
             parts = list(patterns) if isinstance(patterns, dict) else [patterns]
             self._named[split] = [named(part, f"data.{split}", self.store) for part in parts]
             self.shards[split] = list(itertools.chain(*self._named[split]))
@@ -150,9 +147,7 @@ class ShardDataModule(pl.LightningDataModule):
         batch_size = self.train_batch(rank.count, getattr(module, "accumulated", 1))
         partitions = self.partitions or rank.count * max(1, self.num_workers)
         if partitions % rank.count:
-            raise UserError(
-                f"data.partitions: {partitions} is no multiple of the {rank.count} ranks."
-            )
+            raise UserError(f"data.partitions: {partitions} is no multiple of {rank.count} ranks.")
         counts, faults = self._counted("train")
         for count in counts:
             total = sum(count.values())
@@ -165,14 +160,12 @@ class ShardDataModule(pl.LightningDataModule):
                 )
         orders = [Order([*count.values()], partitions, self.shuffle, self.seed) for count in counts]
         weights = [*train.values()] if isinstance(train, dict) else [1.0]
-        batches = None
-        if self.epoch_samples is not None:
-            batches = self.epoch_samples // (batch_size * rank.count)
-            if batches == 0:
-                raise UserError(
-                    f"data.epoch_samples: {self.epoch_samples} is less than one batch of "
-                    f"{batch_size} on each of {rank.count} ranks."
-                )
+        batches = self.epoch_samples and self.epoch_samples // (batch_size * rank.count)
+        if batches == 0:
+            raise UserError(
+                f"data.epoch_samples: {self.epoch_samples} is less than one batch of "
+                f"{batch_size} on each of {rank.count} ranks."
+            )
         listing = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
         fingerprint = hex(seed_of(listing, weights, self.shuffle, self.seed))
         samples = self._samples("train", [path for count in counts for path in count])

@@ -31,7 +31,7 @@ MOST_FEATURES = 2**24
 
 @dataclass
 class SampleDecoder:
-    """Decodes the fields a model wants and holds them against what it can take, None: anything."""
+    """Decodes the fields a model wants and holds them against what it can take; None: no limit."""
 
     fields: Sequence[Field]  # a sample that lacks one of them is bad
     image_size: ImageSize  # of the crop
@@ -41,7 +41,7 @@ class SampleDecoder:
     flip: bool = True
     # Members that hold a caption (`txt`, `short.txt`, `json:KEY`): how often each is taken.
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
-    ten_crop: Sequence[float] = ()  # scales of ten views each instead of one, without `augment`
+    ten_crop: Sequence[float] = ()  # without `augment`: ten views at each of these scales, not one
     filter: Filter = field(default_factory=Filter)  # which sound samples are wanted
     layout: CodeLayout | None = None  # of an image's codes
     codebook_size: int | None = None  # that codes must be below
@@ -75,12 +75,8 @@ class SampleDecoder:
         }
 
     def __call__(self, raw: Raw, rng: random.Random) -> Sample:
-        """Decode one sample; one of the same `open_shapes` as others can be collated with them.
-
-        Raises:
-            BadSample: a member is missing, broken or out of range.
-            Unwanted: the filter leaves the sample out.
-        """
+        """Decode one sample: BadSample where a member is missing, broken or out of range, Unwanted
+        where the filter leaves it out. Samples of the same `open_shapes` can be collated."""
         return members.guarded(self._decode, raw, rng)
 
     def _decode(self, raw: Raw, rng: random.Random) -> Sample:
@@ -171,10 +167,9 @@ class SampleDecoder:
         if codes.size > MOST_CODES:
             raise BadSample(f"codes of {members.describe(codes)}, more than {MOST_CODES}")
         codes = codes.astype(np.int64)  # uint64 beyond it becomes negative
-        if codes.min() < 0 or (
-            self.codebook_size is not None and codes.max() >= self.codebook_size
-        ):
-            raise BadSample(f"codes outside 0 to {(self.codebook_size or LARGEST_LABEL + 1) - 1}")
+        last = LARGEST_LABEL if self.codebook_size is None else self.codebook_size - 1
+        if codes.min() < 0 or codes.max() > last:
+            raise BadSample(f"codes outside 0 to {last}")
         return torch.from_numpy(codes.reshape(layout.shape))
 
     def _text(self, data: bytes) -> Tensor:
@@ -226,9 +221,8 @@ def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[s
     for name in samples[0]:
         values = [sample[name] for sample in samples]
         if name == "text":
-            batch["text"], batch["text_lengths"] = left_pad(
-                values, text_length or max(len(value) for value in values)
-            )
+            length = text_length or max(map(len, values))
+            batch["text"], batch["text_lengths"] = left_pad(values, length)
         elif isinstance(values[0], Tensor):
             batch[name] = torch.stack(values)
         elif isinstance(values[0], int):

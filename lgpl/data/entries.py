@@ -20,13 +20,10 @@ BEFORE_COLON = re.compile(r"[^/?#]*:")  # a drive, or a scheme such as `file:` w
 
 
 def place_of(name: str, index: str, allow_local: bool) -> str:
-    """Path or URL of a shard by its name in an index, itself a path or URL.
-
-    Raises:
-        UserError: a remote index names what it may not; local files it may with `allow_local`.
-    """
-    is_local = _is_local(name)
-    if is_remote(index) and not (_is_allowed(name, index) or (allow_local and is_local)):
+    """Path or URL of a shard by its name in an index, itself a path or URL; a `UserError` where a
+    remote index names what it may not, such as, without `allow_local`, a local file."""
+    is_remote, is_local = is_url(index) and scheme(index) not in LOCAL, _is_local(name)
+    if is_remote and not (_is_allowed(name, index) or (allow_local and is_local)):
         local = " or set data.store.allow_local" if is_local else ""
         raise UserError(
             f"{index}: the entry {name!r} is not read from a remote index, which may name shards "
@@ -36,11 +33,6 @@ def place_of(name: str, index: str, allow_local: bool) -> str:
         return name
     place = index.partition("?")[0] if scheme(index) in HTTP else index
     return posixpath.join(place.rpartition("/")[0], name)
-
-
-def is_remote(path: str) -> bool:
-    """Whether others may have written what a path or URL leads to."""
-    return is_url(path) and scheme(path) not in LOCAL
 
 
 def _is_allowed(name: str, index: str) -> bool:

@@ -33,11 +33,7 @@ MOST_SAMPLES = 10**8  # of a shard; a count above is nonsense, and the order of 
 
 def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, int | None]:
     """The shards that patterns and index files (`.json`) stand for, with their samples where an
-    index tells them.
-
-    Raises:
-        UserError: see `expand`, `read_index` and `Store.check`; `what` is the key it names.
-    """
+    index tells them; raises as `expand`, `read_index` and `Store.check_cache`."""
     shards: dict[str, int | None] = {}
     for path in expand(patterns, what, store):
         shards |= read_index(path, store) if is_index(path) else {path: None}
@@ -119,11 +115,7 @@ def is_index(path: str) -> bool:
 
 
 def read_index(path: str, store: Store) -> dict[str, int | None]:
-    """Shards and their counts.
-
-    Raises:
-        UserError: the file is no index, or a remote one that names what only a local one may.
-    """
+    """Shards and their counts; a `UserError` for a file that is no index, or as in `place_of`."""
     try:
         index = json.loads(store.read(path))
         counts = {str(name): int(number) for name, number in index["shards"].items()}

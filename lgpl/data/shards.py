@@ -47,11 +47,7 @@ def expand(
     patterns: str | Iterable[str], what: str = "shards", store: Store | None = None
 ) -> list[str]:
     """Shards that patterns stand for, in order, each once: paths, braces (`{0000..0007}`), globs
-    (`*`, `?`, `[]`) or URLs.
-
-    Raises:
-        UserError: a pattern of the key `what` matches nothing, or a file does not exist.
-    """
+    (`*`, `?`, `[]`) or URLs; a `UserError` about the key `what` where one matches nothing."""
     store = store or Store()
     shards: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -69,10 +65,7 @@ def expand(
             else:
                 found = [path] if os.path.isfile(path) else []
             if not found:
-                raise UserError(
-                    f"{what}: {path!r} matches no file; give a path, a brace or glob pattern, "
-                    "or a URL."
-                )
+                raise UserError(f"{what}: {path!r} matches no file; give a path, pattern or URL.")
             shards.update(dict.fromkeys(found))
     if not shards:
         raise UserError(f"{what}: the list is empty; give at least one path, pattern or URL.")
@@ -91,11 +84,7 @@ class Shard(Table):
             damage = f"cannot be read ({error.strerror or error})"
         super().__init__(None if self._file is None else self._file.fileno(), damage)
 
-    def __getitem__(self, sample: int) -> Raw:
-        """The bytes of a sample's members."""
-        return self.read(sample, None)
-
-    def read(self, sample: int, extensions: Collection[str] | None) -> Raw:
+    def read(self, sample: int, extensions: Collection[str] | None = None) -> Raw:
         """The bytes of a sample's members with these extensions (None: all of them), without those
         that are larger than anyone needs or that the file does not hold any more.
 
@@ -132,6 +121,8 @@ class Shard(Table):
         except (OSError, MemoryError) as error:
             raise BadSample(f"sample that cannot be read ({str(error) or 'no memory'})") from error
         return raw
+
+    __getitem__ = read
 
     def sizes(self, sample: int) -> dict[str, int]:
         """Extension -> bytes of a sample's members; BadSample where there are too many."""

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -120,11 +119,11 @@ class Store:
         hidden = ("_background", "_ahead")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
-    @cached_property
+    @functools.cached_property
     def _background(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, thread_name_prefix="prefetch")
 
-    @cached_property
+    @functools.cached_property
     def _ahead(self) -> set[str]:
         return set()
 

@@ -28,11 +28,8 @@ MAX_PIXELS = 2**26  # more than a 61-megapixel camera's; 256 MiB once decoded
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An RGB picture decoded in full: the first frame, upright, transparent parts on white.
-
-    Raises:
-        BadSample: the bytes are of no format in `FORMATS`, damaged, or of more than `MAX_PIXELS`.
-    """
+    """An RGB picture decoded in full: the first frame, upright, transparent parts on white; a
+    `BadSample` where it is of no format in `FORMATS`, damaged, or of more than `MAX_PIXELS`."""
     return _finish(_decode(_open(data)))
 
 

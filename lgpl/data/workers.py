@@ -21,13 +21,8 @@ JUDGED_FROM = 1000  # samples; the share of bad ones among fewer says little
 
 
 class SkippedCounts:
-    """Counts what was skipped, by cause, and says when it is too much.
-
-    Args:
-        split: name of the samples, for messages.
-        max_bad: share of bad samples that is borne; None bears any.
-        one_pass: samples after which there must have been a good one.
-    """
+    """Counts what was skipped of a split, by cause, and says when it is too much: when a larger
+    share than `max_bad` (None: any) is bad, or none of the samples of `one_pass` is good."""
 
     def __init__(self, split: str, max_bad: float | None = None, one_pass: int = 0) -> None:
         self.split, self.max_bad, self.one_pass = split, max_bad, one_pass
