@@ -109,7 +109,7 @@ class ShardDataModule(pl.LightningDataModule):
         self,
         *,
         text_length: int | None = None,  # positions of the text features in a batch
-        tokenizer: str | None = None,  # fingerprint of the codes' own; others' shards are refused
+        tokenizer: str | None = None,  # fingerprint of the codes' one; another's are refused
         layout: CodeLayout | None = None,  # of an image's codes; shards of another are refused
         **limits: Any,  # `codebook_size`, `num_classes`, `text_features` of `SampleDecoder`
     ) -> None:
@@ -130,7 +130,7 @@ class ShardDataModule(pl.LightningDataModule):
             self.shards[split] = list(itertools.chain(*self._named[split]))
 
     def train_batch(self, ranks: int, accumulate: int) -> int:
-        """Samples of a training batch on each rank, where so many make an optimizer step."""
+        """Samples of a training batch on each rank, `accumulate` of which make a step."""
         if self.global_batch is None:
             return self.batch_size
         batch, rest = divmod(self.global_batch, ranks * accumulate)
