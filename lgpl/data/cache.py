@@ -15,7 +15,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,22 +38,13 @@ NOT_OURS = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENXIO, errno.EISDIR)
 
 @dataclass
 class ShardCache:
-    """Keeps the shards that were used last.
+    """Keeps the shards that were used last."""
 
-    Attributes:
-        folder: where; it is made when it is needed.
-        gigabytes: of 10^9 bytes, above which the shards unused for the longest time are deleted.
-    """
-
-    folder: Path
-    gigabytes: float
+    folder: Path  # made when it is needed
+    gigabytes: float  # of 10^9 bytes; above, the shards unused for the longest time are deleted
 
     def check(self) -> None:
-        """Refuse a folder that stands and that others can write to.
-
-        Raises:
-            UserError: see above.
-        """
+        """Refuse, with a `UserError`, a folder that stands and that others can write to."""
         try:
             found = os.stat(self.folder)  # of a link what it leads to, which is what is written to
         except OSError:
@@ -71,12 +62,7 @@ class ShardCache:
             )
 
     def make(self) -> None:
-        """Make the folder, for this user alone.
-
-        Raises:
-            UserError: see `check`.
-            OSError: it cannot be made.
-        """
+        """Make the folder for this user alone, and `check` it."""
         _make(Path(os.path.realpath(self.folder)), 0o700)
         self.check()
 
@@ -96,23 +82,16 @@ class ShardCache:
         """A kept shard opened to read; None where there is none, or it is not as it was fetched."""
         place = self._place(url)
         file = _open_own(place)
-        if file is None:
-            return None
-        record = _read_record(_record(place))
-        size = os.fstat(file.fileno()).st_size
-        if record.get("url") != _digest(url) or record.get("size") != size:
+        if file is not None:
+            record, size = _read_record(_record(place)), os.fstat(file.fileno()).st_size
+            if record.get("url") == _digest(url) and record.get("size") == size:
+                os.utime(file.fileno())  # used now
+                return file
             file.close()
-            return None
-        os.utime(file.fileno())  # used now
-        return file
+        return None
 
     def add(self, url: str, copy: Callable[[BinaryIO], str | None]) -> None:
-        """Keep a shard, and delete others until it fits.
-
-        Args:
-            url: where it comes from.
-            copy: writes its bytes into a file and gives its ETag.
-        """
+        """Keep the shard that `copy` writes, which gives its ETag; delete others until it fits."""
         place = self._place(url)
         while missing := self._write(url, place, copy):
             # What does not fit leaves the room to others.
@@ -136,13 +115,9 @@ class ShardCache:
             etag = copy(partial.file)
             partial.file.flush()
             size = os.fstat(partial.file.fileno()).st_size
-            # The record first: a shard without one is fetched again.
-            record, path = (
-                {KIND: 1, "url": _digest(url), "size": size, "etag": etag},
-                _record(place),
-            )
-            _remove_folder(path)
-            write_text(path, json.dumps(record) + "\n")
+            record = {KIND: 1, "url": _digest(url), "size": size, "etag": etag}
+            _remove_folder(_record(place))
+            write_text(_record(place), json.dumps(record) + "\n")  # first: no shard without one
             _remove_folder(place)
             partial.commit()
             return 0
@@ -156,19 +131,15 @@ class ShardCache:
 
     def _kept(self) -> list[tuple[float, int, Path]]:
         """Time of the last use, bytes and path of all shards in the cache, the oldest first."""
-        names, kept = set(os.listdir(self.folder)), []
-        for name in names:
-            if OWN.fullmatch(name) and name + RECORD in names:
-                found = _regular(self.folder / name)
-                if found is not None:
-                    kept.append((found.st_mtime, found.st_size, self.folder / name))
-        return sorted(kept)
+        return sorted(
+            (found.st_mtime, found.st_size, path)
+            for path, found in self._files()
+            if OWN.fullmatch(path.name) and os.path.lexists(_record(path))
+        )
 
     def _delete(self, kept: list[tuple[float, int, Path]], excess: float) -> int:
-        """Delete the first shards until so many bytes are free; gives how many are.
-
-        A shard that is open stays readable after its name is gone.
-        """
+        """Delete the first shards, which stay readable where they are open, until so many bytes are
+        free; gives how many are."""
         freed = 0
         for _, size, path in kept:
             if freed >= excess:
@@ -180,13 +151,20 @@ class ShardCache:
 
     def _sweep(self) -> None:
         """Delete what killed processes left: half a shard, or a record without its shard."""
-        names = set(os.listdir(self.folder))
-        for name in names:
-            alone = OWN_RECORD.fullmatch(name) and name.removesuffix(RECORD) not in names
-            if alone or OWN_PARTIAL.fullmatch(name):
-                found = _regular(self.folder / name)
-                if found is not None and found.st_mtime < time.time() - ABANDONED:
-                    (self.folder / name).unlink(missing_ok=True)
+        for path, found in self._files():
+            left = OWN_PARTIAL.fullmatch(path.name) is not None
+            if OWN_RECORD.fullmatch(path.name):
+                left = not os.path.lexists(path.with_name(path.name.removesuffix(RECORD)))
+            if left and found.st_mtime < time.time() - ABANDONED:
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """What is known of each regular file in the folder that is not gone meanwhile."""
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    yield path, found
 
 
 def _digest(url: str) -> str:
@@ -200,14 +178,10 @@ def _record(place: Path) -> Path:
 
 def _read_record(path: Path) -> dict[str, Any]:
     """What is known of a shard; nothing where the record is missing or none of ours."""
-    file = _open_own(path)
-    if file is None:
-        return {}
-    with file:
-        try:
+    record, file = None, _open_own(path)
+    if file is not None:
+        with file, suppress(ValueError, RecursionError):
             record = json.loads(file.read(LARGEST_RECORD))
-        except (ValueError, RecursionError):
-            return {}
     return record if isinstance(record, dict) and record.get(KIND) == 1 else {}
 
 
@@ -225,15 +199,6 @@ def _open_own(path: Path) -> BinaryIO | None:
         os.close(number)
         return None
     return os.fdopen(number, "rb")
-
-
-def _regular(path: Path) -> os.stat_result | None:
-    """What is known of a regular file; None for a link, a folder, or what is gone meanwhile."""
-    with suppress(FileNotFoundError):
-        found = os.lstat(path)
-        if stat.S_ISREG(found.st_mode):
-            return found
-    return None
 
 
 def _remove_folder(path: Path) -> None:

@@ -84,80 +84,53 @@ class ShardDataModule(pl.LightningDataModule):
         store: Store = Store(),
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("shuffle", shuffle, 0),
-        ):
-            if value < least:
-                raise UserError(f"data.{name}: {value} is below {least}.")
+        self.patterns: dict[str, str | list[str] | dict[str, float] | None]
+        self.patterns = {"train": train, "val": val, "test": test, "predict": predict}
+        self.fields, self.ten_crop = list(fields), list(ten_crop)
+        self.image_size = to_image_size(image_size, "data.image_size")
+        self.augment, self.flip, self.filter = augment, flip, filter
         self.captions = captions or {"txt": 1.0}
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.global_batch, self.epoch_samples = global_batch, epoch_samples
+        self.num_workers, self.max_bad, self.store = num_workers, max_bad, store
+        self.shuffle, self.seed, self.partitions = shuffle, seed, partitions
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("shuffle", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"data.{name}: {getattr(self, name)} is below {least}.")
         if min(self.captions.values()) < 0 or not sum(self.captions.values()):
             raise UserError("data.captions: weights are at least 0, and one is more.")
         if isinstance(train, dict) and (not train or min(train.values()) <= 0):
             raise UserError("data.train: weights of data sets are above 0.")
-        self.patterns: dict[str, str | list[str] | dict[str, float] | None]
-        self.patterns = {"train": train, "val": val, "test": test, "predict": predict}
-        self.fields = list(fields)
-        self.image_size = to_image_size(image_size, "data.image_size")
-        self.augment, self.flip = augment, flip
-        self.filter = filter
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.global_batch = global_batch
-        self.epoch_samples, self.num_workers = epoch_samples, num_workers
-        self.shuffle, self.seed, self.partitions = shuffle, seed, partitions
-        self.max_bad, self.store = max_bad, store
-        self.ten_crop = list(ten_crop)
         self.shards: dict[str, list[str]] = {}
         self._named: dict[str, list[dict[str, int | None]]] = {}
-        self._expected: dict[str, Any] = {}
-        self._text_length: int | None = None
-        self._tokenizer: str | None = None
-        self._layout: CodeLayout | None = None
+        self.expect()
 
     def expect(
         self,
         *,
-        text_length: int | None = None,
-        tokenizer: str | None = None,
-        layout: CodeLayout | None = None,
-        **limits: Any,
+        text_length: int | None = None,  # positions of the text features in a batch
+        tokenizer: str | None = None,  # fingerprint of the codes' one; another's are refused
+        layout: CodeLayout | None = None,  # of an image's codes; shards of another are refused
+        **limits: Any,  # `codebook_size`, `num_classes`, `text_features` of `SampleDecoder`
     ) -> None:
-        """What the model can take; a sample outside is skipped and counted.
-
-        Args:
-            text_length: positions of the text features in a batch.
-            tokenizer: fingerprint of the tokenizer whose codes they are; shards of another one are
-                refused.
-            layout: of an image's codes; shards that were made with another are refused.
-            limits: `codebook_size`, `num_classes`, `text_features` of `SampleDecoder`.
-        """
+        """What the model can take; a sample outside is skipped and counted."""
         self._text_length, self._tokenizer, self._layout = text_length, tokenizer, layout
         self._expected = {"layout": layout, **limits}
 
     def setup(self, stage: str) -> None:
         """Expand the patterns, so that a mistake in them is told before anything else is done."""
-        wanted = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,))
-        for split in wanted:
+        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             patterns = self.patterns[split]
-            if patterns is None and split == "val" and stage == "fit":
-                continue
             if patterns is None:
-                raise UserError(
-                    f"data.{split} is not set; name the shards, as a path or a pattern."
-                )
-            self._named[split] = [
-                named(part, f"data.{split}", self.store) for part in self._parts(split)
-            ]
+                if split == "val" and stage == "fit":
+                    continue
+                raise UserError(f"data.{split} is not set; name the shards, as path or pattern.")
+            parts = list(patterns) if isinstance(patterns, dict) else [patterns]
+            self._named[split] = [named(part, f"data.{split}", self.store) for part in parts]
             self.shards[split] = list(itertools.chain(*self._named[split]))
 
     def train_batch(self, ranks: int, accumulate: int) -> int:
-        """Samples of a training batch on each rank.
-
-        Args:
-            ranks: number of them.
-            accumulate: batches of an optimizer step.
-        """
+        """Samples of a training batch on each rank, `accumulate` of which make a step."""
         if self.global_batch is None:
             return self.batch_size
         batch, rest = divmod(self.global_batch, ranks * accumulate)
@@ -174,9 +147,7 @@ class ShardDataModule(pl.LightningDataModule):
         batch_size = self.train_batch(rank.count, getattr(module, "accumulated", 1))
         partitions = self.partitions or rank.count * max(1, self.num_workers)
         if partitions % rank.count:
-            raise UserError(
-                f"data.partitions: {partitions} is no multiple of the {rank.count} ranks."
-            )
+            raise UserError(f"data.partitions: {partitions} is no multiple of {rank.count} ranks.")
         counts, faults = self._counted("train")
         for count in counts:
             total = sum(count.values())
@@ -189,24 +160,18 @@ class ShardDataModule(pl.LightningDataModule):
                 )
         orders = [Order([*count.values()], partitions, self.shuffle, self.seed) for count in counts]
         weights = [*train.values()] if isinstance(train, dict) else [1.0]
-        batches = None
-        if self.epoch_samples is not None:
-            batches = self.epoch_samples // (batch_size * rank.count)
-            if batches == 0:
-                raise UserError(
-                    f"data.epoch_samples: {self.epoch_samples} is less than one batch of "
-                    f"{batch_size} on each of {rank.count} ranks."
-                )
+        batches = self.epoch_samples and self.epoch_samples // (batch_size * rank.count)
+        if batches == 0:
+            raise UserError(
+                f"data.epoch_samples: {self.epoch_samples} is less than one batch of "
+                f"{batch_size} on each of {rank.count} ranks."
+            )
         listing = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
+        fingerprint = hex(seed_of(listing, weights, self.shuffle, self.seed))
+        samples = self._samples("train", [path for count in counts for path in count])
+        mixture = Mixture(orders, weights, self.seed)
         return TrainLoader(
-            self._samples("train", [path for count in counts for path in count]),
-            Mixture(orders, weights, self.seed),
-            rank,
-            self.num_workers,
-            batch_size,
-            batches,
-            fingerprint=hex(seed_of(listing, weights, self.shuffle, self.seed)),
-            max_bad=self.max_bad,
+            samples, mixture, rank, self.num_workers, batch_size, batches, fingerprint, self.max_bad
         )
 
     def val_dataloader(self) -> PassLoader | list[Any]:
@@ -237,13 +202,6 @@ class ShardDataModule(pl.LightningDataModule):
         workers = min(self.num_workers, len(requests))
         return PassLoader(samples, lambda: requests, workers, len(requests), split)
 
-    def _parts(self, split: str) -> list[str | list[str]]:
-        """The patterns of each data set of a split."""
-        patterns = self.patterns[split]
-        if isinstance(patterns, dict):
-            return list(patterns)
-        return [patterns or []]
-
     def _counted(self, split: str) -> tuple[list[dict[str, int]], list[str]]:
         """Samples of the shards of each data set, and what is wrong; one rank counts for all."""
         found = None
@@ -257,8 +215,7 @@ class ShardDataModule(pl.LightningDataModule):
 
     def _check_codes(self, split: str, shards: list[str]) -> None:
         """Refuse codes of another tokenizer, layout or type than the model's, as far as the shards'
-        statistics say it. Of remote shards the first speaks for all.
-        """
+        statistics say it. Of remote shards the first speaks for all."""
         layout = self._layout and [self._layout.rows, self._layout.columns, self._layout.depth]
         remote = [path for path in shards if is_url(path)][:1]
         for path in [path for path in shards if not is_url(path)] + remote:
@@ -293,15 +250,8 @@ class ShardDataModule(pl.LightningDataModule):
             filter=self.filter,
             **self._expected,
         )
-        return Samples(
-            shards,
-            decoder,
-            self.store,
-            self.seed,
-            self._text_length,
-            keep_open=self.shuffle if training else 0,
-            copies=split == "predict",
-        )
+        kept, copies = self.shuffle if training else 0, split == "predict"
+        return Samples(shards, decoder, self.store, self.seed, self._text_length, kept, copies)
 
     def _rank(self) -> Rank:
         if self.trainer is None:

@@ -14,30 +14,10 @@ import torch
 from torch import Tensor
 
 from lgpl.codes import CodeLayout, ImageSize
+from lgpl.data import members, transforms
 from lgpl.data.filters import Filter
-from lgpl.data.members import (
-    IMAGE_EXTENSIONS,
-    JSON_CAPTION,
-    BadSample,
-    Raw,
-    by,
-    describe,
-    features_name,
-    guarded,
-    member,
-    read_array,
-    read_caption,
-    read_json,
-    read_size,
-)
-from lgpl.data.transforms import (
-    center_crop,
-    header_size,
-    open_image,
-    random_crop,
-    ten_crops,
-    to_uint8,
-)
+from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, features_name, member
+from lgpl.data.transforms import to_uint8
 from lgpl.text.padding import left_pad
 
 Field = Literal["image", "caption", "class", "codes", "text"]
@@ -51,35 +31,22 @@ MOST_FEATURES = 2**24
 
 @dataclass
 class SampleDecoder:
-    """Decodes the fields a model wants and holds them against what it can take.
+    """Decodes the fields a model wants and holds them against what it can take; None: no limit."""
 
-    Attributes:
-        fields: what to decode; a sample that lacks one of them is bad.
-        image_size: height and width of the crop, pixels.
-        augment: random crop and, where `flip`, a horizontal flip instead of the centre crop; one
-            of several captions, and of several crops' codes, instead of the first.
-        flip: see `augment`.
-        captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
-            it is taken, in any unit.
-        ten_crop: where nothing is to vary, ten views for each of these scales instead of one.
-        filter: which sound samples are wanted.
-        layout: of an image's codes; None takes any.
-        codebook_size: codes must be below; None for no check.
-        num_classes: classes must be below; None for no check.
-        text_features: width of the text features; None takes any.
-    """
-
-    fields: Sequence[Field]
-    image_size: ImageSize
+    fields: Sequence[Field]  # a sample that lacks one of them is bad
+    image_size: ImageSize  # of the crop
+    # Random crop and, where `flip`, a horizontal flip instead of the centre crop; one of several
+    # captions, and of several crops' codes, instead of the first.
     augment: bool = False
     flip: bool = True
+    # Members that hold a caption (`txt`, `short.txt`, `json:KEY`): how often each is taken.
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
-    ten_crop: Sequence[float] = ()
-    filter: Filter = field(default_factory=Filter)
-    layout: CodeLayout | None = None
-    codebook_size: int | None = None
-    num_classes: int | None = None
-    text_features: int | None = None
+    ten_crop: Sequence[float] = ()  # without `augment`: ten views at each of these scales, not one
+    filter: Filter = field(default_factory=Filter)  # which sound samples are wanted
+    layout: CodeLayout | None = None  # of an image's codes
+    codebook_size: int | None = None  # that codes must be below
+    num_classes: int | None = None  # that classes must be below
+    text_features: int | None = None  # width
 
     @cached_property
     def members(self) -> frozenset[str]:
@@ -108,13 +75,9 @@ class SampleDecoder:
         }
 
     def __call__(self, raw: Raw, rng: random.Random) -> Sample:
-        """Decode one sample; one of the same `open_shapes` as others can be collated with them.
-
-        Raises:
-            BadSample: a member is missing, broken or out of range.
-            Unwanted: the filter leaves the sample out.
-        """
-        return guarded(self._decode, raw, rng)
+        """Decode one sample: BadSample where a member is missing, broken or out of range, Unwanted
+        where the filter leaves it out. Samples of the same `open_shapes` can be collated."""
+        return members.guarded(self._decode, raw, rng)
 
     def _decode(self, raw: Raw, rng: random.Random) -> Sample:
         sample: Sample = {"key": raw["__key__"]}
@@ -124,7 +87,7 @@ class SampleDecoder:
             if name == "image":
                 sample["image"] = self._image(member(raw, name, IMAGE_EXTENSIONS), rng)
             elif name == "caption":
-                sample["caption"] = read_caption(raw, caption)
+                sample["caption"] = members.read_caption(raw, caption)
             elif name == "class":
                 sample["class"] = self._class(member(raw, name, ("cls",)))
             elif name == "codes":
@@ -135,26 +98,18 @@ class SampleDecoder:
 
     def _filter(self, raw: Raw) -> None:
         if self.filter.json:
-            self.filter.check_json(read_json(raw))
-        if self.filter.reads_size:
-            self.filter.check_size(*self._size(raw))
-
-    def _size(self, raw: Raw) -> tuple[int, int]:
-        """Width and height of the picture, by its header or else by the JSON beside it."""
-        if "image" in self.fields:
-            try:
-                return header_size(member(raw, "image", IMAGE_EXTENSIONS))
-            except ValueError as error:
-                raise BadSample(str(error)) from error
-        return read_size(read_json(raw))
+            self.filter.check_json(members.read_json(raw))
+        if self.filter.reads_size and "image" in self.fields:
+            data = member(raw, "image", IMAGE_EXTENSIONS)
+            self.filter.check_size(*transforms.header_size(data))
+        elif self.filter.reads_size:
+            self.filter.check_size(*members.read_size(members.read_json(raw)))
 
     def _choose_caption(self, raw: Raw, rng: random.Random) -> str:
         """One of the captions that the sample has; the first where nothing is to vary."""
-        names = list(self.captions)
-        wanted = {"caption", "text"} & set(self.fields)
-        if len(names) == 1 or not wanted:
-            caption = names[0]
-        else:
+        names, wanted = list(self.captions), {"caption", "text"} & set(self.fields)
+        caption = names[0]
+        if len(names) > 1 and wanted:
             there = [
                 name
                 for name in names
@@ -162,25 +117,22 @@ class SampleDecoder:
                 and ("caption" not in wanted or _has_caption(raw, name))
             ]
             weights = [self.captions[name] for name in there]
-            if not self.augment or not sum(weights):
-                caption = there[0] if there else names[0]
-            else:
+            if self.augment and any(weights):
                 (caption,) = rng.choices(there, weights)
+            elif there:
+                caption = there[0]
         if self.filter.caption_length:
-            self.filter.check_caption(read_caption(raw, caption))
+            self.filter.check_caption(members.read_caption(raw, caption))
         return caption
 
     def _image(self, data: bytes, rng: random.Random) -> Tensor:
-        try:
-            if self.augment:
-                pixels = to_uint8(random_crop(data, self.image_size, rng))
-                return pixels.flip(-1) if self.flip and rng.random() < 0.5 else pixels
-            image = open_image(data)
-        except ValueError as error:
-            raise BadSample(str(error)) from error
+        if self.augment:
+            pixels = to_uint8(transforms.random_crop(data, self.image_size, rng))
+            return pixels.flip(-1) if self.flip and rng.random() < 0.5 else pixels
+        image = transforms.open_image(data)
         if not self.ten_crop:
-            return to_uint8(center_crop(image, self.image_size))
-        views = [ten_crops(image, self.image_size, scale) for scale in self.ten_crop]
+            return to_uint8(transforms.center_crop(image, self.image_size))
+        views = [transforms.ten_crops(image, self.image_size, scale) for scale in self.ten_crop]
         return torch.stack([to_uint8(view) for view in itertools.chain(*views)])
 
     def _class(self, data: bytes) -> int:
@@ -195,16 +147,16 @@ class SampleDecoder:
 
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:
         """One view's codes of the array [views, depth, rows, columns] or [rows, columns]."""
-        codes = read_array(data, "codes")
+        codes = members.read_array(data, "codes")
         if codes.ndim == 3:
             raise BadSample(
-                f"codes {describe(codes)} that do not say whether the first dimension is views or "
-                "depth: store [views, depth, rows, columns]"
+                f"codes {members.describe(codes)} that do not say whether the first dimension is "
+                "views or depth: store [views, depth, rows, columns]"
             )
         if codes.ndim not in (2, 4) or codes.dtype.kind not in "iu":
             raise BadSample(
                 "codes that are no integers [views, depth, rows, columns] or [rows, columns] but "
-                f"{describe(codes)}"
+                f"{members.describe(codes)}"
             )
         if codes.ndim == 4:
             codes = codes[rng.randrange(len(codes)) if self.augment and len(codes) > 1 else 0]
@@ -213,45 +165,36 @@ class SampleDecoder:
         if self.layout is not None and layout != self.layout:
             raise BadSample(f"codes of layout {layout} where the model's is {self.layout}")
         if codes.size > MOST_CODES:
-            raise BadSample(f"codes of {describe(codes)}, more than {MOST_CODES}")
+            raise BadSample(f"codes of {members.describe(codes)}, more than {MOST_CODES}")
         codes = codes.astype(np.int64)  # uint64 beyond it becomes negative
-        if codes.min() < 0 or (
-            self.codebook_size is not None and codes.max() >= self.codebook_size
-        ):
-            raise BadSample(f"codes outside 0 to {(self.codebook_size or LARGEST_LABEL + 1) - 1}")
+        last = LARGEST_LABEL if self.codebook_size is None else self.codebook_size - 1
+        if codes.min() < 0 or codes.max() > last:
+            raise BadSample(f"codes outside 0 to {last}")
         return torch.from_numpy(codes.reshape(layout.shape))
 
     def _text(self, data: bytes) -> Tensor:
-        features = read_array(data, "text features")
+        features = members.read_array(data, "text features")
+        described = members.describe(features)
         if features.ndim != 2 or features.dtype.kind != "f":
-            raise BadSample(
-                f"text features that are no floats [length, width] but {describe(features)}"
-            )
+            raise BadSample(f"text features that are no floats [length, width] but {described}")
         if self.text_features is not None and features.shape[1] != self.text_features:
             raise BadSample(
                 f"text features {features.shape[1]} wide where the model takes {self.text_features}"
             )
         if features.size > MOST_FEATURES:
-            raise BadSample(f"text features of {describe(features)}, more than {MOST_FEATURES}")
-        features = _float32(features)
+            raise BadSample(f"text features of {described}, more than {MOST_FEATURES}")
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
+            features = features.astype(np.float32)
         if not np.isfinite(features).all():
             raise BadSample("text features that are not finite")
         return torch.from_numpy(features)
-
-
-def _float32(features: np.ndarray) -> np.ndarray:
-    """What float32 does not hold becomes infinite."""
-    if features.dtype.itemsize <= 4:
-        return features.astype(np.float32)
-    with np.errstate(over="ignore"):
-        return features.astype(np.float32)
 
 
 def _has_caption(raw: Raw, name: str) -> bool:
     if not name.startswith(JSON_CAPTION):
         return name in raw
     try:
-        return isinstance(read_json(raw).get(name.removeprefix(JSON_CAPTION)), str)
+        return isinstance(members.read_json(raw).get(name.removeprefix(JSON_CAPTION)), str)
     except BadSample:
         return False
 
@@ -262,28 +205,24 @@ def check_shapes(shapes: Shapes, first: Shapes) -> None:
         wanted = first.get(name, shape)
         if shape != wanted:
             what = "text features of width" if name == "text" else "codes of"
-            raise BadSample(f"{what} {by(shape)} where the first sample's are {by(wanted)}")
+            has, first_has = members.by(shape), members.by(wanted)
+            raise BadSample(f"{what} {has} where the first sample's are {first_has}")
 
 
 def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[str, Any]:
-    """Samples as one batch.
-
-    Args:
-        samples: at least one, all with the same fields.
-        text_length: positions of the text features; the longest of the batch by default.
+    """Samples, at least one and all with the same fields, as one batch.
 
     Returns:
         `key` and `caption` as lists; `image` [B, 3, H, W] or [B, views, 3, H, W], uint8, see
         `normalize`; `class` [B]; `codes` [B, *layout.shape]; `text` [B, text_length, D] left-padded
-        with `text_lengths` [B].
+        with `text_lengths` [B]; by default as long as the longest.
     """
     batch: dict[str, Any] = {}
     for name in samples[0]:
         values = [sample[name] for sample in samples]
         if name == "text":
-            batch["text"], batch["text_lengths"] = left_pad(
-                values, text_length or max(len(value) for value in values)
-            )
+            length = text_length or max(map(len, values))
+            batch["text"], batch["text_lengths"] = left_pad(values, length)
         elif isinstance(values[0], Tensor):
             batch[name] = torch.stack(values)
         elif isinstance(values[0], int):

@@ -15,45 +15,28 @@ from lgpl.errors import UserError
 
 LOCAL = ("file", "local")
 REMOTE = (*HTTP, *S3, *GCS)
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 BEFORE_COLON = re.compile(r"[^/?#]*:")  # a drive, or a scheme such as `file:` without slashes
 
 
 def place_of(name: str, index: str, allow_local: bool) -> str:
-    """Path or URL of a shard that an index names.
-
-    Args:
-        name: relative to the index, or a path or URL.
-        index: path or URL of the index.
-        allow_local: a remote index may name local files.
-
-    Raises:
-        UserError: a remote index names what it may not.
-    """
-    if is_remote(index):
-        _check(name, index, allow_local)
+    """Path or URL of a shard by its name in an index, itself a path or URL; a `UserError` where a
+    remote index names what it may not, such as, without `allow_local`, a local file."""
+    is_remote, is_local = is_url(index) and scheme(index) not in LOCAL, _is_local(name)
+    if is_remote and not (_is_allowed(name, index) or (allow_local and is_local)):
+        local = " or set data.store.allow_local" if is_local else ""
+        raise UserError(
+            f"{index}: the entry {name!r} is not read from a remote index, which may name shards "
+            f"in or below its own folder and http(s)://, s3:// and gs:// URLs; correct it{local}."
+        )
     if is_url(name) or name.startswith("/"):
         return name
     place = index.partition("?")[0] if scheme(index) in HTTP else index
     return posixpath.join(place.rpartition("/")[0], name)
 
 
-def is_remote(path: str) -> bool:
-    """Whether others may have written what a path or URL leads to."""
-    return is_url(path) and scheme(path) not in LOCAL
-
-
-def _check(name: str, index: str, allow_local: bool) -> None:
-    if not _is_allowed(name, index) and not (allow_local and _is_local(name)):
-        local = "" if allow_local or not _is_local(name) else " or set data.store.allow_local"
-        raise UserError(
-            f"{index}: the entry {name!r} is not read from a remote index, which may name shards "
-            f"in or below its own folder and http(s)://, s3:// and gs:// URLs; correct it{local}."
-        )
-
-
 def _is_allowed(name: str, index: str) -> bool:
-    if CONTROL.search(name) or "\\" in name:
+    if FORBIDDEN.search(name):
         return False
     if not is_url(name):
         return scheme(index) != "pipe" and _is_below(name, index)  # a command has no folder
@@ -69,16 +52,13 @@ def _is_below(name: str, index: str) -> bool:
     if scheme(index) in HTTP:
         name = re.split(r"[?#]", name, maxsplit=1)[0]
     for path in (name, urllib.parse.unquote(name)):
-        if not path or path.startswith("/") or "\\" in path or CONTROL.search(path):
+        if not path or path.startswith("/") or "::" in path or FORBIDDEN.search(path):
             return False
-        if "::" in path or BEFORE_COLON.match(path):
-            return False
-        if posixpath.normpath(path).partition("/")[0] == "..":
+        if BEFORE_COLON.match(path) or posixpath.normpath(path).partition("/")[0] == "..":
             return False
     return True
 
 
 def _is_local(name: str) -> bool:
-    if CONTROL.search(name) or "::" in name or "\\" in name:
-        return False
-    return name.startswith("/") or name.partition("://")[0].lower() in LOCAL
+    is_plain = "::" not in name and not FORBIDDEN.search(name)
+    return is_plain and (name.startswith("/") or name.partition("://")[0].lower() in LOCAL)

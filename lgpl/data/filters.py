@@ -27,14 +27,12 @@ class JsonCondition:
     only: list[Scalar] | None = None
 
     def holds(self, value: Any) -> bool:
-        if self.only is not None and value not in self.only:
-            return False
-        if self.min is None and self.max is None:
-            return True
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            return False
-        low = self.min is None or value >= self.min
-        return low and (self.max is None or value <= self.max)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return (
+            (self.only is None or value in self.only)
+            and (self.min is None or (is_number and value >= self.min))
+            and (self.max is None or (is_number and value <= self.max))
+        )
 
 
 @dataclass
@@ -59,9 +57,7 @@ class Filter:
             if condition.min is None and condition.max is None and condition.only is None:
                 raise UserError(f"data.filter.json.{name}: give min, max or only.")
         if self.max_aspect_ratio is not None and self.max_aspect_ratio < 1:
-            raise UserError(
-                f"data.filter.max_aspect_ratio: {self.max_aspect_ratio} is below 1, a square's."
-            )
+            raise UserError(f"data.filter.max_aspect_ratio: {self.max_aspect_ratio} is below 1.")
 
     @property
     def reads_size(self) -> bool:
@@ -77,10 +73,9 @@ class Filter:
 
     def check_caption(self, caption: str) -> None:
         """Raises Unwanted for a caption of another length."""
-        if self.caption_length is not None:
-            low, high = self.caption_length
-            if not low <= len(caption) <= high:
-                raise Unwanted(f"caption not of {low} to {high} characters")
+        low, high = self.caption_length or (0, len(caption))
+        if not low <= len(caption) <= high:
+            raise Unwanted(f"caption not of {low} to {high} characters")
 
     def check_json(self, values: Mapping[str, Any]) -> None:
         """Raises Unwanted for a value that is missing or outside, BadSample for NaN and such."""

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,7 @@ MOST_SAMPLES = 10**8  # of a shard; a count above is nonsense, and the order of 
 
 def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, int | None]:
     """The shards that patterns and index files (`.json`) stand for, with their samples where an
-    index tells them.
-
-    Args:
-        patterns: see `expand`.
-        what: the key that holds them, for messages.
-        store: what reads URLs.
-
-    Raises:
-        UserError: see `expand`, `read_index` and `Store.check`.
-    """
+    index tells them; raises as `expand`, `read_index` and `Store.check_cache`."""
     shards: dict[str, int | None] = {}
     for path in expand(patterns, what, store):
         shards |= read_index(path, store) if is_index(path) else {path: None}
@@ -53,14 +45,9 @@ def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, i
 def counted(
     shards: Mapping[str, int | None], what: str, store: Store
 ) -> tuple[dict[str, int], list[str]]:
-    """Samples of each shard, and what is wrong with shards.
+    """Samples of each of the `named` shards, and what is wrong with shards, logged under `what`.
 
     Those that no index tells are counted by img2dataset's statistics beside them or by headers.
-
-    Args:
-        shards: see `named`.
-        what: the key that holds them, for messages.
-        store: what reads URLs.
     """
     unknown = [path for path, number in shards.items() if number is None]
     many = len(unknown) >= MANY
@@ -68,15 +55,12 @@ def counted(
         log.info("%s: `lgpl data index` counts once for all runs.", what)
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = pool.map(lambda path: count_samples(path, store), unknown)
-        found = list(tqdm(jobs, desc=f"counting {what}", total=len(unknown), disable=not many))
-    faults = [
-        f"{path} {damage}" for path, (_, damage) in zip(unknown, found, strict=True) if damage
-    ]
+        progress = tqdm(jobs, desc=f"counting {what}", total=len(unknown), disable=not many)
+        found = dict(zip(unknown, progress, strict=True))
+    faults = [f"{path} {damage}" for path, (_, damage) in found.items() if damage]
     for fault in faults:
         log.warning("%s: %s", what, fault)
-    numbers = {path: number for path, (number, _) in zip(unknown, found, strict=True)}
-    counts = {path: numbers[path] if n is None else n for path, n in shards.items()}
-    return counts, faults
+    return {path: found[path][0] if n is None else n for path, n in shards.items()}, faults
 
 
 def count_samples(path: str, store: Store) -> tuple[int, str | None]:
@@ -84,34 +68,24 @@ def count_samples(path: str, store: Store) -> tuple[int, str | None]:
     known = statistics(path, store).get("successes")
     if known is not None:
         return known, None
-    shard = Shard(path, store)
-    number, damage = len(shard), shard.damage
-    shard.close()
-    if damage is None and number == 0:
-        damage = "holds no samples"
-    elif damage is not None:
-        damage = f"is damaged or cannot be read after {number} samples ({damage})"
-    return number, damage
+    with closing(Shard(path, store)) as shard:
+        number, damage = len(shard), shard.damage
+    if damage is not None:
+        return number, f"is damaged or cannot be read after {number} samples ({damage})"
+    return number, None if number else "holds no samples"
 
 
 def statistics(path: str, store: Store) -> dict[str, Any]:
     """What stands in the `_stats.json` beside a shard, as img2dataset and `CodeShardWriter` leave
-    it; empty where there is none.
-
-    Given are `successes`, the number of samples, and of code shards `made_by`, if they are sound.
-    """
+    it: `successes`, the number of samples, and of code shards `made_by`, each if it is sound."""
     try:
         found = json.loads(store.read(statistics_name(path)))
     except (Unreachable, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
-    known: dict[str, Any] = {}
-    if _is_count(found.get("successes")):
-        known["successes"] = found["successes"]
-    if isinstance(found.get("made_by"), dict):
-        known["made_by"] = found["made_by"]
-    return known
+    sound = {"successes": _is_count, "made_by": lambda value: isinstance(value, dict)}
+    return {name: found[name] for name, is_sound in sound.items() if is_sound(found.get(name))}
 
 
 def _is_count(value: Any) -> bool:
@@ -123,22 +97,15 @@ def statistics_name(path: str) -> str:
 
 
 def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:
-    """Write an index, with the names of shards in or below its folder relative to it.
-
-    Args:
-        path: of the index, ending in `.json`.
-        counts: samples of each shard.
-        more: further entries.
-    """
+    """Write an index of each shard's samples, with the names of shards in or below its folder
+    relative to it, and `more` entries."""
     folder = path.parent.resolve()
     names = {}
     for shard, number in counts.items():
         full = Path(shard).resolve()
-        if is_url(shard):
-            names[shard] = number
-        else:
-            inside = full.is_relative_to(folder)
-            names[str(full.relative_to(folder) if inside else full)] = number
+        if not is_url(shard):
+            shard = str(full.relative_to(folder) if full.is_relative_to(folder) else full)
+        names[shard] = number
     write_text(path, json.dumps({KIND: 1, **more, "shards": names}, indent=0) + "\n")
 
 
@@ -148,11 +115,7 @@ def is_index(path: str) -> bool:
 
 
 def read_index(path: str, store: Store) -> dict[str, int | None]:
-    """Shards and their counts.
-
-    Raises:
-        UserError: the file is no index, or a remote one that names what only a local one may.
-    """
+    """Shards and their counts; a `UserError` for a file that is no index, or as in `place_of`."""
     try:
         index = json.loads(store.read(path))
         counts = {str(name): int(number) for name, number in index["shards"].items()}

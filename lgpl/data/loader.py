@@ -16,72 +16,49 @@ from torch.nn import functional as F
 from lgpl.data.order import Mixture, PartitionState, Position
 from lgpl.data.store import is_url
 from lgpl.data.streams import Batch, Chunk, Rank, ReadRequest, Samples, pinned
-from lgpl.data.workers import SkippedCounts, Workers
+from lgpl.data.workers import SkippedCounts, answered
 
 log = logging.getLogger(__name__)
 
 
 class SamplerState(NamedTuple):
-    """Where a rank's sampler stands after a batch.
+    """Where a rank's sampler stands after a batch."""
 
-    Attributes:
-        partitions: of each partition, so many samples after a place.
-        partition: whose turn it was.
-        rest: samples that are left of the turn.
-    """
-
-    partitions: dict[int, tuple[PartitionState, int]]
-    partition: int
-    rest: int
+    partitions: dict[int, tuple[PartitionState, int]]  # of each, so many samples after a place
+    partition: int  # whose turn it is
+    rest: int  # samples that are left of the turn
 
 
 def partitions_in_turn(
-    mixture: Mixture,
-    partitions: range,
-    places: Sequence[PartitionState],
-    first: int,
-    rest: int,
-    turn: int,
-    remote: bool,
+    mixture: Mixture, begin: SamplerState, turn: int, remote: bool
 ) -> Iterator[ReadRequest]:
-    """Requests without end for one rank's partitions in turn.
-
-    Args:
-        mixture: the order of the samples.
-        partitions: of this rank.
-        places: where each of all partitions begins.
-        first: the partition whose turn it is.
-        rest: samples that are left of its turn.
-        turn: samples of a turn.
-        remote: name the shards that come next, to be fetched in time.
-    """
-    places, number = list(places), rest
-    announced: dict[
-        int, int
-    ] = {}  # by partition: samples drawn when it is worth to look ahead again
+    """Requests without end for one rank's partitions in turn, of `turn` samples each; where shards
+    are remote, those that come next are named, to be fetched in time."""
+    places = {partition: place for partition, (place, _) in begin.partitions.items()}
+    partitions, number = list(places), begin.rest
+    look_ahead: dict[int, int] = {}  # by partition: samples drawn when it is worthwhile again
     reach = turn + max(max(order.shuffle, *order.counts) for order in mixture.orders)
-    for partition in itertools.islice(itertools.cycle(partitions), partitions.index(first), None):
+    first = partitions.index(begin.partition)
+    for partition in itertools.islice(itertools.cycle(partitions), first, None):
         if number:
             start = places[partition]
             span, places[partition] = mixture.take(partition, start, number)
             ahead: tuple[int, ...] = ()
-            if remote and places[partition].drawn >= announced.get(partition, 0):
+            if remote and places[partition].drawn >= look_ahead.get(partition, 0):
                 following, _ = mixture.take(partition, places[partition], reach)
                 ahead = tuple(dict.fromkeys(following.shards.tolist()))
-                announced[partition] = places[partition].drawn + reach // 2
+                look_ahead[partition] = places[partition].drawn + reach // 2
             yield ReadRequest(span, partition, start, ahead)
         number = turn
 
 
 def assembled(
-    chunks: Iterable[tuple[ReadRequest, Chunk]], skipped_counts: SkippedCounts, batch_size: int
+    chunks: Iterable[tuple[ReadRequest, Chunk]], begin: SamplerState, batch_size: int
 ) -> Iterator[tuple[Batch, SamplerState]]:
     """Batches of exactly `batch_size` good samples, each with the sampler state after it."""
     parts: list[tuple[Batch, slice]] = []
-    missing = batch_size
-    state: dict[int, tuple[PartitionState, int]] = {}
+    missing, state = batch_size, dict(begin.partitions)
     for request, chunk in chunks:
-        skipped_counts.add(chunk)
         assert request.start is not None
         first, size = 0, len(request.span.shards)
         while first < len(chunk.good):
@@ -96,158 +73,6 @@ def assembled(
                 parts, missing = [], batch_size
             first = last
         state[request.partition] = (request.start, size)
-
-
-class TrainLoader:
-    """Batches without end, from this rank's partitions in turn; a checkpoint can go on after any.
-
-    The sequence of samples depends on the partitions alone: the number of workers, and what they
-    have made in advance, make no difference.
-
-    Args:
-        samples: what decodes.
-        mixture: the order of the samples.
-        rank: which rank this is.
-        workers: processes that decode.
-        batch_size: samples of a batch.
-        batches: batches of one pass, for Lightning an epoch; the next goes on where it ended. None
-            is one pass without end.
-        fingerprint: of the data that the order is about.
-        max_bad: share of bad samples that is borne.
-    """
-
-    def __init__(
-        self,
-        samples: Samples,
-        mixture: Mixture,
-        rank: Rank,
-        workers: int,
-        batch_size: int,
-        batches: int | None,
-        fingerprint: str,
-        max_bad: float,
-    ) -> None:
-        self.samples, self.mixture, self.rank, self.workers = samples, mixture, rank, workers
-        self.batch_size, self.batches, self.fingerprint = batch_size, batches, fingerprint
-        one_pass = sum(order.total for order in mixture.orders) // rank.count
-        self.skipped_counts = SkippedCounts("training", max_bad, one_pass)
-        # Samples of a partition's turn: with one partition for each worker a turn is a batch.
-        self.turn = max(1, batch_size * rank.count * max(1, workers) // mixture.partitions)
-        mixture.set_partitions(mixture.partitions, self.turn)
-        self._places = [mixture.start()] * mixture.partitions
-        self._next, self._rest = rank.index, self.turn  # whose turn it is, and what is left of it
-        self._state: SamplerState | None = None  # since those places
-        self._running: Iterator[tuple[Batch, SamplerState]] | None = None
-
-    @property
-    def skipped(self) -> Counter[str]:
-        """Samples that were skipped so far, by cause."""
-        return self.skipped_counts.skipped
-
-    def __len__(self) -> int:
-        if self.batches is None:
-            raise TypeError("an endless stream has no length")
-        return self.batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        if self._running is None:
-            requests = partitions_in_turn(
-                self.mixture, self._partitions, self._places, self._next, self._rest, self.turn,
-                any(map(is_url, self.samples.shards)),
-            )  # fmt: skip
-            chunks = Workers(
-                self.samples, self.workers, requests, self.skipped_counts.worker_killed
-            )
-            # Nothing in there refers to this loader: in a cycle the workers would end too late.
-            self._running = assembled(chunks, self.skipped_counts, self.batch_size)
-        for batch, state in itertools.islice(self._running, self.batches):
-            # A loader of known length is asked for a batch when the last one was trained on; an
-            # endless one is asked for one batch ahead.
-            if self.batches is not None:
-                self._state = state
-            yield batch
-            if self.batches is None:
-                self._state = state
-
-    @property
-    def _partitions(self) -> range:
-        return range(self.rank.index, self.mixture.partitions, self.rank.count)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The sampler state of all ranks, for the checkpoint; all ranks must call this."""
-        places, turn = list(self._places), (self._next, self._rest)
-        if self._state is not None:
-            for partition, (start, number) in self._state.partitions.items():
-                places[partition] = self.mixture.take(partition, start, number)[1]
-            turn = self._state.partition, self._state.rest
-        mine = {partition: places[partition] for partition in self._partitions}, turn
-        ranks = [mine]
-        if dist.is_available() and dist.is_initialized():
-            ranks = [mine] * dist.get_world_size()
-            dist.all_gather_object(ranks, mine)
-        all_places = {
-            partition: place for partitions, _ in ranks for partition, place in partitions.items()
-        }
-        return {
-            "data": self.fingerprint,
-            "partitions": self.mixture.partitions,
-            "turn": self.turn,
-            "places": {partition: _plain(place) for partition, place in all_places.items()},
-            "turns": [list(turn) for _, turn in ranks],
-            "left": [
-                {
-                    epoch: torch.from_numpy(runs)
-                    for epoch, runs in order.left.items()
-                    if any(place.positions[index].epoch <= epoch for place in all_places.values())
-                }
-                for index, order in enumerate(self.mixture.orders)
-            ],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint stood.
-
-        The same samples follow in the same order, whatever the number of workers, where the
-        partitions of the checkpoint divide evenly among the ranks; else what is left of the epoch
-        is cut into new partitions, and no sample of it is lost or seen twice. Other data or
-        another order of them begin anew.
-        """
-        if not state:
-            return
-        places = [
-            _partition_state(state["places"][partition]) for partition in sorted(state["places"])
-        ]
-        if state["data"] != self.fingerprint:
-            log.warning(
-                "The training data start at the beginning: the checkpoint was made with other "
-                "shards, counts, weights, data.shuffle or data.seed."
-            )
-            return
-        for order, left in zip(self.mixture.orders, state["left"], strict=True):
-            order.left = {epoch: runs.numpy() for epoch, runs in left.items()}
-        partitions, turn = self.mixture.partitions, self.turn
-        self.mixture.set_partitions(state["partitions"], state["turn"])
-        if state["partitions"] % self.rank.count == 0:
-            self.turn, self._places = state["turn"], places
-            self._next, self._rest = self.rank.index, self.turn
-            if len(state["turns"]) == self.rank.count:
-                self._next, self._rest = state["turns"][self.rank.index]
-        else:
-            log.warning(
-                "The checkpoint's %d partitions of data do not divide evenly among %d ranks: "
-                "what is left of the epoch is cut into %d, and its samples come in another order.",
-                *(state["partitions"], self.rank.count, partitions),
-            )
-            self._places = self.mixture.recut(places, partitions, turn)
-        self._state, self._running = None, None
-
-
-def _plain(place: PartitionState) -> list[Any]:
-    return [place.drawn, [list(position) for position in place.positions]]
-
-
-def _partition_state(plain: list[Any]) -> PartitionState:
-    return PartitionState(plain[0], tuple(Position(*position) for position in plain[1]))
 
 
 def _joined(parts: list[tuple[Batch, slice]]) -> Batch:
@@ -265,33 +90,141 @@ def _joined(parts: list[tuple[Batch, slice]]) -> Batch:
     return pinned(joined) if torch.cuda.is_available() else joined
 
 
-class PassLoader:
-    """One pass: batches made of the answers to a list of requests.
+class TrainLoader:
+    """Batches without end, from this rank's partitions in turn; a checkpoint can go on after any.
 
-    Args:
-        samples: what decodes.
-        requests: makes the requests of a pass.
-        workers: processes that decode.
-        batches: number of batches, where it is known.
-        split: name of the samples, for messages.
+    The sequence of samples depends on the partitions alone: the number of workers, and what they
+    have made in advance, make no difference.
     """
 
     def __init__(
         self,
         samples: Samples,
-        requests: Callable[[], Iterable[ReadRequest]],
+        mixture: Mixture,
+        rank: Rank,
         workers: int,
-        batches: int | None,
-        split: str,
+        batch_size: int,
+        batches: int | None,  # of one pass, Lightning's epoch; None is one pass without end
+        fingerprint: str,  # of the data that the mixture is about
+        max_bad: float,  # share of bad samples that is borne
+    ) -> None:
+        self.samples, self.mixture, self.rank, self.workers = samples, mixture, rank, workers
+        self.batch_size, self.batches, self.fingerprint = batch_size, batches, fingerprint
+        one_pass = sum(order.total for order in mixture.orders) // rank.count
+        self.skipped_counts = SkippedCounts("training", max_bad, one_pass)
+        self.skipped = self.skipped_counts.skipped  # samples so far, by cause
+        # Samples of a partition's turn: with one partition for each worker a turn is a batch.
+        self.turn = max(1, batch_size * rank.count * max(1, workers) // mixture.partitions)
+        mixture.set_partitions(mixture.partitions, self.turn)
+        start = PartitionState(0, (Position(),) * len(mixture.orders))
+        self._begin([start] * mixture.partitions, rank.index, self.turn)
+
+    def _begin(self, places: Sequence[PartitionState], partition: int, rest: int) -> None:
+        """Stand at these places of all partitions, in the turn of one with a rest of it left."""
+        own = range(self.rank.index, len(places), self.rank.count)
+        self._state = SamplerState({p: (places[p], 0) for p in own}, partition, rest)
+        self._running: Iterator[tuple[Batch, SamplerState]] | None = None
+
+    def __len__(self) -> int:
+        if self.batches is None:
+            raise TypeError("an endless stream has no length")
+        return self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._running is None:
+            remote = any(map(is_url, self.samples.shards))
+            requests = partitions_in_turn(self.mixture, self._state, self.turn, remote)
+            # Nothing in there refers to this loader: in a cycle the workers would end too late.
+            chunks = answered(self.samples, self.workers, requests, self.skipped_counts)
+            self._running = assembled(chunks, self._state, self.batch_size)
+        for batch, state in itertools.islice(self._running, self.batches):
+            # A loader of known length is asked for a batch when the last one was trained on; an
+            # endless one is asked for one batch ahead.
+            if self.batches is not None:
+                self._state = state
+            yield batch
+            if self.batches is None:
+                self._state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler state of all ranks, for the checkpoint; all ranks must call this."""
+        partitions, partition, rest = self._state
+        places = {p: self.mixture.take(p, place, n)[1] for p, (place, n) in partitions.items()}
+        mine = places, [partition, rest]
+        ranks = [mine]
+        if dist.is_available() and dist.is_initialized():
+            ranks = [mine] * dist.get_world_size()
+            dist.all_gather_object(ranks, mine)
+        all_places = {p: place for partitions, _ in ranks for p, place in partitions.items()}
+        by_order = zip(*(place.positions for place in all_places.values()), strict=True)
+        return {
+            "data": self.fingerprint,
+            "partitions": self.mixture.partitions,
+            "turn": self.turn,
+            "places": {
+                partition: [place.drawn, [list(position) for position in place.positions]]
+                for partition, place in all_places.items()
+            },
+            "turns": [turn for _, turn in ranks],
+            "left": [
+                {e: torch.from_numpy(runs) for e, runs in order.left.items() if e >= first.epoch}
+                for order, first in zip(self.mixture.orders, map(min, by_order), strict=True)
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint stood.
+
+        The same samples follow in the same order, whatever the number of workers, where the
+        partitions of the checkpoint divide evenly among the ranks; else what is left of the epoch
+        is cut into new partitions, and no sample of it is lost or seen twice. Other data or
+        another order of them begin anew.
+        """
+        if not state:
+            return
+        if state["data"] != self.fingerprint:
+            log.warning(
+                "The training data start at the beginning: the checkpoint was made with other "
+                "shards, counts, weights, data.shuffle or data.seed."
+            )
+            return
+        places = [
+            PartitionState(drawn, tuple(Position(*position) for position in positions))
+            for _, (drawn, positions) in sorted(state["places"].items())
+        ]
+        for order, left in zip(self.mixture.orders, state["left"], strict=True):
+            order.left = {epoch: runs.numpy() for epoch, runs in left.items()}
+        partitions, turn = self.mixture.partitions, self.turn
+        self.mixture.set_partitions(state["partitions"], state["turn"])
+        partition, rest = self.rank.index, self.turn
+        if state["partitions"] % self.rank.count == 0:
+            self.turn = rest = state["turn"]
+            if len(state["turns"]) == self.rank.count:
+                partition, rest = state["turns"][self.rank.index]
+        else:
+            log.warning(
+                "The checkpoint's %d partitions of data do not divide evenly among %d ranks: "
+                "what is left of the epoch is cut into %d, and its samples come in another order.",
+                *(state["partitions"], self.rank.count, partitions),
+            )
+            places = self.mixture.recut(places, partitions, turn)
+        self._begin(places, partition, rest)
+
+
+class PassLoader:
+    """One pass: batches made of the answers to a list of requests."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        requests: Callable[[], Iterable[ReadRequest]],  # makes those of a pass
+        workers: int,
+        batches: int | None,  # how many, where it is known
+        split: str,  # name of the samples, for messages
     ) -> None:
         self.samples, self.requests, self.workers = samples, requests, workers
         self.batches, self.split = batches, split
-        self.skipped_counts = SkippedCounts(split)
-
-    @property
-    def skipped(self) -> Counter[str]:
-        """Samples that were skipped so far, by cause."""
-        return self.skipped_counts.skipped
+        self.skipped: Counter[str] = Counter()  # samples so far, by cause
 
     def __len__(self) -> int:
         if self.batches is None:
@@ -299,14 +232,14 @@ class PassLoader:
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        self.skipped_counts = SkippedCounts(self.split)
-        chunks = Workers(
-            self.samples, self.workers, self.requests(), self.skipped_counts.worker_killed
-        )
-        for _, chunk in chunks:
-            self.skipped_counts.add(chunk)
+        for _, chunk in self._answered():
             assert chunk.batch is not None
             yield chunk.batch
+
+    def _answered(self) -> Iterator[tuple[ReadRequest, Chunk]]:
+        counts = SkippedCounts(self.split)
+        self.skipped = counts.skipped
+        return answered(self.samples, self.workers, self.requests(), counts)
 
 
 class ShardwiseLoader(PassLoader):
@@ -317,13 +250,8 @@ class ShardwiseLoader(PassLoader):
     """
 
     def __iter__(self) -> Iterator[Batch]:
-        self.skipped_counts = SkippedCounts(self.split)
-        chunks = Workers(
-            self.samples, self.workers, self.requests(), self.skipped_counts.worker_killed
-        )
         held: Batch | None = None  # until it is known whether it is the last of its shard
-        for request, chunk in chunks:
-            self.skipped_counts.add(chunk)
+        for request, chunk in self._answered():
             shard = self.samples.shards[int(request.span.shards[0])]
             if held is not None and (chunk.batch is not None or held["shard"] != shard):
                 yield held | {"end_of_shard": held["shard"] != shard}

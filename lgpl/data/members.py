@@ -26,7 +26,6 @@ LONGEST_HEADER = 4096  # bytes of an .npy file's header that are looked at
 LARGEST_JSON = 4 * 2**20  # bytes; parsed it takes twenty times as many
 LONGEST_CAPTION = 10_000  # characters; cleaning takes their square
 MOST_PIXELS_A_SIDE = 2**31
-NOT_FINITE = "JSON with a number that no float64 holds, such as NaN or Infinity"
 
 
 class BadSample(ValueError):
@@ -38,12 +37,8 @@ class Unwanted(Exception):
 
 
 def guarded(read: Callable[..., Result], *args: Any) -> Result:
-    """What `read` gives; whatever it raises besides is the sample's fault, foreseen or not.
-
-    Raises:
-        BadSample: the sample cannot be read.
-        Unwanted: the filter leaves it out.
-    """
+    """What `read` gives; whatever it raises, save `Unwanted` and `UserError`, is the sample's
+    fault and becomes a `BadSample`, foreseen or not."""
     try:
         return read(*args)
     except (BadSample, Unwanted, UserError):
@@ -60,11 +55,7 @@ def features_name(caption: str) -> str:
 
 
 def member(raw: Raw, what: str, extensions: Sequence[str]) -> bytes:
-    """The first of these members that the sample has.
-
-    Raises:
-        BadSample: it has none.
-    """
+    """The first of these members that the sample has."""
     for extension in extensions:
         if extension in raw:
             return raw[extension]
@@ -72,11 +63,7 @@ def member(raw: Raw, what: str, extensions: Sequence[str]) -> bytes:
 
 
 def read_json(raw: Raw) -> dict[str, Any]:
-    """The object in `KEY.json`; Python's parser also takes NaN, which img2dataset writes.
-
-    Raises:
-        BadSample: there is none.
-    """
+    """The object in `KEY.json`; Python's parser also takes NaN, which img2dataset writes."""
     data = member(raw, "JSON", ("json",))
     if len(data) > LARGEST_JSON:
         raise BadSample(f"JSON of more than {LARGEST_JSON} bytes")
@@ -90,19 +77,14 @@ def read_json(raw: Raw) -> dict[str, Any]:
 
 
 def check_finite(value: Any) -> None:
-    """Raises BadSample for NaN, infinities, and integers as large as those; other types pass."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadSample(NOT_FINITE)
-    if isinstance(value, int) and value.bit_length() > 1023:
-        raise BadSample(NOT_FINITE)
+    """Refuse NaN, infinities, and integers as large as those; other types pass."""
+    too_large = isinstance(value, int) and value.bit_length() > 1023
+    if too_large or (isinstance(value, float) and not math.isfinite(value)):
+        raise BadSample("JSON with a number that no float64 holds, such as NaN or Infinity")
 
 
 def read_size(values: dict[str, Any]) -> tuple[int, int]:
-    """Width and height of the picture by the JSON beside it, pixels.
-
-    Raises:
-        BadSample: it lacks them, or they are none.
-    """
+    """Width and height of the picture by the JSON beside it, pixels."""
     width, height = values.get("width"), values.get("height")
     if width is None or height is None:
         raise BadSample("JSON without the picture's width and height")
@@ -118,11 +100,7 @@ def read_size(values: dict[str, Any]) -> tuple[int, int]:
 
 
 def read_caption(raw: Raw, name: str) -> str:
-    """The cleaned caption of a sample by its name in `data.captions`.
-
-    Raises:
-        BadSample: there is none, or it is broken or empty.
-    """
+    """The cleaned caption of a sample by its name in `data.captions`."""
     if name.startswith(JSON_CAPTION):
         key = name.removeprefix(JSON_CAPTION)
         text = read_json(raw).get(key)
@@ -146,7 +124,7 @@ def read_caption(raw: Raw, name: str) -> str:
 
 
 def check_text(text: str) -> None:
-    """Raises BadSample for half a character, which JSON can hold and no tokenizer takes."""
+    """Refuse half a character, which JSON can hold and no tokenizer takes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -154,11 +132,7 @@ def check_text(text: str) -> None:
 
 
 def read_array(data: bytes, what: str) -> np.ndarray:
-    """The array of an .npy file of numbers, a view of the bytes.
-
-    Raises:
-        BadSample: it is none, or empty.
-    """
+    """The array of an .npy file of numbers, a view of the bytes; an empty one is refused."""
     try:
         dtype, shape, start = _npy_header(data[:LONGEST_HEADER].partition(b"\n")[0])
         array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
@@ -169,20 +143,12 @@ def read_array(data: bytes, what: str) -> np.ndarray:
     return array
 
 
-@functools.lru_cache(64)
+@functools.lru_cache(64)  # numpy takes longer for one than all the rest of a code sample does
 def _npy_header(line: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
-    """Type, shape and beginning of the data, by the header that ends with this line.
-
-    A shard's arrays share a few headers, and numpy's own reader takes longer for one than all
-    the rest of a code sample.
-    """
-    stream = io.BytesIO(line + b"\n")
-    version = np.lib.format.read_magic(stream)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else (np.lib.format.read_array_header_2_0)
-    )
+    """Type, shape and beginning of the data, by the header that ends with this line."""
+    stream, npy = io.BytesIO(line + b"\n"), np.lib.format
+    is_first = npy.read_magic(stream) == (1, 0)
+    read = npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     if (fortran and len(shape) > 1) or dtype.kind not in "iuf" or any(n < 0 for n in shape):
         raise ValueError("not an array of numbers in C order")

@@ -49,30 +49,23 @@ def generator(*names: object) -> np.random.RandomState:
 
 @dataclass
 class Order:
-    """The order of one data set's samples in all epochs.
+    """The order of one data set's samples in all epochs."""
 
-    Attributes:
-        counts: samples of each shard.
-        partitions: pieces an epoch is cut into.
-        turn: samples that a partition gives before the next one's turn; the cuts are between turns,
-            so that all partitions come to the end of an epoch in the same round.
-        shuffle: samples of a block that is shuffled together; 0 keeps the order of shards and
-            samples.
-        seed: decides the order.
-        left: what is left of an epoch that other partitions have begun: runs [K, 2] of the epoch's
-            row, each from its first sample to before its last.
-    """
-
-    counts: Sequence[int]
-    partitions: int
-    shuffle: int = 0
+    counts: Sequence[int]  # samples of each shard
+    partitions: int  # pieces an epoch is cut into
+    shuffle: int = 0  # samples of a block that is shuffled together; 0 keeps the order
     seed: int = 0
+    # Samples that a partition gives before the next one's turn; the cuts are between turns, so that
+    # all partitions come to the end of an epoch in the same round.
     turn: int = 1
+    # What is left of an epoch that other partitions have begun: runs [K, 2] of the epoch's row,
+    # each from its first sample to before its last.
     left: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._counts = np.asarray(self.counts, np.int64)
         self.total = int(self._counts.sum())
+        self._block_size = self.shuffle or 4096
         self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
@@ -101,38 +94,36 @@ class Order:
 
     def remaining(self, positions: Sequence[Position]) -> dict[int, np.ndarray]:
         """What the partitions have not read yet of the epochs they stand in, as runs for `left`."""
-        left = {e: runs for e, runs in self.left.items() if e > max(c.epoch for c in positions)}
-        for epoch in range(min(c.epoch for c in positions), max(c.epoch for c in positions) + 1):
+        epochs = [position.epoch for position in positions]
+        left = {epoch: runs for epoch, runs in self.left.items() if epoch > max(epochs)}
+        for epoch in range(min(epochs), max(epochs) + 1):
             rest = [np.zeros((0, 2), np.int64)]
             for partition, position in enumerate(positions):
                 if position.epoch <= epoch:
-                    rest += self._rest(
-                        epoch, partition, position.done if position.epoch == epoch else 0
-                    )
+                    done = position.done if position.epoch == epoch else 0
+                    rest += self._rest(epoch, partition, done)
             left[epoch] = _merged(np.concatenate(rest))
         return left
-
-    @property
-    def _block_size(self) -> int:
-        return self.shuffle or 4096
-
-    def _work(self, epoch: int) -> np.ndarray:
-        """The runs of the epoch's row that its partitions share."""
-        return self.left.get(epoch, np.array([[0, self.total]], np.int64))
-
-    def _bounds(self, epoch: int, partition: int) -> tuple[int, int]:
-        work = self._work(epoch)
-        total = int((work[:, 1] - work[:, 0]).sum())
-        turn = self.turn if total >= self.turn * self.partitions else 1
-        start, end = (
-            -(-(total // turn) * n // self.partitions) * turn for n in (partition, partition + 1)
-        )
-        return start, end if partition + 1 < self.partitions else total
 
     def length(self, epoch: int, partition: int) -> int:
         """Samples of a partition in an epoch."""
         start, end = self._bounds(epoch, partition)
         return end - start
+
+    def _runs(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The runs of the epoch's row that its partitions share: where they begin and end in the
+        row, and the samples up to the end of each."""
+        firsts, lasts = self.left.get(epoch, np.array([[0, self.total]], np.int64)).T
+        return firsts, lasts, np.cumsum(lasts - firsts)
+
+    def _bounds(self, epoch: int, partition: int) -> tuple[int, int]:
+        firsts, lasts, _ = self._runs(epoch)
+        total = int((lasts - firsts).sum())
+        turn = self.turn if total >= self.turn * self.partitions else 1
+        start, end = (
+            -(-(total // turn) * n // self.partitions) * turn for n in (partition, partition + 1)
+        )
+        return start, end if partition + 1 < self.partitions else total
 
     def _block(self, epoch: int, partition: int, done: int) -> np.ndarray:
         """Places in the row of the samples in the block that `done` lies in, in reading order."""
@@ -145,10 +136,9 @@ class Order:
         places = np.arange(low, min(low + self._block_size, end))
         if self.shuffle:
             generator(self.seed, epoch, partition, self.partitions, number).shuffle(places)
-        work = self._work(epoch)
-        ends = np.cumsum(work[:, 1] - work[:, 0])
+        _, lasts, ends = self._runs(epoch)
         run = np.searchsorted(ends, places, side="right")
-        places = work[run, 1] - (ends[run] - places)
+        places = lasts[run] - (ends[run] - places)
         self._blocks[partition] = (epoch, number), places
         return places
 
@@ -157,12 +147,10 @@ class Order:
         start, end = self._bounds(epoch, partition)
         single = self._block(epoch, partition, done)[done % self._block_size :]
         low = start + (done // self._block_size + 1) * self._block_size
-        work = self._work(epoch)
-        ends = np.cumsum(work[:, 1] - work[:, 0])
-        begins = ends - (work[:, 1] - work[:, 0])
+        firsts, lasts, ends = self._runs(epoch)
         # The part of each run that lies in the partition behind this block.
-        first = work[:, 0] + np.clip(low - begins, 0, None)
-        last = work[:, 1] - np.clip(ends - end, 0, None)
+        first = firsts + np.clip(low - (ends - (lasts - firsts)), 0, None)
+        last = lasts - np.clip(ends - end, 0, None)
         behind = np.stack([first, last], axis=1)[first < last]
         return [np.stack([single, single + 1], axis=1), behind]
 
@@ -203,35 +191,24 @@ class Mixture:
     """Several data sets as one: every sample of a partition comes from one drawn by weight.
 
     Each data set has epochs of its own, and none repeats a sample before it has given all.
-
-    Attributes:
-        orders: one for each data set, all with the same partitions.
-        weights: how often each is drawn, in any unit.
-        seed: decides the draws.
     """
 
-    orders: Sequence[Order]
-    weights: Sequence[float]
-    seed: int = 0
+    orders: Sequence[Order]  # of each data set, all with the same partitions
+    weights: Sequence[float]  # how often each is drawn, in any unit
+    seed: int = 0  # of the draws
 
     @property
     def partitions(self) -> int:
         return self.orders[0].partitions
 
-    def start(self) -> PartitionState:
-        """The beginning of a partition."""
-        return PartitionState(0, (Position(),) * len(self.orders))
-
     def recut(
         self, places: Sequence[PartitionState], partitions: int, turn: int
     ) -> list[PartitionState]:
-        """Cut what is left of the epochs into other partitions; gives the states at which those
-        begin."""
+        """Cut what is left of the epochs into other partitions; gives their first states."""
         first = []
         for index, order in enumerate(self.orders):
-            left = order.remaining([place.positions[index] for place in places])
-            first.append(Position(min(left)))
-            order.left = left
+            order.left = order.remaining([place.positions[index] for place in places])
+            first.append(Position(min(order.left)))
         self.set_partitions(partitions, turn)
         return [PartitionState(0, tuple(first))] * partitions
 
@@ -239,11 +216,9 @@ class Mixture:
         for order in self.orders:
             order.set_partitions(partitions, turn)
 
-    def take(
-        self, partition: int, progress: PartitionState, number: int
-    ) -> tuple[Span, PartitionState]:
+    def take(self, partition: int, at: PartitionState, number: int) -> tuple[Span, PartitionState]:
         """The next samples of a partition; shards are numbered through all data sets."""
-        drawn, positions = progress.drawn, list(progress.positions)
+        drawn, positions = at.drawn, list(at.positions)
         choice = self._draws(partition, drawn, number)
         columns = np.zeros((3, number), np.int64)
         first_shard = 0
@@ -257,7 +232,7 @@ class Mixture:
         return Span(*columns), PartitionState(drawn + number, tuple(positions))
 
     def _draws(self, partition: int, drawn: int, number: int) -> np.ndarray:
-        if len(self.orders) == 1:
+        if len(self.orders) == 1 or not number:
             return np.zeros(number, np.int64)
         shares = np.asarray(self.weights, float) / sum(self.weights)
         first, last = drawn // DRAWS, (drawn + number - 1) // DRAWS

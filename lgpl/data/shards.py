@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, BinaryIO
 
 import braceexpand
@@ -46,25 +46,15 @@ GAP = 8192  # bytes between members that are still read together
 def expand(
     patterns: str | Iterable[str], what: str = "shards", store: Store | None = None
 ) -> list[str]:
-    """Shards that patterns stand for, in order, each once.
-
-    Args:
-        patterns: paths, braces (`{0000..0007}`), globs (`*`, `?`, `[]`) or URLs.
-        what: the key that holds them, for the error message.
-        store: what reads URLs.
-
-    Raises:
-        UserError: a pattern matches nothing, or a file does not exist.
-    """
+    """Shards that patterns stand for, in order, each once: paths, braces (`{0000..0007}`), globs
+    (`*`, `?`, `[]`) or URLs; a `UserError` about the key `what` where one matches nothing."""
     store = store or Store()
     shards: dict[str, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         store.check(pattern)
-        if scheme(pattern) == "pipe":
-            shards[pattern] = None
-            continue
+        is_command = scheme(pattern) == "pipe"  # whose braces are the shell's
         try:
-            paths = list(braceexpand.braceexpand(pattern))
+            paths = [pattern] if is_command else list(braceexpand.braceexpand(pattern))
         except braceexpand.UnbalancedBracesError as error:  # type: ignore[attr-defined]
             raise UserError(f"{what}: {pattern!r} has a brace without its partner.") from error
         for path in paths:
@@ -75,73 +65,37 @@ def expand(
             else:
                 found = [path] if os.path.isfile(path) else []
             if not found:
-                raise UserError(
-                    f"{what}: {path!r} matches no file; give a path, a brace or glob pattern, "
-                    "or a URL."
-                )
+                raise UserError(f"{what}: {path!r} matches no file; give a path, pattern or URL.")
             shards.update(dict.fromkeys(found))
     if not shards:
         raise UserError(f"{what}: the list is empty; give at least one path, pattern or URL.")
     return list(shards)
 
 
-class Shard:
-    """An open shard: its samples by their place.
-
-    Args:
-        path: path or URL.
-        store: what fetches a URL.
-
-    """
+class Shard(Table):
+    """An open shard, of a path or URL: its samples by their place; none where it is unreadable."""
 
     def __init__(self, path: str, store: Store) -> None:
         self.path = path
-        self._damage: str | None = None
-        self._table: Table | None = None
         self._file: BinaryIO | None = None
         try:
-            self._file, self._damage = _unpacked(store.open(path))
-            self._table = Table(self._file.fileno())
+            self._file, damage = _unpacked(store.open(path))
         except OSError as error:
-            self._damage = f"cannot be read ({error.strerror or error})"
+            damage = f"cannot be read ({error.strerror or error})"
+        super().__init__(None if self._file is None else self._file.fileno(), damage)
 
-    def key(self, sample: int) -> str:
-        """The key of a sample that is there."""
-        assert self._table is not None
-        return self._table.key(sample)
-
-    def __len__(self) -> int:
-        """Number of samples; reads all headers, which nothing else here does."""
-        return 0 if self._table is None else len(self._table)
-
-    @property
-    def seen(self) -> int:
-        """Samples whose place is known so far."""
-        return 0 if self._table is None else self._table.seen
-
-    @property
-    def damage(self) -> str | None:
-        """Why the shard ends early, or cannot be read at all; told when its end was reached."""
-        return self._damage if self._table is None else self._table.damage or self._damage
-
-    def __getitem__(self, sample: int) -> Raw:
-        """The bytes of a sample's members."""
-        return self.read(sample, None)
-
-    def read(self, sample: int, extensions: Collection[str] | None) -> Raw:
-        """The bytes of a sample's members with these extensions (None: all of them).
-
-        A member that is larger than anyone needs, or that the file does not hold any more, is left
-        out.
+    def read(self, sample: int, extensions: Collection[str] | None = None) -> Raw:
+        """The bytes of a sample's members with these extensions (None: all of them), without those
+        that are larger than anyone needs or that the file does not hold any more.
 
         Raises:
             IndexError: the shard has fewer samples.
             BadSample: these members, or their number, are larger than any sample's, or the disk
                 does not give them.
         """
-        places = self._members(sample)
-        assert self._table is not None and self._file is not None
-        raw: Raw = {"__key__": self._table.key(sample), "__shard__": self.path}
+        places = self._places(sample)
+        assert self._file is not None
+        raw: Raw = {"__key__": self.key(sample), "__shard__": self.path}
         if extensions is None:
             extensions = {name for name in places if not name.startswith("__")}  # `Raw` has those
         wanted: list[tuple[str, int, int]] = []
@@ -168,21 +122,18 @@ class Shard:
             raise BadSample(f"sample that cannot be read ({str(error) or 'no memory'})") from error
         return raw
 
+    __getitem__ = read
+
     def sizes(self, sample: int) -> dict[str, int]:
-        """Extension -> bytes of a sample's members.
+        """Extension -> bytes of a sample's members; BadSample where there are too many."""
+        return {name: size for name, (_, size) in self._places(sample).items()}
 
-        Raises:
-            IndexError: the shard has fewer samples.
-            BadSample: it has too many of them.
-        """
-        return {name: size for name, (_, size) in self._members(sample).items()}
-
-    def _members(self, sample: int) -> dict[str, tuple[int, int]]:
-        if self._table is None or not self._table.reach(sample):
+    def _places(self, sample: int) -> dict[str, tuple[int, int]]:
+        if not self.reach(sample):
             raise IndexError(sample)
-        if sample in self._table.crowded:
+        if sample in self.crowded:
             raise BadSample(f"sample of more than {MOST_MEMBERS} members")
-        return self._table.members(sample)
+        return self.members(sample)
 
     def close(self) -> None:
         if self._file is not None:
@@ -190,13 +141,8 @@ class Shard:
 
 
 class OpenShards:
-    """Shards that stay open between two reads, the latest used ones.
-
-    Args:
-        store: what fetches URLs.
-        samples: shards with at least so many samples together stay open, so that a shuffle over as
-            many opens none twice.
-    """
+    """Shards that stay open between two reads: the latest used ones that have at least `samples`
+    samples together, so that a shuffle over as many opens none twice."""
 
     def __init__(self, store: Store, samples: int = 0) -> None:
         self.store, self.samples = store, samples
@@ -218,10 +164,7 @@ class OpenShards:
 
 
 def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
-    """An open file of the tar itself, in memory's place on disk where it was compressed.
-
-    Also says why a compressed file ended early.
-    """
+    """A file of the tar itself, a temporary one where it was compressed, and why it ends early."""
     head = os.pread(file.fileno(), 8, 0)
     opener = next((opener for magic, opener in COMPRESSED if head.startswith(magic)), None)
     if opener is None:
@@ -247,10 +190,7 @@ def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
 
 def read_shard(path: str, store: Store | None = None) -> Iterator[Raw]:
     """All samples of a shard that can be read, in turn; a damaged shard ends early."""
-    shard = Shard(path, store or Store())
-    try:
+    with closing(Shard(path, store or Store())) as shard:
         for sample in range(len(shard)):
             with suppress(BadSample):
                 yield shard[sample]
-    finally:
-        shard.close()

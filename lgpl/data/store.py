@@ -6,6 +6,7 @@ its name only when it is complete; so a connection that breaks costs a new try a
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -59,11 +59,7 @@ class Store:
                 raise UserError(f"data.store.{name}: {getattr(self, name)} is below {least}.")
 
     def check(self, path: str) -> None:
-        """Refuse what may not be opened.
-
-        Raises:
-            UserError: a `pipe:` without `allow_pipe`.
-        """
+        """Refuse, with a `UserError`, a `pipe:` without `allow_pipe`."""
         if scheme(path) == "pipe" and not self.allow_pipe:
             raise UserError(
                 f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL, "
@@ -71,11 +67,7 @@ class Store:
             )
 
     def check_cache(self) -> None:
-        """Refuse a cache that others can write to.
-
-        Raises:
-            UserError: see above.
-        """
+        """Refuse, with a `UserError`, a cache that others can write to."""
         self._cache.check()
 
     def open(self, path: str) -> BinaryIO:
@@ -100,14 +92,12 @@ class Store:
     def _from_cache(self, url: str) -> BinaryIO:
         cache = self._cache
         cache.make()
+        fetch = functools.partial(cache.add, url, lambda to: transfer(url, to.write, self.timeout))
         with cache.lock(url):
             for _ in range(OPENINGS):
                 if (file := cache.open(url)) is not None:
                     return file
-                self._with_retries(
-                    url,
-                    lambda: cache.add(url, lambda file: transfer(url, file.write, self.timeout)),
-                )
+                self._with_retries(url, fetch)
         raise OSError(f"{cache.folder} does not keep it")
 
     def prefetch(self, path: str) -> None:
@@ -117,27 +107,23 @@ class Store:
             self._background.submit(self._quietly, path)
 
     def read(self, path: str) -> bytes:
-        """A small file, such as an index, past the cache.
-
-        Raises:
-            Unreachable: there is none, or it could not be fetched.
-        """
-        if not is_url(path):
-            try:
-                return Path(path).read_bytes()
-            except (OSError, ValueError) as error:
-                raise Unreachable(str(error)) from error
-        return self._with_retries(path, lambda: _read(path, self.timeout))
+        """A small file, such as an index, past the cache; `Unreachable` where it cannot be had."""
+        if is_url(path):
+            return self._with_retries(path, lambda: _read(path, self.timeout))
+        try:
+            return Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            raise Unreachable(str(error)) from error
 
     def __getstate__(self) -> dict[str, Any]:  # a worker process makes its own threads
         hidden = ("_background", "_ahead")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
-    @cached_property
+    @functools.cached_property
     def _background(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, thread_name_prefix="prefetch")
 
-    @cached_property
+    @functools.cached_property
     def _ahead(self) -> set[str]:
         return set()
 

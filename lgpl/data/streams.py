@@ -45,42 +45,25 @@ class Rank:
 
 
 class ReadRequest(NamedTuple):
-    """Samples to decode together.
-
-    Attributes:
-        span: which ones.
-        partition: the partition they come from, in training.
-        start: the place in the partition before them, in training.
-        ahead: shards whose turn comes next, to be fetched in the meantime.
-        slots: samples of the batch where it has a fixed size; copies fill what is missing.
-    """
+    """Samples to decode together."""
 
     span: Span
-    partition: int = 0
-    start: PartitionState | None = None
-    ahead: tuple[int, ...] = ()
-    slots: int | None = None
+    partition: int = 0  # that they come from, in training
+    start: PartitionState | None = None  # the place in the partition before them, in training
+    ahead: tuple[int, ...] = ()  # shards whose turn comes next, to be fetched in the meantime
+    slots: int | None = None  # of a batch of fixed size; copies fill those without a sample
 
 
 @dataclass
 class Chunk:
-    """What became of a request.
+    """What became of a request."""
 
-    Attributes:
-        batch: the good samples, collated; None where there are none.
-        good: their places in the request.
-        skipped: causes of the others, with how many of each.
-        where: a sample for each cause.
-        unwanted: how many of them are sound and left out by the filter.
-        members: the good samples' texts as bytes, where they are copied.
-    """
-
-    batch: Batch | None
-    good: list[int]
-    skipped: Counter[str] = field(default_factory=Counter)
-    where: dict[str, str] = field(default_factory=dict)
-    unwanted: int = 0
-    members: list[Raw] = field(default_factory=list)
+    batch: Batch | None = None  # the good samples, collated; None where there are none
+    good: list[int] = field(default_factory=list)  # their places in the request
+    skipped: Counter[str] = field(default_factory=Counter)  # the others, by cause
+    where: dict[str, str] = field(default_factory=dict)  # a sample for each cause
+    unwanted: int = 0  # of the skipped ones: sound, but left out by the filter
+    members: list[Raw] = field(default_factory=list)  # texts of the good, where they are copied
 
     @property
     def bad(self) -> int:
@@ -98,41 +81,29 @@ def pinned(batch: Batch) -> Batch:
 
 @dataclass
 class Samples(Dataset):
-    """Answers requests for the samples of a shard list; what a worker process runs.
+    """Answers requests for the samples of a shard list; what a worker process runs."""
 
-    Attributes:
-        shards: paths or URLs.
-        decoder: bytes -> sample.
-        store: what fetches URLs.
-        seed: of every augmentation.
-        text_length: positions of the text features in a batch.
-        keep_open: samples whose shards stay open between two requests.
-        copies: also give the samples' own texts.
-    """
-
-    shards: list[str]
+    shards: list[str]  # paths or URLs
     decoder: SampleDecoder
     store: Store
-    seed: int = 0
-    text_length: int | None = None
-    keep_open: int = 0
-    copies: bool = False
+    seed: int = 0  # of every augmentation
+    text_length: int | None = None  # positions of the text features in a batch
+    keep_open: int = 0  # samples whose shards stay open between two requests
+    copies: bool = False  # also give the samples' own texts
 
     @cached_property
     def _open(self) -> OpenShards:
         return OpenShards(self.store, self.keep_open)
 
     @cached_property
-    def _members(self) -> frozenset[str]:
-        copied = {*COPIED, *self.decoder.captions} if self.copies else ()
-        return self.decoder.members.union(copied)
+    def _copied(self) -> set[str]:
+        return {*COPIED, *self.decoder.captions} if self.copies else set()
 
     def __getitem__(self, request: ReadRequest) -> Chunk:
         """Decode what a request names."""
         for shard in request.ahead:
             self.store.prefetch(self.shards[shard])
-        chunk = Chunk(None, [])
-        samples = []
+        chunk, samples = Chunk(), []
         for i, (epoch, shard, place) in enumerate(zip(*map(list, request.span), strict=True)):
             sample = self._sample(epoch, self._open[self.shards[shard]], place, chunk)
             if sample is not None:
@@ -140,20 +111,16 @@ class Samples(Dataset):
                 chunk.good.append(i)
         if request.slots is not None:
             missing = request.slots - len(samples)
-            samples += [samples[-1] if samples else self.first_good()] * missing
+            samples += [samples[-1] if samples else self._first_good()] * missing
         if samples:
             chunk.batch = collate(samples, self.text_length)
             if request.slots is not None:
                 chunk.batch["valid"] = torch.arange(request.slots) < len(chunk.good)
         return chunk
 
-    def first_good(self) -> Sample:
-        """Some sample that decodes, to fill what has none.
-
-        Raises:
-            UserError: there is none.
-        """
-        chunk = Chunk(None, [])
+    def _first_good(self) -> Sample:
+        """Some sample that decodes, to fill what has none."""
+        chunk = Chunk()
         for path in self.shards:
             shard = self._open[path]
             for place in range(len(shard)):
@@ -187,17 +154,14 @@ class Samples(Dataset):
     def _sample(self, epoch: int, shard: Shard, place: int, chunk: Chunk) -> Sample | None:
         where = f"sample {place} of {shard.path}"
         try:
-            raw = shard.read(place, self._members)
+            raw = shard.read(place, self.decoder.members | self._copied)
             where = f"{raw['__key__']} in {shard.path}"
             rng = random.Random(seed_of(self.seed, epoch, raw["__key__"]))
             sample = self.decoder(raw, rng)
             if self.decoder.open_shapes:
-                shapes = self.decoder.shapes(sample)
-                if shapes != self._shapes:
-                    check_shapes(shapes, self._shapes)
+                check_shapes(self.decoder.shapes(sample), self._shapes)
             if self.copies:
-                texts = {*COPIED, *self.decoder.captions}
-                chunk.members.append({name: raw[name] for name in texts if name in raw})
+                chunk.members.append({name: raw[name] for name in self._copied & raw.keys()})
             return sample
         except IndexError:
             cause = "sample of a damaged or vanished shard"
@@ -224,8 +188,7 @@ def every_sample_once(counts: Sequence[int], rank: Rank, batch_size: int) -> lis
     requests = []
     for first in range(0, per_rank, batch_size):
         slots = min(batch_size, per_rank - first)
-        number = min(slots, mine - first)
-        span, _ = order.take(rank.index, Position(0, first), number)
+        span, _ = order.take(rank.index, Position(0, first), min(slots, mine - first))
         requests.append(ReadRequest(span, slots=slots))
     return requests
 
@@ -235,9 +198,8 @@ def shard_by_shard(samples: Samples, batch_size: int) -> Iterator[ReadRequest]:
     for index, path in enumerate(samples.shards):
         for following in samples.shards[index + 1 : index + 2]:
             samples.store.prefetch(following)
-        shard = Shard(path, samples.store)
-        number, damage = len(shard), shard.damage
-        shard.close()
+        with closing(Shard(path, samples.store)) as shard:
+            number, damage = len(shard), shard.damage
         if damage:
             log.warning("%s: %s after %d samples", path, damage, number)
         for first in range(0, number, batch_size):

@@ -32,29 +32,21 @@ class Table:
     """The samples of a tar file: runs of members KEY.EXT with the same KEY.
 
     Headers are read as far as they are asked for. A damaged file has the samples before the damage;
-    the one that the damage cuts is left out.
-
-    Args:
-        file: descriptor of a regular file.
-
-    Attributes:
-        damage: what ended the reading before the end; None for a whole file, or one that has not
-            been read to its end.
-        crowded: samples of more than `MOST_MEMBERS`, of which only so many are known.
+    the one that the damage cuts is left out. Without a file (its descriptor) there are none.
     """
 
-    def __init__(self, file: int) -> None:
-        self.damage: str | None = None
-        self.crowded: set[int] = set()
+    def __init__(self, file: int | None, damage: str | None = None) -> None:
+        self.damage = damage  # why the file ends early, as far as it has been read
+        self.crowded: set[int] = set()  # samples of more than MOST_MEMBERS, the rest unknown
         self._keys: list[str] = []
         self._first = array("q")  # member of each sample, and one entry more at the end
-        self._full = 0  # members with which the latest sample has as many as are kept
         self._extensions: list[str] = []
         self._offsets = array("q")
         self._sizes = array("q")
-        self._members: Iterator[None] | None = self._scan(file)
+        self._members = None if file is None else self._scan(file)
 
     def __len__(self) -> int:
+        """Number of samples; reads all headers, which nothing else here does."""
         self.reach(sys.maxsize)
         return len(self._keys)
 
@@ -68,38 +60,33 @@ class Table:
         try:
             while self._members is not None and len(self._keys) <= sample + 1:
                 next(self._members)
+            return sample < len(self._keys)
         except StopIteration:
-            self._end()
+            pass
         except (DamagedTar, OSError) as error:
             self.damage = str(error)
             if self._keys:  # it may have lost members
                 self._keys.pop()
                 start = self._first.pop()
                 del self._extensions[start:], self._offsets[start:], self._sizes[start:]
-            self._end()
+        self._first.append(len(self._sizes))
+        self._members = None
         return sample < len(self._keys)
 
     def key(self, sample: int) -> str:
         return self._keys[sample]
 
     def members(self, sample: int) -> dict[str, tuple[int, int]]:
-        """Extension, in lower case -> (offset, size) of the content of a sample's members, bytes.
-
-        Of two members with one name the last counts.
-        """
+        """Extension in lower case -> (offset, size) of a member, bytes; of two the last."""
         return {
             self._extensions[i]: (self._offsets[i], self._sizes[i])
             for i in range(self._first[sample], self._first[sample + 1])
         }
 
-    def _end(self) -> None:
-        self._first.append(len(self._sizes))
-        self._members = None
-
     def _scan(self, file: int) -> Iterator[None]:
         """Add a member with every step."""
         end = os.fstat(file).st_size
-        offset, long_name, key = 0, None, None
+        offset, long_name = 0, None
         window, begin, largest = b"", 0, SMALL + 1
         while offset < end:
             header = window[offset - begin : offset - begin + BLOCK]
@@ -130,7 +117,7 @@ class Table:
                 if content + size > end:
                     raise DamagedTar(f"cut off at byte {end}")
                 name, long_name = long_name or _name(header), None
-                key = self._add(name, key, content, size)
+                self._add(name, content, size)
                 largest = max(size, 0 if len(self._sizes) == 1 else largest)
                 yield
             else:
@@ -138,23 +125,21 @@ class Table:
         if end:
             raise DamagedTar(f"cut off at byte {end}")  # a whole tar has an end mark
 
-    def _add(self, name: bytes, last: str | None, offset: int, size: int) -> str | None:
+    def _add(self, name: bytes, offset: int, size: int) -> None:
         folder, slash, base = name.decode("utf-8", "replace").rpartition("/")
         stem, dot, extension = base.partition(".")
         if not dot:
-            return last
+            return
         key = folder + slash + stem
-        if key != last:
+        if not self._keys or key != self._keys[-1]:
             self._keys.append(key)
             self._first.append(len(self._sizes))
-            self._full = len(self._sizes) + MOST_MEMBERS
-        elif len(self._sizes) >= self._full:
+        elif len(self._sizes) - self._first[-1] >= MOST_MEMBERS:
             self.crowded.add(len(self._keys) - 1)
-            return key
+            return
         self._extensions.append(sys.intern(extension.lower()))
         self._offsets.append(offset)
         self._sizes.append(size)
-        return key
 
 
 def _name(header: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import http.client
 import string
 import subprocess
@@ -43,12 +42,17 @@ def transfer(url: str, write: Write, timeout: float) -> str | None:
         Exception: anything else, as the store's client raises it; another try may help.
     """
     kind = scheme(url)
-    if kind == "pipe":
-        _command(url.partition(":")[2], write)
-        return None
     if kind in HTTP:
         return _http(url, write, timeout)
-    return _by_fsspec(kind + url[len(kind) :], write, _limits(kind, timeout))
+    if kind != "pipe":
+        return _by_fsspec(kind, url, write, timeout)
+    command = url.partition(":")[2]
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        _copy(process.stdout, write)
+    if process.returncode:
+        raise OSError(f"the command ended with status {process.returncode}")
+    return None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -62,15 +66,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, to)
 
 
-@functools.cache
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Redirects)
-
-
 def _http(url: str, write: Write, timeout: float) -> str | None:
     """By urllib: fsspec's client calls every fault a file that is not there."""
     try:
-        with _opener().open(_request(url), timeout=timeout) as body:
+        opener = urllib.request.build_opener(_Redirects)
+        with opener.open(_request(url), timeout=timeout) as body:
             seen = _copy(body, write)
             promised, etag = body.headers.get("Content-Length"), body.headers.get("ETag")
     except urllib.error.HTTPError as error:
@@ -101,31 +101,19 @@ def _request(url: str) -> urllib.request.Request:
     return request
 
 
-def _by_fsspec(url: str, write: Write, limits: dict[str, Any]) -> str | None:
-    with fsspec.open(url, "rb", **limits).open() as body:
+def _by_fsspec(kind: str, url: str, write: Write, timeout: float) -> str | None:
+    limits: dict[str, Any] = {}  # what each store's client calls a timeout
+    if kind in S3:
+        limits["config_kwargs"] = {"connect_timeout": timeout, "read_timeout": timeout}
+    elif kind in GCS:
+        limits["requests_timeout"] = timeout
+    with fsspec.open(kind + url[len(kind) :], "rb", **limits).open() as body:
         seen = _copy(body, write)
         details = getattr(body, "details", None)
     known = details if isinstance(details, dict) else {}
     if isinstance(known.get("size"), int) and seen != known["size"]:
         raise OSError(f"the connection broke after {seen} of {known['size']} bytes")
     return known.get("ETag") or known.get("etag")
-
-
-def _limits(kind: str, timeout: float) -> dict[str, Any]:
-    """What each store's client calls a timeout."""
-    if kind in S3:
-        return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout}}
-    if kind in GCS:
-        return {"requests_timeout": timeout}
-    return {}
-
-
-def _command(command: str, write: Write) -> None:
-    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        _copy(process.stdout, write)
-    if process.returncode:
-        raise OSError(f"the command ended with status {process.returncode}")
 
 
 def _copy(body: IO[bytes], write: Write) -> int:

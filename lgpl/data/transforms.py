@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lgpl.codes import ImageSize
+from lgpl.data.members import BadSample
 
 LARGEST_RATIO = 1 / 0.8  # of the scaled image to the crop, LlamaGen's training (arXiv 2406.06525)
 CENTER_CROP = "centre, ADM's: halved by boxes, then bicubic"  # for the provenance of figures
@@ -27,11 +28,8 @@ MAX_PIXELS = 2**26  # more than a 61-megapixel camera's; 256 MiB once decoded
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An RGB picture decoded in full: the first frame, upright, transparent parts on white.
-
-    Raises:
-        ValueError: the bytes are of no format in `FORMATS`, damaged, or of more than `MAX_PIXELS`.
-    """
+    """An RGB picture decoded in full: the first frame, upright, transparent parts on white; a
+    `BadSample` where it is of no format in `FORMATS`, damaged, or of more than `MAX_PIXELS`."""
     return _finish(_decode(_open(data)))
 
 
@@ -56,13 +54,8 @@ def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
 def ten_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.Image]:
     """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`).
 
-    They lie in the centre crop of `scale` x `size`: the ends of a long image, which no evaluation
-    looks at, are not learned from either.
-
-    Args:
-        image: an RGB image.
-        size: height and width of a view.
-        scale: side of the centre crop to that of a view, `TEN_CROP_SCALES` in the paper's recipe.
+    They lie in the centre crop of `scale` x `size` (height, width): the ends of a long image, which
+    no evaluation looks at, are not learned from either. The paper's scales are `TEN_CROP_SCALES`.
 
     Returns:
         Ten views: top left, top right, bottom left, bottom right, centre, then the same five
@@ -79,20 +72,12 @@ def ten_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.I
 def random_crop(
     data: bytes, size: ImageSize, rng: random.Random, largest: float = LARGEST_RATIO
 ) -> Image.Image:
-    """A random crop of the image that was scaled to cover between 1 and `largest` times `size`.
+    """A random crop of `size` (height, width) of the encoded image, as `open_image` would give it,
+    that was scaled to cover between 1 and `largest` times `size`.
 
     For training only: a JPEG is decoded at the lowest resolution that its DCT offers and that is
     no lower than needed, and one resampling both scales and crops. The crop lies where it would
     after a full decode, but its pixels differ a little.
-
-    Args:
-        data: an encoded picture; what `open_image` does to colours and frames is done here too.
-        size: height and width of the crop.
-        rng: random numbers.
-        largest: see above.
-
-    Raises:
-        ValueError: as for `open_image`.
     """
     image = _open(data)
     full, (height, width) = image.size, size
@@ -113,7 +98,7 @@ def random_crop(
 
 
 def to_uint8(image: Image.Image) -> Tensor:
-    """[3, H, W] of an RGB picture, uint8 in 0..255: a quarter of the bytes of `to_tensor`'s."""
+    """[3, H, W] of an RGB picture, uint8 in 0..255: a quarter of the bytes of `normalize`'s."""
     return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
 
@@ -125,17 +110,9 @@ def normalize(pixels: Tensor) -> Tensor:
 
 
 def header_size(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded image as its header gives them, before it is turned upright.
-
-    Raises:
-        ValueError: as for `open_image`.
-    """
+    """Width and height of an encoded image as its header gives them, before it is turned upright;
+    raises as `open_image`."""
     return _open(data).size
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """[3, H, W] of an RGB picture, float32 in [-1, 1]."""
-    return normalize(to_uint8(image))
 
 
 def to_image(tensor: Tensor) -> Image.Image:
@@ -152,9 +129,9 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         too_large = True
     except Exception as error:  # Pillow raises whatever its codecs raise
-        raise ValueError(f"picture that does not decode: none of {', '.join(FORMATS)}") from error
+        raise BadSample(f"picture that does not decode: none of {', '.join(FORMATS)}") from error
     if too_large:
-        raise ValueError(f"picture that does not decode: more than {MAX_PIXELS} pixels")
+        raise BadSample(f"picture that does not decode: more than {MAX_PIXELS} pixels")
     return image
 
 
@@ -167,7 +144,7 @@ def _decode(image: Image.Image) -> Image.Image:
         mode = "RGBA" if image.has_transparency_data else "RGB"
         return image if image.mode == mode else image.convert(mode)
     except Exception as error:
-        raise ValueError("picture that does not decode: damaged") from error
+        raise BadSample("picture that does not decode: damaged") from error
 
 
 def _finish(image: Image.Image) -> Image.Image:

@@ -14,11 +14,7 @@ from lgpl.data.keys import clean_extension, clean_key
 
 
 class ShardWriter:
-    """One shard that appears under its name only when it is complete.
-
-    Args:
-        path: the final name.
-    """
+    """One shard that appears under its name, `path`, only when it is complete."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

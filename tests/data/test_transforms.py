@@ -25,7 +25,6 @@ from lgpl.data.transforms import (
     random_crop,
     ten_crops,
     to_image,
-    to_tensor,
     to_uint8,
 )
 
@@ -407,7 +406,7 @@ def all_values() -> Image.Image:
 
 def test_tensors_are_of_minus_one_to_one() -> None:
     image = all_values()
-    tensor = to_tensor(image)
+    tensor = normalize(to_uint8(image))
     assert tensor.shape == (3, 256, 256) and tensor.dtype == torch.float32
     assert tensor.is_contiguous()
     column = tensor[0, :, 0]
@@ -416,12 +415,12 @@ def test_tensors_are_of_minus_one_to_one() -> None:
     assert to_image(tensor).tobytes() == image.tobytes()
 
 
-def test_normalize_gives_the_bits_of_to_tensor() -> None:
+def test_normalize_gives_a_batch_the_bits_of_its_pictures() -> None:
     images = [photograph(), photograph().transpose(Image.Transpose.ROTATE_90)]
     pixels = torch.stack([to_uint8(image) for image in images])
     assert pixels.dtype == torch.uint8 and pixels.shape == (2, 3, SIDE, SIDE)
     before = pixels.clone()
-    assert torch.equal(normalize(pixels), torch.stack([to_tensor(image) for image in images]))
+    assert torch.equal(normalize(pixels), torch.stack([normalize(p) for p in pixels]))
     assert torch.equal(pixels, before)
 
 
