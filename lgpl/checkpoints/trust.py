@@ -53,7 +53,7 @@ TOO_MUCH = {"lgpl", "lightning", "pytorch_lightning", "torch", "transformers", "
 lock = threading.RLock()  # jsonargparse's settings are of the whole process
 
 
-def add_trust(parser: jsonargparse.ArgumentParser) -> None:
+def add_trust(parser: argparse.ArgumentParser) -> None:
     """Give a command the option `--trust`."""
     parser.add_argument(
         "--trust",
@@ -68,7 +68,7 @@ def add_trust(parser: jsonargparse.ArgumentParser) -> None:
 def split_trust(args: list[str]) -> tuple[tuple[str, ...], list[str]]:
     """The packages that a command line trusts, and the rest of it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--trust", action="append", default=[])
+    add_trust(parser)
     try:
         known, rest = parser.parse_known_args(args)
     except SystemExit as error:
@@ -80,11 +80,7 @@ def split_trust(args: list[str]) -> tuple[tuple[str, ...], list[str]]:
 def only_trusted(trust: Iterable[str] = ()) -> Iterator[None]:
     """Within, jsonargparse imports and builds lgpl's own models and what is trusted, nothing else.
 
-    Args:
-        trust: packages or modules, beside those of the variable.
-
-    Raises:
-        UserError: one of them is no name of a package.
+    `trust` names packages or modules beside those of the variable; raises UserError for others.
     """
     given = [*trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
     given = [name.strip() for name in given]
