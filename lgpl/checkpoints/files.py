@@ -37,26 +37,15 @@ ARCHITECTURE, MODEL_TYPE = "LlamaGenForImageGeneration", "llamagen"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk.
-
-    Attributes:
-        path: where it was read.
-        kind: `tokenizer` or `generator`.
-        config: `class_path` and `init_args` of its module; None where they could not be written.
-        weights: reads the state dict of the model itself, without optimizer and discriminator.
-    """
+    """A model on disk."""
 
     path: Path
-    kind: str
-    config: dict[str, Any] | None
-    weights: Callable[[], dict[str, Tensor]]
+    kind: str  # `tokenizer` or `generator`
+    config: dict[str, Any] | None  # `class_path` and `init_args`; None where it does not say
+    weights: Callable[[], dict[str, Tensor]]  # reads the state dict of the model itself
 
     def described(self) -> dict[str, Any]:
-        """The config.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The config; raises UserError where there is none."""
         if self.config is None:
             raise UserError(
                 f"{self.path} does not say how it was built, because a part of its module does not "
@@ -81,18 +70,20 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         UserError: there is no such file, it is no checkpoint, or one of another kind.
     """
     path = Path(path)
+    content: Any  # with the entry `lgpl`
     read: Callable[[], Any]  # the state dict of the module, or of the model alone
     if is_exported(path):
-        entry, read = _read_json(path / CONFIG), partial(_read_safetensors, path / WEIGHTS)
+        content = {"lgpl": _read_json(path / CONFIG)}
+        read = partial(_read_safetensors, path / WEIGHTS)
     elif is_sharded(path):
-        entry, read = _entry(load_tensors(path / ENTRIES)), partial(read_module, path)
+        content, read = load_tensors(path / ENTRIES), partial(read_module, path)
     elif path.is_file():
-        content = load_tensors(path)
-        entry, read = _entry(content), lambda: content["state_dict"]
+        content, read = load_tensors(path), lambda: content["state_dict"]
     else:
         raise UserError(
             f"{path}: no such checkpoint; give the .ckpt file or the folder of a {kind or 'run'}."
         )
+    entry: Any = content.get("lgpl") if isinstance(content, dict) else None
     found = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(found, str) or found not in MODEL:
         raise UserError(
@@ -112,10 +103,6 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     return Checkpoint(path, found, entry.get("config"), weights)
 
 
-def _entry(content: Any) -> Any:
-    return content.get("lgpl") if isinstance(content, dict) else None
-
-
 def write_checkpoint(
     folder: str | Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]
 ) -> None:
@@ -125,34 +112,25 @@ def write_checkpoint(
         UserError: it cannot be written, or holds other files, which would be lost.
     """
     folder = Path(folder)
-    known = (CONFIG, WEIGHTS)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--out: {folder} is no folder; name a new one.")
-    others = [path.name for path in folder.glob("*") if path.name not in known]
+    others = [path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS)]
     if others:
         raise UserError(f"--out: {folder} holds {min(others)}; name a new folder.")
+    known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
+    names = known if kind == "generator" else {}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
-        with atomic_folder(folder) as partial:
-            _write(partial, kind, config, weights)
-    except (OSError, SafetensorError) as error:
+        with atomic_folder(folder) as new:
+            tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+            save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+            entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
+            (new / CONFIG).write_text(entry + "\n", encoding="utf-8")
+            # safetensors writes for the owner alone, whatever the umask says.
+            (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"--out: {folder} cannot be written ({error}).") from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"--out: {folder}: what it would hold cannot be written ({error})."
-        ) from error
-
-
-def _write(folder: Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
-    names = known if kind == "generator" else {}
-    entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
-    (folder / CONFIG).write_text(entry + "\n", encoding="utf-8")
-    # safetensors writes for the owner alone, whatever the umask says.
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
 def check_weights(
@@ -161,17 +139,8 @@ def check_weights(
     source: str,
     model: str = "the config",
 ) -> None:
-    """Names and shapes of a state dict against those of a model.
-
-    Args:
-        expected: the model's state dict, which may be on the meta device.
-        found: the one to hold against it.
-        source: where that was found.
-        model: what the expected ones are those of.
-
-    Raises:
-        UserError: a weight is missing, unknown or of another shape.
-    """
+    """Raise UserError where a weight that is found in `source` is missing, unknown or of another
+    shape than in the model, whose tensors may be on the meta device."""
     if missing := [name for name in expected if name not in found]:
         raise UserError(f"{source} has no weight {_list(missing)}: it holds another kind of model.")
     if unknown := [name for name in found if name not in expected]:
@@ -190,15 +159,8 @@ def _list(names: list[str], shown: int = 3) -> str:
 
 
 def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
-    """What `torch.save` wrote: tensors, mapped from the file, in plain containers.
-
-    Args:
-        path: the file.
-        data_classes: classes without behaviour that it may hold as well.
-
-    Raises:
-        UserError: it holds code, which is not run, or is no such file.
-    """
+    """What `torch.save` wrote: tensors, mapped from the file, in plain containers and data classes,
+    which have no behaviour. Raises UserError for code, which is not run, and for other files."""
     try:
         with torch.serialization.safe_globals(list(data_classes)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
