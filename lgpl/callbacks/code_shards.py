@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from lgpl.atomic import write_text
@@ -37,7 +36,7 @@ def code_shard_name(shard: str) -> str:
     return place.rstrip("/").rsplit("/", 1)[-1].split(".")[0] + ".tar"
 
 
-class CodeShardWriter(BasePredictionWriter):
+class CodeShardWriter(pl.Callback):
     """Writes the codes of each predicted shard, with text features and the samples' own texts.
 
     `KEY.codes.npy` is [views, depth, rows, columns], uint16 where the codebook allows, else uint32.
@@ -53,7 +52,6 @@ class CodeShardWriter(BasePredictionWriter):
     """
 
     def __init__(self, out: str, text_encoder: TextEncoder | None = None) -> None:
-        super().__init__(write_interval="batch")
         self.out = Path(out)
         self.text_encoder = text_encoder
         self._captions: list[str] = []
@@ -83,10 +81,8 @@ class CodeShardWriter(BasePredictionWriter):
         if trainer.is_global_zero:  # the other ranks have not begun yet
             paths = [self.out / code_shard_name(shard) for shard in left]
             remove_left([*paths, *(Path(statistics_name(str(path))) for path in paths)])
-            done = len(shards) - len(left)
-            print(
-                f"{self.out}: {done} of {len(shards)} code shards are there, {len(left)} to write."
-            )
+            done = f"{len(shards) - len(left)} of {len(shards)}"
+            print(f"{self.out}: {done} code shards are there, {len(left)} to write.")
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Now that the weights are loaded: the shards that stand must come from the same."""
@@ -113,19 +109,18 @@ class CodeShardWriter(BasePredictionWriter):
                         "another folder as out, or delete the code shards in it."
                     )
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Any,
+        outputs: Tensor,
         batch: dict[str, Any],
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if self._writer is None:
             self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))
-        members = self._members(prediction, batch, pl_module)
+        members = self._members(outputs, batch, pl_module)
         for key, member in zip(batch["key"], members, strict=True):
             self._writer.write(key, member)
         if batch["end_of_shard"]:
@@ -141,11 +136,9 @@ class CodeShardWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        store = trainer.datamodule.store  # type: ignore[attr-defined]
         paths = [str(path) for path in sorted(self.out.glob("*.tar"))]
-        if paths:
+        if trainer.is_global_zero and paths:
+            store = trainer.datamodule.store  # type: ignore[attr-defined]
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)
 
@@ -162,13 +155,11 @@ class CodeShardWriter(BasePredictionWriter):
             )
         shape = (len(codes), views, layout.depth, layout.rows, layout.columns)
         arrays = codes.cpu().numpy().astype(self._made_by["dtype"]).reshape(shape)
-        members = [
-            {"codes.npy": npy(array), **own}
-            for array, own in zip(arrays, batch["members"], strict=True)
-        ]
+        texts = batch["members"]
+        members = [{"codes.npy": npy(a), **own} for a, own in zip(arrays, texts, strict=True)]
         for name in self._captions:
             captions = {}
-            for index, own in enumerate(batch["members"]):
+            for index, own in enumerate(texts):
                 with suppress(BadSample):  # not every sample has every caption
                     captions[index] = read_caption(own, name)
             if captions:

@@ -71,11 +71,10 @@ class Evaluation(Callback):
         module.log_dict({f"{stage}/{name}": value for name, value in made["metrics"].items()})
         log_dir = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:
-            folder = Path(log_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / FILE).open("a", encoding="utf-8") as file:
-                line = {"stage": stage, "step": trainer.global_step, **made}
-                file.write(json.dumps(line) + "\n")
+            Path(log_dir).mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"stage": stage, "step": trainer.global_step, **made})
+            with Path(log_dir, FILE).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 def stage_of(trainer: Trainer) -> str:
@@ -126,12 +125,11 @@ class ReconstructionEvaluation(Evaluation):
         if self._sets is None:
             return
         valid = batch["valid"]
-        keys = [key for key, counts in zip(batch["key"], valid.tolist(), strict=True) if counts]
         # The hash does not depend on the rank and the order.
-        number = torch.tensor([zlib.crc32(key.encode()) for key in keys], dtype=torch.int64)
+        hashed = torch.tensor([zlib.crc32(key.encode()) for key in batch["key"]], dtype=torch.int64)
         for made, images in zip(self._sets, (batch["image"], outputs), strict=True):
             if made is not None:
-                made.update(images[valid], number)
+                made.update(images[valid], hashed[valid.cpu()])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._sets is None:
@@ -224,11 +222,8 @@ class GenerationEvaluation(Evaluation):
         wanted = list(islice(cycle(prompts), self.images))
         requests = requests_for(wanted, self.sampling, self.seed)
         rank, world = trainer.global_rank, trainer.world_size
-        shown = trainer.progress_bar_callback is not None
-        with (
-            progress("evaluating", self.images, shown) as bar,
-            trainer.precision_plugin.forward_context(),
-        ):
+        bar = progress("evaluating", self.images, trainer.progress_bar_callback is not None)
+        with bar, trainer.precision_plugin.forward_context():
             for numbers, images in draw_in_turn(module, requests, self.batch_size, rank, world):
                 if images is not None and numbers[0] != NO_IMAGE:
                     made.update(images, torch.tensor(numbers))

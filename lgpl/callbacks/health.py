@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lgpl.callbacks.monitoring import total_norm
 from lgpl.errors import UserError
 from lgpl.tokenizer.module import TokenizerModule
 
@@ -69,9 +68,7 @@ class NaNGuard(Callback):
         if not gradients:
             return
         self._stepped = True
-        norm = get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not math.isfinite(norm.item()):
+        if not math.isfinite(total_norm(gradients)):
             self._failed = True
             for weight in weights:
                 weight.grad = None  # which an optimizer leaves alone
@@ -93,10 +90,8 @@ class NaNGuard(Callback):
             return
         self.skipped += 1
         named = ", ".join(keys[:KEYS]) + (", ..." if len(keys) > KEYS else "")
-        log.warning(
-            "Step skipped: gradients that are not finite (rank %d, samples %s).",
-            *(trainer.global_rank, named),
-        )
+        where = f"rank {trainer.global_rank}, samples {named}"
+        log.warning("Step skipped: gradients that are not finite (%s).", where)
         for logger in trainer.loggers:
             logger.log_metrics({"health/skipped_steps": self.skipped}, step=trainer.global_step)
         if self._in_a_row >= self.patience:

@@ -1,17 +1,21 @@
-"""What is logged beside the losses: the codebook's use, gradient norms, hyperparameters."""
+"""What is logged beside the losses: the codebook's use, gradient norms, hyperparameters, skipped
+samples."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from lgpl.data.loader import TrainLoader
 from lgpl.tokenizer.module import TokenizerModule
 from lgpl.training import TrainingModule
 
@@ -60,17 +64,19 @@ class GradientNorms(Callback):
         if (trainer.global_step + 1) % self.every:
             return
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        layers: dict[str, list[torch.Tensor]] = {}
+        layers: dict[str, list[Tensor]] = {}
         for name, parameter in pl_module.named_parameters():
             if parameter.grad is not None and id(parameter) in owned:
                 layers.setdefault(layer_of(name), []).append(parameter.grad)
-        metrics = {}
-        for layer, gradients in layers.items():
-            norm = get_total_norm(gradients)
-            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            metrics[f"gradient_norm/{layer}"] = norm.item()
+        metrics = {f"gradient_norm/{layer}": total_norm(layers[layer]) for layer in layers}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def total_norm(gradients: list[Tensor]) -> float:
+    """The norm of all together, sharded ones too."""
+    norm = get_total_norm(gradients)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
 def layer_of(parameter: str) -> str:
@@ -98,3 +104,26 @@ class HyperParameters(Callback):
             else:
                 logger.log_hyperparams(config)
             logger.save()
+
+
+class SkippedSamples(Callback):
+    """Logs `data/skipped/CAUSE`, the number of samples that all ranks have skipped so far.
+
+    Logged every `log_every_n_steps`, but only after the first skipped sample.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loader = trainer.train_dataloader
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % every or not isinstance(loader, TrainLoader):
+            return
+        ranks = [loader.skipped] * trainer.world_size
+        if trainer.world_size > 1:
+            dist.all_gather_object(ranks, loader.skipped)
+        skipped: Counter[str] = sum(ranks, Counter())
+        metrics = {f"data/skipped/{cause}": float(count) for cause, count in skipped.items()}
+        if metrics:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step)

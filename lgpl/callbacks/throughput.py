@@ -67,9 +67,7 @@ class Throughput(Callback):
                 step = estimate_step(module, 1, data.image_size, str(trainer.precision))
             self._flops_per_image = step.flops
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         if self._ended is not None:
             self._waited += time.perf_counter() - self._ended
 
@@ -104,7 +102,7 @@ class Throughput(Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
         self._forget()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self._forget()
 
 
