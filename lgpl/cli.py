@@ -75,11 +75,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run(args: list[str]) -> None:
-    """Run a command.
-
-    Raises:
-        UserError: there is no such command.
-    """
+    """Run a command; raises UserError where there is none of that name."""
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
     elif args[0] in COMMANDS:

@@ -19,11 +19,8 @@ FONT_SIZE = 11
 
 
 def image_path(path: str) -> Path:
-    """Where an image is to be written; its folder is made.
-
-    Raises:
-        UserError: it has no ending of an image, or the folder cannot be made.
-    """
+    """The path of an image to be written, with its folder made; raises UserError where it has no
+    ending of an image, or the folder cannot be made."""
     out = Path(path)
     if out.is_dir():
         raise UserError(f"{out} is a folder; name an image in it, such as {out / 'out.png'}.")
@@ -40,11 +37,8 @@ def image_path(path: str) -> Path:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write an image, whole or not at all, in the format of the ending of its `image_path`.
-
-    Raises:
-        UserError: it cannot be written, or is larger than its format can hold.
-    """
+    """Write an image, whole or not at all, in the format of the path's ending; raises UserError
+    where that fails, or the format holds no image so large."""
     try:
         with atomic_file(path) as file:
             image.save(file, Image.registered_extensions()[path.suffix.lower()])
@@ -58,13 +52,8 @@ def grid(
     columns: int = 8,
     tile: int | None = None,
 ) -> Image.Image:
-    """Images in rows on white.
-
-    Args:
-        images: [B, 3, H, W] in [-1, 1], or images of one size.
-        captions: one for each, wrapped and drawn underneath.
-        tile: width of an image in the grid; its own by default.
-    """
+    """Images, [B, 3, H, W] in [-1, 1] or of one size, in rows on white, with captions underneath;
+    they keep their width unless `tile` gives another."""
     tiles = [to_image(i) for i in images] if isinstance(images, Tensor) else images
     width, height = tiles[0].size
     if tile is not None and tile != width:

@@ -14,15 +14,8 @@ COLUMNS = 3
 
 
 def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
-    """One panel for each metric, one curve in it for each name.
-
-    Args:
-        panels: metric -> name -> points (x, y).
-        x: label of the horizontal axis.
-
-    Raises:
-        UserError: matplotlib is not installed, or the image cannot be written.
-    """
+    """A panel for each metric, with a curve of points (x, y) for each name and `x` written below;
+    raises UserError where matplotlib is missing or the image cannot be written."""
     needs("A plot", "matplotlib", "plots")
     from matplotlib.figure import Figure
 
