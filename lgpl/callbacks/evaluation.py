@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,21 @@ Size = int | tuple[int, int]  # a side, or height and width
 
 
 class Evaluation(Callback):
-    """The schedule, the extractor and the log of both evaluations."""
+    """The schedule, the extractor and the log of both evaluations.
 
-    def __init__(self, extractor: str, every: int, resize: Size | None) -> None:
+    Args:
+        extractor: inception, effnet-lite0, or the class path of an nn.Module.
+        every: in training, the least number of optimizer steps between two evaluations; 0
+            evaluates in every validation.
+        resize: side, or height and width, at which images are compared, such as 256 of a model for
+            384.
+    """
+
+    def __init__(
+        self, extractor: str = "inception", every: int = 0, resize: Size | None = None
+    ) -> None:
         self.extractor_name, self.every = extractor, every
         self.resize = None if resize is None else to_image_size(resize, "resize")
-        self._extractor: Extractor | None = None
         self._last: int | None = None  # global step of the last evaluation
         commit()
 
@@ -59,10 +69,9 @@ class Evaluation(Callback):
             return True
         return trainer.global_step - self._last >= self.every
 
-    def extractor(self, device: torch.device) -> Extractor:
-        if self._extractor is None:
-            self._extractor = load_extractor(self.extractor_name)
-        return self._extractor.to(device)
+    @cached_property
+    def _extractor(self) -> Extractor:
+        return load_extractor(self.extractor_name)
 
     def log_report(self, trainer: Trainer, module: LightningModule, made: dict[str, Any]) -> None:
         """The metrics to the loggers, the whole report to `metrics.jsonl` beside the logs."""
@@ -82,20 +91,10 @@ def stage_of(trainer: Trainer) -> str:
 
 
 class ReconstructionEvaluation(Evaluation):
-    """`rfid` of the validation or test images of all ranks, each image counted once.
+    """`rfid` of the validation or test images of all ranks, each image counted once."""
 
-    Args:
-        extractor: inception, effnet-lite0, or the class path of an nn.Module.
-        every: in training, the least number of optimizer steps between two evaluations; 0
-            evaluates in every validation.
-        resize: side, or height and width, at which images are compared, such as 256 of a model for
-            384.
-    """
-
-    def __init__(
-        self, extractor: str = "inception", every: int = 0, resize: Size | None = None
-    ) -> None:
-        super().__init__(extractor, every, resize)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._real: dict[str, FeatureSummary] = {}  # by stage: the originals are always the same
         self._sets: tuple[ImageSet | None, ImageSet] | None = None
 
@@ -108,7 +107,7 @@ class ReconstructionEvaluation(Evaluation):
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         total = int(sum(batches)) * data.eval_batch_size * trainer.world_size  # at the most
         with isolate_rng():
-            extractor = self.extractor(pl_module.device)
+            extractor = self._extractor.to(pl_module.device)
             options: dict[str, Any] = {"numbers": KEYS, "size": self.resize}
             real, fake = (ImageSet(extractor, total, **options) for _ in range(2))
         self._sets = (None if stage_of(trainer) in self._real else real), fake
@@ -142,7 +141,7 @@ class ReconstructionEvaluation(Evaluation):
         crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
         source = {"source": data.patterns[stage], "images": summary.count, "crop": crop}
         made = report(
-            RFID, self.extractor(pl_module.device), self._real[stage], summary, source,
+            RFID, self._extractor.to(pl_module.device), self._real[stage], summary, source,
             image_size=size, resize=self.resize,
         )  # fmt: skip
         self.log_report(trainer, pl_module, made)
@@ -161,16 +160,11 @@ class GenerationEvaluation(Evaluation):
     Args:
         reference: npz (ADM's batch, or statistics), folder or shards of real images.
         images: N, over all ranks.
-        extractor: inception, effnet-lite0, or the class path of an nn.Module.
-        every: in training, the least number of optimizer steps between two evaluations; 0
-            evaluates in every validation.
         prompts: text file with one a line, or shards whose captions are taken; the validation
             shards by default. A class-conditional model needs none.
         sampling: how their codes are drawn.
         seed: of the first image.
         batch_size: images drawn together.
-        resize: side, or height and width, at which images are compared, such as 256 of a model for
-            384.
         cache: folder of reference statistics.
     """
 
@@ -178,16 +172,14 @@ class GenerationEvaluation(Evaluation):
         self,
         reference: str,
         images: int = 10_000,
-        extractor: str = "inception",
-        every: int = 0,
         prompts: str | None = None,
         sampling: Sampling = Sampling(),
         seed: int = 0,
         batch_size: int = 32,
-        resize: Size | None = None,
         cache: str = CACHE,
+        **options: Any,
     ) -> None:
-        super().__init__(extractor, every, resize)
+        super().__init__(**options)
         self.reference, self.images, self.prompts = reference, images, prompts
         self.sampling, self.seed = sampling, seed
         self.batch_size, self.cache = batch_size, cache
@@ -212,7 +204,7 @@ class GenerationEvaluation(Evaluation):
 
     def evaluate(self, trainer: Trainer, module: GeneratorModule) -> dict[str, Any]:
         """The report; all ranks must call this."""
-        extractor = self.extractor(module.device)
+        extractor = self._extractor.to(module.device)
         size = self.resize or module.image_size
         made = ImageSet(extractor, self.images, size=size)
         if self._known is None:
