@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
+from webdataset.writer import numpy_dumps
 
 from lgpl.atomic import write_text
 from lgpl.codes import CodeLayout
@@ -22,12 +22,6 @@ from lgpl.data.transfer import HTTP, scheme
 from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def code_shard_name(shard: str) -> str:
@@ -57,7 +51,6 @@ class CodeShardWriter(pl.Callback):
         self._captions: list[str] = []
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
-        self._layout = CodeLayout(1, 1)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -90,7 +83,7 @@ class CodeShardWriter(pl.Callback):
         if not hasattr(pl_module, "fingerprint"):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         tokenizer: Any = pl_module.autoencoder
-        self._layout = layout = tokenizer.layout(*data.image_size)
+        layout = tokenizer.layout(*data.image_size)
         self._made_by = {
             "tokenizer": pl_module.fingerprint(),  # type: ignore[operator]
             "layout": [layout.rows, layout.columns, layout.depth],
@@ -146,7 +139,7 @@ class CodeShardWriter(pl.Callback):
         self, codes: Tensor, batch: dict[str, Any], pl_module: pl.LightningModule
     ) -> list[dict[str, bytes]]:
         """Of each sample, for codes [B, *layout.shape] or [B, views, *layout.shape]."""
-        views, layout = self._made_by["views"], self._layout
+        views, layout = self._made_by["views"], CodeLayout(*self._made_by["layout"])
         expected = (views, *layout.shape) if self._made_by["ten_crop"] else layout.shape
         if codes.shape[1:] != expected:
             raise UserError(
@@ -156,7 +149,9 @@ class CodeShardWriter(pl.Callback):
         shape = (len(codes), views, layout.depth, layout.rows, layout.columns)
         arrays = codes.cpu().numpy().astype(self._made_by["dtype"]).reshape(shape)
         texts = batch["members"]
-        members = [{"codes.npy": npy(a), **own} for a, own in zip(arrays, texts, strict=True)]
+        members = [
+            {"codes.npy": numpy_dumps(a), **own} for a, own in zip(arrays, texts, strict=True)
+        ]
         for name in self._captions:
             captions = {}
             for index, own in enumerate(texts):
@@ -167,5 +162,5 @@ class CodeShardWriter(pl.Callback):
                 features = self.text_encoder.encode([*captions.values()], pl_module.device)
                 for index, feature in zip(captions, features, strict=True):
                     array = feature.cpu().numpy().astype(np.float16)
-                    members[index][features_name(name)] = npy(array)
+                    members[index][features_name(name)] = numpy_dumps(array)
         return members

@@ -78,9 +78,7 @@ class NaNGuard(Callback):
     ) -> None:
         self._keys += batch["key"]
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not self._stepped:  # gradients are still being accumulated
             return
         keys, failed = self._keys, self._failed

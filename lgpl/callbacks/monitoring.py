@@ -93,16 +93,11 @@ class HyperParameters(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         config: dict[str, Any] = {"model": pl_module.config or {}}
-        metrics = {
-            name: value.item()
-            for name, value in trainer.callback_metrics.items()
-            if name.startswith(("val/", "test/"))
-        }
+        found = trainer.callback_metrics.items()
+        metrics = {n: value.item() for n, value in found if n.startswith(("val/", "test/"))}
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(config, metrics)
-            else:
-                logger.log_hyperparams(config)
+            shown = {"metrics": metrics} if isinstance(logger, TensorBoardLogger) else {}
+            logger.log_hyperparams(config, **shown)
             logger.save()
 
 
