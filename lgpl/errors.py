@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake in a command, a config or a file.
@@ -15,3 +18,12 @@ def behind(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
+
+
+@contextmanager
+def as_user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds into a UserError that says what is wrong and ends in the error."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{what} ({error}).") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lgpl.atomic import atomic_file
 from lgpl.data.transforms import to_image
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 MARGIN = 6
 LINES = 3  # of a caption, at the most
@@ -29,21 +29,17 @@ def image_path(path: str) -> Path:
         Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
     except (KeyError, OSError, ValueError) as error:
         raise UserError(f"{out} has no ending of an image in colours, such as .png.") from error
-    try:
+    with as_user_error(f"{out} cannot be written", OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error}).") from error
     return out
 
 
 def save(image: Image.Image, path: Path) -> None:
     """Write an image, whole or not at all, in the format of the path's ending; raises UserError
     where that fails, or the format holds no image so large."""
-    try:
+    with as_user_error(f"{path} cannot be written", OSError, ValueError):
         with atomic_file(path) as file:
             image.save(file, Image.registered_extensions()[path.suffix.lower()])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written ({error}).") from error
 
 
 def grid(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lgpl.atomic import atomic_folder, remove_partials
 from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # kind -> the model's place in the module, and so in the names of a Lightning checkpoint
@@ -62,40 +62,34 @@ def is_exported(path: str | Path) -> bool:
 def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     """A checkpoint in any of the three forms; its weights stay on disk until they are asked for.
 
-    Args:
-        path: a .ckpt file, or a folder.
-        kind: what it must hold; None takes any.
-
-    Raises:
-        UserError: there is no such file, it is no checkpoint, or one of another kind.
+    Raises UserError where there is none, or, with a `kind`, where it holds the other.
     """
     path = Path(path)
     content: Any  # with the entry `lgpl`
     read: Callable[[], Any]  # the state dict of the module, or of the model alone
     if is_exported(path):
-        content = {"lgpl": _read_json(path / CONFIG)}
-        read = partial(_read_safetensors, path / WEIGHTS)
+        kinds = (OSError, ValueError, RecursionError)
+        with as_user_error(f"{path / CONFIG} cannot be read as JSON", *kinds):
+            content = {"lgpl": json.loads((path / CONFIG).read_text(encoding="utf-8"))}
+        read = partial(load_file, path / WEIGHTS)
     elif is_sharded(path):
         content, read = load_tensors(path / ENTRIES), partial(read_module, path)
     elif path.is_file():
         content, read = load_tensors(path), lambda: content["state_dict"]
     else:
-        raise UserError(
-            f"{path}: no such checkpoint; give the .ckpt file or the folder of a {kind or 'run'}."
-        )
+        raise UserError(f"{path}: no such checkpoint; give a .ckpt file or the folder of a run.")
     entry: Any = content.get("lgpl") if isinstance(content, dict) else None
     found = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(found, str) or found not in MODEL:
-        raise UserError(
-            f"{path} is no checkpoint of lgpl; `lgpl import` makes one of LlamaGen's files."
-        )
+        raise UserError(f"{path} is no checkpoint of lgpl; `lgpl import` makes one of LlamaGen's.")
     if kind not in (None, found):
         raise UserError(f"{path} holds a {found}, but a {kind} is wanted.")
     prefix = "" if is_exported(path) else f"{MODEL[found]}."
 
     def weights() -> dict[str, Tensor]:
         try:
-            state = read().items()
+            with as_user_error(f"{path / WEIGHTS} is missing or damaged", OSError, SafetensorError):
+                state = read().items()
             return {n.removeprefix(prefix): t for n, t in state if n.startswith(prefix)}
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path} holds no weights where they should be.") from error
@@ -106,11 +100,8 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
 def write_checkpoint(
     folder: str | Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]
 ) -> None:
-    """Write lgpl's own folder, whole or not at all; one that is there is replaced.
-
-    Raises:
-        UserError: it cannot be written, or holds other files, which would be lost.
-    """
+    """Write lgpl's own folder, whole or not at all, in place of one that is there; raises UserError
+    where it cannot be written, or holds other files, which would be lost."""
     folder = Path(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--out: {folder} is no folder; name a new one.")
@@ -172,17 +163,3 @@ def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
                 "of tensors."
             ) from error
         raise UserError(f"{path} is no checkpoint, or a damaged one.") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}).") from error

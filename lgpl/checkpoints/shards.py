@@ -72,16 +72,14 @@ def _told(folder: Path) -> Iterator[None]:
     """Turn as many kinds of errors as there are ways to damage a file into one sentence."""
     try:
         yield
-    except UserError:
-        raise
-    except CheckpointException as error:  # no Exception, for all that its ranks have met
-        causes = [cause for cause, _ in error.failures.values()]
+    except (Exception, CheckpointException) as error:
+        causes: list[BaseException] = [error]
+        if isinstance(error, CheckpointException):  # no Exception, for all that its ranks have met
+            causes = [cause for cause, _ in error.failures.values()]
         for cause in causes:
             if isinstance(cause, UserError):
-                raise cause from error
+                raise UserError(f"{folder}: {cause}") from error
         raise UserError(f"{folder} is a damaged checkpoint ({causes[0]}).") from error
-    except Exception as error:
-        raise UserError(f"{folder} is a damaged checkpoint ({error}).") from error
 
 
 class _Reader(dcp.FileSystemReader):
@@ -94,8 +92,7 @@ class _Reader(dcp.FileSystemReader):
         for stored in self._index.storage_data.values():
             if Path(stored.relative_path).name != str(stored.relative_path):
                 raise UserError(
-                    f"A sharded checkpoint's index names {stored.relative_path}, which is no file "
-                    "of its own folder."
+                    f"the index names {stored.relative_path}, no file of its own folder."
                 )
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
@@ -111,10 +108,8 @@ class _Planner(dcp.DefaultLoadPlanner):
         try:
             torch.save(torch.load(value, weights_only=True), checked)
         except pickle.UnpicklingError as error:
-            raise UserError(
-                f"A sharded checkpoint's {read_item.dest_index.fqn} holds pickled code, which is "
-                "never run here."
-            ) from error
+            name = read_item.dest_index.fqn
+            raise UserError(f"{name} holds pickled code, which is never run here.") from error
         checked.seek(0)
         super().load_bytes(read_item, checked)
 
@@ -151,7 +146,7 @@ class _IndexUnpickler(pickle._Unpickler):
         built = self.stack[-2]  # type: ignore[attr-defined]
         if not isinstance(built, _BUILT):
             name = getattr(built, "__name__", type(built).__name__)
-            raise UserError(f"A sharded checkpoint's index changes {name}, which is no part of it.")
+            raise UserError(f"the index changes {name}, which is no part of it.")
         super().load_build()  # type: ignore[misc]
 
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
@@ -160,7 +155,4 @@ class _IndexUnpickler(pickle._Unpickler):
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or (module, name) in self.ADMITTED:
             return super().find_class(module, name)
-        raise UserError(
-            f"A sharded checkpoint's index holds pickled code ({module}.{name}), which is never "
-            "run here."
-        )
+        raise UserError(f"the index holds pickled code ({module}.{name}), which is never run here.")

@@ -21,32 +21,22 @@ from typing import Any
 import jsonargparse
 from jsonargparse import _common as settings  # nothing public gives settings back
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 # What a checkpoint's config is made of. Not whole rooms: they hold functions, too, which would be
 # called, and classes that compile or fetch.
-OWN = (
-    "lgpl.generator.ClassCondition",
-    "lgpl.generator.Conditions",
-    "lgpl.generator.GeneratorModule",
-    "lgpl.generator.RandomOrder",
-    "lgpl.generator.Raster",
-    "lgpl.generator.TextCondition",
-    "lgpl.generator.Transformer",
-    "lgpl.generator.UncachedRaster",
-    "lgpl.training.Schedule",
-    "lgpl.text.TextEncoder",
-    "lgpl.tokenizer.BSQ",
-    "lgpl.tokenizer.FSQ",
-    "lgpl.tokenizer.IBQ",
-    "lgpl.tokenizer.LPIPS",
-    "lgpl.tokenizer.PatchGAN",
-    "lgpl.tokenizer.ResidualQuantizer",
-    "lgpl.tokenizer.TokenizerLoss",
-    "lgpl.tokenizer.TokenizerModule",
-    "lgpl.tokenizer.VQModel",
-    "lgpl.tokenizer.VectorQuantizer",
-)
+OWN = {
+    "lgpl.generator": (
+        *("ClassCondition", "Conditions", "GeneratorModule", "RandomOrder", "Raster"),
+        *("TextCondition", "Transformer", "UncachedRaster"),
+    ),
+    "lgpl.text": ("TextEncoder",),
+    "lgpl.tokenizer": (
+        *("BSQ", "FSQ", "IBQ", "LPIPS", "PatchGAN", "ResidualQuantizer", "TokenizerLoss"),
+        *("TokenizerModule", "VQModel", "VectorQuantizer"),
+    ),
+    "lgpl.training": ("Schedule",),
+}
 VARIABLE = "LGPL_TRUST"  # packages with commas between
 # Whose every class is anybody's: to trust one of them is to trust the file.
 TOO_MUCH = {"lgpl", "lightning", "pytorch_lightning", "torch", "transformers", "jsonargparse"}
@@ -82,27 +72,23 @@ def only_trusted(trust: Iterable[str] = ()) -> Iterator[None]:
 
     `trust` names packages or modules beside those of the variable; raises UserError for others.
     """
-    given = [*trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
-    given = [name.strip() for name in given]
+    words = [*trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
+    given = [word.strip() for word in words]
     if any(name.partition(".")[0] == "lgpl" for name in given):
         raise UserError("--trust: lgpl's own models need no word, and the rest of it gets none.")
-    defined = [imported(path) for path in OWN]
-    allowed = [*OWN, *(f"{own.__module__}.{own.__qualname__}" for own in defined), *given]
+    own = [f"{room}.{name}" for room, names in OWN.items() for name in names]
+    defined = [f"{cls.__module__}.{cls.__qualname__}" for cls in map(imported, own)]
     with lock:
         before = dict(settings.parsing_settings)
         settings.parsing_settings["import_path_verdicts"] = {}  # what was allowed for other ends
+        mistake = f"--trust, {VARIABLE}: {given} should be names of packages, such as my_models"
         try:
-            try:
+            with as_user_error(mistake, ValueError):
                 jsonargparse.set_parsing_settings(
                     import_path_denylist=["*"],
-                    import_path_allowlist=allowed,
+                    import_path_allowlist=[*own, *defined, *given],
                     instantiate_subclass_spec_in_any=False,
                 )
-            except ValueError as error:
-                raise UserError(
-                    f"--trust and {VARIABLE}: {', '.join(map(repr, given))} should be names of "
-                    "packages, such as my_models."
-                ) from error
             yield
         finally:
             settings.parsing_settings.clear()

@@ -69,12 +69,8 @@ def llamagen_name(name: str) -> str:
 def read_released(path: str | Path, grid: int | None = None, heads: int | None = None) -> Released:
     """A .pt file of LlamaGen: released, or saved by its training scripts.
 
-    Args:
-        grid: codes on a side of a generator's image, where the file does not tell.
-        heads: heads of a generator of no size of the paper, where the file does not tell.
-
-    Raises:
-        UserError: it is no such file, holds code, does not tell what it is, or lacks weights.
+    `grid` (codes on a side of an image) and `heads` are a generator's where the file does not tell.
+    Raises UserError where it is no such file, holds code, or lacks weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,13 +81,8 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     state.pop(USAGE, None)
     if "quantize.embedding.weight" in state:
         kind, config = "tokenizer", _tokenizer_config(state, path)
-    elif "tok_embeddings.weight" in state:
-        kind, config = "generator", _generator_config(state, path, rope, grid, heads)
     else:
-        raise UserError(
-            f"{path} is no model of LlamaGen: it has neither quantize.embedding.weight, as a "
-            "tokenizer has, nor tok_embeddings.weight, as a generator has."
-        )
+        kind, config = "generator", _generator_config(state, path, rope, grid, heads)
     expected = _state(config)
     check_weights(_renamed(expected), state, str(path), "LlamaGen's model")
     weights = {
@@ -122,7 +113,7 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
         theirs = _tokenizer_config(weights, checkpoint.path)
     else:
         assert isinstance(module, GeneratorModule)
-        model = module._outline()
+        model = module.model
         if not isinstance(model, Transformer):
             raise UserError(f"{source} is a {type(model).__name__}, not a Transformer.")
         if model.prefix_rope != "zero":
@@ -207,9 +198,8 @@ def _generator_config(
         prefix, features = _shape(state, "cls_embedding.uncond_embedding", path)[:2]
         options: dict[str, Any] = {"features": features, "length": prefix, "trainable_null": False}
         if name := TEXT_ENCODERS.get(features):
-            options["encoder"] = _entry(
-                "lgpl.text.TextEncoder", name=name, max_length=prefix, dtype="bfloat16"
-            )
+            encoder = {"name": name, "max_length": prefix, "dtype": "bfloat16"}
+            options["encoder"] = _entry("lgpl.text.TextEncoder", **encoder)
         condition = _entry("lgpl.generator.TextCondition", **options)
     else:
         prefix, rows = 1, _shape(state, "cls_embedding.embedding_table.weight", path)[0]
@@ -221,10 +211,7 @@ def _generator_config(
     sizes = {(n, width): h for n, h, width in SIZES.values()}
     heads = heads or sizes.get((layers, dim))
     if heads is None:
-        raise UserError(
-            f"{path} has {layers} layers {dim} wide, no size of the paper, and does not tell its "
-            "heads: give --heads."
-        )
+        raise UserError(f"{path} ({layers} layers of {dim}) does not tell its heads: give --heads.")
     if grid is None:
         sides = {int(side) // DOWNSAMPLING for side in re.findall(r"_(256|384|512)", path.stem)}
         if len(sides) != 1:
