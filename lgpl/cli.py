@@ -42,19 +42,10 @@ with every command that reads a checkpoint:
   --trust PACKAGE  also build classes of this package where the checkpoint names them
 """
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = {
-    "data": "lgpl.commands.data",
-    "sample": "lgpl.commands.sample",
-    "complete": "lgpl.commands.complete",
-    "reconstruct": "lgpl.commands.reconstruct",
-    "evaluate": "lgpl.commands.evaluate",
-    "compare": "lgpl.commands.compare",
-    "serve": "lgpl.commands.serve",
-    "import": "lgpl.commands.import_released",
-    "export": "lgpl.commands.export",
-    "plan": "lgpl.commands.plan",
-    "quickstart": "lgpl.commands.quickstart",
-}
+COMMANDS = (
+    *("data", "sample", "complete", "reconstruct", "evaluate", "compare", "serve", "import"),
+    *("export", "plan", "quickstart"),
+)
 __getattr__ = lazily("lgpl.commands", {"training": ("CommandLine",)})
 
 
@@ -67,7 +58,9 @@ def main(args: list[str] | None = None) -> None:
         mistake = behind(error)
         if mistake is None:
             raise
-        print(f"lgpl: error: {sentence(mistake)}", file=sys.stderr)
+        last = str(mistake).strip().splitlines()[-1]  # a data worker's comes with its traceback
+        said = last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+        print(f"lgpl: error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("lgpl: interrupted", file=sys.stderr)
@@ -79,7 +72,8 @@ def run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
     elif args[0] in COMMANDS:
-        importlib.import_module(COMMANDS[args[0]]).main(args[1:])
+        module = "import_released" if args[0] == "import" else args[0]  # no module may be so called
+        importlib.import_module(f"lgpl.commands.{module}").main(args[1:])
     elif args[0] in TRAINING or args[0].startswith("-"):
         from lgpl.commands.training import CommandLine
 
@@ -89,12 +83,6 @@ def run(args: list[str]) -> None:
         near = difflib.get_close_matches(args[0], [*TRAINING, *COMMANDS], 1)
         meant = f"; did you mean {near[0]}?" if near else ". `lgpl --help` lists them."
         raise UserError(f"{args[0]!r} is no command{meant}")
-
-
-def sentence(error: UserError) -> str:
-    """The message itself: a data worker's comes wrapped in its traceback."""
-    last = str(error).strip().splitlines()[-1]
-    return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
 
 
 if __name__ == "__main__":

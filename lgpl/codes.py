@@ -78,9 +78,7 @@ def to_image_size(given: int | Sequence[int], name: str = "image_size") -> Image
     if len(sides) == 1:
         sides *= 2
     if len(sides) != 2 or min(sides) < 1:
-        raise UserError(
-            f"{name} must be a side, or height and width, of at least 1 pixel, got {given}."
-        )
+        raise UserError(f"{name} must be a side, or height and width, >= 1 pixel, got {given}.")
     return sides
 
 
