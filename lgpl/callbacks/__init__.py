@@ -13,4 +13,4 @@ from lgpl.callbacks.monitoring import CodebookHistogram as CodebookHistogram
 from lgpl.callbacks.monitoring import GradientNorms as GradientNorms
 from lgpl.callbacks.monitoring import HyperParameters as HyperParameters
 from lgpl.callbacks.monitoring import SkippedSamples as SkippedSamples
-from lgpl.callbacks.throughput import Throughput as Throughput
+from lgpl.callbacks.monitoring import Throughput as Throughput

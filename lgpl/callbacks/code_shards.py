@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from webdataset.writer import numpy_dumps
 
@@ -23,6 +24,8 @@ from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
+Batch = dict[str, Any]
+
 
 def code_shard_name(shard: str) -> str:
     """`train-0000.tar` for `…/train-0000.tar.gz`."""
@@ -30,7 +33,7 @@ def code_shard_name(shard: str) -> str:
     return place.rstrip("/").rsplit("/", 1)[-1].split(".")[0] + ".tar"
 
 
-class CodeShardWriter(pl.Callback):
+class CodeShardWriter(Callback):
     """Writes the codes of each predicted shard, with text features and the samples' own texts.
 
     `KEY.codes.npy` is [views, depth, rows, columns], uint16 where the codebook allows, else uint32.
@@ -52,7 +55,7 @@ class CodeShardWriter(pl.Callback):
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
         if stage != "predict":
             return
@@ -77,7 +80,7 @@ class CodeShardWriter(pl.Callback):
             done = f"{len(shards) - len(left)} of {len(shards)}"
             print(f"{self.out}: {done} code shards are there, {len(left)} to write.")
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Now that the weights are loaded: the shards that stand must come from the same."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(pl_module, "fingerprint"):
@@ -103,17 +106,11 @@ class CodeShardWriter(pl.Callback):
                     )
 
     def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Tensor,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *_: Any
     ) -> None:
         if self._writer is None:
             self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))
-        members = self._members(outputs, batch, pl_module)
+        members = self._members(outputs, batch, pl_module.device)
         for key, member in zip(batch["key"], members, strict=True):
             self._writer.write(key, member)
         if batch["end_of_shard"]:
@@ -127,7 +124,7 @@ class CodeShardWriter(pl.Callback):
         if self._writer is not None:
             self._writer.discard()
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.barrier()
         paths = [str(path) for path in sorted(self.out.glob("*.tar"))]
         if trainer.is_global_zero and paths:
@@ -135,9 +132,7 @@ class CodeShardWriter(pl.Callback):
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)
 
-    def _members(
-        self, codes: Tensor, batch: dict[str, Any], pl_module: pl.LightningModule
-    ) -> list[dict[str, bytes]]:
+    def _members(self, codes: Tensor, batch: Batch, device: torch.device) -> list[dict[str, bytes]]:
         """Of each sample, for codes [B, *layout.shape] or [B, views, *layout.shape]."""
         views, layout = self._made_by["views"], CodeLayout(*self._made_by["layout"])
         expected = (views, *layout.shape) if self._made_by["ten_crop"] else layout.shape
@@ -150,7 +145,7 @@ class CodeShardWriter(pl.Callback):
         arrays = codes.cpu().numpy().astype(self._made_by["dtype"]).reshape(shape)
         texts = batch["members"]
         members = [
-            {"codes.npy": numpy_dumps(a), **own} for a, own in zip(arrays, texts, strict=True)
+            {"codes.npy": numpy_dumps(a)} | own for a, own in zip(arrays, texts, strict=True)
         ]
         for name in self._captions:
             captions = {}
@@ -159,7 +154,7 @@ class CodeShardWriter(pl.Callback):
                     captions[index] = read_caption(own, name)
             if captions:
                 assert self.text_encoder is not None
-                features = self.text_encoder.encode([*captions.values()], pl_module.device)
+                features = self.text_encoder.encode([*captions.values()], device)
                 for index, feature in zip(captions, features, strict=True):
                     array = feature.cpu().numpy().astype(np.float16)
                     members[index][features_name(name)] = numpy_dumps(array)

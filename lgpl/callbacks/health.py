@@ -8,8 +8,7 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -73,12 +72,10 @@ class NaNGuard(Callback):
             for weight in weights:
                 weight.grad = None  # which an optimizer leaves alone
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._keys += batch["key"]
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not self._stepped:  # gradients are still being accumulated
             return
         keys, failed = self._keys, self._failed
@@ -88,15 +85,15 @@ class NaNGuard(Callback):
             return
         self.skipped += 1
         named = ", ".join(keys[:KEYS]) + (", ..." if len(keys) > KEYS else "")
-        where = f"rank {trainer.global_rank}, samples {named}"
+        where = f"samples {named} on rank {trainer.global_rank}"
         log.warning("Step skipped: gradients that are not finite (%s).", where)
         for logger in trainer.loggers:
             logger.log_metrics({"health/skipped_steps": self.skipped}, step=trainer.global_step)
         if self._in_a_row >= self.patience:
             raise UserError(
                 f"{self._in_a_row} steps in a row had gradients that are not finite, the last with "
-                f"the samples {named} on rank {trainer.global_rank}: lower model.lr or "
-                "model.gradient_clip, or go on from an earlier checkpoint."
+                f"the {where}: lower model.lr or model.gradient_clip, or go on from an earlier "
+                "checkpoint."
             )
 
 

@@ -1,31 +1,129 @@
-"""What is logged beside the losses: the codebook's use, gradient norms, hyperparameters, skipped
-samples."""
+"""What is logged beside the losses: speed and memory, the codebook's use, gradient norms,
+hyperparameters, skipped samples."""
 
 from __future__ import annotations
 
+import copy
+import resource
+import sys
+import time
 from collections import Counter
 from typing import Any
 
-import torch.distributed as dist
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from lgpl.data import ShardDataModule
 from lgpl.data.loader import TrainLoader
+from lgpl.generator.blocks import Block
+from lgpl.generator.module import GeneratorModule
 from lgpl.tokenizer.module import TokenizerModule
-from lgpl.training import TrainingModule
+from lgpl.training import TrainingModule, build_module
+from lgpl.training.estimate import HALF, estimate_step
+
+GIB = 2**30
+
+
+class Throughput(Callback):
+    """Logs how well a run uses its devices, averaged over the batches since the last log.
+
+    `images_per_second` over all ranks, and `tokens_per_second` of a generator; `data_wait`, the
+    share of the time between a batch's end and the next one's start; `peak_gib`, of the device's
+    memory or else of the process; `tflops` achieved by a device, and `mfu`, their share of its rate
+    where that is known. Nothing waits for the device; validation is left out.
+
+    Args:
+        every: training batches between two logs.
+        flops: count the operations of a step once, on the meta device, as `lgpl plan` does: a
+            tokenizer's with its discriminator, without what the backward pass recomputes. None
+            counts them on GPUs.
+    """
+
+    def __init__(self, every: int = 20, flops: bool | None = None) -> None:
+        self.every, self.flops = every, flops
+        self._flops_per_image: float | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._since: float | None = None
+        self._ended: float | None = None
+        self._images, self._waited = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        wanted = pl_module.device.type == "cuda" if self.flops is None else self.flops
+        data = getattr(trainer, "datamodule", None)
+        if not wanted or not trainer.is_global_zero or not isinstance(data, ShardDataModule):
+            return
+        if isinstance(pl_module, TrainingModule) and pl_module.config is not None:
+            config = copy.deepcopy(pl_module.config)
+            config["init_args"]["compile"] = False
+            with isolate_rng():
+                with torch.device("meta"):
+                    module = build_module(config)
+                    module.configure_model()
+                for part in module.modules():
+                    if isinstance(part, Block):
+                        part.recompute = False
+                step = estimate_step(module, 1, data.image_size, str(trainer.precision))
+            self._flops_per_image = step.flops
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._ended is not None:
+            self._waited += time.perf_counter() - self._ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ended = now = time.perf_counter()
+        if self._since is None:
+            self._since = now
+            return
+        self._images += len(batch["key"])
+        if (batch_idx + 1) % self.every:
+            return
+        seconds = now - self._since
+        rate = self._images / seconds
+        metrics = {
+            "train/images_per_second": rate * trainer.world_size,
+            "train/data_wait": self._waited / seconds,
+            "train/peak_gib": peak_memory(pl_module.device) / GIB,
+        }
+        if isinstance(pl_module, GeneratorModule):
+            tokens = pl_module.model.layout.codes
+            metrics["train/tokens_per_second"] = rate * trainer.world_size * tokens
+        if self._flops_per_image is not None:
+            achieved = rate * self._flops_per_image
+            metrics["train/tflops"] = achieved / 1e12
+            kind = HALF.get(str(trainer.precision).split("-")[0], torch.float32)
+            available = get_available_flops(pl_module.device, kind)
+            if available:
+                metrics["train/mfu"] = achieved / available
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        self._forget()
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._forget()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes of a GPU, or else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class CodebookHistogram(Callback):
-    """How often the codes occur in validation, as a histogram in TensorBoard or W&B.
-
-    A code of average frequency lies at 1, one that never occurs at 0. Only the first rank's images
-    count.
-    """
+    """How often the codes occur in the first rank's validation, as a histogram in TensorBoard or
+    W&B; a code of average frequency lies at 1, one that never occurs at 0."""
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TokenizerModule)
@@ -102,10 +200,8 @@ class HyperParameters(Callback):
 
 
 class SkippedSamples(Callback):
-    """Logs `data/skipped/CAUSE`, the number of samples that all ranks have skipped so far.
-
-    Logged every `log_every_n_steps`, but only after the first skipped sample.
-    """
+    """Logs `data/skipped/CAUSE`, the number of samples that all ranks have skipped so far, every
+    `log_every_n_steps`, but only after the first skipped sample."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,7 +212,7 @@ class SkippedSamples(Callback):
             return
         ranks = [loader.skipped] * trainer.world_size
         if trainer.world_size > 1:
-            dist.all_gather_object(ranks, loader.skipped)
+            torch.distributed.all_gather_object(ranks, loader.skipped)
         skipped: Counter[str] = sum(ranks, Counter())
         metrics = {f"data/skipped/{cause}": float(count) for cause, count in skipped.items()}
         if metrics:
