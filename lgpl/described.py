@@ -26,11 +26,8 @@ class Undescribable(Exception):
 
 
 def describe(value: Any) -> Any:
-    """A value in plain types: `class_path` and `init_args` of objects, classes and partials.
-
-    A function that builds a part, such as a lambda, is described by the part that it has built.
-    Raises Undescribable for anything else.
-    """
+    """A value in plain types: `class_path` and `init_args` of objects, classes and partials, and of
+    what a function, such as a lambda, has built in its place; raises Undescribable for others."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """A mistake in a command, a config or a file.
-
-    The message is one sentence that names the file, key or value and says what would be right.
-    """
+    """A mistake in a command, a config or a file: one sentence, which names the file, key or value
+    and says what would be right."""
 
 
 def behind(error: BaseException | None) -> UserError | None:

@@ -1,7 +1,5 @@
-"""Names of a package that are imported when they are asked for: what they need is not everybody's.
-
-A model is used with torch alone; Lightning and its like come with the modules that train it.
-"""
+"""Names of a package that are imported when they are asked for: a model is used with torch alone;
+Lightning and its like come with the modules that train it."""
 
 from __future__ import annotations
 

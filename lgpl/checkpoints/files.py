@@ -60,10 +60,8 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
-    """A checkpoint in any of the three forms; its weights stay on disk until they are asked for.
-
-    Raises UserError where there is none, or, with a `kind`, where it holds the other.
-    """
+    """A checkpoint in any of the three forms, whose weights stay on disk until they are asked for;
+    raises UserError where there is none, or, with a `kind`, one of the other."""
     path = Path(path)
     content: Any  # with the entry `lgpl`
     read: Callable[[], Any]  # the state dict of the module, or of the model alone

@@ -18,16 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lgpl.checkpoints import Checkpoint, check_weights, load_tensors
-from lgpl.checkpoints.files import MODEL
+from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, load_tensors
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
-from lgpl.training import build_described, build_module
-from lgpl.training.build import one_sentence
+from lgpl.training.build import build_described, build_module, one_sentence
 
 # Where a file keeps its weights, the averaged ones first; it may also be nothing but weights.
 WEIGHTS = ("ema", "model", "module", "state_dict")
@@ -67,10 +65,12 @@ def llamagen_name(name: str) -> str:
 
 
 def read_released(path: str | Path, grid: int | None = None, heads: int | None = None) -> Released:
-    """A .pt file of LlamaGen: released, or saved by its training scripts.
+    """A .pt file of LlamaGen, released or saved by its training scripts; raises UserError where it
+    is no such file, holds code, or lacks weights.
 
-    `grid` (codes on a side of an image) and `heads` are a generator's where the file does not tell.
-    Raises UserError where it is no such file, holds code, or lacks weights.
+    Args:
+        grid: codes on a side of a generator's image, where the file does not tell.
+        heads: heads of a generator of no size of the paper, where the file does not tell.
     """
     path = Path(path)
     if not path.is_file():
