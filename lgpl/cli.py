@@ -5,15 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from typing import TYPE_CHECKING
 
 from lgpl.errors import UserError, behind
-from lgpl.lazy import lazily
-
-if TYPE_CHECKING:
-    from lgpl.commands.training import CommandLine
-
-__all__ = ["CommandLine", "main"]
 
 HELP = """usage: lgpl COMMAND [options], each with its own --help
 
@@ -46,7 +39,6 @@ COMMANDS = (
     *("data", "sample", "complete", "reconstruct", "evaluate", "compare", "serve", "import"),
     *("export", "plan", "quickstart"),
 )
-__getattr__ = lazily("lgpl.commands", {"training": ("CommandLine",)})
 
 
 def main(args: list[str] | None = None) -> None:
