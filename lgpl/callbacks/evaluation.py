@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,8 @@ class ReconstructionEvaluation(Evaluation):
         total = int(sum(batches)) * data.eval_batch_size * trainer.world_size  # at the most
         with isolate_rng():
             extractor = self._extractor.to(pl_module.device)
-            options: dict[str, Any] = {"numbers": KEYS, "size": self.resize}
-            real, fake = (ImageSet(extractor, total, **options) for _ in range(2))
-        self._sets = (None if stage_of(trainer) in self._real else real), fake
+            new = partial(ImageSet, extractor, total, numbers=KEYS, size=self.resize)
+            self._sets = (None if stage_of(trainer) in self._real else new()), new()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any

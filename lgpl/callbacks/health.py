@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lgpl.callbacks.monitoring import total_norm
 from lgpl.errors import UserError
@@ -39,7 +38,6 @@ class NaNGuard(Callback):
         self._in_a_row = 0
         self._stepped = self._failed = False
         self._keys: list[str] = []  # of the batches since the last step
-        self._hooks: list[RemovableHandle] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
@@ -49,11 +47,8 @@ class NaNGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:  # Lightning does not see all of its steps
-            self._hooks = [o.register_step_pre_hook(self._check) for o in trainer.optimizers]
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for hook in self._hooks:
-            hook.remove()
+            for optimizer in trainer.optimizers:  # which are made anew for every fit
+                optimizer.register_step_pre_hook(self._check)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -127,10 +127,8 @@ class CodebookHistogram(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, TokenizerModule)
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
         counts, step = pl_module.val_usage.counts.double(), trainer.global_step
-        if not counts.sum():
+        if trainer.sanity_checking or not trainer.is_global_zero or not counts.sum():
             return
         relative = (counts * len(counts) / counts.sum()).cpu()
         for logger in trainer.loggers:

@@ -69,7 +69,7 @@ def split_trust(args: list[str]) -> tuple[tuple[str, ...], list[str]]:
 @contextmanager
 def only_trusted(trust: Iterable[str] = ()) -> Iterator[None]:
     """Within, jsonargparse imports and builds lgpl's own models and what is trusted, nothing else;
-    `trust` names packages or modules beside the variable's, else UserError is raised."""
+    raises UserError where `trust`, or the variable beside it, names anything but packages."""
     words = [*trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
     given = [word.strip() for word in words]
     if any(name.partition(".")[0] == "lgpl" for name in given):

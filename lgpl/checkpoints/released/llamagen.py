@@ -98,8 +98,8 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
 
 
 def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
-    """The content of a .pt file that LlamaGen's own code loads; a `UserError` where the model has
-    something that it does not know."""
+    """The content of a .pt file that LlamaGen's own code loads; raises UserError where the model
+    has something that it does not know."""
     with one_sentence(checkpoint.path), torch.device("meta"):
         module = build_described(checkpoint, trust=trust)
         module.configure_model()
@@ -174,7 +174,6 @@ def _entry(class_path: str, **init_args: Any) -> dict[str, Any]:
 
 def _tokenizer_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
     codes, dim = _shape(state, "quantize.embedding.weight", path)[:2]
-    z_channels = _shape(state, "quant_conv.weight", path)[1]
     levels = _count(state, "encoder.conv_blocks")
     if levels not in LEVELS:
         raise UserError(f"{path} has {levels} levels; VQ-16 has 5, VQ-8 has 4.")
@@ -182,7 +181,7 @@ def _tokenizer_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
         "lgpl.tokenizer.VQModel",
         quantizer=_entry("lgpl.tokenizer.VectorQuantizer", codebook_size=codes, dim=dim),
         multipliers=LEVELS[levels],
-        z_channels=z_channels,
+        z_channels=_shape(state, "quant_conv.weight", path)[1],
     )
     # It is released without what it was trained against.
     loss = _entry("lgpl.tokenizer.TokenizerLoss", perceptual=None, discriminator=None)
