@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from lgpl.checkpoints.files import Checkpoint as Checkpoint
     from lgpl.checkpoints.files import check_weights as check_weights
     from lgpl.checkpoints.files import is_exported as is_exported
-    from lgpl.checkpoints.files import load_tensors as load_tensors
     from lgpl.checkpoints.files import read_checkpoint as read_checkpoint
     from lgpl.checkpoints.files import write_checkpoint as write_checkpoint
     from lgpl.checkpoints.shards import is_sharded as is_sharded
@@ -17,12 +16,9 @@ if TYPE_CHECKING:
 
 __getattr__ = lazily(
     __name__,
-    {
-        "files": (
-            *("Checkpoint", "check_weights", "is_exported", "load_tensors", "read_checkpoint"),
-            "write_checkpoint",
-        ),
-        "shards": ("is_sharded",),
-        "trust": ("add_trust", "split_trust"),
-    },
+    dict(
+        files=("Checkpoint", "check_weights", "is_exported", "read_checkpoint", "write_checkpoint"),
+        shards=("is_sharded",),
+        trust=("add_trust", "split_trust"),
+    ),
 )

@@ -28,6 +28,7 @@ from lgpl.atomic import atomic_folder, remove_partials
 from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
 from lgpl.errors import UserError, as_user_error
 
+StateDict = Mapping[str, Tensor]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # kind -> the model's place in the module, and so in the names of a Lightning checkpoint
 MODEL = {"tokenizer": "autoencoder", "generator": "transformer"}
@@ -96,15 +97,14 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
 
 
 def write_checkpoint(
-    folder: str | Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]
+    folder: str | Path, kind: str, config: dict[str, Any], weights: StateDict
 ) -> None:
     """Write lgpl's own folder, whole or not at all, in place of one that is there; raises UserError
     where it cannot be written, or holds other files, which would be lost."""
     folder = Path(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--out: {folder} is no folder; name a new one.")
-    others = [path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS)]
-    if others:
+    if others := [path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS)]:
         raise UserError(f"--out: {folder} holds {min(others)}; name a new folder.")
     known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
     names = known if kind == "generator" else {}
@@ -123,10 +123,7 @@ def write_checkpoint(
 
 
 def check_weights(
-    expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    source: str,
-    model: str = "the config",
+    expected: StateDict, found: StateDict, source: str, model: str = "the config"
 ) -> None:
     """Raise UserError where a weight that is found in `source` is missing, unknown or of another
     shape than in the model, whose tensors may be on the meta device."""

@@ -11,6 +11,7 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import metadata
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.planner import ReadItem
 
 from lgpl.errors import UserError
 
@@ -72,9 +71,9 @@ def _told(folder: Path) -> Iterator[None]:
     """Turn as many kinds of errors as there are ways to damage a file into one sentence."""
     try:
         yield
-    except (Exception, CheckpointException) as error:
+    except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception
         causes: list[BaseException] = [error]
-        if isinstance(error, CheckpointException):  # no Exception, for all that its ranks have met
+        if isinstance(error, dcp.CheckpointException):  # for what all ranks have met
             causes = [cause for cause, _ in error.failures.values()]
         for cause in causes:
             if isinstance(cause, UserError):
@@ -103,7 +102,7 @@ class _Reader(dcp.FileSystemReader):
 class _Planner(dcp.DefaultLoadPlanner):
     """torch's planner, for which values are data, such as the numbers of an optimizer."""
 
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+    def load_bytes(self, read_item: dcp.ReadItem, value: io.BytesIO) -> None:
         checked = io.BytesIO()
         try:
             torch.save(torch.load(value, weights_only=True), checked)
@@ -134,10 +133,8 @@ class _IndexUnpickler(pickle._Unpickler):
         ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
         ("torch.serialization", "_get_layout"),
         ("torch", "Size"),
-        ("pathlib", "PosixPath"),
-        ("pathlib", "WindowsPath"),
-        ("pathlib._local", "PosixPath"),  # from Python 3.13 on
-        ("pathlib._local", "WindowsPath"),
+        # the second of pathlib's from Python 3.13 on
+        *product(("pathlib", "pathlib._local"), ("PosixPath", "WindowsPath")),
     }
     dispatch = dict(pickle._Unpickler.dispatch)
     del dispatch[pickle.BYTEARRAY8[0]]  # takes as much memory as it says

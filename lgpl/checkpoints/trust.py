@@ -98,8 +98,7 @@ def refusal(error: BaseException, source: object) -> UserError | None:
     denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
     if denied is None:
         return None
-    name = denied[1]
-    package = name.partition(".")[0]
+    name, package = denied[1], denied[1].partition(".")[0]
     said = f"{source} names {name}, and a checkpoint's config builds nothing but lgpl's own models"
     if package in TOO_MUCH or package in sys.stdlib_module_names:
         return UserError(f"{said}.")

@@ -76,7 +76,12 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .pt file of LlamaGen.")
     # The training scripts save their arguments as a Namespace, which is data.
-    state = _weights(load_tensors(path, data_classes=[argparse.Namespace]), path)
+    content = load_tensors(path, data_classes=[argparse.Namespace])
+    held = content if isinstance(content, dict) else {}
+    named = next((held[key] for key in WEIGHTS if isinstance(held.get(key), dict)), held)
+    state = {WRAPPERS.sub("", str(n)): t for n, t in named.items() if isinstance(t, Tensor)}
+    if not state:
+        raise UserError(f"{path} holds no weights, neither bare nor under {', '.join(WEIGHTS)}.")
     rope = state.pop(ROPE, None)
     state.pop(USAGE, None)
     if "quantize.embedding.weight" in state:
@@ -142,15 +147,6 @@ def _state(config: dict[str, Any]) -> dict[str, Tensor]:
         module = build_module(config)
         module.configure_model()
     return getattr(module, MODEL[module.kind]).state_dict()
-
-
-def _weights(content: Any, path: Path) -> dict[str, Tensor]:
-    held = content if isinstance(content, dict) else {}
-    named = next((held[key] for key in WEIGHTS if isinstance(held.get(key), dict)), held)
-    state = {WRAPPERS.sub("", str(n)): t for n, t in named.items() if isinstance(t, Tensor)}
-    if not state:
-        raise UserError(f"{path} holds no weights, neither bare nor under {', '.join(WEIGHTS)}.")
-    return state
 
 
 def _shape(state: dict[str, Tensor], name: str, path: Path) -> list[int]:
