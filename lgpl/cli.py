@@ -47,8 +47,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(args)
     except Exception as error:
-        mistake = behind(error)
-        if mistake is None:
+        if (mistake := behind(error)) is None:
             raise
         last = str(mistake).strip().splitlines()[-1]  # a data worker's comes with its traceback
         said = last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")

@@ -37,9 +37,8 @@ def image_path(path: str) -> Path:
 def save(image: Image.Image, path: Path) -> None:
     """Write an image, whole or not at all, in the format of the path's ending; raises UserError
     where that fails, or the format holds no image so large."""
-    with as_user_error(f"{path} cannot be written", OSError, ValueError):
-        with atomic_file(path) as file:
-            image.save(file, Image.registered_extensions()[path.suffix.lower()])
+    with as_user_error(f"{path} cannot be written", OSError, ValueError), atomic_file(path) as file:
+        image.save(file, Image.registered_extensions()[path.suffix.lower()])
 
 
 def grid(

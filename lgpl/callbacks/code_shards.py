@@ -66,8 +66,7 @@ class CodeShardWriter(Callback):
             if "caption" not in data.fields:
                 data.fields.append("caption")  # so that a sample without one is skipped and counted
         shards = data.shards["predict"]
-        twice = [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]
-        if twice:
+        if twice := [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]:
             raise UserError(
                 f"data.predict: several shards would be written as {self.out / twice[0]}; "
                 "encode them into different folders."

@@ -31,7 +31,6 @@ from lgpl.tokenizer import TokenizerModule
 
 KEYS = 2**32  # what a sample's key is hashed to
 FILE = "metrics.jsonl"
-
 Size = int | tuple[int, int]  # a side, or height and width
 
 
@@ -203,8 +202,7 @@ class GenerationEvaluation(Evaluation):
             known = reference(self.reference, extractor, size, self.cache, self.batch_size)
             self._known = *known, self._read_prompts(trainer, module)
         real, source, prompts = self._known
-        wanted = list(islice(cycle(prompts), self.images))
-        requests = requests_for(wanted, self.sampling, self.seed)
+        requests = requests_for([*islice(cycle(prompts), self.images)], self.sampling, self.seed)
         rank, world = trainer.global_rank, trainer.world_size
         bar = progress("evaluating", self.images, trainer.progress_bar_callback is not None)
         with bar, trainer.precision_plugin.forward_context():

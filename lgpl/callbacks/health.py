@@ -1,5 +1,4 @@
-"""Runs that go wrong: steps without finite gradients, collapsing codebooks, saturated
-discriminators."""
+"""Runs that go wrong: gradients not finite, collapsing codebooks, saturated discriminators."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ class NaNGuard(Callback):
         if patience < 1:
             raise UserError(f"NaNGuard.patience must be >= 1, got {patience}")
         self.patience = patience
-        self.skipped = 0
-        self._in_a_row = 0
+        self.skipped = self._in_a_row = 0
         self._stepped = self._failed = False
         self._keys: list[str] = []  # of the batches since the last step
 
@@ -120,8 +118,7 @@ class TokenizerHealth(Callback):
             return
         assert isinstance(pl_module, TokenizerModule)
         for name, least in self.least.items():
-            value = trainer.callback_metrics.get(name)
-            if value is None:
+            if (value := trainer.callback_metrics.get(name)) is None:
                 continue
             self._bad[name] = self._bad[name] + 1 if value.item() < least else 0
             if self._bad[name] == self.patience:  # once, until it has recovered

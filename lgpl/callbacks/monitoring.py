@@ -1,5 +1,4 @@
-"""What is logged beside the losses: speed and memory, the codebook's use, gradient norms,
-hyperparameters, skipped samples."""
+"""What is logged beside the losses: speed, memory, codes, gradients, config, skipped samples."""
 
 from __future__ import annotations
 
@@ -27,8 +26,6 @@ from lgpl.generator.module import GeneratorModule
 from lgpl.tokenizer.module import TokenizerModule
 from lgpl.training import TrainingModule, build_module
 from lgpl.training.estimate import HALF, estimate_step
-
-GIB = 2**30
 
 
 class Throughput(Callback):
@@ -93,7 +90,7 @@ class Throughput(Callback):
         metrics = {
             "train/images_per_second": rate * trainer.world_size,
             "train/data_wait": self._waited / seconds,
-            "train/peak_gib": peak_memory(pl_module.device) / GIB,
+            "train/peak_gib": peak_memory(pl_module.device) / 2**30,
         }
         if isinstance(pl_module, GeneratorModule):
             tokens = pl_module.model.layout.codes
@@ -102,8 +99,7 @@ class Throughput(Callback):
             achieved = rate * self._flops_per_image
             metrics["train/tflops"] = achieved / 1e12
             kind = HALF.get(str(trainer.precision).split("-")[0], torch.float32)
-            available = get_available_flops(pl_module.device, kind)
-            if available:
+            if available := get_available_flops(pl_module.device, kind):
                 metrics["train/mfu"] = achieved / available
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
@@ -213,6 +209,5 @@ class SkippedSamples(Callback):
             torch.distributed.all_gather_object(ranks, loader.skipped)
         skipped: Counter[str] = sum(ranks, Counter())
         metrics = {f"data/skipped/{cause}": float(count) for cause, count in skipped.items()}
-        if metrics:
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
+        for logger in trainer.loggers if metrics else ():
+            logger.log_metrics(metrics, step=trainer.global_step)
