@@ -30,9 +30,8 @@ def load(
         trust: packages whose classes the checkpoints may name beside lgpl's own; building runs
             their code.
 
-    Raises:
-        UserError: there is no such checkpoint, it names a class that is not trusted, or an argument
-            is none of the above.
+    Raises UserError where there is no such checkpoint, it names a class that is not trusted, or an
+    argument is none of the above.
     """
     from lgpl.inference.model import open_checkpoint  # not for who wants the version alone
 

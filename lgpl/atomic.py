@@ -20,22 +20,12 @@ ENDING = ".partial"
 
 
 class PartialFile:
-    """A file that is written under another name until it is whole.
-
-    Args:
-        path: its final name, in a folder that exists.
-
-    Attributes:
-        file: where to write.
-        partial: the name until then.
-    """
+    """A file that is written as `partial` until it is whole, in a folder that exists."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.partial = _partial(self.path)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        flags |= getattr(os, "O_BINARY", 0)
-        self.file: BinaryIO = os.fdopen(os.open(self.partial, flags, 0o666), "wb")
+        self.file: BinaryIO = self.partial.open("xb")  # which follows no link
 
     def commit(self) -> None:
         """Take the final name, in place of what had it."""

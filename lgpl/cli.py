@@ -5,15 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from typing import TYPE_CHECKING
 
 from lgpl.errors import UserError, behind
-from lgpl.lazy import lazily
-
-if TYPE_CHECKING:
-    from lgpl.commands.training import CommandLine
-
-__all__ = ["CommandLine", "main"]
 
 HELP = """usage: lgpl COMMAND [options], each with its own --help
 
@@ -42,20 +35,10 @@ with every command that reads a checkpoint:
   --trust PACKAGE  also build classes of this package where the checkpoint names them
 """
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = {
-    "data": "lgpl.commands.data",
-    "sample": "lgpl.commands.sample",
-    "complete": "lgpl.commands.complete",
-    "reconstruct": "lgpl.commands.reconstruct",
-    "evaluate": "lgpl.commands.evaluate",
-    "compare": "lgpl.commands.compare",
-    "serve": "lgpl.commands.serve",
-    "import": "lgpl.commands.import_released",
-    "export": "lgpl.commands.export",
-    "plan": "lgpl.commands.plan",
-    "quickstart": "lgpl.commands.quickstart",
-}
-__getattr__ = lazily("lgpl.commands", {"training": ("CommandLine",)})
+COMMANDS = (
+    *("data", "sample", "complete", "reconstruct", "evaluate", "compare", "serve", "import"),
+    *("export", "plan", "quickstart"),
+)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -64,10 +47,11 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(args)
     except Exception as error:
-        mistake = behind(error)
-        if mistake is None:
+        if (mistake := behind(error)) is None:
             raise
-        print(f"lgpl: error: {sentence(mistake)}", file=sys.stderr)
+        last = str(mistake).strip().splitlines()[-1]  # a data worker's comes with its traceback
+        said = last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+        print(f"lgpl: error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("lgpl: interrupted", file=sys.stderr)
@@ -75,15 +59,12 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run(args: list[str]) -> None:
-    """Run a command.
-
-    Raises:
-        UserError: there is no such command.
-    """
+    """Run a command; raises UserError where there is none of that name."""
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
     elif args[0] in COMMANDS:
-        importlib.import_module(COMMANDS[args[0]]).main(args[1:])
+        module = "import_released" if args[0] == "import" else args[0]  # no module may be so called
+        importlib.import_module(f"lgpl.commands.{module}").main(args[1:])
     elif args[0] in TRAINING or args[0].startswith("-"):
         from lgpl.commands.training import CommandLine
 
@@ -93,12 +74,6 @@ def run(args: list[str]) -> None:
         near = difflib.get_close_matches(args[0], [*TRAINING, *COMMANDS], 1)
         meant = f"; did you mean {near[0]}?" if near else ". `lgpl --help` lists them."
         raise UserError(f"{args[0]!r} is no command{meant}")
-
-
-def sentence(error: UserError) -> str:
-    """The message itself: a data worker's comes wrapped in its traceback."""
-    last = str(error).strip().splitlines()[-1]
-    return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
 
 
 if __name__ == "__main__":

@@ -32,12 +32,10 @@ class CodeLayout:
 
     @property
     def places(self) -> int:
-        """Places of an image."""
         return self.rows * self.columns
 
     @property
     def codes(self) -> int:
-        """Codes of an image."""
         return self.places * self.depth
 
     @property
@@ -48,14 +46,11 @@ class CodeLayout:
 
     def flatten(self, codes: Tensor) -> Tensor:
         """Codes [B, *shape] as [B, codes]."""
-        if self.depth == 1:
-            return codes.flatten(1)
-        return codes.flatten(2).transpose(1, 2).flatten(1)  # [B, depth, places] -> by places
+        by_depth = codes.reshape(len(codes), self.depth, self.places)
+        return by_depth.transpose(1, 2).flatten(1)
 
     def unflatten(self, codes: Tensor) -> Tensor:
         """Codes [B, codes] as [B, *shape]."""
-        if self.depth == 1:
-            return codes.view(len(codes), *self.shape)
         by_place = codes.view(len(codes), self.places, self.depth)
         return by_place.transpose(1, 2).reshape(len(codes), *self.shape)
 
@@ -64,10 +59,8 @@ class CodeLayout:
         return drawn.view(len(drawn), self.rows, self.columns, self.depth).all(-1)
 
     def shown_at(self, partial: int) -> list[int]:
-        """After how many drawn places an image is shown that is shown so often before it is whole.
-
-        After whole rows, as far as there are several.
-        """
+        """After how many drawn places an image is shown that is shown so often before it is whole:
+        after whole rows, as far as there are several."""
         unit = self.columns if self.rows > 1 else 1
         units = self.places // unit
         shown = {round(units * (i + 1) / (partial + 1)) for i in range(partial)}
@@ -75,23 +68,17 @@ class CodeLayout:
 
     def __str__(self) -> str:
         """`16x16`, or `16x16x4` with a depth."""
-        numbers = (self.rows, self.columns, *((self.depth,) if self.depth > 1 else ()))
-        return "x".join(map(str, numbers))
+        depth = f"x{self.depth}" if self.depth > 1 else ""
+        return f"{self.rows}x{self.columns}{depth}"
 
 
 def to_image_size(given: int | Sequence[int], name: str = "image_size") -> ImageSize:
-    """Height and width of a side, or of both.
-
-    Raises:
-        UserError: they are no positive sides; the message calls them `name`.
-    """
+    """Height and width of a side, or of both; raises UserError, which calls them `name`."""
     sides = (given, given) if isinstance(given, int) else tuple(given)
     if len(sides) == 1:
         sides *= 2
     if len(sides) != 2 or min(sides) < 1:
-        raise UserError(
-            f"{name} must be a side, or height and width, of at least 1 pixel, got {given}."
-        )
+        raise UserError(f"{name} must be a side, or height and width, >= 1 pixel, got {given}.")
     return sides
 
 

@@ -26,13 +26,8 @@ class Undescribable(Exception):
 
 
 def describe(value: Any) -> Any:
-    """A value in plain types: `class_path` and `init_args` of objects, classes and partials.
-
-    A function that builds a part, such as a lambda, is described by the part that it has built.
-
-    Raises:
-        Undescribable: it holds something else.
-    """
+    """A value in plain types: `class_path` and `init_args` of objects, classes and partials, and of
+    what a function, such as a lambda, has built in its place; raises Undescribable for others."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
@@ -70,17 +65,12 @@ def _of_object(value: Described) -> dict[str, Any]:
             is_builder = callable(argument) and not isinstance(argument, Described)
             if not is_builder or not isinstance(built, Described):
                 raise
-            given_by_whole = len(typing.get_args(hints[name])[0])  # Callable[[int], Condition]
-            described[name] = _without_first(describe(built), built, given_by_whole)
+            described[name] = entry = describe(built)
+            # Without what the whole gives, such as the width to a Callable[[int], Condition].
+            _, *names = inspect.signature(type(built).__init__).parameters
+            for by_whole in names[: len(typing.get_args(hints[name])[0])]:
+                entry["init_args"].pop(by_whole, None)
     return _entry(type(value), described)
-
-
-def _without_first(entry: dict[str, Any], built: Described, count: int) -> dict[str, Any]:
-    """The entry of a part without what the whole gives to its builder, such as the width."""
-    names = [name for name in inspect.signature(type(built).__init__).parameters if name != "self"]
-    for name in names[:count]:
-        entry["init_args"].pop(name, None)
-    return entry
 
 
 def _entry(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:

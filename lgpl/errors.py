@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
-    """A mistake in a command, a config or a file.
-
-    The message is one sentence that names the file, key or value and says what would be right.
-    """
+    """A mistake in a command, a config or a file: one sentence, which names the file, key or value
+    and says what would be right."""
 
 
 def behind(error: BaseException | None) -> UserError | None:
@@ -15,3 +16,12 @@ def behind(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
+
+
+@contextmanager
+def as_user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds into a UserError that says what is wrong and ends in the error."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{what} ({error}).") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lgpl.atomic import atomic_file
 from lgpl.data.transforms import to_image
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 MARGIN = 6
 LINES = 3  # of a caption, at the most
@@ -19,11 +19,8 @@ FONT_SIZE = 11
 
 
 def image_path(path: str) -> Path:
-    """Where an image is to be written; its folder is made.
-
-    Raises:
-        UserError: it has no ending of an image, or the folder cannot be made.
-    """
+    """The path of an image to be written, with its folder made; raises UserError where it has no
+    ending of an image, or the folder cannot be made."""
     out = Path(path)
     if out.is_dir():
         raise UserError(f"{out} is a folder; name an image in it, such as {out / 'out.png'}.")
@@ -32,24 +29,16 @@ def image_path(path: str) -> Path:
         Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
     except (KeyError, OSError, ValueError) as error:
         raise UserError(f"{out} has no ending of an image in colours, such as .png.") from error
-    try:
+    with as_user_error(f"{out} cannot be written", OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error}).") from error
     return out
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write an image, whole or not at all, in the format of the ending of its `image_path`.
-
-    Raises:
-        UserError: it cannot be written, or is larger than its format can hold.
-    """
-    try:
-        with atomic_file(path) as file:
-            image.save(file, Image.registered_extensions()[path.suffix.lower()])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written ({error}).") from error
+    """Write an image, whole or not at all, in the format of the path's ending; raises UserError
+    where that fails, or the format holds no image so large."""
+    with as_user_error(f"{path} cannot be written", OSError, ValueError), atomic_file(path) as file:
+        image.save(file, Image.registered_extensions()[path.suffix.lower()])
 
 
 def grid(
@@ -58,13 +47,8 @@ def grid(
     columns: int = 8,
     tile: int | None = None,
 ) -> Image.Image:
-    """Images in rows on white.
-
-    Args:
-        images: [B, 3, H, W] in [-1, 1], or images of one size.
-        captions: one for each, wrapped and drawn underneath.
-        tile: width of an image in the grid; its own by default.
-    """
+    """Images, [B, 3, H, W] in [-1, 1] or of one size, in rows on white, with captions underneath;
+    they keep their width unless `tile` gives another."""
     tiles = [to_image(i) for i in images] if isinstance(images, Tensor) else images
     width, height = tiles[0].size
     if tile is not None and tile != width:

@@ -1,7 +1,5 @@
-"""Names of a package that are imported when they are asked for: what they need is not everybody's.
-
-A model is used with torch alone; Lightning and its like come with the modules that train it.
-"""
+"""Names of a package that are imported when they are asked for: a model is used with torch alone;
+Lightning and its like come with the modules that train it."""
 
 from __future__ import annotations
 
@@ -13,12 +11,7 @@ from lgpl.errors import UserError
 
 
 def lazily(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str], Any]:
-    """A package's `__getattr__`.
-
-    Args:
-        package: its name.
-        names: module of the package -> what is to be had of it.
-    """
+    """The `__getattr__` of a package that has these names, by the module that each comes from."""
     places = {name: module for module, its in names.items() for name in its}
 
     def find(name: str) -> Any:
@@ -30,17 +23,8 @@ def lazily(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str]
 
 
 def needs(what: str, package: str, extra: str, otherwise: str = "") -> None:
-    """What an optional part does before it imports its package.
-
-    Args:
-        what: the part, as the message names it.
-        package: its name on PyPI.
-        extra: of lgpl, that brings the package.
-        otherwise: what else the user could do, as the end of the sentence.
-
-    Raises:
-        UserError: the package is not installed.
-    """
+    """Raise UserError where the PyPI package that `what` needs, and lgpl's `extra` brings, is
+    missing; `otherwise` ends the sentence with what else could be done."""
     from lightning_utilities.core.imports import RequirementCache
 
     if not RequirementCache(package):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lgpl.atomic import atomic_file
-from lgpl.errors import UserError
+from lgpl.errors import as_user_error
 from lgpl.lazy import needs
 
 Curve = Sequence[tuple[float, float]]
@@ -14,15 +14,8 @@ COLUMNS = 3
 
 
 def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
-    """One panel for each metric, one curve in it for each name.
-
-    Args:
-        panels: metric -> name -> points (x, y).
-        x: label of the horizontal axis.
-
-    Raises:
-        UserError: matplotlib is not installed, or the image cannot be written.
-    """
+    """A panel for each metric, with a curve of points (x, y) for each name and `x` written below;
+    raises UserError where matplotlib is missing or the image cannot be written."""
     needs("A plot", "matplotlib", "plots")
     from matplotlib.figure import Figure
 
@@ -39,9 +32,7 @@ def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend(fontsize="small")
-    try:
+    with as_user_error(f"{path} cannot be written as an image", OSError, ValueError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             figure.savefig(file, dpi=110, format=path.suffix[1:] or None)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written as an image ({error}).") from error

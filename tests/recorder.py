@@ -6,17 +6,18 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from lgpl import cli
+from lgpl.cli import main
+from lgpl.commands.training import CommandLine
 
 
 def run_with(recorder: Callback) -> None:
     """The command of this process's arguments; the recorder comes before all other callbacks."""
-    make = cli.CommandLine.instantiate_trainer
+    make = CommandLine.instantiate_trainer
 
-    def with_recorder(self: cli.CommandLine, **kwargs: Any) -> Any:
+    def with_recorder(self: CommandLine, **kwargs: Any) -> Any:
         trainer = make(self, **kwargs)
         trainer.callbacks.insert(0, recorder)
         return trainer
 
-    cli.CommandLine.instantiate_trainer = with_recorder  # type: ignore[method-assign]
-    cli.main()
+    CommandLine.instantiate_trainer = with_recorder  # type: ignore[method-assign]
+    main()

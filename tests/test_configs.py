@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lgpl.cli import CommandLine
+from lgpl.commands.training import CommandLine
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.tokenizer import TokenizerModule
 from tests.conftest import ROOT

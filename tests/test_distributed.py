@@ -114,7 +114,8 @@ def record() -> None:
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback
 
-    from lgpl import cli
+    from lgpl.cli import main
+    from lgpl.commands.training import CommandLine
 
     seen: dict[str, Any] = {"trained": [], "validated": []}
 
@@ -149,15 +150,15 @@ def record() -> None:
             path.write_text(json.dumps(seen))
 
     torch.set_num_threads(1)
-    trainer = cli.CommandLine.instantiate_trainer
+    trainer = CommandLine.instantiate_trainer
 
-    def with_recorder(self: cli.CommandLine, **kwargs: Any) -> pl.Trainer:
+    def with_recorder(self: CommandLine, **kwargs: Any) -> pl.Trainer:
         made = trainer(self, **kwargs)
         made.callbacks.append(Recorder())
         return made
 
-    cli.CommandLine.instantiate_trainer = with_recorder  # type: ignore[method-assign]
-    cli.main()
+    CommandLine.instantiate_trainer = with_recorder  # type: ignore[method-assign]
+    main()
 
 
 if __name__ == "__main__":

@@ -273,7 +273,8 @@ def record(arguments: list[str] | None = None) -> None:
     """Run a command of lgpl and write down keys and loss of every step as it is done."""
     from lightning.pytorch.callbacks import Callback
 
-    from lgpl import cli
+    from lgpl.cli import main
+    from lgpl.commands.training import CommandLine
 
     class Recorder(Callback):
         def on_train_batch_end(
@@ -286,16 +287,16 @@ def record(arguments: list[str] | None = None) -> None:
             if trainer.world_size > 1:
                 time.sleep(0.05)  # long enough to be killed in
 
-    make = cli.CommandLine.instantiate_trainer
+    make = CommandLine.instantiate_trainer
 
-    def with_recorder(self: cli.CommandLine, **kwargs: Any) -> Any:
+    def with_recorder(self: CommandLine, **kwargs: Any) -> Any:
         trainer = make(self, **kwargs)
         trainer.callbacks.insert(0, Recorder())
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.CommandLine, "instantiate_trainer", with_recorder)
-        cli.main(arguments)
+        patch.setattr(CommandLine, "instantiate_trainer", with_recorder)
+        main(arguments)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from lgpl.cli import CommandLine, main
+from lgpl.cli import main
 from lgpl.commands import (
     compare,
     complete,
@@ -28,6 +28,7 @@ from lgpl.commands import (
     sample,
     serve,
 )
+from lgpl.commands.training import CommandLine
 from tests.conftest import ROOT
 from tests.shards import count, picture, samples, write_shard, write_shards
 

@@ -15,7 +15,8 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from lgpl.cli import CommandLine, main
+from lgpl.cli import main
+from lgpl.commands.training import CommandLine
 from lgpl.data.shards import read_shard
 from lgpl.training import load_module
 from tests.conftest import CONDITION, TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, logs

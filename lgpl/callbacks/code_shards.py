@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import BasePredictionWriter
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from webdataset.writer import numpy_dumps
 
 from lgpl.atomic import write_text
 from lgpl.codes import CodeLayout
@@ -24,11 +24,7 @@ from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+Batch = dict[str, Any]
 
 
 def code_shard_name(shard: str) -> str:
@@ -37,7 +33,7 @@ def code_shard_name(shard: str) -> str:
     return place.rstrip("/").rsplit("/", 1)[-1].split(".")[0] + ".tar"
 
 
-class CodeShardWriter(BasePredictionWriter):
+class CodeShardWriter(Callback):
     """Writes the codes of each predicted shard, with text features and the samples' own texts.
 
     `KEY.codes.npy` is [views, depth, rows, columns], uint16 where the codebook allows, else uint32.
@@ -53,15 +49,13 @@ class CodeShardWriter(BasePredictionWriter):
     """
 
     def __init__(self, out: str, text_encoder: TextEncoder | None = None) -> None:
-        super().__init__(write_interval="batch")
         self.out = Path(out)
         self.text_encoder = text_encoder
         self._captions: list[str] = []
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
-        self._layout = CodeLayout(1, 1)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
         if stage != "predict":
             return
@@ -72,8 +66,7 @@ class CodeShardWriter(BasePredictionWriter):
             if "caption" not in data.fields:
                 data.fields.append("caption")  # so that a sample without one is skipped and counted
         shards = data.shards["predict"]
-        twice = [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]
-        if twice:
+        if twice := [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]:
             raise UserError(
                 f"data.predict: several shards would be written as {self.out / twice[0]}; "
                 "encode them into different folders."
@@ -83,18 +76,16 @@ class CodeShardWriter(BasePredictionWriter):
         if trainer.is_global_zero:  # the other ranks have not begun yet
             paths = [self.out / code_shard_name(shard) for shard in left]
             remove_left([*paths, *(Path(statistics_name(str(path))) for path in paths)])
-            done = len(shards) - len(left)
-            print(
-                f"{self.out}: {done} of {len(shards)} code shards are there, {len(left)} to write."
-            )
+            done = f"{len(shards) - len(left)} of {len(shards)}"
+            print(f"{self.out}: {done} code shards are there, {len(left)} to write.")
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Now that the weights are loaded: the shards that stand must come from the same."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(pl_module, "fingerprint"):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         tokenizer: Any = pl_module.autoencoder
-        self._layout = layout = tokenizer.layout(*data.image_size)
+        layout = tokenizer.layout(*data.image_size)
         self._made_by = {
             "tokenizer": pl_module.fingerprint(),  # type: ignore[operator]
             "layout": [layout.rows, layout.columns, layout.depth],
@@ -113,19 +104,12 @@ class CodeShardWriter(BasePredictionWriter):
                         "another folder as out, or delete the code shards in it."
                     )
 
-    def write_on_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int,
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *_: Any
     ) -> None:
         if self._writer is None:
             self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))
-        members = self._members(prediction, batch, pl_module)
+        members = self._members(outputs, batch, pl_module.device)
         for key, member in zip(batch["key"], members, strict=True):
             self._writer.write(key, member)
         if batch["end_of_shard"]:
@@ -139,21 +123,17 @@ class CodeShardWriter(BasePredictionWriter):
         if self._writer is not None:
             self._writer.discard()
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        store = trainer.datamodule.store  # type: ignore[attr-defined]
         paths = [str(path) for path in sorted(self.out.glob("*.tar"))]
-        if paths:
+        if trainer.is_global_zero and paths:
+            store = trainer.datamodule.store  # type: ignore[attr-defined]
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)
 
-    def _members(
-        self, codes: Tensor, batch: dict[str, Any], pl_module: pl.LightningModule
-    ) -> list[dict[str, bytes]]:
+    def _members(self, codes: Tensor, batch: Batch, device: torch.device) -> list[dict[str, bytes]]:
         """Of each sample, for codes [B, *layout.shape] or [B, views, *layout.shape]."""
-        views, layout = self._made_by["views"], self._layout
+        views, layout = self._made_by["views"], CodeLayout(*self._made_by["layout"])
         expected = (views, *layout.shape) if self._made_by["ten_crop"] else layout.shape
         if codes.shape[1:] != expected:
             raise UserError(
@@ -162,19 +142,19 @@ class CodeShardWriter(BasePredictionWriter):
             )
         shape = (len(codes), views, layout.depth, layout.rows, layout.columns)
         arrays = codes.cpu().numpy().astype(self._made_by["dtype"]).reshape(shape)
+        texts = batch["members"]
         members = [
-            {"codes.npy": npy(array), **own}
-            for array, own in zip(arrays, batch["members"], strict=True)
+            {"codes.npy": numpy_dumps(a)} | own for a, own in zip(arrays, texts, strict=True)
         ]
         for name in self._captions:
             captions = {}
-            for index, own in enumerate(batch["members"]):
+            for index, own in enumerate(texts):
                 with suppress(BadSample):  # not every sample has every caption
                     captions[index] = read_caption(own, name)
             if captions:
                 assert self.text_encoder is not None
-                features = self.text_encoder.encode([*captions.values()], pl_module.device)
+                features = self.text_encoder.encode([*captions.values()], device)
                 for index, feature in zip(captions, features, strict=True):
                     array = feature.cpu().numpy().astype(np.float16)
-                    members[index][features_name(name)] = npy(array)
+                    members[index][features_name(name)] = numpy_dumps(array)
         return members

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -43,9 +42,7 @@ class EMA(Callback):
         self._step = trainer.global_step
         self._average = {n: average.to(pl_module.device) for n, average in self._average.items()}
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
@@ -58,24 +55,21 @@ class EMA(Callback):
         torch._foreach_lerp_(averages, [_local(weights[n]) for n in self._average], 1 - decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)
+        """Exchange weights and average; the end of the epoch puts them back."""
+        weights = _trained(pl_module)
+        for name, average in self._average.items():
+            here, there = _local(weights[name]), _local(average)
+            held = here.clone()
+            here.copy_(there)
+            there.copy_(held)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)
+    on_validation_epoch_end = on_validation_epoch_start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The module that training leaves behind is the average; no checkpoint comes after."""
         weights = _trained(pl_module)
         for name, average in self._average.items():
             _local(weights[name]).copy_(_local(average))
-
-    def _swap(self, module: LightningModule) -> None:
-        weights = _trained(module)
-        for name, average in self._average.items():
-            here, there = _local(weights[name]), _local(average)
-            held = here.clone()
-            here.copy_(there)
-            there.copy_(held)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -86,12 +80,14 @@ class EMA(Callback):
         if any(isinstance(tensor, DTensor) for tensor in raw.values()):
             # A sharded checkpoint takes tensors only in the state dict.
             sharded = {f"{CURRENT}.{name}": tensor for name, tensor in raw.items()}
-            checkpoint["state_dict"] = raw | self._average | sharded
-            checkpoint[CURRENT] = {}
+            checkpoint |= {"state_dict": raw | self._average | sharded, CURRENT: {}}
             return
-        average = {name: _whole(tensor) for name, tensor in self._average.items()}
-        if raw:  # of a sharded model only the first rank holds the whole
-            checkpoint["state_dict"], checkpoint[CURRENT] = raw | average, raw
+        average = {  # of a sharded model all ranks put it together, and the first holds the weights
+            name: tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+            for name, tensor in self._average.items()
+        }
+        if raw:
+            checkpoint |= {"state_dict": raw | average, CURRENT: raw}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -118,8 +114,3 @@ def _trained(module: LightningModule) -> dict[str, Tensor]:
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """All shards together; all ranks must call this."""
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor

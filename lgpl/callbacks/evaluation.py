@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import zlib
+from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lgpl.codes import to_image_size
@@ -31,17 +31,25 @@ from lgpl.tokenizer import TokenizerModule
 
 KEYS = 2**32  # what a sample's key is hashed to
 FILE = "metrics.jsonl"
-
 Size = int | tuple[int, int]  # a side, or height and width
 
 
 class Evaluation(Callback):
-    """The schedule, the extractor and the log of both evaluations."""
+    """The schedule, the extractor and the log of both evaluations.
 
-    def __init__(self, extractor: str, every: int, resize: Size | None) -> None:
+    Args:
+        extractor: inception, effnet-lite0, or the class path of an nn.Module.
+        every: in training, the least number of optimizer steps between two evaluations; 0
+            evaluates in every validation.
+        resize: side, or height and width, at which images are compared, such as 256 of a model for
+            384.
+    """
+
+    def __init__(
+        self, extractor: str = "inception", every: int = 0, resize: Size | None = None
+    ) -> None:
         self.extractor_name, self.every = extractor, every
         self.resize = None if resize is None else to_image_size(resize, "resize")
-        self._extractor: Extractor | None = None
         self._last: int | None = None  # global step of the last evaluation
         commit()
 
@@ -59,10 +67,9 @@ class Evaluation(Callback):
             return True
         return trainer.global_step - self._last >= self.every
 
-    def extractor(self, device: torch.device) -> Extractor:
-        if self._extractor is None:
-            self._extractor = load_extractor(self.extractor_name)
-        return self._extractor.to(device)
+    @cached_property
+    def _extractor(self) -> Extractor:
+        return load_extractor(self.extractor_name)
 
     def log_report(self, trainer: Trainer, module: LightningModule, made: dict[str, Any]) -> None:
         """The metrics to the loggers, the whole report to `metrics.jsonl` beside the logs."""
@@ -71,11 +78,10 @@ class Evaluation(Callback):
         module.log_dict({f"{stage}/{name}": value for name, value in made["metrics"].items()})
         log_dir = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:
-            folder = Path(log_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / FILE).open("a", encoding="utf-8") as file:
-                line = {"stage": stage, "step": trainer.global_step, **made}
-                file.write(json.dumps(line) + "\n")
+            Path(log_dir).mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"stage": stage, "step": trainer.global_step, **made})
+            with Path(log_dir, FILE).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 def stage_of(trainer: Trainer) -> str:
@@ -83,20 +89,10 @@ def stage_of(trainer: Trainer) -> str:
 
 
 class ReconstructionEvaluation(Evaluation):
-    """`rfid` of the validation or test images of all ranks, each image counted once.
+    """`rfid` of the validation or test images of all ranks, each image counted once."""
 
-    Args:
-        extractor: inception, effnet-lite0, or the class path of an nn.Module.
-        every: in training, the least number of optimizer steps between two evaluations; 0
-            evaluates in every validation.
-        resize: side, or height and width, at which images are compared, such as 256 of a model for
-            384.
-    """
-
-    def __init__(
-        self, extractor: str = "inception", every: int = 0, resize: Size | None = None
-    ) -> None:
-        super().__init__(extractor, every, resize)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._real: dict[str, FeatureSummary] = {}  # by stage: the originals are always the same
         self._sets: tuple[ImageSet | None, ImageSet] | None = None
 
@@ -109,29 +105,21 @@ class ReconstructionEvaluation(Evaluation):
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         total = int(sum(batches)) * data.eval_batch_size * trainer.world_size  # at the most
         with isolate_rng():
-            extractor = self.extractor(pl_module.device)
-            options: dict[str, Any] = {"numbers": KEYS, "size": self.resize}
-            real, fake = (ImageSet(extractor, total, **options) for _ in range(2))
-        self._sets = (None if stage_of(trainer) in self._real else real), fake
+            extractor = self._extractor.to(pl_module.device)
+            new = partial(ImageSet, extractor, total, numbers=KEYS, size=self.resize)
+            self._sets = (None if stage_of(trainer) in self._real else new()), new()
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         if self._sets is None:
             return
         valid = batch["valid"]
-        keys = [key for key, counts in zip(batch["key"], valid.tolist(), strict=True) if counts]
         # The hash does not depend on the rank and the order.
-        number = torch.tensor([zlib.crc32(key.encode()) for key in keys], dtype=torch.int64)
+        hashed = torch.tensor([zlib.crc32(key.encode()) for key in batch["key"]], dtype=torch.int64)
         for made, images in zip(self._sets, (batch["image"], outputs), strict=True):
             if made is not None:
-                made.update(images[valid], number)
+                made.update(images[valid], hashed[valid.cpu()])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._sets is None:
@@ -144,13 +132,13 @@ class ReconstructionEvaluation(Evaluation):
         crop = CENTER_CROP if self.resize in (None, size) else f"{CENTER_CROP}; resized as theirs"
         source = {"source": data.patterns[stage], "images": summary.count, "crop": crop}
         made = report(
-            RFID, self.extractor(pl_module.device), self._real[stage], summary, source,
+            RFID, self._extractor.to(pl_module.device), self._real[stage], summary, source,
             image_size=size, resize=self.resize,
         )  # fmt: skip
         self.log_report(trainer, pl_module, made)
 
     on_test_epoch_start = on_validation_epoch_start
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
     on_test_epoch_end = on_validation_epoch_end
 
 
@@ -163,16 +151,11 @@ class GenerationEvaluation(Evaluation):
     Args:
         reference: npz (ADM's batch, or statistics), folder or shards of real images.
         images: N, over all ranks.
-        extractor: inception, effnet-lite0, or the class path of an nn.Module.
-        every: in training, the least number of optimizer steps between two evaluations; 0
-            evaluates in every validation.
         prompts: text file with one a line, or shards whose captions are taken; the validation
             shards by default. A class-conditional model needs none.
         sampling: how their codes are drawn.
         seed: of the first image.
         batch_size: images drawn together.
-        resize: side, or height and width, at which images are compared, such as 256 of a model for
-            384.
         cache: folder of reference statistics.
     """
 
@@ -180,16 +163,14 @@ class GenerationEvaluation(Evaluation):
         self,
         reference: str,
         images: int = 10_000,
-        extractor: str = "inception",
-        every: int = 0,
         prompts: str | None = None,
         sampling: Sampling = Sampling(),
         seed: int = 0,
         batch_size: int = 32,
-        resize: Size | None = None,
         cache: str = CACHE,
+        **options: Any,
     ) -> None:
-        super().__init__(extractor, every, resize)
+        super().__init__(**options)
         self.reference, self.images, self.prompts = reference, images, prompts
         self.sampling, self.seed = sampling, seed
         self.batch_size, self.cache = batch_size, cache
@@ -214,21 +195,17 @@ class GenerationEvaluation(Evaluation):
 
     def evaluate(self, trainer: Trainer, module: GeneratorModule) -> dict[str, Any]:
         """The report; all ranks must call this."""
-        extractor = self.extractor(module.device)
+        extractor = self._extractor.to(module.device)
         size = self.resize or module.image_size
         made = ImageSet(extractor, self.images, size=size)
         if self._known is None:
             known = reference(self.reference, extractor, size, self.cache, self.batch_size)
             self._known = *known, self._read_prompts(trainer, module)
         real, source, prompts = self._known
-        wanted = list(islice(cycle(prompts), self.images))
-        requests = requests_for(wanted, self.sampling, self.seed)
+        requests = requests_for([*islice(cycle(prompts), self.images)], self.sampling, self.seed)
         rank, world = trainer.global_rank, trainer.world_size
-        shown = trainer.progress_bar_callback is not None
-        with (
-            progress("evaluating", self.images, shown) as bar,
-            trainer.precision_plugin.forward_context(),
-        ):
+        bar = progress("evaluating", self.images, trainer.progress_bar_callback is not None)
+        with bar, trainer.precision_plugin.forward_context():
             for numbers, images in draw_in_turn(module, requests, self.batch_size, rank, world):
                 if images is not None and numbers[0] != NO_IMAGE:
                     made.update(images, torch.tensor(numbers))

@@ -1,5 +1,4 @@
-"""Runs that go wrong: steps without finite gradients, collapsing codebooks, saturated
-discriminators."""
+"""Runs that go wrong: gradients not finite, collapsing codebooks, saturated discriminators."""
 
 from __future__ import annotations
 
@@ -8,13 +7,10 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
+from lgpl.callbacks.monitoring import total_norm
 from lgpl.errors import UserError
 from lgpl.tokenizer.module import TokenizerModule
 
@@ -37,11 +33,9 @@ class NaNGuard(Callback):
         if patience < 1:
             raise UserError(f"NaNGuard.patience must be >= 1, got {patience}")
         self.patience = patience
-        self.skipped = 0
-        self._in_a_row = 0
+        self.skipped = self._in_a_row = 0
         self._stepped = self._failed = False
         self._keys: list[str] = []  # of the batches since the last step
-        self._hooks: list[RemovableHandle] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
@@ -51,11 +45,8 @@ class NaNGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:  # Lightning does not see all of its steps
-            self._hooks = [o.register_step_pre_hook(self._check) for o in trainer.optimizers]
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for hook in self._hooks:
-            hook.remove()
+            for optimizer in trainer.optimizers:  # which are made anew for every fit
+                optimizer.register_step_pre_hook(self._check)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -69,21 +60,15 @@ class NaNGuard(Callback):
         if not gradients:
             return
         self._stepped = True
-        norm = get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not math.isfinite(norm.item()):
+        if not math.isfinite(total_norm(gradients)):
             self._failed = True
             for weight in weights:
                 weight.grad = None  # which an optimizer leaves alone
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._keys += batch["key"]
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._keys += batch["key"]
         if not self._stepped:  # gradients are still being accumulated
             return
         keys, failed = self._keys, self._failed
@@ -93,17 +78,15 @@ class NaNGuard(Callback):
             return
         self.skipped += 1
         named = ", ".join(keys[:KEYS]) + (", ..." if len(keys) > KEYS else "")
-        log.warning(
-            "Step skipped: gradients that are not finite (rank %d, samples %s).",
-            *(trainer.global_rank, named),
-        )
+        where = f"samples {named} on rank {trainer.global_rank}"
+        log.warning("Step skipped: gradients that are not finite (%s).", where)
         for logger in trainer.loggers:
             logger.log_metrics({"health/skipped_steps": self.skipped}, step=trainer.global_step)
         if self._in_a_row >= self.patience:
             raise UserError(
                 f"{self._in_a_row} steps in a row had gradients that are not finite, the last with "
-                f"the samples {named} on rank {trainer.global_rank}: lower model.lr or "
-                "model.gradient_clip, or go on from an earlier checkpoint."
+                f"the {where}: lower model.lr or model.gradient_clip, or go on from an earlier "
+                "checkpoint."
             )
 
 
@@ -135,8 +118,7 @@ class TokenizerHealth(Callback):
             return
         assert isinstance(pl_module, TokenizerModule)
         for name, least in self.least.items():
-            value = trainer.callback_metrics.get(name)
-            if value is None:
+            if (value := trainer.callback_metrics.get(name)) is None:
                 continue
             self._bad[name] = self._bad[name] + 1 if value.item() < least else 0
             if self._bad[name] == self.patience:  # once, until it has recovered

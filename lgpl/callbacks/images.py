@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
@@ -46,8 +45,7 @@ class ReconstructionImages(Callback):
         if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
             return
         assert isinstance(pl_module, TokenizerModule)
-        image = batch["image"][: self.count]
-        pairs = torch.cat((image, outputs[: self.count]), dim=-1)  # side by side
+        pairs = torch.cat((batch["image"], outputs), dim=-1)[: self.count]  # side by side
         show(trainer, "val/reconstructions", pairs, batch.get("caption"))
 
 

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from lgpl.atomic import atomic_folder, remove_partials
 from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
+StateDict = Mapping[str, Tensor]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # kind -> the model's place in the module, and so in the names of a Lightning checkpoint
 MODEL = {"tokenizer": "autoencoder", "generator": "transformer"}
@@ -37,26 +38,15 @@ ARCHITECTURE, MODEL_TYPE = "LlamaGenForImageGeneration", "llamagen"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk.
-
-    Attributes:
-        path: where it was read.
-        kind: `tokenizer` or `generator`.
-        config: `class_path` and `init_args` of its module; None where they could not be written.
-        weights: reads the state dict of the model itself, without optimizer and discriminator.
-    """
+    """A model on disk."""
 
     path: Path
-    kind: str
-    config: dict[str, Any] | None
-    weights: Callable[[], dict[str, Tensor]]
+    kind: str  # `tokenizer` or `generator`
+    config: dict[str, Any] | None  # `class_path` and `init_args`; None where it does not say
+    weights: Callable[[], dict[str, Tensor]]  # reads the state dict of the model itself
 
     def described(self) -> dict[str, Any]:
-        """The config.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The config; raises UserError where there is none."""
         if self.config is None:
             raise UserError(
                 f"{self.path} does not say how it was built, because a part of its module does not "
@@ -71,40 +61,34 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
-    """A checkpoint in any of the three forms; its weights stay on disk until they are asked for.
-
-    Args:
-        path: a .ckpt file, or a folder.
-        kind: what it must hold; None takes any.
-
-    Raises:
-        UserError: there is no such file, it is no checkpoint, or one of another kind.
-    """
+    """A checkpoint in any of the three forms, whose weights stay on disk until they are asked for;
+    raises UserError where there is none, or, with a `kind`, one of the other."""
     path = Path(path)
+    content: Any  # with the entry `lgpl`
     read: Callable[[], Any]  # the state dict of the module, or of the model alone
     if is_exported(path):
-        entry, read = _read_json(path / CONFIG), partial(_read_safetensors, path / WEIGHTS)
+        kinds = (OSError, ValueError, RecursionError)
+        with as_user_error(f"{path / CONFIG} cannot be read as JSON", *kinds):
+            content = {"lgpl": json.loads((path / CONFIG).read_text(encoding="utf-8"))}
+        read = partial(load_file, path / WEIGHTS)
     elif is_sharded(path):
-        entry, read = _entry(load_tensors(path / ENTRIES)), partial(read_module, path)
+        content, read = load_tensors(path / ENTRIES), partial(read_module, path)
     elif path.is_file():
-        content = load_tensors(path)
-        entry, read = _entry(content), lambda: content["state_dict"]
+        content, read = load_tensors(path), lambda: content["state_dict"]
     else:
-        raise UserError(
-            f"{path}: no such checkpoint; give the .ckpt file or the folder of a {kind or 'run'}."
-        )
+        raise UserError(f"{path}: no such checkpoint; give a .ckpt file or the folder of a run.")
+    entry: Any = content.get("lgpl") if isinstance(content, dict) else None
     found = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(found, str) or found not in MODEL:
-        raise UserError(
-            f"{path} is no checkpoint of lgpl; `lgpl import` makes one of LlamaGen's files."
-        )
+        raise UserError(f"{path} is no checkpoint of lgpl; `lgpl import` makes one of LlamaGen's.")
     if kind not in (None, found):
         raise UserError(f"{path} holds a {found}, but a {kind} is wanted.")
     prefix = "" if is_exported(path) else f"{MODEL[found]}."
 
     def weights() -> dict[str, Tensor]:
         try:
-            state = read().items()
+            with as_user_error(f"{path / WEIGHTS} is missing or damaged", OSError, SafetensorError):
+                state = read().items()
             return {n.removeprefix(prefix): t for n, t in state if n.startswith(prefix)}
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path} holds no weights where they should be.") from error
@@ -112,66 +96,37 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     return Checkpoint(path, found, entry.get("config"), weights)
 
 
-def _entry(content: Any) -> Any:
-    return content.get("lgpl") if isinstance(content, dict) else None
-
-
 def write_checkpoint(
-    folder: str | Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]
+    folder: str | Path, kind: str, config: dict[str, Any], weights: StateDict
 ) -> None:
-    """Write lgpl's own folder, whole or not at all; one that is there is replaced.
-
-    Raises:
-        UserError: it cannot be written, or holds other files, which would be lost.
-    """
+    """Write lgpl's own folder, whole or not at all, in place of one that is there; raises UserError
+    where it cannot be written, or holds other files, which would be lost."""
     folder = Path(folder)
-    known = (CONFIG, WEIGHTS)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--out: {folder} is no folder; name a new one.")
-    others = [path.name for path in folder.glob("*") if path.name not in known]
-    if others:
+    if others := [path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS)]:
         raise UserError(f"--out: {folder} holds {min(others)}; name a new folder.")
+    known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
+    names = known if kind == "generator" else {}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
-        with atomic_folder(folder) as partial:
-            _write(partial, kind, config, weights)
-    except (OSError, SafetensorError) as error:
+        with atomic_folder(folder) as new:
+            tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+            save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
+            entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
+            (new / CONFIG).write_text(entry + "\n", encoding="utf-8")
+            # safetensors writes for the owner alone, whatever the umask says.
+            (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"--out: {folder} cannot be written ({error}).") from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"--out: {folder}: what it would hold cannot be written ({error})."
-        ) from error
-
-
-def _write(folder: Path, kind: str, config: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
-    names = known if kind == "generator" else {}
-    entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
-    (folder / CONFIG).write_text(entry + "\n", encoding="utf-8")
-    # safetensors writes for the owner alone, whatever the umask says.
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
 
 
 def check_weights(
-    expected: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    source: str,
-    model: str = "the config",
+    expected: StateDict, found: StateDict, source: str, model: str = "the config"
 ) -> None:
-    """Names and shapes of a state dict against those of a model.
-
-    Args:
-        expected: the model's state dict, which may be on the meta device.
-        found: the one to hold against it.
-        source: where that was found.
-        model: what the expected ones are those of.
-
-    Raises:
-        UserError: a weight is missing, unknown or of another shape.
-    """
+    """Raise UserError where a weight that is found in `source` is missing, unknown or of another
+    shape than in the model, whose tensors may be on the meta device."""
     if missing := [name for name in expected if name not in found]:
         raise UserError(f"{source} has no weight {_list(missing)}: it holds another kind of model.")
     if unknown := [name for name in found if name not in expected]:
@@ -190,15 +145,8 @@ def _list(names: list[str], shown: int = 3) -> str:
 
 
 def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
-    """What `torch.save` wrote: tensors, mapped from the file, in plain containers.
-
-    Args:
-        path: the file.
-        data_classes: classes without behaviour that it may hold as well.
-
-    Raises:
-        UserError: it holds code, which is not run, or is no such file.
-    """
+    """What `torch.save` wrote: tensors, mapped from the file, in plain containers and data classes,
+    which have no behaviour. Raises UserError for code, which is not run, and for other files."""
     try:
         with torch.serialization.safe_globals(list(data_classes)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -210,17 +158,3 @@ def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
                 "of tensors."
             ) from error
         raise UserError(f"{path} is no checkpoint, or a damaged one.") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}).") from error

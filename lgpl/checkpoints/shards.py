@@ -11,24 +11,15 @@ import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import ReadItem
 
 from lgpl.errors import UserError
 
@@ -41,18 +32,15 @@ def is_sharded(path: str | Path) -> bool:
 
 
 def read_module(folder: Path) -> dict[str, Tensor]:
-    """The module's state dict, whole; optimizer states stay on disk.
-
-    Raises:
-        UserError: the folder is damaged, or holds code.
-    """
+    """The module's whole state dict; raises UserError where the folder is damaged or holds code."""
     with _told(folder):
-        found = _Reader(folder).read_metadata().state_dict_metadata
-        _check_sizes(folder, found)
+        index = _Reader(folder).read_metadata().state_dict_metadata
+        tensors = {n: e for n, e in index.items() if isinstance(e, metadata.TensorStorageMetadata)}
+        _check_sizes(folder, tensors)
         state = {
             name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in found.items()
-            if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+            for name, entry in tensors.items()
+            if name.startswith("state_dict.")
         }
     with warnings.catch_warnings():  # one process is what is meant
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -62,20 +50,15 @@ def read_module(folder: Path) -> dict[str, Tensor]:
 
 def read_into(folder: Path, state: dict[str, Any]) -> None:
     """Fill the tensors of a state dict, and replace its other values; all ranks must call it.
-
-    Raises:
-        UserError: the folder is damaged, or holds code.
-    """
+    Raises UserError where the folder is damaged or holds code."""
     with _told(folder):
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
 
 
-def _check_sizes(folder: Path, found: dict[str, Any]) -> None:
+def _check_sizes(folder: Path, tensors: dict[str, metadata.TensorStorageMetadata]) -> None:
     """Raises ValueError where tensors have gaps, or claim more bytes than the folder has."""
     claimed = 0
-    for name, entry in found.items():
-        if not isinstance(entry, TensorStorageMetadata):
-            continue
+    for name, entry in tensors.items():
         if math.prod(entry.size) != sum(math.prod(chunk.sizes) for chunk in entry.chunks):
             raise ValueError(f"{name} is not whole")
         claimed += math.prod(entry.size) * entry.properties.dtype.itemsize
@@ -88,16 +71,14 @@ def _told(folder: Path) -> Iterator[None]:
     """Turn as many kinds of errors as there are ways to damage a file into one sentence."""
     try:
         yield
-    except UserError:
-        raise
-    except CheckpointException as error:  # no Exception, for all that its ranks have met
-        causes = [cause for cause, _ in error.failures.values()]
+    except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception
+        causes: list[BaseException] = [error]
+        if isinstance(error, dcp.CheckpointException):  # for what all ranks have met
+            causes = [cause for cause, _ in error.failures.values()]
         for cause in causes:
             if isinstance(cause, UserError):
-                raise cause from error
+                raise UserError(f"{folder}: {cause}") from error
         raise UserError(f"{folder} is a damaged checkpoint ({causes[0]}).") from error
-    except Exception as error:
-        raise UserError(f"{folder} is a damaged checkpoint ({error}).") from error
 
 
 class _Reader(dcp.FileSystemReader):
@@ -106,39 +87,37 @@ class _Reader(dcp.FileSystemReader):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         content = io.BytesIO((folder / INDEX).read_bytes())  # reads no more than there is
-        self._index: Metadata = _IndexUnpickler(content).load()
+        self._index: metadata.Metadata = _IndexUnpickler(content).load()
         for stored in self._index.storage_data.values():
             if Path(stored.relative_path).name != str(stored.relative_path):
                 raise UserError(
-                    f"A sharded checkpoint's index names {stored.relative_path}, which is no file "
-                    "of its own folder."
+                    f"the index names {stored.relative_path}, no file of its own folder."
                 )
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        self._index.storage_meta = StorageMeta(load_id=self.load_id)
+    def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
+        self._index.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return self._index
 
 
 class _Planner(dcp.DefaultLoadPlanner):
     """torch's planner, for which values are data, such as the numbers of an optimizer."""
 
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+    def load_bytes(self, read_item: dcp.ReadItem, value: io.BytesIO) -> None:
         checked = io.BytesIO()
         try:
             torch.save(torch.load(value, weights_only=True), checked)
         except pickle.UnpicklingError as error:
-            raise UserError(
-                f"A sharded checkpoint's {read_item.dest_index.fqn} holds pickled code, which is "
-                "never run here."
-            ) from error
+            name = read_item.dest_index.fqn
+            raise UserError(f"{name} holds pickled code, which is never run here.") from error
         checked.seek(0)
         super().load_bytes(read_item, checked)
 
 
-# What may be filled with attributes.
+# What an index is made of, and the only objects in it that may be filled with attributes.
 _BUILT = (
-    *(Metadata, MetadataIndex, StorageMeta, ChunkStorageMetadata, TensorProperties),
-    *(TensorStorageMetadata, BytesStorageMetadata, _StorageInfo),
+    *(metadata.Metadata, metadata.MetadataIndex, metadata.StorageMeta, metadata.TensorProperties),
+    *(metadata.TensorStorageMetadata, metadata.ChunkStorageMetadata),
+    *(metadata.BytesStorageMetadata, _StorageInfo),
 )
 
 
@@ -149,6 +128,14 @@ class _IndexUnpickler(pickle._Unpickler):
     included, for the whole process, and take as much memory as a few bytes ask for.
     """
 
+    ADMITTED = {
+        *((part.__module__, part.__name__) for part in _BUILT),
+        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+        ("torch.serialization", "_get_layout"),
+        ("torch", "Size"),
+        # the second of pathlib's from Python 3.13 on
+        *product(("pathlib", "pathlib._local"), ("PosixPath", "WindowsPath")),
+    }
     dispatch = dict(pickle._Unpickler.dispatch)
     del dispatch[pickle.BYTEARRAY8[0]]  # takes as much memory as it says
 
@@ -156,29 +143,13 @@ class _IndexUnpickler(pickle._Unpickler):
         built = self.stack[-2]  # type: ignore[attr-defined]
         if not isinstance(built, _BUILT):
             name = getattr(built, "__name__", type(built).__name__)
-            raise UserError(f"A sharded checkpoint's index changes {name}, which is no part of it.")
+            raise UserError(f"the index changes {name}, which is no part of it.")
         super().load_build()  # type: ignore[misc]
 
     dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
-    ADMITTED = {
-        "torch.distributed.checkpoint.metadata": (
-            *("Metadata", "MetadataIndex", "StorageMeta", "ChunkStorageMetadata"),
-            *("TensorProperties", "TensorStorageMetadata", "BytesStorageMetadata"),
-            "_MEM_FORMAT_ENCODING",
-        ),
-        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-        "torch.serialization": ("_get_layout",),
-        "torch": ("Size",),
-        "pathlib": ("PosixPath", "WindowsPath"),
-        "pathlib._local": ("PosixPath", "WindowsPath"),  # from Python 3.13 on
-    }
-
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in self.ADMITTED.get(module, ()):
+        if is_dtype or (module, name) in self.ADMITTED:
             return super().find_class(module, name)
-        raise UserError(
-            f"A sharded checkpoint's index holds pickled code ({module}.{name}), which is never "
-            "run here."
-        )
+        raise UserError(f"the index holds pickled code ({module}.{name}), which is never run here.")

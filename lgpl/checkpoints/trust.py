@@ -21,39 +21,29 @@ from typing import Any
 import jsonargparse
 from jsonargparse import _common as settings  # nothing public gives settings back
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 # What a checkpoint's config is made of. Not whole rooms: they hold functions, too, which would be
 # called, and classes that compile or fetch.
-OWN = (
-    "lgpl.generator.ClassCondition",
-    "lgpl.generator.Conditions",
-    "lgpl.generator.GeneratorModule",
-    "lgpl.generator.RandomOrder",
-    "lgpl.generator.Raster",
-    "lgpl.generator.TextCondition",
-    "lgpl.generator.Transformer",
-    "lgpl.generator.UncachedRaster",
-    "lgpl.training.Schedule",
-    "lgpl.text.TextEncoder",
-    "lgpl.tokenizer.BSQ",
-    "lgpl.tokenizer.FSQ",
-    "lgpl.tokenizer.IBQ",
-    "lgpl.tokenizer.LPIPS",
-    "lgpl.tokenizer.PatchGAN",
-    "lgpl.tokenizer.ResidualQuantizer",
-    "lgpl.tokenizer.TokenizerLoss",
-    "lgpl.tokenizer.TokenizerModule",
-    "lgpl.tokenizer.VQModel",
-    "lgpl.tokenizer.VectorQuantizer",
-)
+OWN = {
+    "lgpl.generator": (
+        *("ClassCondition", "Conditions", "GeneratorModule", "RandomOrder", "Raster"),
+        *("TextCondition", "Transformer", "UncachedRaster"),
+    ),
+    "lgpl.text": ("TextEncoder",),
+    "lgpl.tokenizer": (
+        *("BSQ", "FSQ", "IBQ", "LPIPS", "PatchGAN", "ResidualQuantizer", "TokenizerLoss"),
+        *("TokenizerModule", "VQModel", "VectorQuantizer"),
+    ),
+    "lgpl.training": ("Schedule",),
+}
 VARIABLE = "LGPL_TRUST"  # packages with commas between
 # Whose every class is anybody's: to trust one of them is to trust the file.
 TOO_MUCH = {"lgpl", "lightning", "pytorch_lightning", "torch", "transformers", "jsonargparse"}
 lock = threading.RLock()  # jsonargparse's settings are of the whole process
 
 
-def add_trust(parser: jsonargparse.ArgumentParser) -> None:
+def add_trust(parser: argparse.ArgumentParser) -> None:
     """Give a command the option `--trust`."""
     parser.add_argument(
         "--trust",
@@ -68,7 +58,7 @@ def add_trust(parser: jsonargparse.ArgumentParser) -> None:
 def split_trust(args: list[str]) -> tuple[tuple[str, ...], list[str]]:
     """The packages that a command line trusts, and the rest of it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--trust", action="append", default=[])
+    add_trust(parser)
     try:
         known, rest = parser.parse_known_args(args)
     except SystemExit as error:
@@ -78,35 +68,25 @@ def split_trust(args: list[str]) -> tuple[tuple[str, ...], list[str]]:
 
 @contextmanager
 def only_trusted(trust: Iterable[str] = ()) -> Iterator[None]:
-    """Within, jsonargparse imports and builds lgpl's own models and what is trusted, nothing else.
-
-    Args:
-        trust: packages or modules, beside those of the variable.
-
-    Raises:
-        UserError: one of them is no name of a package.
-    """
-    given = [*trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
-    given = [name.strip() for name in given]
+    """Within, jsonargparse imports and builds lgpl's own models and what is trusted, nothing else;
+    raises UserError where `trust`, or the variable beside it, names anything but packages."""
+    words = [*trust, *filter(None, os.environ.get(VARIABLE, "").split(","))]
+    given = [word.strip() for word in words]
     if any(name.partition(".")[0] == "lgpl" for name in given):
         raise UserError("--trust: lgpl's own models need no word, and the rest of it gets none.")
-    defined = [imported(path) for path in OWN]
-    allowed = [*OWN, *(f"{own.__module__}.{own.__qualname__}" for own in defined), *given]
+    own = [f"{room}.{name}" for room, names in OWN.items() for name in names]
+    defined = [f"{cls.__module__}.{cls.__qualname__}" for cls in map(imported, own)]
     with lock:
         before = dict(settings.parsing_settings)
         settings.parsing_settings["import_path_verdicts"] = {}  # what was allowed for other ends
+        mistake = f"--trust, {VARIABLE}: {given} should be names of packages, such as my_models"
         try:
-            try:
+            with as_user_error(mistake, ValueError):
                 jsonargparse.set_parsing_settings(
                     import_path_denylist=["*"],
-                    import_path_allowlist=allowed,
+                    import_path_allowlist=[*own, *defined, *given],
                     instantiate_subclass_spec_in_any=False,
                 )
-            except ValueError as error:
-                raise UserError(
-                    f"--trust and {VARIABLE}: {', '.join(map(repr, given))} should be names of "
-                    "packages, such as my_models."
-                ) from error
             yield
         finally:
             settings.parsing_settings.clear()
@@ -118,8 +98,7 @@ def refusal(error: BaseException, source: object) -> UserError | None:
     denied = re.search(r"Importing '([\w.]+)' is not allowed", str(error))
     if denied is None:
         return None
-    name = denied[1]
-    package = name.partition(".")[0]
+    name, package = denied[1], denied[1].partition(".")[0]
     said = f"{source} names {name}, and a checkpoint's config builds nothing but lgpl's own models"
     if package in TOO_MUCH or package in sys.stdlib_module_names:
         return UserError(f"{said}.")

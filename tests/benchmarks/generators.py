@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lgpl.cli import CommandLine
+from lgpl.commands.training import CommandLine
 
 RECIPE = "configs/generator/emoji_stage2.yaml"
 VARIANT = "configs/generator/variant"

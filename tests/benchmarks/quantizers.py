@@ -14,7 +14,7 @@ import argparse
 import json
 from pathlib import Path
 
-from lgpl.cli import CommandLine
+from lgpl.commands.training import CommandLine
 
 RECIPE = Path("configs/tokenizer/emoji.yaml")
 ARMS: dict[str, tuple[str | None, int]] = {  # name -> what is stacked on the recipe, seed

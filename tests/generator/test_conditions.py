@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lgpl.cli import CommandLine, main
+from lgpl.cli import main
+from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
 from lgpl.generator import (
     ClassCondition,

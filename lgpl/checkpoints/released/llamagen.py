@@ -11,23 +11,21 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lgpl.checkpoints import Checkpoint, check_weights, load_tensors
+from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, load_tensors
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
-from lgpl.training import build_described, build_module
-from lgpl.training.build import one_sentence
+from lgpl.training.build import build_described, build_module, one_sentence
 
 # Where a file keeps its weights, the averaged ones first; it may also be nothing but weights.
 WEIGHTS = ("ema", "model", "module", "state_dict")
@@ -50,21 +48,13 @@ TEXT_ENCODERS = {2048: "google/flan-t5-xl"}  # width of its features -> the pape
 DOWNSAMPLING = 16  # of the tokenizer under every released generator
 
 
-@dataclass(frozen=True)
-class Released:
-    """What a file holds, in lgpl's terms.
+class Released(NamedTuple):
+    """What a file holds, in lgpl's terms."""
 
-    Attributes:
-        kind: `tokenizer` or `generator`.
-        config: `class_path` and `init_args` of its module.
-        weights: state dict of the `VQModel` or `Transformer`.
-        summary: one line for people.
-    """
-
-    kind: str
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
-    summary: str
+    kind: str  # `tokenizer` or `generator`
+    config: dict[str, Any]  # `class_path` and `init_args` of its module
+    weights: dict[str, Tensor]  # state dict of the `VQModel` or `Transformer`
+    summary: str  # one line for people
 
 
 def llamagen_name(name: str) -> str:
@@ -75,68 +65,51 @@ def llamagen_name(name: str) -> str:
 
 
 def read_released(path: str | Path, grid: int | None = None, heads: int | None = None) -> Released:
-    """A file of LlamaGen: released, or saved by its training scripts.
+    """A .pt file of LlamaGen, released or saved by its training scripts; raises UserError where it
+    is no such file, holds code, or lacks weights.
 
     Args:
-        path: the .pt file.
         grid: codes on a side of a generator's image, where the file does not tell.
         heads: heads of a generator of no size of the paper, where the file does not tell.
-
-    Raises:
-        UserError: it is no such file, holds code, does not tell what it is, or lacks weights.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .pt file of LlamaGen.")
     # The training scripts save their arguments as a Namespace, which is data.
-    state = _weights(load_tensors(path, data_classes=[argparse.Namespace]), path)
+    content = load_tensors(path, data_classes=[argparse.Namespace])
+    held = content if isinstance(content, dict) else {}
+    named = next((held[key] for key in WEIGHTS if isinstance(held.get(key), dict)), held)
+    state = {WRAPPERS.sub("", str(n)): t for n, t in named.items() if isinstance(t, Tensor)}
+    if not state:
+        raise UserError(f"{path} holds no weights, neither bare nor under {', '.join(WEIGHTS)}.")
     rope = state.pop(ROPE, None)
     state.pop(USAGE, None)
     if "quantize.embedding.weight" in state:
-        config = _tokenizer_config(state, path)
-    elif "tok_embeddings.weight" in state:
-        config = _generator_config(state, path, rope, grid, heads)
+        kind, config = "tokenizer", _tokenizer_config(state, path)
     else:
-        raise UserError(
-            f"{path} is no model of LlamaGen: it has neither quantize.embedding.weight, as a "
-            "tokenizer has, nor tok_embeddings.weight, as a generator has."
-        )
-    module, expected = _outline(config)
-    check_weights(
-        {llamagen_name(name): tensor for name, tensor in expected.items() if name != OURS},
-        state,
-        str(path),
-        "LlamaGen's model",
-    )
+        kind, config = "generator", _generator_config(state, path, rope, grid, heads)
+    expected = _state(config)
+    check_weights(_renamed(expected), state, str(path), "LlamaGen's model")
     weights = {
         name: torch.zeros_like(tensor, device="cpu") if name == OURS else state[llamagen_name(name)]
         for name, tensor in expected.items()
     }
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
-    options = config["init_args"]["autoencoder" if module.kind == "tokenizer" else "transformer"]
-    told = options["init_args"] | options["init_args"].get("condition", {}).get("init_args", {})
-    summary = ", ".join(
-        f"{key} {value}" for key, value in told.items() if not isinstance(value, dict)
-    )
-    summary = f"{module.kind}, {millions:.1f}M weights, {summary}"
-    return Released(module.kind, config, weights, summary)
+    options = config["init_args"][MODEL[kind]]["init_args"]
+    told = options | options.get("condition", {}).get("init_args", {})
+    plain = [f"{key} {value}" for key, value in told.items() if not isinstance(value, dict)]
+    summary = ", ".join([kind, f"{millions:.1f}M weights", *plain])
+    return Released(kind, config, weights, summary)
 
 
 def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
-    """The content of a .pt file that LlamaGen's own code loads.
-
-    Args:
-        checkpoint: the model.
-        trust: packages whose classes its config may name beside lgpl's own.
-
-    Raises:
-        UserError: the model has something that LlamaGen's code does not know.
-    """
+    """The content of a .pt file that LlamaGen's own code loads; raises UserError where the model
+    has something that it does not know."""
     with one_sentence(checkpoint.path), torch.device("meta"):
         module = build_described(checkpoint, trust=trust)
         module.configure_model()
     config = checkpoint.described()
-    weights = {llamagen_name(n): t for n, t in checkpoint.weights().items() if n != OURS}
+    weights = _renamed(checkpoint.weights())
     source = f"{checkpoint.path} cannot be written for LlamaGen: it"
     if isinstance(module, TokenizerModule):
         quantizer = getattr(module.autoencoder, "quantizer", None)
@@ -145,7 +118,7 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
         theirs = _tokenizer_config(weights, checkpoint.path)
     else:
         assert isinstance(module, GeneratorModule)
-        model = module._outline()
+        model = module.model
         if not isinstance(model, Transformer):
             raise UserError(f"{source} is a {type(model).__name__}, not a Transformer.")
         if model.prefix_rope != "zero":
@@ -157,37 +130,26 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
         if layout.rows != layout.columns or layout.depth > 1:
             raise UserError(f"{source} has codes of {layout}, not a square of single ones.")
         theirs = _generator_config(weights, checkpoint.path, None, layout.rows, model.heads)
-    expected = {llamagen_name(n): t for n, t in _outline(theirs)[1].items() if n != OURS}
-    check_weights(expected, weights, source, "LlamaGen's model")
+    check_weights(_renamed(_state(theirs)), weights, source, "LlamaGen's model")
     if isinstance(module, TokenizerModule):
         weights[USAGE] = torch.zeros(65536)  # its loading is strict
     return {"model": weights}
 
 
-def _outline(config: dict[str, Any]) -> tuple[GeneratorModule | TokenizerModule, dict[str, Tensor]]:
-    """The module of a config on fake tensors, and the state dict of its model."""
+def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in LlamaGen's names, without what it has not."""
+    return {llamagen_name(n): tensor for n, tensor in weights.items() if n != OURS}
+
+
+def _state(config: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict of a config's model, on fake tensors."""
     with torch.device("meta"):
         module = build_module(config)
         module.configure_model()
-    if isinstance(module, TokenizerModule):
-        return module, module.autoencoder.state_dict()
-    assert isinstance(module, GeneratorModule)
-    return module, module.model.state_dict()
+    return getattr(module, MODEL[module.kind]).state_dict()
 
 
-def _weights(content: Any, path: Path) -> dict[str, Tensor]:
-    for key in WEIGHTS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = content.items() if isinstance(content, dict) else ()
-    state = {WRAPPERS.sub("", str(n)): t for n, t in tensors if isinstance(t, Tensor)}
-    if not state:
-        raise UserError(f"{path} holds no weights, neither bare nor under {', '.join(WEIGHTS)}.")
-    return state
-
-
-def _shape(state: Mapping[str, Tensor], name: str, path: Path) -> list[int]:
+def _shape(state: dict[str, Tensor], name: str, path: Path) -> list[int]:
     """Of a matrix (or a kernel) that says how large the model is."""
     if name not in state:
         raise UserError(f"{path} has no weight {name}: it is not whole, or no model of LlamaGen.")
@@ -196,89 +158,73 @@ def _shape(state: Mapping[str, Tensor], name: str, path: Path) -> list[int]:
     return [*state[name].shape]
 
 
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+def _count(state: dict[str, Tensor], prefix: str) -> int:
     """How many of a numbered kind of layer there are."""
     found = (re.match(re.escape(prefix) + r"\.(\d+)\.", name) for name in state)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def _tokenizer_config(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+def _entry(class_path: str, **init_args: Any) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
+
+
+def _tokenizer_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
     codes, dim = _shape(state, "quantize.embedding.weight", path)[:2]
-    z_channels = _shape(state, "quant_conv.weight", path)[1]
     levels = _count(state, "encoder.conv_blocks")
     if levels not in LEVELS:
         raise UserError(f"{path} has {levels} levels; VQ-16 has 5, VQ-8 has 4.")
-    quantizer = {"codebook_size": codes, "dim": dim}
-    autoencoder = {
-        "quantizer": {"class_path": "lgpl.tokenizer.VectorQuantizer", "init_args": quantizer},
-        "multipliers": LEVELS[levels],
-        "z_channels": z_channels,
-    }
+    autoencoder = _entry(
+        "lgpl.tokenizer.VQModel",
+        quantizer=_entry("lgpl.tokenizer.VectorQuantizer", codebook_size=codes, dim=dim),
+        multipliers=LEVELS[levels],
+        z_channels=_shape(state, "quant_conv.weight", path)[1],
+    )
     # It is released without what it was trained against.
-    loss: dict[str, Any] = {"perceptual": None, "discriminator": None}
-    return {
-        "class_path": "lgpl.tokenizer.TokenizerModule",
-        "init_args": {
-            "autoencoder": {"class_path": "lgpl.tokenizer.VQModel", "init_args": autoencoder},
-            "loss": {"class_path": "lgpl.tokenizer.TokenizerLoss", "init_args": loss},
-        },
-    }
+    loss = _entry("lgpl.tokenizer.TokenizerLoss", perceptual=None, discriminator=None)
+    return _entry("lgpl.tokenizer.TokenizerModule", autoencoder=autoencoder, loss=loss)
 
 
 def _generator_config(
-    state: Mapping[str, Tensor],
-    path: Path,
-    rope: Tensor | None,
-    grid: int | None,
-    heads: int | None,
+    state: dict[str, Tensor], path: Path, rope: Tensor | None, grid: int | None, heads: int | None
 ) -> dict[str, Any]:
     codes, dim = _shape(state, "tok_embeddings.weight", path)[:2]
     layers = _count(state, "layers")
-    condition: dict[str, Any]
     if "cls_embedding.uncond_embedding" in state:
         prefix, features = _shape(state, "cls_embedding.uncond_embedding", path)[:2]
-        kind, condition = "Text", {"features": features, "length": prefix, "trainable_null": False}
-        if features in TEXT_ENCODERS:
-            encoder = {"name": TEXT_ENCODERS[features], "max_length": prefix, "dtype": "bfloat16"}
-            condition["encoder"] = {"class_path": "lgpl.text.TextEncoder", "init_args": encoder}
+        options: dict[str, Any] = {"features": features, "length": prefix, "trainable_null": False}
+        if name := TEXT_ENCODERS.get(features):
+            encoder = {"name": name, "max_length": prefix, "dtype": "bfloat16"}
+            options["encoder"] = _entry("lgpl.text.TextEncoder", **encoder)
+        condition = _entry("lgpl.generator.TextCondition", **options)
     else:
         prefix, rows = 1, _shape(state, "cls_embedding.embedding_table.weight", path)[0]
-        kind, condition = "Class", {"num_classes": rows - 1}  # the last is the null condition
+        # The last row is the null condition.
+        condition = _entry("lgpl.generator.ClassCondition", num_classes=rows - 1)
     prefix_rope = "zero"  # of all that LlamaGen trained
     if rope is not None:
         grid, heads, prefix_rope = _read_rope(rope, path, prefix, dim, grid)
     sizes = {(n, width): h for n, h, width in SIZES.values()}
     heads = heads or sizes.get((layers, dim))
     if heads is None:
-        raise UserError(
-            f"{path} has {layers} layers {dim} wide, no size of the paper, and does not tell its "
-            "heads: give --heads."
-        )
-    sides = {name: int(name) // DOWNSAMPLING for name in re.findall(r"_(256|384|512)", path.stem)}
-    if grid is None and len(sides) == 1:
-        (grid,) = sides.values()
+        raise UserError(f"{path} ({layers} layers of {dim}) does not tell its heads: give --heads.")
     if grid is None:
-        raise UserError(
-            f"{path} does not tell the size of its images, neither in its name (_256, _384, "
-            "_512) nor inside: give --grid, the codes on a side (24 for 384 px)."
-        )
+        sides = {int(side) // DOWNSAMPLING for side in re.findall(r"_(256|384|512)", path.stem)}
+        if len(sides) != 1:
+            raise UserError(
+                f"{path} does not tell the size of its images, neither in its name (_256, _384, "
+                "_512) nor inside: give --grid, the codes on a side (24 for 384 px)."
+            )
+        (grid,) = sides
     names = {size: name for name, size in SIZES.items()}
-    transformer = {
-        "size": names.get((layers, heads, dim), [layers, heads, dim]),
-        "codebook_size": codes,
-        "grid": [grid, grid],
-        "prefix_rope": prefix_rope,
-        "condition": {
-            "class_path": f"lgpl.generator.{kind}Condition",
-            "init_args": condition,
-        },
-    }
-    return {
-        "class_path": "lgpl.generator.GeneratorModule",
-        "init_args": {
-            "transformer": {"class_path": "lgpl.generator.Transformer", "init_args": transformer},
-        },
-    }
+    transformer = _entry(
+        "lgpl.generator.Transformer",
+        size=names.get((layers, heads, dim), [layers, heads, dim]),
+        codebook_size=codes,
+        grid=[grid, grid],
+        prefix_rope=prefix_rope,
+        condition=condition,
+    )
+    return _entry("lgpl.generator.GeneratorModule", transformer=transformer)
 
 
 def _read_rope(
