@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from webdataset.writer import numpy_dumps
 
 from lgpl.atomic import write_text
-from lgpl.codes import CodeLayout
-from lgpl.data.datamodule import CODE_TYPES, ShardDataModule
+from lgpl.data.datamodule import ShardDataModule
 from lgpl.data.index import count_samples, statistics, statistics_name, write_index
-from lgpl.data.members import BadSample, features_name, read_caption
 from lgpl.data.transfer import HTTP, scheme
 from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
+from lgpl.tokenizer import TokenizerModule
+from lgpl.training.encoding import add_features, code_members, made_by
 
 Batch = dict[str, Any]
 
@@ -82,19 +78,9 @@ class CodeShardWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Now that the weights are loaded: the shards that stand must come from the same."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(pl_module, "fingerprint"):
+        if not isinstance(pl_module, TokenizerModule):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
-        tokenizer: Any = pl_module.autoencoder
-        layout = tokenizer.layout(*data.image_size)
-        self._made_by = {
-            "tokenizer": pl_module.fingerprint(),  # type: ignore[operator]
-            "layout": [layout.rows, layout.columns, layout.depth],
-            "views": 10 * len(data.ten_crop) or 1,
-            "dtype": CODE_TYPES[tokenizer.codebook_size > 2**16],
-            "image_size": list(data.image_size),
-            "ten_crop": data.ten_crop,
-            "text_encoder": self.text_encoder and self.text_encoder.name,
-        }
+        self._made_by = made_by(pl_module.autoencoder, data, self.text_encoder)
         for path in sorted(self.out.glob("*.tar")):
             found = statistics(str(path), data.store).get("made_by", {})
             for name, value in found.items():
@@ -109,7 +95,9 @@ class CodeShardWriter(Callback):
     ) -> None:
         if self._writer is None:
             self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))
-        members = self._members(outputs, batch, pl_module.device)
+        members = code_members(outputs, batch["members"], self._made_by)
+        if self.text_encoder is not None:
+            add_features(members, self._captions, self.text_encoder, pl_module.device)
         for key, member in zip(batch["key"], members, strict=True):
             self._writer.write(key, member)
         if batch["end_of_shard"]:
@@ -130,31 +118,3 @@ class CodeShardWriter(Callback):
             store = trainer.datamodule.store  # type: ignore[attr-defined]
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)
-
-    def _members(self, codes: Tensor, batch: Batch, device: torch.device) -> list[dict[str, bytes]]:
-        """Of each sample, for codes [B, *layout.shape] or [B, views, *layout.shape]."""
-        views, layout = self._made_by["views"], CodeLayout(*self._made_by["layout"])
-        expected = (views, *layout.shape) if self._made_by["ten_crop"] else layout.shape
-        if codes.shape[1:] != expected:
-            raise UserError(
-                f"The tokenizer gives codes {[*codes.shape[1:]]} of an image; with {views} views "
-                f"and its layout {layout} they should be {[*expected]}."
-            )
-        shape = (len(codes), views, layout.depth, layout.rows, layout.columns)
-        arrays = codes.cpu().numpy().astype(self._made_by["dtype"]).reshape(shape)
-        texts = batch["members"]
-        members = [
-            {"codes.npy": numpy_dumps(a)} | own for a, own in zip(arrays, texts, strict=True)
-        ]
-        for name in self._captions:
-            captions = {}
-            for index, own in enumerate(texts):
-                with suppress(BadSample):  # not every sample has every caption
-                    captions[index] = read_caption(own, name)
-            if captions:
-                assert self.text_encoder is not None
-                features = self.text_encoder.encode([*captions.values()], device)
-                for index, feature in zip(captions, features, strict=True):
-                    array = feature.cpu().numpy().astype(np.float16)
-                    members[index][features_name(name)] = numpy_dumps(array)
-        return members
