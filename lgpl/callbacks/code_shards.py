@@ -17,7 +17,6 @@ from lgpl.data.transfer import HTTP, scheme
 from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
-from lgpl.tokenizer import TokenizerModule
 from lgpl.training.encoding import add_features, code_members, made_by
 
 Batch = dict[str, Any]
@@ -78,9 +77,9 @@ class CodeShardWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Now that the weights are loaded: the shards that stand must come from the same."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, TokenizerModule):
+        if not hasattr(pl_module, "fingerprint"):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
-        self._made_by = made_by(pl_module.autoencoder, data, self.text_encoder)
+        self._made_by = made_by(pl_module, data, self.text_encoder)
         for path in sorted(self.out.glob("*.tar")):
             found = statistics(str(path), data.store).get("made_by", {})
             for name, value in found.items():

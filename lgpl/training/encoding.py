@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +17,17 @@ from lgpl.data.members import BadSample, features_name, read_caption
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
-if TYPE_CHECKING:
-    from lgpl.tokenizer import Autoencoder
 
+def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> dict[str, Any]:
+    """What the codes of these data depend on: plain values, which stand beside each code shard.
 
-def made_by(
-    tokenizer: Autoencoder, data: ShardDataModule, encoder: TextEncoder | None
-) -> dict[str, Any]:
-    """What the codes of these data depend on: plain values, which stand beside each code shard."""
+    Args:
+        module: a TokenizerModule, or what has its `autoencoder` and `fingerprint`.
+    """
+    tokenizer = module.autoencoder
     layout = tokenizer.layout(*data.image_size)
     return {
-        "tokenizer": tokenizer.fingerprint(),
+        "tokenizer": module.fingerprint(),
         "layout": [layout.rows, layout.columns, layout.depth],
         "views": 10 * len(data.ten_crop) or 1,
         "dtype": CODE_TYPES[tokenizer.codebook_size > 2**16],
