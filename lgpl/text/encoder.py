@@ -38,24 +38,20 @@ class TextEncoder(Described):
     ) -> list[Tensor]:
         """Token features of captions, one [length, features] each, on the device.
 
-        Args:
-            captions: cleaned here; a longer one than `max_length` tokens is cut.
-            refuse_long: raise for a longer one instead.
+        Captions of more than `max_length` tokens are cut.
 
         Raises:
-            UserError: a caption is empty, or too long where that is refused.
+            UserError: a caption is empty, or too long and `refuse_long` is set.
         """
         tokenizer, model = self._load()
         texts = self.cleaned(captions, refuse_long)
         inputs = tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(device)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
         with torch.inference_mode():
-            hidden = model.to(device)(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).last_hidden_state.float()
-        real = inputs["attention_mask"].bool()
-        return [features[mask] for features, mask in zip(hidden, real, strict=True)]
+            hidden = model.to(device)(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        return [features[real] for features, real in zip(hidden, mask.bool(), strict=True)]
 
     def cleaned(self, captions: list[str], refuse_long: bool = False) -> list[str]:
         """The captions as `encode` reads them; raises as it does."""
@@ -63,14 +59,10 @@ class TextEncoder(Described):
         texts = [clean(caption) for caption in captions]
         for caption, text in zip(captions, texts, strict=True):
             if not text:
-                raise UserError(
-                    f"The prompt {caption!r} is empty; write what the image should show."
-                )
+                raise UserError(f"The prompt {caption!r} is empty; say what the image should show.")
             if refuse_long and (tokens := len(tokenizer(text)["input_ids"])) > self.max_length:
-                raise UserError(
-                    f"The prompt {text[:40] + '…'!r} has {tokens} tokens; "
-                    f"the limit is {self.max_length}."
-                )
+                start, most = text[:40] + "…", self.max_length
+                raise UserError(f"The prompt {start!r} has {tokens} tokens; the limit is {most}.")
         return texts
 
     def _load(self) -> tuple[Any, Any]:
