@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lgpl.generator import GeneratorModule
-from lgpl.inference.drawing import Drawer, passed
-from lgpl.inference.request import Request
+from lgpl.inference.drawing import Drawer, Request, passed
 from lgpl.serving.engine import Engine, ImageJob
 
 GATHER = 0.01  # seconds to wait for further images of the same moment
