@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lgpl.generator import Sampling
 from lgpl.serving.engine import Engine
-from lgpl.serving.errors import HANDLERS, RESPONSES, APIError, Error, engine_ended
+from lgpl.serving.errors import HANDLERS, RESPONSES, APIError, Ended, Error
 from lgpl.serving.generations import Generations, Metrics
 from lgpl.serving.limits import Limits
 from lgpl.serving.middleware import CheckHost, LimitBody
@@ -29,13 +29,11 @@ def create_app(
     """Build the server of an engine, which it closes when it ends.
 
     Args:
-        engine: draws.
         model: the generator's name in requests and answers.
         defaults: the sampling of requests that do not set it.
-        limits: of a request.
     """
     metrics, created = Metrics(), int(time.time())
-    metrics.waiting.set_function(lambda: engine.waiting)
+    metrics.waiting.set_function(lambda: len(engine.queue))
     engine.on_batch = metrics.batch.observe
     generations = Generations(engine, model, defaults, limits, metrics)
 
@@ -75,8 +73,8 @@ def create_app(
     @app.get("/health", responses={503: {"model": Error}})
     async def health() -> dict[str, Any]:
         if not engine.alive:
-            raise engine_ended()
-        return {"status": "ok", "waiting": engine.waiting}
+            raise Ended()
+        return {"status": "ok", "waiting": len(engine.queue)}
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:

@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
-from lgpl.serving.engine import Ended, Engine, Full, ImageJob, Prompt
-from lgpl.serving.errors import APIError, engine_ended
+from lgpl.serving.engine import Engine, ImageJob, Prompt
+from lgpl.serving.errors import APIError
 from lgpl.serving.limits import Limits
 from lgpl.serving.schema import ImageObject, ImagesRequest, ImagesResponse, Usage
 
@@ -67,8 +67,8 @@ class Generation:
         # This runs in the engine's thread.
         self._loop.call_soon_threadsafe(self._shown.put_nowait, (i, shown, is_complete))
 
-    async def images(self, seconds: float) -> AsyncIterator[tuple[int, bytes, bool]]:
-        """Yield an image's index in the request, its PNG, and whether it is complete.
+    async def images(self, seconds: float) -> AsyncIterator[tuple[int, str, bool]]:
+        """Yield an image's index in the request, its PNG in Base64, and whether it is complete.
 
         Raises:
             APIError: the engine failed or has ended, it takes more than `seconds`, or the client
@@ -83,12 +83,10 @@ class Generation:
                 raise _late(seconds) from None
             if isinstance(shown, APIError):
                 raise shown
-            if isinstance(shown, Ended):
-                raise engine_ended()
             if isinstance(shown, BaseException):
                 raise APIError(500, "The image could not be drawn.", "engine_error") from shown
             left -= is_complete
-            yield i, shown, is_complete
+            yield i, base64.b64encode(shown).decode(), is_complete
 
     async def watch(self, request: Request) -> None:
         """End `images` when the client leaves."""
@@ -161,11 +159,6 @@ class Generations:
             raise APIError(400, f"prompt: {error}", "invalid_value", "prompt") from error
         except asyncio.TimeoutError:
             raise _late(seconds) from None
-        except Full:
-            reason = "Too many images are waiting; try again later."
-            raise APIError(429, reason, "queue_full") from None
-        except Ended:
-            raise engine_ended() from None
         return generation
 
     def _check(self, body: ImagesRequest) -> None:
@@ -191,10 +184,8 @@ class Generations:
         finally:
             watch.cancel()
             generation.cancel()
-        data = [
-            ImageObject(b64_json=_base64(pngs[i]), seed=job.seed)
-            for i, job in enumerate(generation.jobs)
-        ]
+        jobs = enumerate(generation.jobs)
+        data = [ImageObject(b64_json=pngs[i], seed=job.seed) for i, job in jobs]
         self.metrics.images.inc(len(data))
         usage = generation.usage(self.engine.layout.codes)
         return ImagesResponse(created=int(time.time()), data=data, size=self.size, usage=usage)
@@ -209,7 +200,7 @@ class Generations:
                 kind = f"image_generation.{'completed' if is_complete else 'partial_image'}"
                 event = {
                     "type": kind,
-                    "b64_json": _base64(png),
+                    "b64_json": png,
                     "created_at": int(time.time()),
                     "size": self.size,
                     "quality": "auto",
@@ -230,10 +221,6 @@ class Generations:
 
 def _late(seconds: float) -> APIError:
     return APIError(504, f"The request was not answered within {seconds:g} seconds.", "timeout")
-
-
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode()
 
 
 def _event(kind: str, data: str) -> str:
