@@ -47,6 +47,10 @@ def requests_for(
 Watch = Callable[[Sequence[Request], Tensor, Tensor], None]
 
 
+class Abandoned(Exception):
+    """Raised by a watch: nobody needs the batch any more."""
+
+
 class Sink(Protocol):
     """What takes images as they come."""
 
@@ -168,32 +172,23 @@ def draw_in_turn(
     world: int = 1,
     skip: Callable[[list[int]], bool] = lambda numbers: False,
 ) -> Iterator[tuple[list[int], Tensor | None]]:
-    """The images of a set in batches that are the same for any number of ranks.
+    """Numbers and images [B, 3, H, W] in [-1, 1] of one rank's share of a set, a batch at a time.
 
-    Yields the numbers of a batch, as `dealt` deals them out, and images [B, 3, H, W] in [-1, 1];
-    None where there are none, or `skip` says of the numbers that they need not be drawn. Prompts
-    are a data set's, and cut as in training.
+    Batches go out in turn and are the same for any number of ranks, because rounding depends on
+    their size. Every rank gets as many, as sharded models want it: the last may be of `NO_IMAGE`.
+    Where `skip` says of the numbers that they need not be drawn, the images are None. Prompts are
+    a data set's, and cut as in training.
     """
     drawer, sharded = Drawer(module, batch_size, cut=True), module.device_mesh is not None
-    for numbers in dealt(len(requests), batch_size, rank, world):
+    for turn in range(0, len(requests), world * batch_size):
+        first = turn + rank * batch_size
+        numbers = list(range(len(requests))[first : first + batch_size]) or [NO_IMAGE]
         is_filler = numbers[0] == NO_IMAGE
         if (is_filler and not sharded) or (not is_filler and skip(numbers)):
             yield numbers, None
         else:
             batch = [requests[max(number, 0)] for number in numbers]
             yield numbers, torch.cat([module.decode(codes) for _, codes in drawer.batches(batch)])
-
-
-def dealt(total: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[list[int]]:
-    """The numbers of one rank's images, a batch at a time.
-
-    Batches go out in turn and are the same for any number of ranks, because rounding depends on
-    their size. Every rank gets as many, as sharded models want it: the last may be of `NO_IMAGE`.
-    """
-    batches = -(-total // batch_size)
-    for turn in range(-(-batches // world)):
-        first = (turn * world + rank) * batch_size
-        yield list(range(total)[first : first + batch_size]) or [NO_IMAGE]
 
 
 def passed(shown: list[int], count: int) -> bool:

@@ -14,14 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from lgpl.checkpoints import read_checkpoint
-from lgpl.data.transforms import normalize, to_image, to_uint8
+from lgpl.data.transforms import to_image, to_tensor
 from lgpl.errors import UserError
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
 from lgpl.generator.quantization import int8_weights
 from lgpl.generator.sampling import Sampling
 from lgpl.inference import DTYPES
-from lgpl.inference.drawing import Drawer, Request, passed, requests_for
+from lgpl.inference.drawing import Abandoned, Drawer, Request, passed, requests_for
 from lgpl.tokenizer.module import TokenizerModule
 from lgpl.training import load_module
 
@@ -91,8 +91,8 @@ class Tokenizer:
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> Tensor:
         """Codes [*layout.shape], int64, of an RGB image of a size that the tokenizer takes."""
-        pixels = normalize(to_uint8(image.convert("RGB"))[None]).to(self.module.device)
-        return self.module.autoencoder.encode(pixels)[0].cpu().clone()
+        pixels = to_tensor(image.convert("RGB")).to(self.module.device)
+        return self.module.autoencoder.encode(pixels[None])[0].cpu().clone()
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Image.Image:
@@ -139,9 +139,8 @@ class Generator:
             if progress is not None:
                 progress(batch[0].number * codes + int(drawn.sum()), total * codes)
 
-        drawer = Drawer(self.module, batch_size)
-        drawn = [codes for _, codes in drawer.batches(requests, watch)]
-        return [to_image(image) for part in drawn for image in self.module.decode(part)]
+        drawn = [*Drawer(self.module, batch_size).batches(requests, watch)]
+        return [to_image(image) for _, part in drawn for image in self.module.decode(part)]
 
     def stream(
         self, prompt: str, seed: int = 0, partial: int = 8, **sampling: Any
@@ -159,7 +158,7 @@ class Generator:
 
         def watch(_: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:
             if left.is_set():
-                raise _Left
+                raise Abandoned
             places = layout.places_of(drawn)
             if (count := int(places.sum())) < layout.places and passed(shown, count):
                 found.put((layout.unflatten(codes.clone()), places))
@@ -174,18 +173,14 @@ class Generator:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
-            is_whole = False
-            while not is_whole:
+            while True:
                 some = found.get()
                 if isinstance(some, BaseException):
                     raise some
                 codes, places = some
                 yield to_image(self.module.decode(codes, places)[0])
-                is_whole = places is None
+                if places is None:
+                    return
         finally:
             left.set()
             thread.join()
-
-
-class _Left(Exception):
-    """Nobody looks at the image any more."""
