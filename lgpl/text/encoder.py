@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,16 @@ class TextEncoder(Described):
 
     def __init__(self, name: str = MINILM, max_length: int = 120, dtype: str = "float32") -> None:
         self.name, self.max_length, self.dtype = name, max_length, getattr(torch, dtype)
-        self._loaded: tuple[Any, Any] | None = None
 
     def encode(
         self, captions: list[str], device: torch.device | str = "cpu", refuse_long: bool = False
     ) -> list[Tensor]:
         """Token features of captions, one [length, features] each, on the device.
 
-        Captions of more than `max_length` tokens are cut.
-
-        Raises:
-            UserError: a caption is empty, or too long and `refuse_long` is set.
+        One of more than `max_length` tokens is cut, or with `refuse_long` refused, as an empty one
+        always is, by a UserError.
         """
-        tokenizer, model = self._load()
+        tokenizer, model = self._loaded
         texts = self.cleaned(captions, refuse_long)
         inputs = tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
@@ -55,7 +53,7 @@ class TextEncoder(Described):
 
     def cleaned(self, captions: list[str], refuse_long: bool = False) -> list[str]:
         """The captions as `encode` reads them; raises as it does."""
-        tokenizer, _ = self._load()
+        tokenizer, _ = self._loaded
         texts = [clean(caption) for caption in captions]
         for caption, text in zip(captions, texts, strict=True):
             if not text:
@@ -65,11 +63,10 @@ class TextEncoder(Described):
                 raise UserError(f"The prompt {start!r} has {tokens} tokens; the limit is {most}.")
         return texts
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            source = _minilm_folder() if self.name == MINILM else self.name
-            self._loaded = load_pretrained(source, "The text encoder", _encoder, dtype=self.dtype)
-        return self._loaded
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        source = _minilm_folder() if self.name == MINILM else self.name
+        return load_pretrained(source, "The text encoder", _encoder, dtype=self.dtype)
 
 
 def _encoder(transformers: Any, config: Any) -> Any:

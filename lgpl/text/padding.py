@@ -10,11 +10,8 @@ from torch import Tensor
 
 
 def left_pad(features: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
-    """Text features [L, D] of each caption as one batch; the first `length` of longer ones.
-
-    Returns:
-        Features [B, length, D], zeros on the left, and lengths [B] (int64).
-    """
+    """Features [L, D] of each caption, cut or with zeros on the left, as a batch [B, length, D];
+    and their lengths [B], int64."""
     kept = [f[:length] for f in features]
     batch = torch.stack([F.pad(f, (0, 0, length - len(f), 0)) for f in kept])
     return batch, torch.tensor([len(f) for f in kept])
