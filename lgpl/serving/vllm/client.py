@@ -1,7 +1,4 @@
-"""Prompts and sampling parameters for an engine, and the codes it returns.
-
-Needs vLLM for `Client.params` alone, and never transformers.
-"""
+"""Prompts for an engine, and the codes it returns; only `Client.params` needs vLLM."""
 
 from __future__ import annotations
 
@@ -21,11 +18,7 @@ from lgpl.training import build_described
 
 
 def outline(config: dict[str, Any], trust: Iterable[str] = ()) -> Transformer:
-    """Build the `Transformer` of an exported generator's config on the meta device.
-
-    Raises:
-        UserError: the config builds a model that vLLM cannot run, or cannot be built.
-    """
+    """A config's `Transformer` on the meta device; a UserError where vLLM could not run it."""
     checkpoint = Checkpoint(Path("config.json"), "generator", config, dict)
     with torch.device("meta"):
         module = build_described(checkpoint, trust=trust)
@@ -44,8 +37,7 @@ def outline(config: dict[str, Any], trust: Iterable[str] = ()) -> Transformer:
 class Client:
     """Converts prompts, sampling and codes for an engine that has loaded an exported generator.
 
-    Args:
-        trust: packages whose classes its config may name beside lgpl's own.
+    Its config may name classes of the packages in `trust` beside lgpl's own.
     """
 
     def __init__(self, folder: str | Path, trust: Iterable[str] = ()) -> None:
@@ -62,11 +54,8 @@ class Client:
 
     @torch.no_grad()
     def prompts(self, samples: Sequence[Inputs]) -> list[dict[str, Any]]:
-        """Convert the condition's inputs, each of one sample, to prompts of vLLM's.
-
-        Raises:
-            UserError: the inputs belong to another condition, or the condition refuses them.
-        """
+        """Prompts of vLLM's from the condition's inputs, each of one sample; a UserError where
+        they belong to another condition, or the condition refuses them."""
         return [self._prompt(inputs) for inputs in samples]
 
     def _prompt(self, inputs: Inputs) -> dict[str, Any]:

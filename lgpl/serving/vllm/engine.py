@@ -31,12 +31,8 @@ class VLLMEngine(Engine):
     Args:
         tokenizer: checkpoint of its tokenizer; by default the one that the folder names.
         device: of the tokenizer and the text encoder; vLLM chooses its own.
-        settings: arguments of `vllm.EngineArgs`.
+        settings: arguments of `vllm.EngineArgs`, which may refuse them with a UserError.
         trust: packages whose classes the checkpoints may name beside lgpl's own.
-
-    Raises:
-        UserError: the folder is not `lgpl export`'s, its tokenizer or its text encoder cannot be
-            used, or vLLM refuses the settings.
     """
 
     def __init__(

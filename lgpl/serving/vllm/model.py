@@ -51,9 +51,7 @@ class PagedAttention(Attention):
         return self.wo(x.transpose(0, 1).reshape(2, n, dim))
 
 
-@support_torch_compile(
-    dynamic_arg_dims=dict(input_ids=0, positions=-1, intermediate_tensors=0, inputs_embeds=0)
-)
+@support_torch_compile(dynamic_arg_dims=dict(input_ids=0, positions=-1, inputs_embeds=0))
 class Body(nn.Module):
     """Everything between the tokens and the head's logits."""
 
@@ -86,11 +84,7 @@ class Body(nn.Module):
         return x
 
     def forward(
-        self,
-        input_ids: Tensor | None,
-        positions: Tensor,
-        intermediate_tensors: None = None,
-        inputs_embeds: Tensor | None = None,
+        self, input_ids: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None
     ) -> Tensor:
         """Hidden states [N, 2 * dim] of N positions [3, N] of any number of sequences."""
         model, x = self.transformer, inputs_embeds
@@ -127,14 +121,9 @@ class LlamaGen(nn.Module):
         return self.body.embed_input_ids(input_ids)
 
     def forward(
-        self,
-        input_ids: Tensor | None,
-        positions: Tensor,
-        intermediate_tensors: None = None,
-        inputs_embeds: Tensor | None = None,
-        **_: Any,
+        self, input_ids: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None, **_: Any
     ) -> Tensor:
-        return self.body(input_ids, positions, intermediate_tensors, inputs_embeds)
+        return self.body(input_ids, positions, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """Logits of both branches [N, conditional | null], padded to the vocabulary."""
