@@ -42,10 +42,8 @@ class ImageJob:
     # Called in a thread of the engine with a PNG and whether the image is complete, or with an
     # error and True.
     show: Callable[[bytes | BaseException, bool], None]
-    # Set by the client's side when the image is not needed any more.
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    # Numbers of drawn places at which a preview is still to be shown.
-    previews: list[int] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)  # set by the client's side
+    previews: list[int] = field(default_factory=list)  # drawn places at which each is due
 
 
 class JobQueue:
@@ -116,23 +114,16 @@ class Engine(ABC):
     """Draws the jobs of a queue in a thread of its own; one more thread encodes images as PNG.
 
     No job, client or metric can end the thread. If it ends before `close` all the same, `failure`
-    holds the cause, and every job is answered with `Ended`.
-
-    Args:
-        module: a generator with its tokenizer, ready to decode.
-        condition: of that generator, with its weights; parses prompts.
-        batch_size: images drawn together.
-        capacity: images that may wait.
-
-    Raises:
-        UserError: what prompts need, such as a text encoder, cannot be used.
+    holds the cause, and every job is answered with `Ended`. A UserError says at once where what
+    prompts need, such as a text encoder, cannot be used.
     """
 
     def __init__(
         self, module: GeneratorModule, condition: Condition, batch_size: int, capacity: int
     ) -> None:
-        self.module, self.condition, self.batch_size = module, condition, batch_size
-        self.layout = module.model.layout
+        self.module = module  # with its tokenizer, ready to decode
+        self.condition = condition  # the generator's, with its weights
+        self.batch_size, self.layout = batch_size, module.model.layout
         self.height, self.width = module.image_size
         self.on_batch: Callable[[int], None] = lambda images: None  # called for every batch
         condition.load()
@@ -171,14 +162,11 @@ class Engine(ABC):
         """Have the renderer's thread show a job's codes; without `drawn` the job is complete."""
 
         def render() -> None:
-            if job.cancelled.is_set():
-                return
             try:
-                png = self.png(codes, drawn)
+                if not job.cancelled.is_set():
+                    _show(job, self.png(codes, drawn), drawn is None)
             except BaseException as error:  # fails one image; the thread goes on
                 _show(job, error, True)
-            else:
-                _show(job, png, drawn is None)
 
         try:
             self._renderer.submit(render)

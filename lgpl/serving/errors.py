@@ -37,12 +37,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class APIError(HTTPException):
-    """Ends a request with an error in OpenAI's format.
-
-    Args:
-        code: of the error; the phrase of the status by default, such as `bad_request`.
-        param: the field that is wrong.
-    """
+    """Ends a request with an error in OpenAI's format; `param` is the field that is wrong."""
 
     def __init__(
         self,
@@ -53,7 +48,7 @@ class APIError(HTTPException):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, headers or HEADERS.get(status))
-        self.code = code or HTTPStatus(status).phrase.lower().replace(" ", "_")
+        self.code = code or HTTPStatus(status).phrase.lower().replace(" ", "_")  # bad_request
         self.param = param
 
     @property

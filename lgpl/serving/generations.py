@@ -64,15 +64,14 @@ class Generation:
         ]
 
     def _show(self, i: int, shown: bytes | BaseException, is_complete: bool) -> None:
-        # This runs in the engine's thread.
+        """Runs in a thread of the engine."""
         self._loop.call_soon_threadsafe(self._shown.put_nowait, (i, shown, is_complete))
 
     async def images(self, seconds: float) -> AsyncIterator[tuple[int, str, bool]]:
         """Yield an image's index in the request, its PNG in Base64, and whether it is complete.
 
-        Raises:
-            APIError: the engine failed or has ended, it takes more than `seconds`, or the client
-                has left while `watch` runs.
+        Raises an APIError where the engine fails or ends, the time is over, or `watch` says that
+        the client has left.
         """
         deadline, left = time.monotonic() + seconds, len(self.jobs)
         while left:
@@ -145,7 +144,6 @@ class Generations:
         return images
 
     async def _submit(self, body: ImagesRequest) -> Generation:
-        """Queue the images of a request."""
         seconds, chosen = self.limits.seconds, body.model_dump(include=SAMPLING, exclude_none=True)
         sampling, previews = replace(self.defaults, **chosen), body.partial_images or 0
         first = secrets.randbits(32) if body.seed is None else body.seed
@@ -194,21 +192,14 @@ class Generations:
         """Server-sent events of one image."""
         index, status = 0, 499  # unless it comes to an end
         usage = generation.usage(self.engine.layout.codes).model_dump()
+        fixed: dict[str, Any] = {"quality": "auto", "background": "opaque", "output_format": "png"}
+        fixed |= {"size": self.size, "seed": generation.jobs[0].seed}
         try:
             async for _, png, is_complete in generation.images(self.limits.seconds):
                 self.metrics.images.inc(is_complete)
                 kind = f"image_generation.{'completed' if is_complete else 'partial_image'}"
-                event = {
-                    "type": kind,
-                    "b64_json": png,
-                    "created_at": int(time.time()),
-                    "size": self.size,
-                    "quality": "auto",
-                    "background": "opaque",
-                    "output_format": "png",
-                    "seed": generation.jobs[0].seed,
-                    **({"usage": usage} if is_complete else {"partial_image_index": index}),
-                }
+                event = {"type": kind, "b64_json": png, "created_at": int(time.time()), **fixed}
+                event |= {"usage": usage} if is_complete else {"partial_image_index": index}
                 yield _event(kind, json.dumps(event))
                 index += 1
             status = 200
