@@ -14,16 +14,13 @@ from lgpl.generator.sampling import Sampling
 def _sampling() -> dict[str, Any]:
     """Convert the fields of `Sampling`; None stands for the server's default."""
     kinds, made = get_type_hints(Sampling), {}
-    docs = docstring_parser.parse(str(Sampling.__doc__)).params
-    descriptions = {part.arg_name: " ".join(str(part.description).split()) for part in docs}
+    parts = docstring_parser.parse(str(Sampling.__doc__)).params
+    docs = {part.arg_name: " ".join(str(part.description).split()) for part in parts}
     for field in fields(Sampling):
-        kind, bounds = kinds[field.name], dict(field.metadata)
-        if bounds:  # a number; larger ones make no sense
-            bounds = {"le": 100 if kind is float else 2**31, **bounds}
-        made[field.name] = (
-            kind | None,
-            Field(None, description=descriptions[field.name], **bounds),
-        )
+        kind, options = kinds[field.name], dict(field.metadata)
+        if options:  # a number; larger ones make no sense
+            options.setdefault("le", 100 if kind is float else 2**31)
+        made[field.name] = (kind | None, Field(None, **options, description=docs[field.name]))
     return made
 
 
