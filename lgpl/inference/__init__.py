@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING
 from lgpl.lazy import lazily
 
 if TYPE_CHECKING:
-    from lgpl.inference.drawing import Drawer, draw_in_turn, draw_into, paint
-    from lgpl.inference.load import load_generator, usable_device
-    from lgpl.inference.model import Generator, Tokenizer
-    from lgpl.inference.request import Request, requests_for
+    from lgpl.inference.drawing import Drawer, Request, draw_in_turn, draw_into, requests_for
+    from lgpl.inference.model import Generator, Tokenizer, load_generator, usable_device
     from lgpl.inference.sinks import ImageFolder, ImageList
 
 __all__ = [
@@ -22,7 +20,6 @@ __all__ = [
     "draw_in_turn",
     "draw_into",
     "load_generator",
-    "paint",
     "requests_for",
     "usable_device",
 ]
@@ -32,10 +29,8 @@ DTYPES = {"float32": "float32", "bf16": "bfloat16"}  # what options call them ->
 __getattr__ = lazily(
     __name__,
     {
-        "drawing": ("Drawer", "draw_in_turn", "draw_into", "paint"),
-        "load": ("load_generator", "usable_device"),
-        "model": ("Generator", "Tokenizer"),
-        "request": ("Request", "requests_for"),
+        "drawing": ("Drawer", "Request", "draw_in_turn", "draw_into", "requests_for"),
+        "model": ("Generator", "Tokenizer", "load_generator", "usable_device"),
         "sinks": ("ImageFolder", "ImageList"),
     },
 )

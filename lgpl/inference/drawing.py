@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,18 +14,41 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lgpl.errors import UserError
-from lgpl.generator.conditions import join
+from lgpl.generator.conditions import Inputs, join
 from lgpl.generator.module import GeneratorModule
-from lgpl.inference.request import Request
-
-# After every step: the batch, and `Progress`'s codes and which are drawn. What it raises ends the
-# batch.
-Watch = Callable[[Sequence[Request], Tensor, Tensor], None]
+from lgpl.generator.sampling import Sampling
 
 NO_IMAGE = -1  # number of an image that only keeps the ranks of a sharded model together
 PENDING = 2  # batches that wait for the detokenizer before the generator does
 COMPILED = 8  # batches from which on compiling the decoder pays on a GPU
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One image; it depends on its own fields alone."""
+
+    number: int  # its place in a set, by which files and metrics know it
+    prompt: str  # what it shows, see `Condition.parse`
+    sampling: Sampling
+    seed: int  # of its random numbers
+    given: Tensor | None = None  # codes [codes] in the flat order that are known, -1 at others
+    inputs: Inputs | None = None  # the prompt, where it has been parsed already
+
+
+def requests_for(
+    prompts: Sequence[str], sampling: Sampling, seed: int, given: Tensor | None = None
+) -> list[Request]:
+    """A request for each prompt, numbered from 0; number i is drawn from the seed `seed` + i."""
+    return [Request(i, p, sampling, seed + i, given) for i, p in enumerate(prompts)]
+
+
+# After every step: the batch, `Progress`'s codes, and which are drawn; an error ends the batch.
+Watch = Callable[[Sequence[Request], Tensor, Tensor], None]
+
+
+class Abandoned(Exception):
+    """Raised by a watch: nobody needs the batch any more."""
 
 
 class Sink(Protocol):
@@ -39,11 +64,7 @@ class Sink(Protocol):
 class Drawer:
     """Draws requests in batches; in halves, as all from then on, where the device's memory is full.
 
-    A image does not depend on the others of its batch.
-
     Args:
-        module: a generator, ready to sample.
-        batch_size: images drawn together.
         compiled: by compiled code, which pays for many batches of that size on a GPU.
         cut: prompts that are too long, as training cuts captions, instead of refusing them.
     """
@@ -51,14 +72,14 @@ class Drawer:
     def __init__(
         self, module: GeneratorModule, batch_size: int, compiled: bool = False, cut: bool = False
     ) -> None:
-        self.module, self.batch_size, self._compiled = module, batch_size, compiled
-        self._cut = cut
+        self.module, self.batch_size = module, batch_size
+        self._compiled, self._cut = compiled, cut
         self._decoder = module.decoder.compiled() if compiled else None
 
     def batches(
-        self, requests: Sequence[Request], watch: Watch | None = None, bar: tqdm | None = None
+        self, requests: Sequence[Request], watch: Watch | None = None
     ) -> Iterator[tuple[list[Request], Tensor]]:
-        """The requests in their order, with codes [B, rows, columns] on the module's device.
+        """The requests in their order, with codes [B, *layout.shape] on the module's device.
 
         Raises:
             UserError: a prompt cannot be drawn, or not even one image fits into the memory.
@@ -66,9 +87,8 @@ class Drawer:
         start = 0
         while start < len(requests):
             batch = list(requests[start : start + self.batch_size])
-            before = bar.n if bar is not None else 0.0
             try:
-                codes = self._draw(batch, watch, bar)
+                codes = self._draw(batch, watch)
             except torch.OutOfMemoryError as error:
                 # Ranks that hold a sharded model together have to take the same steps.
                 if len(batch) == 1 or self.module.device_mesh is not None:
@@ -76,55 +96,32 @@ class Drawer:
                         "--batch-size: not even one image fits into the device's memory; free "
                         "some, or take --dtype bf16."
                     ) from error
-                if bar is not None:
-                    bar.n = before
                 self.batch_size = len(batch) // 2
                 self._decoder = self.module.decoder.compiled() if self._compiled else None
                 tqdm.write(f"The device's memory is full: {self.batch_size} images at a time now")
-                continue
-            start += len(batch)
-            yield batch, codes
+            else:
+                start += len(batch)
+                yield batch, codes
 
-    def _draw(self, batch: list[Request], watch: Watch | None, bar: tqdm | None) -> Tensor:
-        before = bar.n if bar is not None else 0.0
-
-        def progress(codes: Tensor, drawn: Tensor) -> None:
-            if bar is not None:
-                bar.update(before + len(codes) * drawn.float().mean().item() - bar.n)
-            if watch is not None:
-                watch(batch, codes, drawn)
-
-        condition = self.module.model.condition
-        parsed = condition.parse_each([r.prompt for r in batch if r.inputs is None], self._cut)
-        fresh = iter(parsed)
+    def _draw(self, batch: list[Request], watch: Watch | None) -> Tensor:
+        model = self.module.model
+        unparsed = [r.prompt for r in batch if r.inputs is None]
+        parsed = iter(model.condition.parse_each(unparsed, self._cut))
+        none = torch.full((model.layout.codes,), -1)
+        given = torch.stack([none if r.given is None else r.given.cpu() for r in batch])
+        starts = [
+            (r.prompt if r.inputs is None else id(r.inputs), known.numpy().tobytes())
+            for r, known in zip(batch, given, strict=True)
+        ]
         return self.module.sample_codes(
-            join([next(fresh) if r.inputs is None else r.inputs for r in batch]),
+            join([next(parsed) if r.inputs is None else r.inputs for r in batch]),
             [r.sampling for r in batch],
             [r.seed for r in batch],
-            progress,
-            self._given(batch),
+            None if watch is None else functools.partial(watch, batch),
+            given if (given >= 0).any() else None,
             self._decoder if len(batch) == self.batch_size else None,
-            _same(batch),
+            [starts.index(start) for start in starts],
         )
-
-    def _given(self, batch: list[Request]) -> Tensor | None:
-        """Codes [B, N] that are known."""
-        if all(request.given is None for request in batch):
-            return None
-        none = torch.full((self.module.model.layout.codes,), -1)
-        return torch.stack([none if r.given is None else r.given.cpu() for r in batch])
-
-
-def _same(batch: list[Request]) -> list[int]:
-    """For each request the first one with the same prompt and the same given codes."""
-    keys = [
-        (
-            r.prompt if r.inputs is None else id(r.inputs),
-            None if r.given is None else r.given.cpu().numpy().tobytes(),
-        )
-        for r in batch
-    ]
-    return [keys.index(key) for key in keys]
 
 
 def draw_into(
@@ -135,10 +132,9 @@ def draw_into(
     rank: int = 0,
     world: int = 1,
 ) -> int:
-    """Draw what a sink lacks of this rank's share; gives the number of images drawn.
+    """Draw what a sink lacks of the requests at `rank` modulo `world`; the number of images drawn.
 
-    The share is every request at `rank` modulo `world`. A thread decodes and hands over one batch
-    while the next is drawn.
+    A thread decodes and hands over one batch while the next is drawn.
 
     Raises:
         UserError: a prompt cannot be drawn, which is raised before the first image.
@@ -147,13 +143,19 @@ def draw_into(
     missing = [request for request in share if sink.lacks(request)]
     for prompt in dict.fromkeys(request.prompt for request in missing):
         module.model.condition.check(prompt)
-    compiled = module.device.type == "cuda" and len(missing) >= COMPILED * batch_size
-    drawer = Drawer(module, batch_size, compiled)
+    pays = module.device.type == "cuda" and len(missing) >= COMPILED * batch_size
+    drawer = Drawer(module, batch_size, compiled=pays)
     waiting: list[Future[None]] = []
-    bar = tqdm(total=len(share), initial=len(share) - len(missing), unit="image", leave=False,
+    done = len(share) - len(missing)
+    bar = tqdm(total=len(share), initial=done, unit="image", leave=False,
                desc="sampling", disable=rank > 0, bar_format=BAR)  # fmt: skip
+
+    def watch(_: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:
+        bar.update(done + len(codes) * drawn.float().mean().item() - bar.n)
+
     with bar, ThreadPoolExecutor(1) as pool:
-        for batch, codes in drawer.batches(missing, bar=bar):
+        for batch, codes in drawer.batches(missing, watch):
+            done += len(batch)
             waiting.append(pool.submit(_hand_over, module, codes.cpu(), batch, sink))
             if len(waiting) > PENDING:
                 waiting.pop(0).result()
@@ -170,38 +172,23 @@ def draw_in_turn(
     world: int = 1,
     skip: Callable[[list[int]], bool] = lambda numbers: False,
 ) -> Iterator[tuple[list[int], Tensor | None]]:
-    """The images of a set in batches that are the same for any number of ranks.
+    """Numbers and images [B, 3, H, W] in [-1, 1] of one rank's share of a set, a batch at a time.
 
-    They are dealt out in turn, as `dealt` says. Prompts are a data set's, and cut as in training.
-
-    Args:
-        skip: whether a batch of these numbers need not be drawn.
-
-    Yields:
-        The numbers of a batch, and images [B, 3, H, W] in [-1, 1]; None where nothing was drawn.
+    Batches go out in turn and are the same for any number of ranks, because rounding depends on
+    their size. Every rank gets as many, as sharded models want it: the last may be of `NO_IMAGE`.
+    Where `skip` says of the numbers that they need not be drawn, the images are None. Prompts are
+    a data set's, and cut as in training.
     """
     drawer, sharded = Drawer(module, batch_size, cut=True), module.device_mesh is not None
-    for numbers in dealt(len(requests), batch_size, rank, world):
-        idle = numbers[0] == NO_IMAGE and not sharded
-        if idle or (numbers[0] != NO_IMAGE and skip(numbers)):
+    for turn in range(0, len(requests), world * batch_size):
+        first = turn + rank * batch_size
+        numbers = list(range(len(requests))[first : first + batch_size]) or [NO_IMAGE]
+        is_filler = numbers[0] == NO_IMAGE
+        if (is_filler and not sharded) or (not is_filler and skip(numbers)):
             yield numbers, None
-            continue
-        batch = [requests[max(number, 0)] for number in numbers]
-        yield numbers, torch.cat([module.decode(codes) for _, codes in drawer.batches(batch)])
-
-
-def dealt(total: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[list[int]]:
-    """The numbers of one rank's images, a batch at a time.
-
-    The batches are the same for any number of ranks, because rounding depends on a batch's size;
-    they are dealt out in turn. Every rank gets the same number of them, as sharded models want it:
-    the last may be of `NO_IMAGE`.
-    """
-    batches = -(-total // batch_size)
-    for turn in range(-(-batches // world)):
-        first = (turn * world + rank) * batch_size
-        numbers = list(range(first, min(first + batch_size, total)))
-        yield numbers or [NO_IMAGE]
+        else:
+            batch = [requests[max(number, 0)] for number in numbers]
+            yield numbers, torch.cat([module.decode(codes) for _, codes in drawer.batches(batch)])
 
 
 def passed(shown: list[int], count: int) -> bool:

@@ -1,7 +1,8 @@
-"""A checkpoint for Python: `lgpl.load(...)`, then `draw`, `encode` and `decode`."""
+"""Checkpoints -> what draws, encodes and decodes; `lgpl.load` for Python."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,24 +14,60 @@ from PIL import Image
 from torch import Tensor
 
 from lgpl.checkpoints import read_checkpoint
-from lgpl.data.transforms import normalize, to_image, to_uint8
+from lgpl.data.transforms import to_image, to_tensor
 from lgpl.errors import UserError
+from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
+from lgpl.generator.quantization import int8_weights
 from lgpl.generator.sampling import Sampling
 from lgpl.inference import DTYPES
-from lgpl.inference.drawing import Drawer, passed
-from lgpl.inference.load import load_generator, usable_device
-from lgpl.inference.request import Request, requests_for
+from lgpl.inference.drawing import Abandoned, Drawer, Request, passed, requests_for
 from lgpl.tokenizer.module import TokenizerModule
 from lgpl.training import load_module
 
 
-def open_checkpoint(
-    path: str | Path,
-    tokenizer: str | Path | None,
+def usable_device(name: str) -> str:
+    """`auto` is the GPU where there is one; any other name is tried at once."""
+    if name == "auto":
+        local = os.environ.get("LOCAL_RANK", "0")
+        return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device: {name} cannot be used here ({reason}).") from error
+    return name
+
+
+def load_generator(
+    path: str,
+    tokenizer: str | None,
     device: str,
-    dtype: str,
-    trust: Iterable[str],
+    dtype: torch.dtype = torch.float32,
+    int8: bool = False,
+    trust: Iterable[str] = (),
+) -> GeneratorModule:
+    """The generator of a checkpoint with its tokenizer, ready to sample and for nothing else.
+
+    Args:
+        tokenizer: checkpoint of its tokenizer, where it is not the one that the config names.
+        trust: packages whose classes the checkpoints may name beside lgpl's own.
+    """
+    module = load_module(path, "generator", trust=trust)
+    assert isinstance(module, GeneratorModule)
+    module.use_tokenizer(tokenizer, path)
+    module.to(device)
+    module.check_tokenizer()
+    check_decoder(module.model, module.decoder)
+    module.model.to(dtype)
+    if int8:
+        int8_weights(module.model)
+    module.model.pack()
+    return module
+
+
+def open_checkpoint(
+    path: str | Path, tokenizer: str | Path | None, device: str, dtype: str, trust: Iterable[str]
 ) -> Generator | Tokenizer:
     """`lgpl.load`."""
     if dtype not in DTYPES:
@@ -46,20 +83,16 @@ def open_checkpoint(
 
 
 class Tokenizer:
-    """Images to codes and back.
-
-    Args:
-        module: in evaluation mode.
-    """
+    """Images to codes and back."""
 
     def __init__(self, module: TokenizerModule) -> None:
-        self.module = module
+        self.module = module  # in evaluation mode
 
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> Tensor:
         """Codes [*layout.shape], int64, of an RGB image of a size that the tokenizer takes."""
-        pixels = normalize(to_uint8(image.convert("RGB"))[None]).to(self.module.device)
-        return self.module.autoencoder.encode(pixels)[0].cpu().clone()
+        pixels = to_tensor(image.convert("RGB")).to(self.module.device)
+        return self.module.autoencoder.encode(pixels[None])[0].cpu().clone()
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Image.Image:
@@ -69,14 +102,10 @@ class Tokenizer:
 
 
 class Generator:
-    """A generator with its tokenizer, ready to draw.
-
-    Args:
-        module: see `load_generator`.
-    """
+    """A generator with its tokenizer, ready to draw."""
 
     def __init__(self, module: GeneratorModule) -> None:
-        self.module = module
+        self.module = module  # as `load_generator` returns it
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -93,83 +122,65 @@ class Generator:
         """An image for each prompt: a text, or a class by number or name.
 
         Args:
-            prompts: one or several.
             seed: image i is drawn from `seed` + i, and is the one that `lgpl sample` makes.
-            batch_size: images drawn together.
             progress: called with the codes drawn so far and those of all images.
             sampling: fields of `Sampling`: guidance, temperature, top_k, top_p, ...
 
         Raises:
             UserError: a prompt says nothing that can be drawn, or an argument is out of range.
         """
-        requests = self._requests(prompts, seed, sampling)
-        for request in requests:
-            self.module.model.condition.check(request.prompt)
+        wanted = [prompts] if isinstance(prompts, str) else list(prompts)
+        requests = requests_for(wanted, Sampling(**sampling), seed)
+        for prompt in wanted:
+            self.module.model.condition.check(prompt)
         codes, total = self.module.model.layout.codes, len(requests)
 
         def watch(batch: Sequence[Request], _: Tensor, drawn: Tensor) -> None:
             if progress is not None:
                 progress(batch[0].number * codes + int(drawn.sum()), total * codes)
 
-        drawer = Drawer(self.module, batch_size)
-        drawn = [codes for _, codes in drawer.batches(requests, watch)]
-        return [to_image(image) for part in drawn for image in self.module.decode(part)]
+        drawn = [*Drawer(self.module, batch_size).batches(requests, watch)]
+        return [to_image(image) for _, part in drawn for image in self.module.decode(part)]
 
     def stream(
         self, prompt: str, seed: int = 0, partial: int = 8, **sampling: Any
     ) -> Iterator[Image.Image]:
-        """One image as it grows: so often before it is whole, and then whole.
+        """One image as it grows, at most `partial` times before it is whole; see `draw`.
 
         What is not drawn yet is grey. Leaving the loop ends the drawing.
-
-        Args:
-            prompt: see `draw`.
-            seed: see `draw`.
-            partial: images before the whole one, at the most.
-            sampling: see `draw`.
         """
-        requests = self._requests(prompt, seed, sampling)
+        requests = requests_for([prompt], Sampling(**sampling), seed)
         self.module.model.condition.check(prompt)
-        layout = self.module.model.layout
+        layout, left = self.module.model.layout, threading.Event()
         shown = layout.shown_at(partial)
-        found: queue.Queue[tuple[Tensor, Tensor] | BaseException | None] = queue.Queue()
-        left = threading.Event()
+        # Codes, and which places are drawn; None for all.
+        found: queue.Queue[tuple[Tensor, Tensor | None] | BaseException] = queue.Queue()
 
         def watch(_: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:
             if left.is_set():
-                raise _Left
+                raise Abandoned
             places = layout.places_of(drawn)
             if (count := int(places.sum())) < layout.places and passed(shown, count):
                 found.put((layout.unflatten(codes.clone()), places))
 
         def work() -> None:
             try:
-                for _, codes in Drawer(self.module, 1).batches(requests, watch):
-                    found.put((codes, torch.ones(1, layout.rows, layout.columns, dtype=torch.bool)))
-                found.put(None)
-            except _Left:
-                pass
+                ((_, codes),) = Drawer(self.module, 1).batches(requests, watch)
+                found.put((codes, None))
             except BaseException as error:
                 found.put(error)
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         try:
-            while (some := found.get()) is not None:
+            while True:
+                some = found.get()
                 if isinstance(some, BaseException):
                     raise some
                 codes, places = some
-                yield to_image(self.module.decode(codes, None if places.all() else places)[0])
+                yield to_image(self.module.decode(codes, places)[0])
+                if places is None:
+                    return
         finally:
             left.set()
             thread.join()
-
-    def _requests(
-        self, prompts: str | Sequence[str], seed: int, sampling: dict[str, Any]
-    ) -> list[Request]:
-        wanted = [prompts] if isinstance(prompts, str) else list(prompts)
-        return requests_for(wanted, Sampling(**sampling), seed)
-
-
-class _Left(Exception):
-    """Nobody looks at the image any more."""

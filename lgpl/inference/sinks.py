@@ -14,7 +14,7 @@ from lgpl.atomic import write_text
 from lgpl.data.transforms import to_image
 from lgpl.errors import UserError
 from lgpl.image_files import save
-from lgpl.inference.request import Request
+from lgpl.inference.drawing import Request
 
 MANIFEST = "sampling.json"
 
@@ -39,38 +39,32 @@ class ImageList:
 class ImageFolder:
     """PNG files by the requests' numbers, and a manifest that says what they depend on.
 
-    Args:
-        folder: new, or of an earlier run with the same settings, which is gone on with.
-        settings: plain values.
+    An earlier run with the same settings, which are plain values, is gone on with.
 
     Raises:
         UserError: the folder holds images of other settings, or cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder = folder
-        path = folder / MANIFEST
+        self.folder, path = folder, folder / MANIFEST
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                held = dict(json.loads(path.read_text(encoding="utf-8")))
-                other = [name for name in settings if held.get(name) != settings[name]]
-                if other:
-                    raise UserError(
-                        f"--out: {folder} holds images of another {other[0]} "
-                        f"({held.get(other[0])}, not {settings[other[0]]}); give another folder."
-                    )
-                return
-            if any(folder.glob("[0-9]*.png")):
-                raise UserError(
-                    f"--out: {folder} holds images, but no {MANIFEST} that says how they were "
-                    "drawn; give another folder."
-                )
-            write_text(path, json.dumps(settings, indent=2))
-        except UserError:
-            raise
+            if not path.exists() and not any(folder.glob("[0-9]*.png")):
+                write_text(path, json.dumps(settings, indent=2))
+            held = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--out: {folder} cannot be used ({error}).") from error
+        if held is None:
+            raise UserError(
+                f"--out: {folder} holds images, but no {MANIFEST} that says how they were drawn; "
+                "give another folder."
+            )
+        for name, value in settings.items():
+            if held.get(name) != value:
+                raise UserError(
+                    f"--out: {folder} holds images of another {name} "
+                    f"({held.get(name)}, not {value}); give another folder."
+                )
 
     def lacks(self, request: Request) -> bool:
         return not self._path(request).exists()

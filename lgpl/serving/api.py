@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lgpl.generator import Sampling
 from lgpl.serving.engine import Engine
-from lgpl.serving.errors import HANDLERS, RESPONSES, APIError, Error, engine_ended
+from lgpl.serving.errors import HANDLERS, RESPONSES, APIError, Ended, Error
 from lgpl.serving.generations import Generations, Metrics
 from lgpl.serving.limits import Limits
 from lgpl.serving.middleware import CheckHost, LimitBody
@@ -29,13 +29,11 @@ def create_app(
     """Build the server of an engine, which it closes when it ends.
 
     Args:
-        engine: draws.
         model: the generator's name in requests and answers.
         defaults: the sampling of requests that do not set it.
-        limits: of a request.
     """
     metrics, created = Metrics(), int(time.time())
-    metrics.waiting.set_function(lambda: engine.waiting)
+    metrics.waiting.set_function(lambda: len(engine.queue))
     engine.on_batch = metrics.batch.observe
     generations = Generations(engine, model, defaults, limits, metrics)
 
@@ -52,31 +50,31 @@ def create_app(
     if limits.hosts is not None:
         app.add_middleware(CheckHost, limits.hosts)
     app.router.routes.extend(page(engine, model, defaults, limits))
-    guard = Depends(_require(limits.token))
+    guards = [] if limits.token is None else [Depends(_require(limits.token))]
 
     @app.post(
         "/v1/images/generations",
         response_model=ImagesResponse,
-        dependencies=[guard, Depends(_require_json)],
+        dependencies=[*guards, Depends(_require_json)],
         responses={200: {"content": {"text/event-stream": {}}}, **RESPONSES},
     )
     async def images(request: Request, body: ImagesRequest) -> Any:
         return await generations.answer(request, body)
 
-    @app.get("/v1/models", dependencies=[guard], responses={401: {"model": Error}})
+    @app.get("/v1/models", dependencies=guards, responses={401: {"model": Error}})
     async def models() -> dict[str, Any]:
         entry = {"id": model, "object": "model", "created": created, "owned_by": "lgpl"}
         return {"object": "list", "data": [entry]}
 
-    @app.get("/openapi.json", dependencies=[guard], include_in_schema=False)
+    @app.get("/openapi.json", dependencies=guards, include_in_schema=False)
     async def schema() -> Response:
         return JSONResponse(app.openapi(), headers=HEADERS)
 
     @app.get("/health", responses={503: {"model": Error}})
     async def health() -> dict[str, Any]:
         if not engine.alive:
-            raise engine_ended()
-        return {"status": "ok", "waiting": engine.waiting}
+            raise Ended()
+        return {"status": "ok", "waiting": len(engine.queue)}
 
     @app.get("/metrics", response_class=Response)
     async def prometheus() -> Response:
@@ -92,12 +90,10 @@ async def _require_json(request: Request) -> None:
         raise APIError(415, f"Content-Type must be application/json, got {kind!r}.")
 
 
-def _require(token: str | None) -> Any:
+def _require(token: str) -> Any:
     """A dependency that refuses requests without the bearer token."""
 
     async def check(request: Request) -> None:
-        if token is None:
-            return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # Starlette decodes headers as Latin-1; a client sends the bytes of UTF-8.
         is_equal = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())

@@ -18,16 +18,9 @@ from torch import Tensor
 from lgpl.data.transforms import to_image
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.conditions import Condition, Inputs
+from lgpl.serving.errors import Ended, Full
 
 logger = logging.getLogger(__name__)
-
-
-class Full(Exception):
-    """The queue has no room for these images."""
-
-
-class Ended(Exception):
-    """The engine accepts no images any more: it is closed or has failed for good."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +33,17 @@ class Prompt:
 
 @dataclass(eq=False)
 class ImageJob:
-    """One image to draw.
-
-    Attributes:
-        partial: number of previews to show before the image is complete.
-        show: called in a thread of the engine with a PNG and whether the image is complete, or
-            with an error and True.
-        cancelled: set by the client's side when the image is not needed any more.
-        previews: numbers of drawn places at which a preview is still to be shown.
-    """
+    """One image to draw."""
 
     prompt: Prompt
     sampling: Sampling
     seed: int
-    partial: int
+    partial: int  # previews to show before the image is complete
+    # Called in a thread of the engine with a PNG and whether the image is complete, or with an
+    # error and True.
     show: Callable[[bytes | BaseException, bool], None]
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    previews: list[int] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)  # set by the client's side
+    previews: list[int] = field(default_factory=list)  # drawn places at which each is due
 
 
 class JobQueue:
@@ -75,10 +62,10 @@ class JobQueue:
         """Raise `Full` or `Ended` where so many more jobs cannot be put."""
         with self._changed:
             if self.closed:
-                raise Ended
+                raise Ended()
             self._drop_cancelled()
             if len(self._jobs) + jobs > self.capacity:
-                raise Full
+                raise Full()
 
     def put(self, jobs: Sequence[ImageJob]) -> None:
         """Append all jobs or none; raise `Full` or `Ended` where that is not possible."""
@@ -90,13 +77,8 @@ class JobQueue:
     def take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[ImageJob]:
         """Remove the oldest jobs; none only where the queue is closed and empty, or without `wait`.
 
-        Args:
-            most: maximum number of jobs.
-            wait: until there is a job.
-            gather: seconds to wait for further jobs after that.
-
-        Raises:
-            BaseException: the error that the queue was closed with.
+        Where there is a job, waits `gather` seconds for further ones. Raises the error that the
+        queue was closed with.
         """
         with self._changed:
             while True:
@@ -115,9 +97,8 @@ class JobQueue:
     def drain(self) -> list[ImageJob]:
         """Remove all jobs, also where the queue was closed with an error."""
         with self._changed:
-            jobs = list(self._jobs)
-            self._jobs.clear()
-            return jobs
+            jobs, self._jobs = self._jobs, deque()
+            return list(jobs)
 
     def close(self, error: BaseException | None = None) -> None:
         """Accept no more jobs; `take` raises the error, or without one returns what waits."""
@@ -133,41 +114,25 @@ class Engine(ABC):
     """Draws the jobs of a queue in a thread of its own; one more thread encodes images as PNG.
 
     No job, client or metric can end the thread. If it ends before `close` all the same, `failure`
-    holds the cause, and every job is answered with `Ended`.
-
-    Args:
-        module: a generator with its tokenizer, ready to decode.
-        condition: of that generator, with its weights; parses prompts.
-        batch_size: images drawn together.
-        capacity: images that may wait.
-
-    Attributes:
-        queue: where clients put their jobs.
-        on_batch: called with the number of images of every batch.
-
-    Raises:
-        UserError: what prompts need, such as a text encoder, cannot be used.
+    holds the cause, and every job is answered with `Ended`. A UserError says at once where what
+    prompts need, such as a text encoder, cannot be used.
     """
 
     def __init__(
         self, module: GeneratorModule, condition: Condition, batch_size: int, capacity: int
     ) -> None:
-        self.module, self.condition, self.batch_size = module, condition, batch_size
-        self.layout = module.model.layout
+        self.module = module  # with its tokenizer, ready to decode
+        self.condition = condition  # the generator's, with its weights
+        self.batch_size, self.layout = batch_size, module.model.layout
         self.height, self.width = module.image_size
-        self.on_batch: Callable[[int], None] = lambda images: None
+        self.on_batch: Callable[[int], None] = lambda images: None  # called for every batch
         condition.load()
         self._encoding = threading.Lock()
-        self.queue = JobQueue(capacity)
+        self.queue = JobQueue(capacity)  # where clients put their jobs
         self._renderer = ThreadPoolExecutor(1, "lgpl-renderer")  # one thread keeps the order
         self.failure: BaseException | None = None
         self._active: set[ImageJob] = set()  # taken from the queue, neither drawn nor refused
         self._thread = threading.Thread(target=self._work, name="lgpl-engine", daemon=True)
-
-    @property
-    def waiting(self) -> int:
-        """Number of images in the queue."""
-        return len(self.queue)
 
     @property
     def alive(self) -> bool:
@@ -187,11 +152,7 @@ class Engine(ABC):
         self._renderer.shutdown()
 
     def png(self, codes: Tensor, drawn: Tensor | None = None) -> bytes:
-        """Decode codes [*layout.shape] alone, as `lgpl sample` does, and encode the image.
-
-        Args:
-            drawn: [rows, columns], the places that are drawn; None for all.
-        """
+        """The image of codes [*layout.shape], whose `drawn` places [rows, columns] are drawn."""
         image = self.module.decode(codes[None], None if drawn is None else drawn[None])[0]
         buffer = io.BytesIO()
         to_image(image).save(buffer, "PNG")
@@ -201,14 +162,11 @@ class Engine(ABC):
         """Have the renderer's thread show a job's codes; without `drawn` the job is complete."""
 
         def render() -> None:
-            if job.cancelled.is_set():
-                return
             try:
-                png = self.png(codes, drawn)
+                if not job.cancelled.is_set():
+                    _show(job, self.png(codes, drawn), drawn is None)
             except BaseException as error:  # fails one image; the thread goes on
                 _show(job, error, True)
-            else:
-                _show(job, png, drawn is None)
 
         try:
             self._renderer.submit(render)
@@ -226,12 +184,10 @@ class Engine(ABC):
         return jobs
 
     def _refuse(self, job: ImageJob, error: BaseException) -> None:
-        """Answer a job with an error."""
         self._active.discard(job)
         _show(job, error, True)
 
     def _count(self, images: int) -> None:
-        """Report a batch."""
         try:
             self.on_batch(images)
         except Exception:  # a failing metric must not end the engine

@@ -37,12 +37,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 class APIError(HTTPException):
-    """Ends a request with an error in OpenAI's format.
-
-    Args:
-        code: of the error; the phrase of the status by default, such as `bad_request`.
-        param: the field that is wrong.
-    """
+    """Ends a request with an error in OpenAI's format; `param` is the field that is wrong."""
 
     def __init__(
         self,
@@ -53,26 +48,32 @@ class APIError(HTTPException):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, headers or HEADERS.get(status))
-        self.code = code or HTTPStatus(status).phrase.lower().replace(" ", "_")
+        self.code = code or HTTPStatus(status).phrase.lower().replace(" ", "_")  # bad_request
         self.param = param
 
     @property
     def json(self) -> str:
         default = "invalid_request_error" if self.status_code < 500 else "server_error"
-        detail = {
-            "message": self.detail,
-            "type": TYPES.get(self.status_code, default),
-            "param": self.param,
-            "code": self.code,
-        }
+        kind = TYPES.get(self.status_code, default)
+        detail = {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
         return json.dumps({"error": detail})  # ASCII: a field's name may hold half a surrogate pair
 
     def response(self) -> Response:
         return Response(self.json, self.status_code, self.headers, "application/json")
 
 
-def engine_ended() -> APIError:
-    return APIError(503, "The engine has ended; no more images are drawn.", "engine_ended")
+class Full(APIError):
+    """The queue has no room for these images."""
+
+    def __init__(self) -> None:
+        super().__init__(429, "Too many images are waiting; try again later.", "queue_full")
+
+
+class Ended(APIError):
+    """The engine accepts no images any more: it is closed or has failed for good."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "The engine has ended; no more images are drawn.", "engine_ended")
 
 
 async def _http_error(_: Request, error: HTTPException) -> Response:
@@ -84,11 +85,11 @@ async def _http_error(_: Request, error: HTTPException) -> Response:
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
     request.app.state.metrics.requests.labels("400").inc()
     first = error.errors()[0]
-    field, reason = ".".join(map(str, first["loc"][1:])), first["msg"]
-    if first["type"] == "json_invalid" or not field:
-        return APIError(400, f"The body is not valid: {reason}.", first["type"]).response()
-    got = "" if first["type"] == "missing" else f", got {reprlib.repr(first['input'])}"
-    return APIError(400, f"{field}: {reason}{got}.", first["type"], field).response()
+    field, reason, code = ".".join(map(str, first["loc"][1:])), first["msg"], first["type"]
+    if code == "json_invalid" or not field:
+        return APIError(400, f"The body is not valid: {reason}.", code).response()
+    got = "" if code == "missing" else f", got {reprlib.repr(first['input'])}"
+    return APIError(400, f"{field}: {reason}{got}.", code, field).response()
 
 
 async def _failed(_: Request, error: Exception) -> Response:

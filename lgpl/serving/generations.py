@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
-from lgpl.serving.engine import Ended, Engine, Full, ImageJob, Prompt
-from lgpl.serving.errors import APIError, engine_ended
+from lgpl.serving.engine import Engine, ImageJob, Prompt
+from lgpl.serving.errors import APIError
 from lgpl.serving.limits import Limits
 from lgpl.serving.schema import ImageObject, ImagesRequest, ImagesResponse, Usage
 
@@ -64,15 +64,14 @@ class Generation:
         ]
 
     def _show(self, i: int, shown: bytes | BaseException, is_complete: bool) -> None:
-        # This runs in the engine's thread.
+        """Runs in a thread of the engine."""
         self._loop.call_soon_threadsafe(self._shown.put_nowait, (i, shown, is_complete))
 
-    async def images(self, seconds: float) -> AsyncIterator[tuple[int, bytes, bool]]:
-        """Yield an image's index in the request, its PNG, and whether it is complete.
+    async def images(self, seconds: float) -> AsyncIterator[tuple[int, str, bool]]:
+        """Yield an image's index in the request, its PNG in Base64, and whether it is complete.
 
-        Raises:
-            APIError: the engine failed or has ended, it takes more than `seconds`, or the client
-                has left while `watch` runs.
+        Raises an APIError where the engine fails or ends, the time is over, or `watch` says that
+        the client has left.
         """
         deadline, left = time.monotonic() + seconds, len(self.jobs)
         while left:
@@ -83,12 +82,10 @@ class Generation:
                 raise _late(seconds) from None
             if isinstance(shown, APIError):
                 raise shown
-            if isinstance(shown, Ended):
-                raise engine_ended()
             if isinstance(shown, BaseException):
                 raise APIError(500, "The image could not be drawn.", "engine_error") from shown
             left -= is_complete
-            yield i, shown, is_complete
+            yield i, base64.b64encode(shown).decode(), is_complete
 
     async def watch(self, request: Request) -> None:
         """End `images` when the client leaves."""
@@ -147,7 +144,6 @@ class Generations:
         return images
 
     async def _submit(self, body: ImagesRequest) -> Generation:
-        """Queue the images of a request."""
         seconds, chosen = self.limits.seconds, body.model_dump(include=SAMPLING, exclude_none=True)
         sampling, previews = replace(self.defaults, **chosen), body.partial_images or 0
         first = secrets.randbits(32) if body.seed is None else body.seed
@@ -161,11 +157,6 @@ class Generations:
             raise APIError(400, f"prompt: {error}", "invalid_value", "prompt") from error
         except asyncio.TimeoutError:
             raise _late(seconds) from None
-        except Full:
-            reason = "Too many images are waiting; try again later."
-            raise APIError(429, reason, "queue_full") from None
-        except Ended:
-            raise engine_ended() from None
         return generation
 
     def _check(self, body: ImagesRequest) -> None:
@@ -191,10 +182,8 @@ class Generations:
         finally:
             watch.cancel()
             generation.cancel()
-        data = [
-            ImageObject(b64_json=_base64(pngs[i]), seed=job.seed)
-            for i, job in enumerate(generation.jobs)
-        ]
+        jobs = enumerate(generation.jobs)
+        data = [ImageObject(b64_json=pngs[i], seed=job.seed) for i, job in jobs]
         self.metrics.images.inc(len(data))
         usage = generation.usage(self.engine.layout.codes)
         return ImagesResponse(created=int(time.time()), data=data, size=self.size, usage=usage)
@@ -203,21 +192,14 @@ class Generations:
         """Server-sent events of one image."""
         index, status = 0, 499  # unless it comes to an end
         usage = generation.usage(self.engine.layout.codes).model_dump()
+        fixed: dict[str, Any] = {"quality": "auto", "background": "opaque", "output_format": "png"}
+        fixed |= {"size": self.size, "seed": generation.jobs[0].seed}
         try:
             async for _, png, is_complete in generation.images(self.limits.seconds):
                 self.metrics.images.inc(is_complete)
                 kind = f"image_generation.{'completed' if is_complete else 'partial_image'}"
-                event = {
-                    "type": kind,
-                    "b64_json": _base64(png),
-                    "created_at": int(time.time()),
-                    "size": self.size,
-                    "quality": "auto",
-                    "background": "opaque",
-                    "output_format": "png",
-                    "seed": generation.jobs[0].seed,
-                    **({"usage": usage} if is_complete else {"partial_image_index": index}),
-                }
+                event = {"type": kind, "b64_json": png, "created_at": int(time.time()), **fixed}
+                event |= {"usage": usage} if is_complete else {"partial_image_index": index}
                 yield _event(kind, json.dumps(event))
                 index += 1
             status = 200
@@ -230,10 +212,6 @@ class Generations:
 
 def _late(seconds: float) -> APIError:
     return APIError(504, f"The request was not answered within {seconds:g} seconds.", "timeout")
-
-
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode()
 
 
 def _event(kind: str, data: str) -> str:

@@ -12,15 +12,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lgpl.generator import GeneratorModule
-from lgpl.inference.drawing import Drawer, passed
-from lgpl.inference.request import Request
+from lgpl.inference.drawing import Abandoned, Drawer, Request, passed
 from lgpl.serving.engine import Engine, ImageJob
 
 GATHER = 0.01  # seconds to wait for further images of the same moment
-
-
-class _Abandoned(Exception):
-    """All images of the batch are cancelled."""
 
 
 class SamplerEngine(Engine):
@@ -46,7 +41,7 @@ class SamplerEngine(Engine):
 
         def watch(drawing: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:
             if all(job.cancelled.is_set() for job in batch if job in self._active):
-                raise _Abandoned
+                raise Abandoned
             places = self.layout.places_of(drawn)
             for request, own, mask in zip(drawing, codes, places, strict=True):
                 job, count = batch[request.number], int(mask.sum())
@@ -58,7 +53,7 @@ class SamplerEngine(Engine):
             for drawn, codes in self._drawer.batches(requests, watch):
                 for request, own in zip(drawn, codes, strict=True):
                     self._render(batch[request.number], own)
-        except _Abandoned:
+        except Abandoned:
             return
         except Exception as error:  # fails one batch; the engine goes on
             for job in self._active & {*batch}:

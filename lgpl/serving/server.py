@@ -59,19 +59,18 @@ class Connection(H11Protocol):
     def _set_deadline(self) -> None:
         """Start or stop the client's time where what it owes has changed: single bytes do not
         move the deadline."""
-        owed = None
+        owed, seconds = None, 0.0
         if self.conn.their_state is h11.IDLE:
-            owed = "headers"
+            owed, seconds = "headers", limits.HEADER_SECONDS
         elif self.conn.their_state is h11.SEND_BODY and self.cycle.response_complete:
-            owed = "body"  # that nobody reads; if closed at once, the answer might be lost
+            # Nobody reads it; but if closed at once, the answer might be lost.
+            owed, seconds = "body", limits.IDLE_SECONDS
         if owed == self._owed:
             return
         self._owed = owed
         if self._deadline is not None:
             self._deadline.cancel()
-            self._deadline = None
         if owed is not None:
-            seconds = limits.HEADER_SECONDS if owed == "headers" else limits.IDLE_SECONDS
             self._deadline = self.loop.call_later(seconds, self._give_up)
 
     def _give_up(self) -> None:
@@ -87,16 +86,11 @@ class Connection(H11Protocol):
 
     def _refuse(self, error: APIError) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
-            body = error.json.encode()
-            headers = [
-                ("content-type", "application/json"),
-                ("content-length", str(len(body))),
-                ("connection", "close"),
-            ]
-            status = HTTPStatus(error.status_code)
+            answer, status = error.response(), HTTPStatus(error.status_code)
+            headers = [*answer.raw_headers, (b"connection", b"close")]
             for event in (
                 h11.Response(status_code=status, headers=headers, reason=status.phrase),
-                h11.Data(data=body),
+                h11.Data(data=bytes(answer.body)),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
@@ -133,11 +127,7 @@ class Server(uvicorn.Server):
 
 
 def run(app: FastAPI, engine: Engine, host: str, port: int, seconds: float) -> None:
-    """Serve until a signal ends it.
-
-    Raises:
-        SystemExit: the engine has failed; with status 1 and the cause.
-    """
+    """Serve until a signal ends it, or raise SystemExit with the cause of the engine's failure."""
     # The process needs a file for each connection and often starts with 1024. A connection beyond
     # the limit also needs one until it is closed, some steps of the event loop later; each step
     # accepts as many as the backlog holds.

@@ -28,16 +28,12 @@ def clean(caption: str) -> str:
 
 
 def read_lines(path: str) -> list[str]:
-    """The prompts of a text file, one a line.
-
-    Raises:
-        UserError: it is no text, or all its lines are empty.
-    """
+    """The prompts of a text file, one a line; raises a UserError where there are none."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts: {path} cannot be read as text ({error}).") from error
-    lines = [line.strip() for line in lines]
+    lines = [line.strip() for line in text.splitlines()]
     if not any(lines):
         raise UserError(f"prompts: {path} holds no prompts; write one a line.")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -31,53 +32,41 @@ class TextEncoder(Described):
 
     def __init__(self, name: str = MINILM, max_length: int = 120, dtype: str = "float32") -> None:
         self.name, self.max_length, self.dtype = name, max_length, getattr(torch, dtype)
-        self._loaded: tuple[Any, Any] | None = None
 
     def encode(
         self, captions: list[str], device: torch.device | str = "cpu", refuse_long: bool = False
     ) -> list[Tensor]:
         """Token features of captions, one [length, features] each, on the device.
 
-        Args:
-            captions: cleaned here; a longer one than `max_length` tokens is cut.
-            refuse_long: raise for a longer one instead.
-
-        Raises:
-            UserError: a caption is empty, or too long where that is refused.
+        One of more than `max_length` tokens is cut, or with `refuse_long` refused, as an empty one
+        always is, by a UserError.
         """
-        tokenizer, model = self._load()
+        tokenizer, model = self._loaded
         texts = self.cleaned(captions, refuse_long)
         inputs = tokenizer(
             texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).to(device)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
         with torch.inference_mode():
-            hidden = model.to(device)(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-            ).last_hidden_state.float()
-        real = inputs["attention_mask"].bool()
-        return [features[mask] for features, mask in zip(hidden, real, strict=True)]
+            hidden = model.to(device)(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        return [features[real] for features, real in zip(hidden, mask.bool(), strict=True)]
 
     def cleaned(self, captions: list[str], refuse_long: bool = False) -> list[str]:
         """The captions as `encode` reads them; raises as it does."""
-        tokenizer, _ = self._load()
+        tokenizer, _ = self._loaded
         texts = [clean(caption) for caption in captions]
         for caption, text in zip(captions, texts, strict=True):
             if not text:
-                raise UserError(
-                    f"The prompt {caption!r} is empty; write what the image should show."
-                )
+                raise UserError(f"The prompt {caption!r} is empty; say what the image should show.")
             if refuse_long and (tokens := len(tokenizer(text)["input_ids"])) > self.max_length:
-                raise UserError(
-                    f"The prompt {text[:40] + '…'!r} has {tokens} tokens; "
-                    f"the limit is {self.max_length}."
-                )
+                start, most = text[:40] + "…", self.max_length
+                raise UserError(f"The prompt {start!r} has {tokens} tokens; the limit is {most}.")
         return texts
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            source = _minilm_folder() if self.name == MINILM else self.name
-            self._loaded = load_pretrained(source, "The text encoder", _encoder, dtype=self.dtype)
-        return self._loaded
+    @functools.cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        source = _minilm_folder() if self.name == MINILM else self.name
+        return load_pretrained(source, "The text encoder", _encoder, dtype=self.dtype)
 
 
 def _encoder(transformers: Any, config: Any) -> Any:

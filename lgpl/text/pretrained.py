@@ -25,7 +25,6 @@ def load_pretrained(
         source: name on the hub, or folder.
         what: name of the model in an error.
         choose: the model's class, given transformers and the config.
-        options: of its `from_pretrained`.
 
     Raises:
         UserError: transformers is missing; or the model can be neither read nor fetched, brings

@@ -197,7 +197,7 @@ def test_an_engine_that_ends_answers_all_its_clients(
 
     monkeypatch.setattr(GeneratorModule, "sample_codes", waits)
     engine.queue.put([Client().job])  # is drawn until the fault is there
-    wait_until(lambda: engine.waiting == 0)
+    wait_until(lambda: len(engine.queue) == 0)
     clients = [Client() for _ in range(6)]  # more than are drawn at once
     engine.queue.put([client.job for client in clients])
     monkeypatch.undo()
@@ -250,7 +250,7 @@ def test_clients_of_an_engine_that_ends_are_told_at_once(
         await asyncio.to_thread(wait_until, lambda: engine._active)
         waits = asyncio.ensure_future(ask(app, {"prompt": "1"}))
         streams = asyncio.ensure_future(ask(app, {"prompt": "1", "stream": True}))
-        await asyncio.to_thread(wait_until, lambda: engine.waiting == 2)
+        await asyncio.to_thread(wait_until, lambda: len(engine.queue) == 2)
         gate.set()
         answers = await asyncio.wait_for(asyncio.gather(drawn, waits, streams), 5)
         return [*answers, await ask(app, {"prompt": "1"}), await ask(app)]
@@ -286,7 +286,7 @@ def test_clients_that_leave_at_any_moment_end_no_engine(
 
     with in_process(engine, Limits(seconds=20)) as port:
         asyncio.run(asyncio.wait_for(all_leave(port), 60))
-        wait_until(lambda: engine.waiting == 0)
+        wait_until(lambda: len(engine.queue) == 0)
         assert engine.alive
         server = Server(f"http://127.0.0.1:{port}", None, checkpoint, [], checkpoint)  # type: ignore[arg-type]
         answer = server.post({"prompt": "3", "seed": 5, "stream": True}).text

@@ -69,7 +69,7 @@ def test_t5_family_by_path(tmp_path: Path) -> None:
     encoder = TextEncoder(str(tmp_path), max_length=8)
     features = encoder.encode(["a cat", "a cat and a dog"])
     assert [tuple(f.shape) for f in features] == [(4, 16), (7, 16)]
-    assert type(encoder._load()[1]).__name__ == "T5EncoderModel"
+    assert type(encoder._loaded[1]).__name__ == "T5EncoderModel"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_config_does_not_choose_the_attention(tmp_path: Path, key: str) -> Non
     plain = TextEncoder(folder_of(tmp_path / "plain"), max_length=8)
     for made in (encoder, plain):
         assert made.encode(["a cat"])[0].shape == (4, 16)
-        assert made._load()[1].config._attn_implementation == "sdpa"
+        assert made._loaded[1].config._attn_implementation == "sdpa"
 
 
 def test_pickled_code_for_weights_is_not_run(tmp_path: Path) -> None:

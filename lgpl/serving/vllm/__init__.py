@@ -1,17 +1,7 @@
-"""Exported generators in vLLM, without a fork: `vllm.LLM(model=folder)`.
-
-    llm = vllm.LLM(model="exported/generator", dtype="float32")
-    client = lgpl.serving.vllm.Client("exported/generator")
-    prompts = client.prompts([client.condition.parse("207")])
-    outputs = llm.generate(prompts, client.params(Sampling(guidance=2.0), seeds=[0]))
-    codes = client.codes(outputs)
-
-`lgpl serve --engine vllm` serves it over HTTP, see `lgpl.serving.vllm.engine`.
+"""Exported generators in vLLM, without a fork; the README has an example.
 
 vLLM finds `register` through the entry point `vllm.general_plugins` of the installed package. This
 module imports vLLM only on use.
-
-Design:
 
 - **One request per image, with both branches of guidance inside the model.** Two requests for one
   image would part as soon as the scheduler runs one without the other, without an error. So one

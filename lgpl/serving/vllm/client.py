@@ -1,7 +1,4 @@
-"""Prompts and sampling parameters for an engine, and the codes it returns.
-
-Needs vLLM for `Client.params` alone, and never transformers.
-"""
+"""Prompts for an engine, and the codes it returns; only `Client.params` needs vLLM."""
 
 from __future__ import annotations
 
@@ -21,35 +18,26 @@ from lgpl.training import build_described
 
 
 def outline(config: dict[str, Any], trust: Iterable[str] = ()) -> Transformer:
-    """Build the `Transformer` of an exported generator's config on the meta device.
-
-    Args:
-        config: `class_path` and `init_args` of the module.
-        trust: packages whose classes it may name beside lgpl's own.
-
-    Raises:
-        UserError: the config builds a model that vLLM cannot run, or cannot be built.
-    """
+    """A config's `Transformer` on the meta device; a UserError where vLLM could not run it."""
     checkpoint = Checkpoint(Path("config.json"), "generator", config, dict)
     with torch.device("meta"):
         module = build_described(checkpoint, trust=trust)
         module.configure_model()
     assert isinstance(module, GeneratorModule)
-    model, others = module.model, "`lgpl serve` without --engine vllm serves others"
-    if not isinstance(model, Transformer):
-        name = type(model).__name__
-        raise UserError(f"vLLM: the model must be lgpl.generator.Transformer, got {name}; {others}")
-    if (depth := model.layout.depth) > 1:
-        raise UserError(f"vLLM: the model must have one code per place, got {depth}; {others}")
+    model = module.model
+    if not isinstance(model, Transformer) or model.layout.depth > 1:
+        raise UserError(
+            "vLLM: the model must be lgpl.generator.Transformer with one code per place, got "
+            f"{type(model).__name__} with {model.layout.depth}; `lgpl serve` without --engine vllm "
+            "serves others"
+        )
     return model
 
 
 class Client:
     """Converts prompts, sampling and codes for an engine that has loaded an exported generator.
 
-    Args:
-        folder: the exported generator.
-        trust: packages whose classes its config may name beside lgpl's own.
+    Its config may name classes of the packages in `trust` beside lgpl's own.
     """
 
     def __init__(self, folder: str | Path, trust: Iterable[str] = ()) -> None:
@@ -66,53 +54,36 @@ class Client:
 
     @torch.no_grad()
     def prompts(self, samples: Sequence[Inputs]) -> list[dict[str, Any]]:
-        """Convert the condition's inputs, each of one sample, to prompts of vLLM's.
+        """Prompts of vLLM's from the condition's inputs, each of one sample; a UserError where
+        they belong to another condition, or the condition refuses them."""
+        return [self._prompt(inputs) for inputs in samples]
 
-        Raises:
-            UserError: the inputs belong to another condition, or the condition refuses them.
-        """
-        names = set(self.condition.zeros(1))
-        for inputs in samples:
-            if set(inputs) != names:
-                raise UserError(
-                    f"the inputs must be {', '.join(sorted(names))}, which the generator's "
-                    f"condition takes, got {', '.join(sorted(inputs))}"
-                )
-        if self.condition.tokens:  # rows of a table, whose token ids follow those of the codes
-            return [
-                {"prompt_token_ids": [self.codebook_size + self.condition.token(inputs)]}
-                for inputs in samples
-            ]
-        return [{"prompt_embeds": self._embeddings(inputs)} for inputs in samples]
-
-    def _embeddings(self, inputs: Inputs) -> Tensor:
-        """Both branches [L, 2 * dim] without padding."""
+    def _prompt(self, inputs: Inputs) -> dict[str, Any]:
+        names = self.condition.zeros(1)
+        if set(inputs) != set(names):
+            raise UserError(
+                f"the inputs must be {', '.join(sorted(names))}, which the generator's "
+                f"condition takes, got {', '.join(sorted(inputs))}"
+            )
+        if self.condition.tokens:  # a row of a table, whose token ids follow those of the codes
+            return {"prompt_token_ids": [self.codebook_size + self.condition.token(inputs)]}
         x, lengths = self.condition(inputs)
         null = self.condition(self.condition.null(inputs)).embeddings
-        length = x.shape[1] if lengths is None else max(1, int(lengths[0]))
-        return torch.cat((x, null), dim=-1)[0, -length:].cpu().contiguous()
+        length = x.shape[1] if lengths is None else max(1, int(lengths[0]))  # without padding
+        both = torch.cat((x, null), dim=-1)[0, -length:]  # branches [L, 2 * dim]
+        return {"prompt_embeds": both.cpu().contiguous()}
 
     def params(self, sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
-        """`vllm.SamplingParams` of one image for each seed.
+        """`vllm.SamplingParams` of one image for each seed, which repeats it.
 
-        A seed repeats its image, which differs from that of lgpl's own sampler; both draw the same
-        codes only at temperature 0.
+        lgpl's own sampler draws the same codes only at temperature 0.
         """
         from vllm import SamplingParams
 
         chosen = asdict(sampling)
         guidance = {name: chosen.pop(name) for name in [*chosen] if name.startswith("guidance")}
-        return [
-            SamplingParams(
-                **chosen,
-                seed=seed,
-                max_tokens=self.layout.codes,
-                ignore_eos=True,
-                detokenize=False,
-                extra_args=guidance,
-            )
-            for seed in seeds
-        ]
+        chosen |= {"max_tokens": self.layout.codes, "ignore_eos": True, "detokenize": False}
+        return [SamplingParams(**chosen, seed=seed, extra_args=guidance) for seed in seeds]
 
     def codes(self, outputs: Sequence[Any]) -> Tensor:
         """Codes [B, rows, columns], int64, of finished requests."""

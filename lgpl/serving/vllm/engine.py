@@ -29,15 +29,10 @@ class VLLMEngine(Engine):
     room in the batch.
 
     Args:
-        folder: the exported generator.
         tokenizer: checkpoint of its tokenizer; by default the one that the folder names.
         device: of the tokenizer and the text encoder; vLLM chooses its own.
-        settings: arguments of `vllm.EngineArgs`.
+        settings: arguments of `vllm.EngineArgs`, which may refuse them with a UserError.
         trust: packages whose classes the checkpoints may name beside lgpl's own.
-
-    Raises:
-        UserError: the folder, its tokenizer or its text encoder cannot be used, or vLLM refuses
-            the settings.
     """
 
     def __init__(
@@ -50,7 +45,19 @@ class VLLMEngine(Engine):
         settings: dict[str, Any] | None = None,
         trust: Sequence[str] = (),
     ) -> None:
-        module = load_outline(folder, tokenizer, device, trust)
+        checkpoint = read_checkpoint(folder, "generator")
+        if not is_exported(folder):
+            raise UserError(
+                f"--checkpoint must be exported for vLLM, got {folder}; "
+                f"`lgpl export {folder} --out FOLDER` does it."
+            )
+        module = build_described(checkpoint, trust=trust)
+        assert isinstance(module, GeneratorModule)
+        module.use_tokenizer(tokenizer, folder)
+        module.to(device)
+        with torch.device("meta"):  # the weights are vLLM's
+            module.configure_model()
+        module.check_tokenizer()
         self.client = Client(folder, trust)
         super().__init__(module, self.client.condition.to(device), batch_size, capacity)
         self._running: dict[str, ImageJob] = {}  # jobs in vLLM by their request id
@@ -115,36 +122,12 @@ class VLLMEngine(Engine):
             return None
         total = self.layout.codes
         try:
-            codes = torch.tensor(drawn + [0] * (total - count), device=self.module.device)
+            codes = torch.tensor([drawn + [0] * (total - count)], device=self.module.device)
         except RuntimeError as error:  # the device has no memory left even for these
             return self._refuse(job, error)
-        places = self.layout.places_of(torch.arange(total)[None] < count)[0]
-        image = self.layout.unflatten(codes[None])[0]
-        return self._render(job, image, None if count == total else places)
-
-
-def load_outline(
-    folder: str | Path, tokenizer: str | None, device: str, trust: Sequence[str] = ()
-) -> GeneratorModule:
-    """Load an exported generator without its weights, with its tokenizer and text encoder.
-
-    Raises:
-        UserError: the folder was not written by `lgpl export`, or its tokenizer is missing.
-    """
-    if not is_exported(folder):
-        read_checkpoint(folder, "generator")  # raises what else is wrong
-        raise UserError(
-            f"--checkpoint must be exported for vLLM, got {folder}; "
-            f"`lgpl export {folder} --out FOLDER` does it."
-        )
-    module = build_described(read_checkpoint(folder, "generator"), trust=trust)
-    assert isinstance(module, GeneratorModule)
-    module.use_tokenizer(tokenizer, folder)
-    module.to(device)
-    with torch.device("meta"):
-        module.configure_model()
-    module.check_tokenizer()
-    return module
+        is_drawn = torch.arange(total)[None] < count
+        places = None if output.finished else self.layout.places_of(is_drawn)[0]
+        return self._render(job, self.layout.unflatten(codes)[0], places)
 
 
 def _output_kind(job: ImageJob) -> Any:

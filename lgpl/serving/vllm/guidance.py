@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from vllm import SamplingParams
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
@@ -53,21 +53,11 @@ class Guidance(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        if batch_update is None:
-            return
-        for row in batch_update.removed:
-            self.rows.pop(row, None)
-        for row, params, _, codes in batch_update.added:
-            self.rows.pop(row, None)
+        def row(params: SamplingParams, _: Any, codes: list[int]) -> Any:
             sampling = requested(params)
-            if sampling.guidance != 1.0:
-                self.rows[row] = sampling.scales(self.count), codes
-        for source, target, direction in batch_update.moved:
-            moved, met = self.rows.pop(source, None), self.rows.pop(target, None)
-            if moved is not None:
-                self.rows[target] = moved
-            if met is not None and direction == MoveDirectionality.SWAP:
-                self.rows[source] = met
+            return None if sampling.guidance == 1.0 else (sampling.scales(self.count), codes)
+
+        process_dict_updates(self.rows, batch_update, row)
 
     def apply(self, logits: Tensor) -> Tensor:
         conditional, null = logits[:, : self.codes], logits[:, self.codes : 2 * self.codes]

@@ -45,16 +45,13 @@ class PagedAttention(Attention):
             q, k = qk.chunk(2, dim=2)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
         q, k = rotate(qk, rope).chunk(2, dim=2)  # [2, N, H, D]
-        q, k, v = (
-            F.pad(t, (0, self.padding)).transpose(0, 1).reshape(n, -1) for t in (q, k, v)
-        )  # [N, 2 * H * padded D]
+        padded = (F.pad(t, (0, self.padding)) for t in (q, k, v))
+        q, k, v = (t.transpose(0, 1).reshape(n, -1) for t in padded)  # [N, 2 * H * padded D]
         x = self.paged(q, k, v).view(n, 2, self.heads, -1)[..., : self.head_size]
         return self.wo(x.transpose(0, 1).reshape(2, n, dim))
 
 
-@support_torch_compile(
-    dynamic_arg_dims=dict(input_ids=0, positions=-1, intermediate_tensors=0, inputs_embeds=0)
-)
+@support_torch_compile(dynamic_arg_dims=dict(input_ids=0, positions=-1, inputs_embeds=0))
 class Body(nn.Module):
     """Everything between the tokens and the head's logits."""
 
@@ -62,9 +59,8 @@ class Body(nn.Module):
         super().__init__()
         # On the meta device: `load_weights` assigns the weights.
         model = self.transformer = outline(vllm_config.model_config.hf_config.config)
-        table = rotary_table(
-            model.prefix_length, model.layout, model.dim // model.heads, model.prefix_rope
-        )
+        head = model.dim // model.heads
+        table = rotary_table(model.prefix_length, model.layout, head, model.prefix_rope)
         model.rope = table.to(vllm_config.device_config.device)
         for i, layer in enumerate(model.layers):
             assert isinstance(layer, Block)
@@ -88,15 +84,10 @@ class Body(nn.Module):
         return x
 
     def forward(
-        self,
-        input_ids: Tensor | None,
-        positions: Tensor,
-        intermediate_tensors: None = None,
-        inputs_embeds: Tensor | None = None,
+        self, input_ids: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None
     ) -> Tensor:
         """Hidden states [N, 2 * dim] of N positions [3, N] of any number of sequences."""
-        model = self.transformer
-        x = inputs_embeds
+        model, x = self.transformer, inputs_embeds
         if x is None:
             assert input_ids is not None
             x = self.embed_input_ids(input_ids)
@@ -130,14 +121,9 @@ class LlamaGen(nn.Module):
         return self.body.embed_input_ids(input_ids)
 
     def forward(
-        self,
-        input_ids: Tensor | None,
-        positions: Tensor,
-        intermediate_tensors: None = None,
-        inputs_embeds: Tensor | None = None,
-        **_: Any,
+        self, input_ids: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None, **_: Any
     ) -> Tensor:
-        return self.body(input_ids, positions, intermediate_tensors, inputs_embeds)
+        return self.body(input_ids, positions, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """Logits of both branches [N, conditional | null], padded to the vocabulary."""
@@ -147,9 +133,7 @@ class LlamaGen(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         model = self.body.transformer
-        expected = {
-            name: tensor for name, tensor in model.state_dict().items() if ".paged." not in name
-        }
+        expected = {name: t for name, t in model.state_dict().items() if ".paged." not in name}
         dtype, device = torch.get_default_dtype(), model.rope.device
         found = {name: tensor.to(device, dtype) for name, tensor in weights}
         check_weights(expected, found, "model.safetensors")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # Supported by vLLM's attention kernels for CPUs, and all of them by those for GPUs.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-GUIDANCE = "lgpl.serving.vllm.guidance:Guidance"
 
 
 def padded_head(size: int) -> int:
@@ -67,7 +66,8 @@ class Settings:
         model = vllm_config.model_config
         model.skip_tokenizer_init = True  # prompts are no text
         model.enable_prompt_embeds = not model.hf_config.has_table
-        model.logits_processors = [GUIDANCE, *(model.logits_processors or [])]
+        guidance = "lgpl.serving.vllm.guidance:Guidance"
+        model.logits_processors = [guidance, *(model.logits_processors or [])]
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
