@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,29 +16,17 @@ from lgpl.tokenizer.quantizers import Quantized
 
 
 class Autoencoder(Described, nn.Module, ABC):
-    """Images [B, 3, H, W] in [-1, 1] <-> codes [B, *layout.shape].
+    """Images [B, 3, H, W] in [-1, 1] <-> codes [B, *layout.shape]."""
 
-    Attributes:
-        codebook_size: number of codes; those of an image are from 0 to it, exclusive.
-    """
-
-    codebook_size: int
+    codebook_size: int  # number of codes; those of an image are from 0 to it, exclusive
 
     @abstractmethod
     def layout(self, height: int, width: int) -> CodeLayout:
-        """Of the codes of an image of that size.
-
-        Raises:
-            UserError: it cannot be tokenized.
-        """
+        """Of the codes of an image of that size; a UserError where it cannot be tokenized."""
 
     @abstractmethod
     def image_size(self, layout: CodeLayout) -> ImageSize:
-        """Height and width of the image that codes of a layout are decoded to.
-
-        Raises:
-            UserError: it has no such codes.
-        """
+        """Of the image that codes of a layout are decoded to; a UserError for others' codes."""
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
@@ -53,7 +41,7 @@ class Autoencoder(Described, nn.Module, ABC):
         """Reconstruction [B, 3, H, W] and what the quantizer did, for training."""
 
     def decode_partial(self, codes: Tensor, drawn: Tensor) -> Tensor:
-        """Images of codes [B, *layout.shape] that are drawn at some places alone.
+        """Images of codes [B, *layout.shape], of which only those of some places are drawn.
 
         Args:
             codes: any where they are not drawn.
@@ -86,8 +74,7 @@ class Autoencoder(Described, nn.Module, ABC):
         digest = hashlib.sha256(_path(self).encode())
         for part in self.encoding_parts():
             for name, module in part.named_modules():
-                settings = dict(sorted(_settings(module)))
-                digest.update(f"{name} {_path(module)} {settings}".encode())
+                digest.update(f"{name} {_path(module)} {_settings(module)}".encode())
             for name, weight in [*part.named_parameters(), *part.named_buffers()]:
                 digest.update(f"{name} {[*weight.shape]}".encode())
                 digest.update(weight.detach().double().cpu().contiguous().numpy().tobytes())
@@ -98,11 +85,13 @@ def _path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _settings(module: nn.Module) -> dict[str, Any]:
     """The plain attributes of a module, which its constructor has set."""
-    for name, value in vars(module).items():
-        if not name.startswith("_") and name != "training" and _is_plain(value):
-            yield name, value
+    return {
+        name: value
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and name != "training" and _is_plain(value)
+    }
 
 
 def _is_plain(value: Any) -> bool:
