@@ -10,18 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgpl.errors import UserError
-from lgpl.tokenizer.quantizers.base import (
-    Quantized,
-    Quantizer,
-    channels_last,
-    entropy_loss,
-    straight_through,
-)
+from lgpl.tokenizer.quantizers import base
 
 TEMPERATURE = 0.01  # of the soft choices in the entropy term, in squared distances
 
 
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(base.Quantizer):
     """Nearest neighbour in a learned codebook (arXiv 1711.00937), both sides l2-normalised as in
     LlamaGen (arXiv 2406.06525, section 2.2, after arXiv 2110.04627).
 
@@ -72,26 +66,24 @@ class VectorQuantizer(Quantizer):
         weight = self.codebook.weight.float()
         return F.normalize(weight, dim=-1) if self.l2_norm else weight
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor) -> base.Quantized:
         with torch.autocast(z.device.type, enabled=False):  # distances need float32
             flat = self._flatten(z)  # [N, D]
             vectors = self.vectors()
             codes = self._nearest(flat.detach(), vectors.detach())
             chosen = F.embedding(codes, vectors)
-            codebook_loss = F.mse_loss(chosen, flat.detach())
-            commitment_loss = self.beta * F.mse_loss(flat, chosen.detach())
-            loss = codebook_loss + commitment_loss
-            parts = {"codebook": codebook_loss.detach(), "commitment": commitment_loss.detach()}
+            terms = {
+                "codebook": F.mse_loss(chosen, flat.detach()),
+                "commitment": self.beta * F.mse_loss(flat, chosen.detach()),
+            }
             if self.entropy_weight:
                 log_p = F.log_softmax(2.0 * flat @ vectors.T / TEMPERATURE, dim=-1)
-                entropy = self.entropy_weight * entropy_loss(log_p)
-                loss = loss + entropy
-                parts["entropy"] = entropy.detach()
+                terms["entropy"] = self.entropy_weight * base.entropy_loss(log_p)
             source = turn_onto(flat, chosen.detach()) if self.gradient == "rotation" else flat
-            passed = straight_through(chosen, source)
+            passed = base.straight_through(chosen, source)
         b, d, h, w = z.shape
         z_q = passed.view(b, h, w, d).permute(0, 3, 1, 2)
-        return Quantized(z_q, codes.view(b, h, w), loss, parts)
+        return base.Quantized.of_terms(z_q, codes.view(b, h, w), terms)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
@@ -118,7 +110,7 @@ class VectorQuantizer(Quantizer):
         return {"revived": float(len(dead))}
 
     def _flatten(self, z: Tensor) -> Tensor:
-        flat = channels_last(z).flatten(0, 2)
+        flat = base.channels_last(z).flatten(0, 2)
         return F.normalize(flat, dim=-1) if self.l2_norm else flat
 
     def _nearest(self, flat: Tensor, vectors: Tensor) -> Tensor:
