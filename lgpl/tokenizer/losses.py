@@ -38,11 +38,8 @@ def generator_adversarial_loss(fake: Tensor, kind: str) -> Tensor:
 
 class LeCam(nn.Module):
     """Keeps a discriminator's logits near where the other kind's have been of late (arXiv
-    2104.03310, equation 4), which steadies a GAN on few images.
-
-    Args:
-        decay: of the averages of the logits, in discriminator steps.
-    """
+    2104.03310, equation 4), which steadies a GAN on few images. `decay` is that of the averages
+    of logits in a step."""
 
     real: Tensor
     fake: Tensor
@@ -92,30 +89,18 @@ class TokenizerLoss(Described, nn.Module):
         lecam_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.perceptual = perceptual
-        self.discriminator = discriminator
-        self.pixel = pixel
-        self.pixel_weight = pixel_weight
-        self.perceptual_weight = perceptual_weight
-        self.adversarial_weight = adversarial_weight
-        self.codebook_weight = codebook_weight
-        self.adversarial = adversarial
-        self.adaptive_weight = adaptive_weight
-        self.lecam_weight = lecam_weight
+        self.perceptual, self.discriminator = perceptual, discriminator
+        self.pixel, self.pixel_weight = pixel, pixel_weight
+        self.perceptual_weight, self.codebook_weight = perceptual_weight, codebook_weight
+        self.adversarial, self.adversarial_weight = adversarial, adversarial_weight
+        self.adaptive_weight, self.lecam_weight = adaptive_weight, lecam_weight
         self.lecam = LeCam() if lecam_weight else None  # so that checkpoints without it still load
 
     def reconstruction(
         self, reconstructed: Tensor, image: Tensor, codebook_loss: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Everything but the adversarial term.
-
-        Args:
-            reconstructed: [B, 3, H, W]; image: the same shape, [-1, 1].
-            codebook_loss: the quantizer's scalar loss.
-
-        Returns:
-            The weighted sum and its terms by name, detached.
-        """
+        """All but the adversarial term, weighted, and its terms by name, detached; the images are
+        [B, 3, H, W] in [-1, 1]."""
         distance = F.mse_loss if self.pixel == "l2" else F.l1_loss
         pixel = distance(reconstructed.float(), image)
         parts: dict[str, Tensor] = {self.pixel: pixel.detach()}
@@ -131,10 +116,10 @@ class TokenizerLoss(Described, nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The autoencoder's part of the GAN game, weighted, and its terms by name."""
         assert self.discriminator is not None
-        loss = generator_adversarial_loss(
-            self.discriminator(reconstructed).float(), self.adversarial
-        )
-        weight = self.adversarial_weight * torch.ones((), device=loss.device)
+        self.discriminator.requires_grad_(False)
+        logits = self.discriminator(reconstructed).float()
+        loss = generator_adversarial_loss(logits, self.adversarial)
+        weight = loss.new_full((), self.adversarial_weight)
         if self.adaptive_weight:
             weight = weight * _gradient_ratio(reconstruction_loss, loss, autoencoder.last_layer)
         return weight * loss, {"adversarial": loss.detach(), "adversarial_weight": weight.detach()}
@@ -144,18 +129,21 @@ class TokenizerLoss(Described, nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss on detached images [B, 3, H, W], and its logits' means."""
         assert self.discriminator is not None
+        self.discriminator.requires_grad_(True)
         real = self.discriminator(image).float()
         fake = self.discriminator(reconstructed.detach()).float()
         loss = DISCRIMINATOR_LOSSES[self.adversarial](real, fake)
         parts = {"real": real.detach().mean(), "fake": fake.detach().mean()}
         if self.lecam is not None:
             lecam = self.lecam(real, fake)
-            loss, parts = loss + self.lecam_weight * lecam, {**parts, "lecam": lecam.detach()}
+            loss = loss + self.lecam_weight * lecam
+            parts["lecam"] = lecam.detach()
         return loss, parts
 
 
 def _gradient_ratio(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
-    return ratio.clamp(0.0, 1e4).detach()
+    norms = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
+        for loss in (reconstruction, adversarial)
+    ]
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4).detach()

@@ -103,11 +103,7 @@ class TokenizerModule(TrainingModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One for the autoencoder, one for the discriminator; `_step` applies the schedule."""
         models = [self.autoencoder, self.loss.discriminator]
-        return [
-            adamw(model, self.lr, self.betas, self.weight_decay)
-            for model in models
-            if model is not None
-        ]
+        return [adamw(m, self.lr, self.betas, self.weight_decay) for m in models if m is not None]
 
     def on_fit_start(self) -> None:
         if self.trainer.precision.startswith("16"):
@@ -125,19 +121,9 @@ class TokenizerModule(TrainingModule):
         reconstructed, quantized = self.autoencoder(image)
         loss, parts = self.loss.reconstruction(reconstructed, image, quantized.loss)
         if adversarial:
-            assert self.loss.discriminator is not None
-            self.loss.discriminator.requires_grad_(False)
             term, more = self.loss.adversarial_term(reconstructed, loss, self.autoencoder)
             loss, parts = loss + term, parts | more
         return AutoencoderStep(loss, parts, reconstructed, quantized)
-
-    def discriminator_loss(
-        self, reconstructed: Tensor, image: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss, and its terms by name."""
-        assert self.loss.discriminator is not None
-        self.loss.discriminator.requires_grad_(True)
-        return self.loss.discriminator_loss(reconstructed, image)
 
     def one_step(self, batch: dict[str, Any]) -> None:
         """Forward and backward of a training step at its heaviest, with the discriminator."""
@@ -145,7 +131,7 @@ class TokenizerModule(TrainingModule):
         made = self.autoencoder_loss(batch["image"], adversarial)
         made.loss.backward()
         if adversarial:
-            self.discriminator_loss(made.reconstructed, batch["image"])[0].backward()
+            self.loss.discriminator_loss(made.reconstructed, batch["image"])[0].backward()
 
     def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
         return {"image": torch.zeros(batch_size, 3, *size)}
@@ -168,7 +154,7 @@ class TokenizerModule(TrainingModule):
             parts |= self.autoencoder.observe(made.quantized)
         if adversarial:
             assert discriminator is not None
-            loss_d, parts_d = self.discriminator_loss(made.reconstructed, image)
+            loss_d, parts_d = self.loss.discriminator_loss(made.reconstructed, image)
             self.manual_backward(loss_d / self.accumulate)
             if last:
                 self._step(optimizers[1].optimizer, discriminator)
@@ -206,41 +192,33 @@ class TokenizerModule(TrainingModule):
         self.val_usage.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "test")
-
-    def on_test_epoch_start(self) -> None:
-        self.val_usage.reset()
-
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> Tensor:
         """Log the metrics of the samples that count; gives the reconstructions."""
         image, valid = batch["image"], batch["valid"]
         reconstructed, quantized = self.autoencoder(image)
         reconstructed = reconstructed.float().clamp(-1, 1)
         mse = (reconstructed - image).pow(2).mean((1, 2, 3))
-        self._mean("mse").update(mse, valid)
         # of images in [0, 1]: the squared error of [-1, 1] over 4
-        self._mean("psnr").update(-10 * (mse / 4).clamp(min=1e-10).log10(), valid)
-        metrics: dict[str, Any] = {"mse": self.val_metrics["mse"], "psnr": self.val_metrics["psnr"]}
+        found = {"mse": mse, "psnr": -10 * (mse / 4).clamp(min=1e-10).log10()}
         if self.loss.perceptual is not None:
-            self._mean("lpips").update(self.loss.perceptual(reconstructed, image), valid)
-            metrics["lpips"] = self.val_metrics["lpips"]
+            found["lpips"] = self.loss.perceptual(reconstructed, image)
+        for name, values in found.items():
+            mean = self.val_metrics[name]
+            assert isinstance(mean, MeanMetric)
+            mean.update(values, valid)
+            self.log(f"{self._stage}/{name}", mean, prog_bar=True)
         self.val_usage.update(quantized.codes[valid])
-        self.log_dict({f"{stage}/{name}": m for name, m in metrics.items()}, prog_bar=True)
         return reconstructed
 
-    def _mean(self, name: str) -> MeanMetric:
-        metric = self.val_metrics[name]
-        assert isinstance(metric, MeanMetric)
-        return metric
-
     def on_validation_epoch_end(self) -> None:
-        self._log("val", self.val_usage.compute())
+        self._log(self._stage, self.val_usage.compute())
 
-    def on_test_epoch_end(self) -> None:
-        self._log("test", self.val_usage.compute())
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    @property
+    def _stage(self) -> str:
+        return "test" if self.trainer.testing else "val"
 
     def fingerprint(self) -> str:
         """See `Autoencoder.fingerprint`."""

