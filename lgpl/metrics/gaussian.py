@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lgpl.errors import UserError
-
 
 class Gaussian(NamedTuple):
     """Mean [D] and covariance [D, D] in float64 of the features, and the number of images."""
@@ -18,16 +16,9 @@ class Gaussian(NamedTuple):
     covariance: Tensor
     images: int
 
-    def to(self, device: torch.device) -> Gaussian:
-        return Gaussian(self.mean.to(device), self.covariance.to(device), self.images)
-
 
 class FeatureGaussian(Metric):
-    """Sums of features and of their products, streamed in float64: the memory does not grow.
-
-    Args:
-        dim: D of the features.
-    """
+    """Sums of D features and of their products, streamed in float64: the memory does not grow."""
 
     total: Tensor
     products: Tensor
@@ -54,30 +45,17 @@ class FeatureGaussian(Metric):
         return Gaussian(mean, scatter / (self.count - 1), int(self.count))
 
 
-def require_enough(count: int, dim: int, name: str, of: str) -> None:
-    """The covariance of D features of fewer than D + 1 images is singular.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if count <= dim:
-        raise UserError(
-            f"{name} needs at least {dim + 1} images, for the covariance of {dim} features; "
-            f"{of} has {count}."
-        )
-
-
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m - m'|² + tr(C + C' - 2 (C C')^(1/2)).
 
     The trace of the root of C C' is the sum of the roots of the eigenvalues of the symmetric
     C^(1/2) C' C^(1/2), which are real, and never far below zero.
     """
-    a = a.to(b.mean.device)
-    values, vectors = torch.linalg.eigh(a.covariance)
+    mean, covariance = a.mean.to(b.mean.device), a.covariance.to(b.mean.device)
+    values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     product = root @ b.covariance @ root
     trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    distance = (a.mean - b.mean).square().sum()
-    distance = distance + a.covariance.trace() + b.covariance.trace() - 2 * trace
+    distance = (mean - b.mean).square().sum()
+    distance = distance + covariance.trace() + b.covariance.trace() - 2 * trace
     return max(0.0, distance.item())

@@ -130,42 +130,31 @@ class FolderImages:
 
 
 class NpzImages:
-    """`arr_0`, uint8 [N, H, W, 3], of an npz: the batches of ADM (arXiv 2105.05233), samples made
-    elsewhere.
-    """
+    """`arr_0`, uint8 [N, H, W, 3], of an npz: ADM's batches (arXiv 2105.05233), others' samples."""
 
     def __init__(self, path: str) -> None:
-        self.source = self.path = path
+        self.source = path
         with member(path, IMAGES) as images:
             shape, dtype, order = images.shape, images.dtype, images.order
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise UserError(f"{path}: arr_0 must be uint8 [N, H, W, 3], got {dtype} {[*shape]}")
         if order != "C":
             raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
-        self.count, self.shape = shape[0], shape[1:]
-        self.size = shape[1], shape[2]
-        if not SMALLEST_IMAGE <= self.shape[0] * self.shape[1] <= LARGEST_IMAGE:
+        self.count, height, width, _ = shape
+        self.shape, self.size = shape[1:], (height, width)
+        if not SMALLEST_IMAGE <= height * width <= LARGEST_IMAGE:
             raise UserError(
-                f"{path}: images of {self.shape[1]}x{self.shape[0]} pixels; they should have "
-                f"{SMALLEST_IMAGE} to {LARGEST_IMAGE} pixels."
+                f"{path}: images of {width}x{height} pixels; they should have {SMALLEST_IMAGE} to "
+                f"{LARGEST_IMAGE} pixels."
             )
         self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
 
     def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         each = math.prod(self.shape)
-        with member(self.path, IMAGES) as images:
+        with member(self.source, IMAGES) as images:
             for first in range(rank.index * size, self.count, rank.count * size):
                 wanted = min(size, self.count - first)
-                try:
-                    images.file.seek(images.start + first * each)
-                    data = images.file.read(wanted * each)
-                except Exception as error:  # as many kinds as there are compressions
-                    raise UserError(f"{self.path} is damaged ({error}).") from error
-                if len(data) < wanted * each:
-                    raise UserError(
-                        f"{self.path} ends after {first + len(data) // each} of its {self.count} "
-                        "images."
-                    )
+                data = images.read(first * each, wanted * each)
                 pixels = np.frombuffer(data, np.uint8).reshape(wanted, *self.shape)
                 yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
@@ -177,10 +166,9 @@ class SampleFile:
     are there. `NAME.npz.json` holds the settings. (A memory map of all images from the start would
     end the process, without a word, on a disk that fills up.)
 
-    All ranks read it, and the first one writes it.
+    All ranks read it, in a folder that all of them see, and the first one writes it.
 
     Args:
-        path: of the npz, in a folder that all ranks see.
         settings: plain values on which the images depend; images of others are deleted.
         total: how many there will be.
         size: height and width of the images, pixels.
@@ -201,9 +189,8 @@ class SampleFile:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 same = described.exists() and described.read_bytes() == text.encode()
                 if path.exists() and not described.exists():
-                    raise UserError(
-                        f"--npz: {path} is there, and not of this command; name another file."
-                    )
+                    other = "is there, and not of this command; name another file."
+                    raise UserError(f"--npz: {path} {other}")
                 if self.partial.is_symlink() or not same:  # nothing is written through a link
                     self.partial.unlink(missing_ok=True)
                 if not same:

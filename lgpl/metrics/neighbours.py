@@ -3,6 +3,7 @@ coverage, retrieval."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,14 +46,9 @@ class FeatureBank(Metric):
 def kernel_distance(
     real: Tensor, fake: Tensor, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE
 ) -> float:
-    """Mean of the unbiased squared MMD with the kernel (x·y / D + 1)³ (arXiv 1801.01401).
-
-    Args:
-        real: features [N, D].
-        fake: features [M, D].
-        subsets: number of random pairs of subsets, the same in every call.
-        size: of a subset; a smaller set is its only subset.
-    """
+    """Mean of the unbiased squared MMD with the kernel (x·y / D + 1)³ (arXiv 1801.01401) of random
+    subsets of the features [N, D] and [M, D], the same ones in every call; sets of no more than
+    `size` features are compared whole."""
     size = min(size, len(real), len(fake))
     if size == len(real) == len(fake):
         subsets = 1
@@ -73,17 +69,17 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_K) -> tuple[
     A set's manifold is the union of the balls around its points that reach to the k-th nearest of
     the others.
     """
-    return _inside(real, fake, k).gt(0).double().mean().item(), (
-        _inside(fake, real, k).gt(0).double().mean().item()
-    )
+    precision = _inside(real, _radii(real, k), fake).gt(0)
+    recall = _inside(fake, _radii(fake, k), real).gt(0)
+    return precision.double().mean().item(), recall.double().mean().item()
 
 
 def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_K) -> tuple[float, float]:
     """Mean number of real balls around a fake over k, and the share of real balls with a fake in
     them (arXiv 2002.09797)."""
     radii = _radii(real, k)
-    density = _inside(real, fake, k, radii).double().mean().item() / k
-    nearest = torch.cat([_distances(rows, fake).amin(1) for rows in real.split(ROWS)])
+    density = _inside(real, radii, fake).double().mean().item() / k
+    nearest = torch.cat([block.amin(1) for block in _distances(real, fake)])
     return density, (nearest < radii).double().mean().item()
 
 
@@ -94,25 +90,23 @@ def retrieval_accuracy(generated: Tensor, real: Tensor, target: Tensor, k: int) 
         generated: features [N, D].
         real: features [M, D] of all candidates.
         target: index of the right candidate for each generated image [N].
-        k: how many candidates count.
     """
     similarity = F.normalize(generated, dim=-1) @ F.normalize(real, dim=-1).T
     nearest = similarity.topk(k, dim=-1).indices
     return (nearest == target[:, None]).any(-1).float().mean().item()
 
 
-def _inside(centres: Tensor, points: Tensor, k: int, radii: Tensor | None = None) -> Tensor:
+def _inside(centres: Tensor, radii: Tensor, points: Tensor) -> Tensor:
     """How many of the centres' balls each point is in [N]."""
-    radii = _radii(centres, k) if radii is None else radii
-    return torch.cat([(_distances(rows, centres) < radii).sum(1) for rows in points.split(ROWS)])
+    return torch.cat([(block < radii).sum(1) for block in _distances(points, centres)])
 
 
 def _radii(features: Tensor, k: int) -> Tensor:
     """Distance of each point to the k-th nearest of the others."""
-    return torch.cat(  # the point itself is the nearest of all
-        [_distances(rows, features).kthvalue(k + 1).values for rows in features.split(ROWS)]
-    )
+    blocks = _distances(features, features)  # the point itself is the nearest of all
+    return torch.cat([block.kthvalue(k + 1).values for block in blocks])
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a.double(), b.double())
+def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Of the rows of a, a block at a time, from all of b."""
+    return (torch.cdist(rows.double(), b.double()) for rows in a.split(ROWS))

@@ -6,7 +6,6 @@ import io
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,6 @@ import numpy as np
 
 from lgpl.errors import UserError
 
-# What reading an npz raises where it is cut short, damaged, or in a form that Python lacks.
-DAMAGED = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error,
-           zipfile.BadZipFile)  # fmt: skip
 LONGEST_HEADER = 4096  # bytes of what stands before an array
 LARGEST_RATIO = 100  # of an array's bytes to those in the file; flat images may come to it
 SMALL = 32 * 2**20  # bytes up to which the ratio is not checked
@@ -27,31 +23,36 @@ LARGEST_WHOLE = 2**30  # bytes that are read at once, such as two covariances of
 
 @dataclass(frozen=True)
 class Member:
-    """An array in an npz, open where its data begins.
+    """An array in an open npz."""
 
-    Attributes:
-        order: of its bytes, C's or Fortran's (F).
-        dtype: never one that pickle would have to load.
-        start: offset of the data in the file, bytes.
-    """
-
+    path: str  # of the npz
     file: IO[bytes]
     shape: tuple[int, ...]
-    order: Literal["C", "F"]
-    dtype: np.dtype
-    start: int
+    order: Literal["C", "F"]  # of its bytes, C's or Fortran's
+    dtype: np.dtype  # never one that pickle would have to load
+    start: int  # offset of the data in the file, bytes
+    size: int  # bytes of the data
+
+    def read(self, first: int, size: int) -> bytes:
+        """So many bytes of the data from one on; a UserError where they are damaged or missing."""
+        try:
+            self.file.seek(self.start + first)
+            data = self.file.read(size)
+        except Exception as error:  # as many kinds as there are compressions
+            raise UserError(f"{self.path} is damaged ({error}).") from error
+        if len(data) < size:
+            raise UserError(
+                f"{self.path} ends after {first + len(data)} of the {self.size} bytes of an array."
+            )
+        return data
 
 
 def names_in(path: str) -> list[str]:
-    """Names of the arrays.
-
-    Raises:
-        UserError: the file is no npz.
-    """
+    """Names of the arrays; a UserError where the file is no npz."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except DAMAGED as error:
+    except Exception as error:  # as many kinds as there are ways to damage a file
         raise UserError(f"{path} cannot be read as an npz ({error}).") from error
 
 
@@ -82,7 +83,7 @@ def member(path: str, name: str) -> Iterator[Member]:
             raise UserError(
                 f"{path} cannot be read as an npz of plain arrays ({error})."
             ) from error
-        yield Member(file, shape, order, dtype, start)
+        yield Member(path, file, shape, order, dtype, start, size)
 
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -96,23 +97,19 @@ def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
         if name not in names:
             continue
         with member(path, name) as opened:
-            size = math.prod(opened.shape) * opened.dtype.itemsize
-            if size + sum(array.nbytes for array in found.values()) > LARGEST_WHOLE:
+            if opened.size + sum(array.nbytes for array in found.values()) > LARGEST_WHOLE:
                 raise UserError(
-                    f"{path}: {name} of {_by(opened.shape)} takes {size} bytes; no statistics are "
-                    f"larger than {LARGEST_WHOLE}."
+                    f"{path}: {name} of {_by(opened.shape)} takes {opened.size} bytes; no "
+                    f"statistics are larger than {LARGEST_WHOLE}."
                 )
-            try:
-                flat = np.frombuffer(opened.file.read(size), opened.dtype)
-            except Exception as error:  # as many kinds as there are compressions
-                raise UserError(f"{path} is damaged ({error}).") from error
+            flat = np.frombuffer(opened.read(0, opened.size), opened.dtype)
             found[name] = flat.reshape(opened.shape, order=opened.order).copy()
     return found
 
 
 def _check_ratio(info: zipfile.ZipInfo, there: int) -> None:
-    """Raises ValueError where a member would grow out of proportion to the `there` bytes that the
-    file really has, whatever it says of itself."""
+    """A ValueError where a member would grow out of proportion to the `there` bytes that the file
+    really has, whatever it says of itself."""
     packed = min(info.compress_size, there)
     if info.file_size > max(SMALL, LARGEST_RATIO * packed):
         raise ValueError(
@@ -122,14 +119,13 @@ def _check_ratio(info: zipfile.ZipInfo, there: int) -> None:
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
-    """Shape, order, type and offset of the data, where the file stands afterwards."""
+    """Shape, order, type and offset of the data."""
     stream = io.BytesIO(file.read(LONGEST_HEADER))  # a longer one is cut off, which numpy refuses
     first = np.lib.format.read_magic(stream) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError("an array of objects, which only pickle could load")
-    file.seek(stream.tell())
     return shape, "F" if fortran else "C", dtype, stream.tell()
 
 

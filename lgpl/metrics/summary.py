@@ -11,34 +11,22 @@ from torch import Tensor, nn
 from lgpl.codes import ImageSize
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
+from lgpl.metrics import neighbours
 from lgpl.metrics.extractors import Extractor, resize
-from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance, require_enough
+from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance
 from lgpl.metrics.inception_score import StreamedInceptionScore
-from lgpl.metrics.neighbours import (
-    FeatureBank,
-    density_coverage,
-    kernel_distance,
-    precision_recall,
-)
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class FeatureSummary:
-    """Statistics of a set of images, from which the metrics are computed.
-
-    Attributes:
-        pooled: Gaussian of the features.
-        spatial: Gaussian of the spatial features, where the extractor has them.
-        features: of the first images of the set [n, D]; None where only the Gaussians are known.
-        inception_score: mean and standard deviation, where the extractor is a classifier.
-    """
+    """Statistics of a set of images, from which the metrics are computed."""
 
     pooled: Gaussian
-    spatial: Gaussian | None = None
-    features: Tensor | None = None
-    inception_score: tuple[float, float] | None = None
+    spatial: Gaussian | None = None  # where the extractor has spatial features
+    features: Tensor | None = None  # of the first images [n, D], where they are known
+    inception_score: tuple[float, float] | None = None  # mean and deviation, of a classifier
 
     @property
     def count(self) -> int:
@@ -49,7 +37,6 @@ class ImageSet(nn.Module):
     """Summarises images as they come, those of all ranks together.
 
     Args:
-        extractor: whose features.
         total: number of images that will come, over all ranks.
         keep: number of images whose features are kept, for the metrics of neighbours; ADM's
             evaluator takes those of all its 50 000 samples.
@@ -74,11 +61,15 @@ class ImageSet(nn.Module):
         self.extractor, self.size = extractor, size
         blank = torch.zeros(1, 3, 64, 64, device=extractor.device)
         pooled, spatial, logits = extractor.features(blank)
-        metric = extractor.metric("FID")
-        require_enough(total, pooled.shape[1], metric, name)
-        self.pooled = FeatureGaussian(pooled.shape[1])
+        metric, dim = extractor.metric("FID"), pooled.shape[1]
+        if total <= dim:  # the covariance of D features of fewer than D + 1 images is singular
+            raise UserError(
+                f"{metric} needs at least {dim + 1} images, for the covariance of {dim} features; "
+                f"{name} has {total}."
+            )
         numbers = numbers or total
-        self.bank = FeatureBank(pooled.shape[1], keep * numbers // total)
+        self.pooled = FeatureGaussian(dim)
+        self.bank = neighbours.FeatureBank(dim, keep * numbers // total)
         self.spatial, self.score = None, None
         if spatial is not None and total > spatial.shape[1]:
             self.spatial = FeatureGaussian(spatial.shape[1])
@@ -92,12 +83,8 @@ class ImageSet(nn.Module):
         self.to(extractor.device)
 
     def update(self, image: Tensor, number: Tensor) -> None:
-        """Add images.
-
-        Args:
-            image: [B, 3, H, W], uint8, or in [-1, 1] and rounded as a file would round it.
-            number: of each image in the set [B].
-        """
+        """Add images [B, 3, H, W], uint8, or in [-1, 1] and rounded as a file would round them, and
+        the number of each in the set [B]."""
         if not len(image):
             return
         image = resize(image.to(self.pooled.device), self.size)
@@ -147,7 +134,7 @@ def compute_metrics(
         found["IS"], found["IS std"] = fake.inception_score
     if real.features is not None and fake.features is not None:
         features = real.features.to(fake.features.device), fake.features
-        found["KID"] = kernel_distance(*features)
-        found["precision"], found["recall"] = precision_recall(*features)
-        found["density"], found["coverage"] = density_coverage(*features)
+        found["KID"] = neighbours.kernel_distance(*features)
+        found["precision"], found["recall"] = neighbours.precision_recall(*features)
+        found["density"], found["coverage"] = neighbours.density_coverage(*features)
     return {extractor.metric(name): value for name, value in found.items()}
