@@ -203,10 +203,8 @@ class SampleFile:
         if rank.count > 1:
             dist.barrier()
         if not described.exists():
-            raise UserError(
-                f"--npz: rank {rank.index} does not see {path}, which the first rank writes; name "
-                "a folder that all machines share."
-            )
+            unseen = f"rank {rank.index} does not see {path}, which the first rank writes"
+            raise UserError(f"--npz: {unseen}; name a folder that all machines share.")
 
     @property
     def done(self) -> int:

@@ -38,12 +38,10 @@ class Member:
         try:
             self.file.seek(self.start + first)
             data = self.file.read(size)
+            if len(data) < size:
+                raise EOFError(f"{first + len(data)} of {self.size} bytes are there")
         except Exception as error:  # as many kinds as there are compressions
             raise UserError(f"{self.path} is damaged ({error}).") from error
-        if len(data) < size:
-            raise UserError(
-                f"{self.path} ends after {first + len(data)} of the {self.size} bytes of an array."
-            )
         return data
 
 
@@ -72,11 +70,8 @@ def member(path: str, name: str) -> Iterator[Member]:
             file = stack.enter_context(archive.open(info))
             shape, order, dtype, start = _header(file)
             size = math.prod(shape) * dtype.itemsize  # Python's numbers do not overflow
-            if size != info.file_size - start:
-                raise ValueError(
-                    f"{name} of {_by(shape)} {dtype} takes {size} bytes and has "
-                    f"{info.file_size - start}"
-                )
+            if size != (has := info.file_size - start):
+                raise ValueError(f"{name} of {_by(shape)} {dtype} takes {size} bytes and has {has}")
         except KeyError as error:
             raise UserError(f"{path} holds no {name}.") from error
         except Exception as error:  # numpy parses a header as Python, with all that may fail there

@@ -1,22 +1,117 @@
-"""A set of images in the features of one extractor, and the metrics that compare two sets."""
+"""A set of images in the features of one extractor: sums that are streamed, over all ranks."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lgpl.codes import ImageSize
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
-from lgpl.metrics import neighbours
 from lgpl.metrics.extractors import Extractor, resize
-from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance
-from lgpl.metrics.inception_score import StreamedInceptionScore
 
 log = logging.getLogger(__name__)
+
+SPLITS = 10  # of the inception score
+
+
+class Gaussian(NamedTuple):
+    """Mean [D] and covariance [D, D] in float64 of the features, and the number of images."""
+
+    mean: Tensor
+    covariance: Tensor
+    images: int
+
+
+class FeatureGaussian(Metric):
+    """Sums of D features and of their products, in float64: the memory does not grow."""
+
+    total: Tensor
+    products: Tensor
+    count: Tensor
+    full_state_update = False
+
+    def __init__(self, dim: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(dim, dtype=torch.float64), "sum")
+        self.add_state("products", torch.zeros(dim, dim, dtype=torch.float64), "sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), "sum")
+
+    def update(self, features: Tensor) -> None:
+        """Add features [B, D]."""
+        features = features.double()
+        # In place: a new matrix each time would leave the heap in pieces, which grows.
+        self.total += features.sum(0)
+        self.products.addmm_(features.T, features)
+        self.count += len(features)
+
+    def compute(self) -> Gaussian:
+        mean = self.total / self.count
+        scatter = self.products - self.count * mean.outer(mean)
+        return Gaussian(mean, scatter / (self.count - 1), int(self.count))
+
+
+class FeatureBank(Metric):
+    """The features of the images of a set whose number is below `keep`."""
+
+    features: list[Tensor]
+    numbers: list[Tensor]
+    full_state_update = False
+
+    def __init__(self, dim: int, keep: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dim, self.keep = dim, keep
+        self.add_state("features", [], "cat")
+        self.add_state("numbers", [], "cat")
+
+    def update(self, features: Tensor, number: Tensor) -> None:
+        """Keep features [B, D] of the images of these numbers [B] that are below `keep`."""
+        wanted = number < self.keep
+        self.features.append(features[wanted].float())
+        self.numbers.append(number[wanted])
+
+    def compute(self) -> Tensor:
+        """[N, D] in the order of the numbers."""
+        return dim_zero_cat(self.features)[dim_zero_cat(self.numbers).argsort()]
+
+
+class StreamedInceptionScore(Metric):
+    """exp of the mean divergence of p(class | image) from p(class) (arXiv 1606.03498), over splits
+    in the order of the images, whose numbers lie below `total`."""
+
+    entropy: Tensor
+    marginal: Tensor
+    count: Tensor
+    full_state_update = False
+
+    def __init__(self, classes: int, total: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.total = total
+        self.add_state("entropy", torch.zeros(SPLITS, dtype=torch.float64), "sum")
+        self.add_state("marginal", torch.zeros(SPLITS, classes, dtype=torch.float64), "sum")
+        self.add_state("count", torch.zeros(SPLITS, dtype=torch.float64), "sum")
+
+    def update(self, logits: Tensor, number: Tensor) -> None:
+        """Add logits [B, K] of the images of these numbers [B]."""
+        log_p = logits.double().log_softmax(-1)
+        p = log_p.exp()
+        split = (number * SPLITS // self.total).clamp(max=SPLITS - 1)
+        self.entropy = self.entropy.index_add(0, split, (p * log_p).sum(-1))
+        self.marginal = self.marginal.index_add(0, split, p)
+        self.count = self.count.index_add(0, split, torch.ones_like(split, dtype=torch.float64))
+
+    def compute(self) -> tuple[float, float]:
+        """Mean and standard deviation over the splits."""
+        p = self.marginal / self.count[:, None]
+        divergence = self.entropy / self.count - (p * p.clamp(min=1e-300).log()).sum(-1)
+        scores = divergence[self.count > 0].exp()
+        return scores.mean().item(), scores.std(correction=0).item()
 
 
 @dataclass
@@ -69,7 +164,7 @@ class ImageSet(nn.Module):
             )
         numbers = numbers or total
         self.pooled = FeatureGaussian(dim)
-        self.bank = neighbours.FeatureBank(dim, keep * numbers // total)
+        self.bank = FeatureBank(dim, keep * numbers // total)
         self.spatial, self.score = None, None
         if spatial is not None and total > spatial.shape[1]:
             self.spatial = FeatureGaussian(spatial.shape[1])
@@ -111,30 +206,3 @@ class ImageSet(nn.Module):
             self.bank.compute(),
             None if self.score is None else self.score.compute(),
         )
-
-
-def compute_metrics(
-    real: FeatureSummary, fake: FeatureSummary, extractor: Extractor
-) -> dict[str, float]:
-    """Every metric of `fake` against `real` that both allow, by its name.
-
-    Raises:
-        UserError: the reference is of other features.
-    """
-    have, want = len(real.pooled.mean), len(fake.pooled.mean)
-    if have != want:
-        raise UserError(
-            f"The reference is of {have} features, those of {extractor.name} are {want}; make it "
-            "with the same extractor."
-        )
-    found = {"FID": frechet_distance(real.pooled, fake.pooled)}
-    if real.spatial is not None and fake.spatial is not None:
-        found["sFID"] = frechet_distance(real.spatial, fake.spatial)
-    if fake.inception_score is not None:
-        found["IS"], found["IS std"] = fake.inception_score
-    if real.features is not None and fake.features is not None:
-        features = real.features.to(fake.features.device), fake.features
-        found["KID"] = neighbours.kernel_distance(*features)
-        found["precision"], found["recall"] = neighbours.precision_recall(*features)
-        found["density"], found["coverage"] = neighbours.density_coverage(*features)
-    return {extractor.metric(name): value for name, value in found.items()}

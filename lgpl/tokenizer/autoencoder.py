@@ -197,9 +197,9 @@ class VQModel(Autoencoder):
         super().__init__()
         if isinstance(multipliers, str):
             if multipliers not in MULTIPLIERS:
+                known = ", ".join(MULTIPLIERS)
                 raise UserError(
-                    f"multipliers: {multipliers!r} is none of {', '.join(MULTIPLIERS)}, "
-                    "and not a list of numbers either."
+                    f"multipliers: {multipliers!r} is no list, nor one of {known}."
                 )
             multipliers = MULTIPLIERS[multipliers]
         if width % 32:
@@ -215,10 +215,8 @@ class VQModel(Autoencoder):
 
     def layout(self, height: int, width: int) -> CodeLayout:
         if height % self.downsampling or width % self.downsampling or not height or not width:
-            raise UserError(
-                f"An image of {width}x{height} pixels cannot be tokenized: both sides must be "
-                f"multiples of {self.downsampling}."
-            )
+            sides = f"both sides must be multiples of {self.downsampling}"
+            raise UserError(f"{width}x{height} pixels cannot be tokenized: {sides}.")
         rows, columns = height // self.downsampling, width // self.downsampling
         return CodeLayout(rows, columns, self.quantizer.depth)
 

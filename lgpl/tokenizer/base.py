@@ -41,12 +41,8 @@ class Autoencoder(Described, nn.Module, ABC):
         """Reconstruction [B, 3, H, W] and what the quantizer did, for training."""
 
     def decode_partial(self, codes: Tensor, drawn: Tensor) -> Tensor:
-        """Images of codes [B, *layout.shape], of which only those of some places are drawn.
-
-        Args:
-            codes: any where they are not drawn.
-            drawn: [B, rows, columns], true where all codes of a place are drawn.
-        """
+        """Images of codes [B, *layout.shape], which are any where `drawn` [B, rows, columns] is not
+        true: where not all codes of a place are drawn."""
         known = drawn if codes.dim() == drawn.dim() else drawn.unsqueeze(1)
         return self.decode(codes.where(known, 0))
 
@@ -57,20 +53,16 @@ class Autoencoder(Described, nn.Module, ABC):
     @property
     def last_layer(self) -> Tensor:
         """The weight against whose gradient the adaptive adversarial weight is measured."""
-        raise UserError(
-            f"{type(self).__name__} names no last_layer, which loss.adaptive_weight needs; set it "
-            "to false."
-        )
+        name = type(self).__name__
+        raise UserError(f"loss.adaptive_weight must be false: {name} names no last_layer.")
 
     def encoding_parts(self) -> Iterable[nn.Module]:
         """What decides which codes an image gets."""
         return [self]
 
     def fingerprint(self) -> str:
-        """Names what makes codes: equal only where `encode` gives equal codes.
-
-        It covers parameters, buffers, classes and their settings of all `encoding_parts`.
-        """
+        """Of parameters, buffers, classes and their settings of all `encoding_parts`: equal only
+        where `encode` gives equal codes."""
         digest = hashlib.sha256(_path(self).encode())
         for part in self.encoding_parts():
             for name, module in part.named_modules():

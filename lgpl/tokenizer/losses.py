@@ -16,20 +16,12 @@ from lgpl.described import Described
 from lgpl.tokenizer.base import Autoencoder
 
 
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """mean relu(1 - D(x)) / 2 + mean relu(1 + D(x')) / 2 (arXiv 1705.02894)."""
-    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
-
-
-def non_saturating_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Binary cross-entropy with real = 1 and fake = 0 (arXiv 1406.2661), halved like the hinge."""
+def discriminator_adversarial_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
+    """Of logits. Hinge: mean relu(1 - D(x)) / 2 + mean relu(1 + D(x')) / 2 (arXiv 1705.02894);
+    non-saturating: binary cross-entropy, real = 1 and fake = 0 (arXiv 1406.2661), halved too."""
+    if kind == "hinge":
+        return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
-
-
-DISCRIMINATOR_LOSSES = {
-    "hinge": hinge_discriminator_loss,
-    "non-saturating": non_saturating_discriminator_loss,
-}
 
 
 def generator_adversarial_loss(fake: Tensor, kind: str) -> Tensor:
@@ -121,7 +113,12 @@ class TokenizerLoss(Described, nn.Module):
         loss = generator_adversarial_loss(logits, self.adversarial)
         weight = loss.new_full((), self.adversarial_weight)
         if self.adaptive_weight:
-            weight = weight * _gradient_ratio(reconstruction_loss, loss, autoencoder.last_layer)
+            last = autoencoder.last_layer
+            wanted, present = (
+                torch.autograd.grad(term, last, retain_graph=True)[0].norm()
+                for term in (reconstruction_loss, loss)
+            )
+            weight = weight * (wanted / (present + 1e-4)).clamp(0.0, 1e4).detach()
         return weight * loss, {"adversarial": loss.detach(), "adversarial_weight": weight.detach()}
 
     def discriminator_loss(
@@ -132,18 +129,10 @@ class TokenizerLoss(Described, nn.Module):
         self.discriminator.requires_grad_(True)
         real = self.discriminator(image).float()
         fake = self.discriminator(reconstructed.detach()).float()
-        loss = DISCRIMINATOR_LOSSES[self.adversarial](real, fake)
+        loss = discriminator_adversarial_loss(real, fake, self.adversarial)
         parts = {"real": real.detach().mean(), "fake": fake.detach().mean()}
         if self.lecam is not None:
             lecam = self.lecam(real, fake)
             loss = loss + self.lecam_weight * lecam
             parts["lecam"] = lecam.detach()
         return loss, parts
-
-
-def _gradient_ratio(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    norms = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm()
-        for loss in (reconstruction, adversarial)
-    ]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4).detach()

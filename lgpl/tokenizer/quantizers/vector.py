@@ -122,9 +122,8 @@ class VectorQuantizer(base.Quantizer):
         """Lloyd's algorithm from random features; an empty cluster is drawn anew."""
         if len(flat) < self.codebook_size:
             raise UserError(
-                f"k-means needs at least codebook_size = {self.codebook_size} features in a "
-                f"training batch, but the first holds {len(flat)}: enlarge batch_size or set "
-                "kmeans_iterations to 0."
+                f"k-means needs codebook_size = {self.codebook_size} features in a batch, but the "
+                f"first holds {len(flat)}: enlarge batch_size or set kmeans_iterations to 0."
             )
         shuffled = _same_everywhere(torch.randperm(len(flat), device=flat.device))
         centres = flat[shuffled[: self.codebook_size]]
@@ -133,21 +132,16 @@ class VectorQuantizer(base.Quantizer):
             counts = torch.bincount(nearest, minlength=self.codebook_size)
             sums = torch.zeros_like(centres).index_add_(0, nearest, flat)
             means = sums / counts.clamp(min=1).unsqueeze(-1)
-            drawn = _same_everywhere(
-                torch.randint(len(flat), (self.codebook_size,), device=flat.device)
-            )
-            centres = torch.where((counts > 0).unsqueeze(-1), means, flat[drawn])
+            drawn = torch.randint(len(flat), counts.shape, device=flat.device)
+            centres = torch.where((counts > 0).unsqueeze(-1), means, flat[_same_everywhere(drawn)])
             if self.l2_norm:
                 centres = F.normalize(centres, dim=-1)
         return centres
 
 
 def turn_onto(e: Tensor, q: Tensor) -> Tensor:
-    """Features e [N, D] turned and scaled onto code vectors q, as a constant linear map.
-
-    So a gradient at q reaches e with the angle to e that it has to q, times |q| / |e|
-    (arXiv 2410.06424, section 4.2).
-    """
+    """Features e [N, D] turned and scaled onto code vectors q, as a constant linear map: a gradient
+    at q reaches e with the angle to e that it has to q, times |q| / |e| (arXiv 2410.06424, 4.2)."""
     with torch.no_grad():
         from_, to = F.normalize(e, dim=-1), F.normalize(q, dim=-1)
         half = F.normalize(from_ + to, dim=-1)  # the mirror of the two Householder reflections

@@ -1,17 +1,17 @@
-"""Metrics that need the features themselves: kernel distance, precision, recall, density,
-coverage, retrieval."""
+"""Metrics of two sets of features: of their Gaussians, by a kernel, by nearest neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.image.kid import poly_mmd
-from torchmetrics.utilities import dim_zero_cat
+
+from lgpl.errors import UserError
+from lgpl.metrics.extractors import Extractor
+from lgpl.metrics.summary import FeatureSummary, Gaussian
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 PRECISION_K = 3  # arXiv 1904.06991
@@ -19,28 +19,47 @@ DENSITY_K = 5  # arXiv 2002.09797
 ROWS = 1024  # of a block of distances
 
 
-class FeatureBank(Metric):
-    """The features of the images of a set whose number is below `keep`."""
+def compute_metrics(
+    real: FeatureSummary, fake: FeatureSummary, extractor: Extractor
+) -> dict[str, float]:
+    """Every metric of `fake` against `real` that both allow, by its name.
 
-    features: list[Tensor]
-    numbers: list[Tensor]
-    full_state_update = False
+    Raises:
+        UserError: the reference is of other features.
+    """
+    have, want = len(real.pooled.mean), len(fake.pooled.mean)
+    if have != want:
+        raise UserError(
+            f"The reference is of {have} features, those of {extractor.name} are {want}; make it "
+            "with the same extractor."
+        )
+    found = {"FID": frechet_distance(real.pooled, fake.pooled)}
+    if real.spatial is not None and fake.spatial is not None:
+        found["sFID"] = frechet_distance(real.spatial, fake.spatial)
+    if fake.inception_score is not None:
+        found["IS"], found["IS std"] = fake.inception_score
+    if real.features is not None and fake.features is not None:
+        features = real.features.to(fake.features.device), fake.features
+        found["KID"] = kernel_distance(*features)
+        found["precision"], found["recall"] = precision_recall(*features)
+        found["density"], found["coverage"] = density_coverage(*features)
+    return {extractor.metric(name): value for name, value in found.items()}
 
-    def __init__(self, dim: int, keep: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.dim, self.keep = dim, keep
-        self.add_state("features", [], "cat")
-        self.add_state("numbers", [], "cat")
 
-    def update(self, features: Tensor, number: Tensor) -> None:
-        """Keep features [B, D] of the images of these numbers [B] that are below `keep`."""
-        wanted = number < self.keep
-        self.features.append(features[wanted].float())
-        self.numbers.append(number[wanted])
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|m - m'|² + tr(C + C' - 2 (C C')^(1/2)) (arXiv 1706.08500).
 
-    def compute(self) -> Tensor:
-        """[N, D] in the order of the numbers."""
-        return dim_zero_cat(self.features)[dim_zero_cat(self.numbers).argsort()]
+    The trace of the root of C C' is the sum of the roots of the eigenvalues of the symmetric
+    C^(1/2) C' C^(1/2), which are real, and never far below zero.
+    """
+    mean, covariance = a.mean.to(b.mean.device), a.covariance.to(b.mean.device)
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    product = root @ b.covariance @ root
+    trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    distance = (mean - b.mean).square().sum()
+    distance = distance + covariance.trace() + b.covariance.trace() - 2 * trace
+    return max(0.0, distance.item())
 
 
 def kernel_distance(
