@@ -22,11 +22,7 @@ ROWS = 1024  # of a block of distances
 def compute_metrics(
     real: FeatureSummary, fake: FeatureSummary, extractor: Extractor
 ) -> dict[str, float]:
-    """Every metric of `fake` against `real` that both allow, by its name.
-
-    Raises:
-        UserError: the reference is of other features.
-    """
+    """Every metric of `fake` against `real` that both allow; a UserError where features differ."""
     have, want = len(real.pooled.mean), len(fake.pooled.mean)
     if have != want:
         raise UserError(
@@ -47,11 +43,9 @@ def compute_metrics(
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|m - m'|² + tr(C + C' - 2 (C C')^(1/2)) (arXiv 1706.08500).
-
-    The trace of the root of C C' is the sum of the roots of the eigenvalues of the symmetric
-    C^(1/2) C' C^(1/2), which are real, and never far below zero.
-    """
+    """|m - m'|² + tr(C + C' - 2 (C C')^(1/2)) (arXiv 1706.08500). The trace of the root of C C' is
+    the sum of the roots of the eigenvalues of the symmetric C^(1/2) C' C^(1/2), which are real, and
+    never far below zero."""
     mean, covariance = a.mean.to(b.mean.device), a.covariance.to(b.mean.device)
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
@@ -74,20 +68,14 @@ def kernel_distance(
     rng = torch.Generator().manual_seed(0)
     distances = []
     for _ in range(subsets):
-        x, y = (
-            features[torch.randperm(len(features), generator=rng)[:size].to(features.device)]
-            for features in (real, fake)
-        )
+        x, y = (f[torch.randperm(len(f), generator=rng)[:size].to(f.device)] for f in (real, fake))
         distances.append(poly_mmd(x.double(), y.double()))
     return torch.stack(distances).mean().item()
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_K) -> tuple[float, float]:
-    """Shares of the fake within the real manifold and the reverse (arXiv 1904.06991).
-
-    A set's manifold is the union of the balls around its points that reach to the k-th nearest of
-    the others.
-    """
+    """Shares of the fake within the real manifold and the reverse (arXiv 1904.06991): the union of
+    the balls around a set's points that reach to the k-th nearest of the others."""
     precision = _inside(real, _radii(real, k), fake).gt(0)
     recall = _inside(fake, _radii(fake, k), real).gt(0)
     return precision.double().mean().item(), recall.double().mean().item()
@@ -103,13 +91,8 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_K) -> tuple[fl
 
 
 def retrieval_accuracy(generated: Tensor, real: Tensor, target: Tensor, k: int) -> float:
-    """Share of generated images whose own real image is among the k nearest by cosine.
-
-    Args:
-        generated: features [N, D].
-        real: features [M, D] of all candidates.
-        target: index of the right candidate for each generated image [N].
-    """
+    """Share of generated images [N, D] whose own real image, `target` [N] of the candidates [M, D],
+    is among the k nearest by cosine."""
     similarity = F.normalize(generated, dim=-1) @ F.normalize(real, dim=-1).T
     nearest = similarity.topk(k, dim=-1).indices
     return (nearest == target[:, None]).any(-1).float().mean().item()

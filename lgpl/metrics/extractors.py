@@ -185,11 +185,7 @@ class ModuleFeatures(Extractor):
 
 @torch.random.fork_rng(devices=[])  # whatever a constructor draws
 def load_extractor(name: str) -> Extractor:
-    """`inception`, `effnet-lite0`, or any nn.Module by its class path.
-
-    Raises:
-        UserError: there is none, or it cannot be built.
-    """
+    """`inception`, `effnet-lite0`, or any nn.Module by its class path; a UserError for others."""
     if name == INCEPTION:
         return Inception()
     if name == "effnet-lite0":
@@ -216,9 +212,7 @@ def to_bytes(image: Tensor) -> Tensor:
 
 def resize(image: Tensor, size: ImageSize | None) -> Tensor:
     """uint8 [B, 3, H, W] of images, uint8 or in [-1, 1], at another size; at their own for None.
-
-    Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its metrics.
-    """
+    Bicubic without antialiasing, as LlamaGen brings 384 px to the 256 px of its metrics."""
     image = image if image.dtype == torch.uint8 else to_bytes(image)
     if size is None or image.shape[-2:] == size:
         return image

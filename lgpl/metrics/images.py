@@ -54,15 +54,8 @@ class ImageSource(Protocol):
 
 
 def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource:
-    """The images of an `.npz`, of a folder, or of shards.
-
-    Args:
-        source: path of an npz or folder; anything else names shards, see `ShardDataModule`.
-        image_size: of the centre crop of shards, and of images of a folder.
-
-    Raises:
-        UserError: there are no such images.
-    """
+    """Those of an `.npz`, or the centre crops of a folder or of shards, see `ShardDataModule`; a
+    UserError where there are none."""
     if source.endswith(".npz"):
         return NpzImages(source)
     if Path(source).is_dir():
@@ -163,15 +156,9 @@ class SampleFile:
     """An npz of images that are written as they are made; an interrupted run continues with it.
 
     `NAME.npz.partial` is an npy that grows until the npz is whole; its length says how many images
-    are there. `NAME.npz.json` holds the settings. (A memory map of all images from the start would
-    end the process, without a word, on a disk that fills up.)
-
-    All ranks read it, in a folder that all of them see, and the first one writes it.
-
-    Args:
-        settings: plain values on which the images depend; images of others are deleted.
-        total: how many there will be.
-        size: height and width of the images, pixels.
+    are there. `NAME.npz.json` holds the settings on which they depend; images of others are
+    deleted. (A memory map of all images from the start would end the process, without a word, on a
+    disk that fills up.) All ranks read it, and the first one writes it.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], total: int, size: ImageSize) -> None:

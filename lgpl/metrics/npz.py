@@ -56,17 +56,18 @@ def names_in(path: str) -> list[str]:
 
 @contextmanager
 def member(path: str, name: str) -> Iterator[Member]:
-    """Open an array.
-
-    Raises:
-        UserError: the file is no npz or lacks the array; or the array is none of plain values,
-            claims another size than it has, or would unpack to many times what it takes.
-    """
+    """Open an array. A UserError where the file is no npz or lacks it, or where it is none of plain
+    values, claims another size than it has, or would unpack to many times what it takes."""
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
             info = archive.getinfo(f"{name}.npy")
-            _check_ratio(info, os.path.getsize(path))
+            packed = min(info.compress_size, os.path.getsize(path))  # whatever it says of itself
+            if info.file_size > max(SMALL, LARGEST_RATIO * packed):
+                raise ValueError(
+                    f"{info.filename} of {packed} bytes would unpack to {info.file_size}, "
+                    f"more than {LARGEST_RATIO} times as much"
+                )
             file = stack.enter_context(archive.open(info))
             shape, order, dtype, start = _header(file)
             size = math.prod(shape) * dtype.itemsize  # Python's numbers do not overflow
@@ -82,11 +83,7 @@ def member(path: str, name: str) -> Iterator[Member]:
 
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that the file has; all others are ignored.
-
-    Raises:
-        UserError: see `member`; or the arrays are too large.
-    """
+    """Those of the named arrays that the file has; a UserError as of `member` or for their size."""
     found: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(names_in(path)):
         if name not in names:
@@ -100,17 +97,6 @@ def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
             flat = np.frombuffer(opened.read(0, opened.size), opened.dtype)
             found[name] = flat.reshape(opened.shape, order=opened.order).copy()
     return found
-
-
-def _check_ratio(info: zipfile.ZipInfo, there: int) -> None:
-    """A ValueError where a member would grow out of proportion to the `there` bytes that the file
-    really has, whatever it says of itself."""
-    packed = min(info.compress_size, there)
-    if info.file_size > max(SMALL, LARGEST_RATIO * packed):
-        raise ValueError(
-            f"{info.filename} of {packed} bytes would unpack to {info.file_size}, more than "
-            f"{LARGEST_RATIO} times as much"
-        )
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:

@@ -56,8 +56,7 @@ class CLIPScore(MeanMetric):
     (arXiv 2104.08718, without its factor of 2.5).
 
     torchmetrics' class takes a fixed list of models and torchvision; this takes any model of
-    transformers with its tokenizer, by name or folder. One that can be neither read nor fetched is
-    a UserError.
+    transformers with its tokenizer, by name or folder; a UserError says that there is none.
     """
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", **kwargs: Any) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import platform
 import subprocess
@@ -34,12 +35,8 @@ def read_prompts(path: str | list[str]) -> list[str]:
     if not isinstance(path, str) or not path.endswith(".txt"):
         data = ShardDataModule(test=path, fields=("caption",), eval_batch_size=256)
         data.setup("test")
-        return [
-            caption
-            for batch in data.test_dataloader()
-            for caption, valid in zip(batch["caption"], batch["valid"], strict=True)
-            if valid
-        ]
+        kept = (itertools.compress(b["caption"], b["valid"]) for b in data.test_dataloader())
+        return list(itertools.chain.from_iterable(kept))
     lines = read_lines(path)
     if "" in lines:
         where = f"line {lines.index('') + 1} of {path}"
@@ -81,10 +78,8 @@ def report(
 
 @functools.cache
 def commit() -> str | None:
-    """Of lgpl's own repository; None where it is installed without one.
-
-    Call it before long work: the repository may move on, the code that runs does not.
-    """
+    """Of lgpl's own repository; None where it is installed without one. Call it before long work:
+    the repository may move on, the code that runs does not."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     here = Path(__file__).parent
     try:

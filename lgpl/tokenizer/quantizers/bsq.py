@@ -38,7 +38,7 @@ class BSQ(base.Quantizer):
         with torch.autocast(z.device.type, enabled=False):
             u = F.normalize(base.channels_last(z), dim=-1)  # [B, h, w, D]
             bits = u.detach() > 0
-            codes = (bits.long() << self._places(z.device)).sum(-1)
+            codes = (bits.long() << torch.arange(self.dim, device=z.device)).sum(-1)
             z_q = base.straight_through(self._corners(bits), u).permute(0, 3, 1, 2)
             terms = {}
             if self.entropy_weight:
@@ -49,11 +49,8 @@ class BSQ(base.Quantizer):
         return base.Quantized.of_terms(z_q, codes, terms)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        bits = (codes.unsqueeze(-1) >> self._places(codes.device)) & 1
+        bits = (codes.unsqueeze(-1) >> torch.arange(self.dim, device=codes.device)) & 1
         return self._corners(bits > 0).permute(0, 3, 1, 2)
-
-    def _places(self, device: torch.device) -> Tensor:
-        return torch.arange(self.dim, device=device)
 
     def _corners(self, bits: Tensor) -> Tensor:
         return (2.0 * bits - 1.0) / self.dim**0.5

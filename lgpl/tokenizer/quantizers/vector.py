@@ -94,7 +94,7 @@ class VectorQuantizer(base.Quantizer):
         if not self.kmeans_iterations and not self.revive_after:
             return {}
         flat = _gather(self._flatten(z))
-        if self.kmeans_iterations and bool((self.idle < 0).all()):
+        if self.kmeans_iterations and (self.idle < 0).all():
             self.codebook.weight.copy_(self._kmeans(flat))
             self.idle.zero_()
             return {}
@@ -151,13 +151,9 @@ def turn_onto(e: Tensor, q: Tensor) -> Tensor:
     return scale * (e - 2 * along_half * half + 2 * along_from * to)
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def _gather(x: Tensor) -> Tensor:
     """Rows of all ranks, in the order of the ranks; every rank has the same number."""
-    if not _distributed():
+    if not (dist.is_available() and dist.is_initialized()):
         return x
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())
@@ -166,6 +162,6 @@ def _gather(x: Tensor) -> Tensor:
 
 def _same_everywhere(x: Tensor) -> Tensor:
     """Rank 0's draw on every rank."""
-    if _distributed():
+    if dist.is_available() and dist.is_initialized():
         dist.broadcast(x, src=0)
     return x
