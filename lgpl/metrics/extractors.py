@@ -1,7 +1,5 @@
-"""Feature extractors: images [B, 3, H, W] in [-1, 1] -> features.
-
-A metric carries its extractor's name, `FID[effnet-lite0]`; only Inception's have plain names.
-"""
+"""Feature extractors: images [B, 3, H, W] in [-1, 1] -> features. A metric carries its extractor's
+name, `FID[effnet-lite0]`; only Inception's have plain names."""
 
 from __future__ import annotations
 
@@ -177,8 +175,7 @@ class ModuleFeatures(Extractor):
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(image):
             shape = [*found.shape] if isinstance(found, Tensor) else type(found).__name__
             raise UserError(
-                f"extractor: {self.name} gives {shape} for {len(image)} images; it should give "
-                f"features [{len(image)}, D]."
+                f"extractor: {self.name} gives {shape} for {len(image)} images, not [N, D]."
             )
         return Features(found)
 

@@ -1,6 +1,7 @@
 """Sets of images on disk: shards, a folder of image files, an npz as ADM's evaluator takes it.
 
-Nothing is read whole: fifty thousand images of 256 px are ten gigabytes.
+Their `batches` are uint8 [B, 3, H, W], which several ranks take in turn. Nothing is read whole:
+fifty thousand images of 256 px are ten gigabytes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,37 +36,6 @@ IMAGES = "arr_0"  # ADM's name for them in an npz
 LARGEST_IMAGE = 2**22  # pixels of one in an npz; a batch of them is read at once
 SMALLEST_IMAGE = 64  # or a small file could hold more images than memory has features for
 NO_CROP = "none: as they are"
-
-
-class ImageSource(Protocol):
-    """A set of images."""
-
-    source: str
-    count: int
-    identity: dict[str, Any]  # plain values that change when the images do
-    crop: str  # how they were cut out of the images on disk
-
-    @property
-    def size(self) -> ImageSize | None:
-        """Height and width, pixels, where they are known beforehand."""
-
-    def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
-        """uint8 [B, 3, H, W]; several ranks take them in turn."""
-
-
-def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource:
-    """Those of an `.npz`, or the centre crops of a folder or of shards, see `ShardDataModule`; a
-    UserError where there are none."""
-    if source.endswith(".npz"):
-        return NpzImages(source)
-    if Path(source).is_dir():
-        return FolderImages(source, image_size)
-    if image_size is None:
-        raise UserError(
-            f"{source} names shards, whose images need a size: give --image-size, or with "
-            "--samples of generated images --resize."
-        )
-    return ShardImages(source, image_size)
 
 
 class ShardImages:
@@ -152,6 +122,26 @@ class NpzImages:
                 yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
 
+# `size` is height and width, pixels, where they are known beforehand; `identity`, plain values that
+# change when the images do; `crop`, how they were cut out of the images on disk.
+ImageSource = ShardImages | FolderImages | NpzImages
+
+
+def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource:
+    """Those of an `.npz`, or of a folder or shards (see `ShardDataModule`), cropped to a size; a
+    UserError where there are none."""
+    if source.endswith(".npz"):
+        return NpzImages(source)
+    if Path(source).is_dir():
+        return FolderImages(source, image_size)
+    if image_size is None:
+        raise UserError(
+            f"{source} names shards, whose images need a size: give --image-size, or with "
+            "--samples of generated images --resize."
+        )
+    return ShardImages(source, image_size)
+
+
 class SampleFile:
     """An npz of images that are written as they are made; an interrupted run continues with it.
 
@@ -176,8 +166,7 @@ class SampleFile:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 same = described.exists() and described.read_bytes() == text.encode()
                 if path.exists() and not described.exists():
-                    other = "is there, and not of this command; name another file."
-                    raise UserError(f"--npz: {path} {other}")
+                    raise UserError(f"--npz: {path} is not of this command; name another file.")
                 if self.partial.is_symlink() or not same:  # nothing is written through a link
                     self.partial.unlink(missing_ok=True)
                 if not same:

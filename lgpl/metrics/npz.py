@@ -76,9 +76,7 @@ def member(path: str, name: str) -> Iterator[Member]:
         except KeyError as error:
             raise UserError(f"{path} holds no {name}.") from error
         except Exception as error:  # numpy parses a header as Python, with all that may fail there
-            raise UserError(
-                f"{path} cannot be read as an npz of plain arrays ({error})."
-            ) from error
+            raise UserError(f"{path} cannot be read as an npz of plain arrays: {error}.") from error
         yield Member(path, file, shape, order, dtype, start, size)
 
 

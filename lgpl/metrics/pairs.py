@@ -52,11 +52,10 @@ class Similarity(nn.Module):
 
 
 class CLIPScore(MeanMetric):
-    """Mean of 100 max(cos, 0) between the CLIP features of images and captions
-    (arXiv 2104.08718, without its factor of 2.5).
+    """Mean of 100 max(cos, 0) between the CLIP features of images and captions (arXiv 2104.08718,
+    without its factor of 2.5), by a model of transformers with its tokenizer, name or folder.
 
-    torchmetrics' class takes a fixed list of models and torchvision; this takes any model of
-    transformers with its tokenizer, by name or folder; a UserError says that there is none.
+    torchmetrics' class takes a fixed list of models, and torchvision.
     """
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", **kwargs: Any) -> None:

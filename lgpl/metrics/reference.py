@@ -39,11 +39,8 @@ def reference(
     batch_size: int = 64,
 ) -> tuple[FeatureSummary, dict[str, Any]]:
     """The summary and the provenance of a file of `write_summary`, of an npz of ADM's with `mu` and
-    `sigma` or `arr_0`, or of images for `open_images`, whose summary is kept in `cache`.
-
-    Raises:
-        UserError: it is of another extractor or height and width, or it is no reference.
-    """
+    `sigma` or `arr_0`, or of images for `open_images`, whose summary is kept in `cache`. A
+    UserError where it is of another extractor or height and width, or it is no reference."""
     names = names_in(source) if source.endswith(".npz") else []
     if "provenance" in names:
         return read_summary(source, extractor, image_size)
@@ -64,8 +61,7 @@ def reference(
             f"take those of {extractor.name} from; evaluate with --extractor inception."
         )
     arrays = read_arrays(source, ARRAYS)
-    has_spatial = "mu_s" in arrays and "sigma_s" in arrays
-    spatial = _gaussian(arrays, "_s", ADM_COUNT) if has_spatial else None
+    spatial = _gaussian(arrays, "_s", ADM_COUNT) if {"mu_s", "sigma_s"} <= arrays.keys() else None
     return FeatureSummary(_gaussian(arrays, "", ADM_COUNT), spatial, features), provenance
 
 
@@ -114,11 +110,8 @@ def summarise(
     neighbours: int | None = None,
 ) -> FeatureSummary:
     """One pass over images on disk, with a progress bar, resized to `size` (height, width) where it
-    is given. All ranks must call this.
-
-    It keeps the features of so many `neighbours`, drawn from all over the set: a data set may be
-    sorted by class. None keeps those of the first in their order.
-    """
+    is given; all ranks must call this. It keeps the features of so many `neighbours`, drawn from
+    all over the set: a data set may be sorted by class. None keeps the first in their order."""
     numbers, keep = torch.arange(images.count), {}
     if neighbours is not None:
         keep = {"keep": neighbours}
@@ -168,8 +161,7 @@ def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any
 def read_summary(
     path: str, extractor: Extractor, image_size: ImageSize
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    """A file of `write_summary`; a UserError where it is damaged, or of another extractor or
-    resolution."""
+    """A file of `write_summary`; a UserError where it is damaged, or of other features or sizes."""
     arrays = read_arrays(path, ARRAYS)
     try:
         provenance = dict(json.loads(str(arrays["provenance"])))
@@ -190,9 +182,7 @@ def read_summary(
             )
     features = _numbers(arrays, "features") if "features" in arrays else None
     if features is not None and (features.dim() != 2 or features.shape[1] != len(pooled.mean)):
-        raise UserError(
-            f"{path}: features are {[*features.shape]}; they should be [N, {len(pooled.mean)}]."
-        )
+        raise UserError(f"{path}: features are {[*features.shape]}, not [N, {len(pooled.mean)}].")
     return FeatureSummary(pooled, spatial, features), provenance
 
 

@@ -129,16 +129,14 @@ class FeatureSummary:
 
 
 class ImageSet(nn.Module):
-    """Summarises images as they come, those of all ranks together, `total` in number.
+    """Summarises images as they come, those of all ranks together, `total` in number; a UserError
+    where they are too few for the covariance.
 
     Args:
         keep: number of images whose features are kept, for the metrics of neighbours; ADM's
             evaluator takes those of all its 50 000 samples.
         numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
         size: height and width to which images are resized, pixels; None leaves them as they are.
-
-    Raises:
-        UserError: they are too few for the covariance.
     """
 
     def __init__(
@@ -161,8 +159,7 @@ class ImageSet(nn.Module):
                 f"{name} has {total}."
             )
         numbers = numbers or total
-        self.pooled = FeatureGaussian(dim)
-        self.bank = FeatureBank(dim, keep * numbers // total)
+        self.pooled, self.bank = FeatureGaussian(dim), FeatureBank(dim, keep * numbers // total)
         self.spatial, self.score = None, None
         if spatial is not None and total > spatial.shape[1]:
             self.spatial = FeatureGaussian(spatial.shape[1])

@@ -54,7 +54,7 @@ class Autoencoder(Described, nn.Module, ABC):
     def last_layer(self) -> Tensor:
         """The weight against whose gradient the adaptive adversarial weight is measured."""
         name = type(self).__name__
-        raise UserError(f"loss.adaptive_weight must be false: {name} names no last_layer.")
+        raise UserError(f"loss.adaptive_weight must be false: {name} has no last_layer.")
 
     def encoding_parts(self) -> Iterable[nn.Module]:
         """What decides which codes an image gets."""

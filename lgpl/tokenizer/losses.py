@@ -1,7 +1,5 @@
-"""The tokenizer's objective: reconstruction + perceptual + adversarial + codebook terms.
-
-LlamaGen (arXiv 2406.06525, section 2.2), after VQGAN (arXiv 2012.09841, section 3.1).
-"""
+"""The tokenizer's objective: reconstruction + perceptual + adversarial + codebook terms, as of
+LlamaGen (arXiv 2406.06525, section 2.2), after VQGAN (arXiv 2012.09841, section 3.1)."""
 
 from __future__ import annotations
 
@@ -29,9 +27,8 @@ def generator_adversarial_loss(fake: Tensor, kind: str) -> Tensor:
 
 
 class LeCam(nn.Module):
-    """Keeps a discriminator's logits near where the other kind's have been of late (arXiv
-    2104.03310, equation 4), which steadies a GAN on few images. `decay` is that of the averages
-    of logits in a step."""
+    """Keeps a discriminator's logits near averages of the other kind's, which decay with each step
+    (arXiv 2104.03310, equation 4); that steadies a GAN on few images."""
 
     real: Tensor
     fake: Tensor

