@@ -26,7 +26,7 @@ class Autoencoder(Described, nn.Module, ABC):
 
     @abstractmethod
     def image_size(self, layout: CodeLayout) -> ImageSize:
-        """Of the image that codes of a layout are decoded to; a UserError for others' codes."""
+        """Of the image that codes of a layout are decoded to; a UserError where it has no such."""
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ class Autoencoder(Described, nn.Module, ABC):
         """Reconstruction [B, 3, H, W] and what the quantizer did, for training."""
 
     def decode_partial(self, codes: Tensor, drawn: Tensor) -> Tensor:
-        """Images of codes [B, *layout.shape], which are any where `drawn` [B, rows, columns] is not
-        true: where not all codes of a place are drawn."""
+        """Images of codes [B, *layout.shape], of which those of a place are all drawn where `drawn`
+        [B, rows, columns] is true, and may be any elsewhere."""
         known = drawn if codes.dim() == drawn.dim() else drawn.unsqueeze(1)
         return self.decode(codes.where(known, 0))
 

@@ -24,7 +24,7 @@ class PatchGAN(Described, nn.Module):
             stride = 2 if index < layers else 1
             blocks += [
                 nn.Conv2d(previous, channels, 4, stride=stride, padding=1, bias=False),
-                # It is only used in training; running statistics alone would differ by the rank.
+                # Training mode only, so no running statistics: they alone would differ by rank.
                 nn.BatchNorm2d(channels, track_running_stats=False),
                 nn.LeakyReLU(0.2),
             ]
