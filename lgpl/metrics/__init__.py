@@ -1,5 +1,6 @@
 """Feature extractors and metrics."""
 
+from lgpl.metrics.comparison import compute_metrics, retrieval_accuracy
 from lgpl.metrics.extractors import (
     EfficientNetLite0,
     Extractor,
@@ -7,9 +8,8 @@ from lgpl.metrics.extractors import (
     Inception,
     load_extractor,
 )
-from lgpl.metrics.neighbours import retrieval_accuracy
 from lgpl.metrics.pairs import CLIPScore, Similarity
-from lgpl.metrics.summary import FeatureSummary, ImageSet, compute_metrics
+from lgpl.metrics.summary import FeatureSummary, ImageSet
 
 __all__ = [
     "CLIPScore",

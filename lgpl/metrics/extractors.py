@@ -1,11 +1,10 @@
-"""Feature extractors: images [B, 3, H, W] in [-1, 1] -> features.
-
-A metric carries its extractor's name, `FID[effnet-lite0]`; only Inception's have plain names.
-"""
+"""Feature extractors: images [B, 3, H, W] in [-1, 1] -> features. A metric carries its extractor's
+name, `FID[effnet-lite0]`; only Inception's have plain names."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,40 +21,21 @@ from lgpl.lazy import needs
 
 INCEPTION = "inception"
 SPATIAL_CHANNELS = 7  # of sFID (arXiv 2103.03841, section 4.1)
-# EfficientNet's convolutions with the normalization behind each, wherever they stand.
-CONVOLUTIONS = (
-    ("_conv_stem", "_bn0"),
-    ("_conv_head", "_bn1"),
-    ("_expand_conv", "_bn0"),
-    ("_depthwise_conv", "_bn1"),
-    ("_project_conv", "_bn2"),
-)
 
 
 class Features(NamedTuple):
-    """Features of a batch.
+    """Features of a batch."""
 
-    Attributes:
-        pooled: [B, D].
-        spatial: [B, S], rows, columns and channels in this order.
-        logits: of a classifier [B, K].
-    """
-
-    pooled: Tensor
-    spatial: Tensor | None = None
-    logits: Tensor | None = None
+    pooled: Tensor  # [B, D]
+    spatial: Tensor | None = None  # [B, S]: rows, columns and channels in this order
+    logits: Tensor | None = None  # of a classifier [B, K]
 
 
 class Extractor(nn.Module):
-    """A frozen feature extractor.
+    """A frozen feature extractor."""
 
-    Attributes:
-        name: part of the name of every metric made with it.
-        preprocessing: what happens to an image before the network, for the provenance.
-    """
-
-    name: str
-    preprocessing: str
+    name: str  # part of the name of every metric made with it
+    preprocessing: str  # what happens to an image before the network, for the provenance
     _empty: Tensor  # knows the device, also of a module without weights
 
     def __init__(self) -> None:
@@ -78,7 +58,7 @@ class Extractor(nn.Module):
         return self._spatial.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     def features(self, image: Tensor) -> Features:
-        """Features of images [B, 3, H, W] in [-1, 1]."""
+        """Of images [B, 3, H, W] in [-1, 1]."""
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor:
@@ -94,14 +74,8 @@ class EfficientNetLite0(Extractor):
     """Features of an ImageNet classifier that comes as a PyPI package; D = 1280.
 
     It stands in for FID's Inception where that cannot be fetched: metrics from it carry its name
-    and are not comparable with Inception's.
-
-    Args:
-        size: side in pixels to which images are scaled; the classifier was trained at 224, and
-            another size is another extractor.
-
-    Raises:
-        UserError: the packages are not installed.
+    and are not comparable with Inception's. Images are scaled to `size` pixels a side; the
+    classifier was trained at 224, and another size is another extractor.
     """
 
     def __init__(self, size: int = 224) -> None:
@@ -133,27 +107,22 @@ class EfficientNetLite0(Extractor):
         """Fuse normalization, padding and activation into the convolutions: the same function in a
         quarter of the time on a CPU, where memory bandwidth is the limit."""
         for block in (self.net, *self.net._blocks):
-            for conv, norm in CONVOLUTIONS:
-                if not hasattr(block, conv):
+            for (name, conv), (after, norm) in itertools.pairwise([*block.named_children()]):
+                if not isinstance(norm, nn.BatchNorm2d):
                     continue
-                fused = fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm))
+                fused = fuse_conv_bn_eval(conv, norm)
                 sides = getattr(fused.static_padding, "padding", (0,))
                 if len(set(sides)) == 1:  # a convolution pads both sides equally
                     fused.padding, fused.static_padding = (sides[0],) * 2, nn.Identity()
-                setattr(block, conv, fused)
-                setattr(block, norm, nn.Identity())
+                setattr(block, name, fused)
+                setattr(block, after, nn.Identity())
             block._swish = nn.ReLU6(inplace=True)
         self.net.to(memory_format=torch.channels_last)
 
 
 class Inception(Extractor):
     """FID's own Inception v3 as torch-fidelity ports it; D = 2048, spatial features as in ADM's
-    evaluator (arXiv 2105.05233).
-
-    Raises:
-        UserError: torch-fidelity is not installed, or its weights are neither here nor fetched, or
-            damaged.
-    """
+    evaluator (arXiv 2105.05233). A UserError names weights that are missing or damaged."""
 
     name = INCEPTION
     preprocessing = "8 bit, TensorFlow's bilinear without antialiasing to 299 px, (x - 128) / 128"
@@ -163,26 +132,23 @@ class Inception(Extractor):
         other = ", or take another extractor, such as effnet-lite0"
         needs("FID's Inception", "torch-fidelity", "fid", other)
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import (
-                URL_INCEPTION_V3,
-                FeatureExtractorInceptionV3,
-            )
+            from torch_fidelity import feature_extractor_inceptionv3 as port
         except (ImportError, RuntimeError) as error:  # a torchvision for another torch
             raise UserError(f"torch-fidelity cannot be imported ({error}){other[1:]}.") from error
-        wanted = ["2048", "logits_unbiased"]
-        path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rpartition("/")[2]
+        wanted, url = ["2048", "logits_unbiased"], port.URL_INCEPTION_V3
+        path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
         try:
-            self.net = FeatureExtractorInceptionV3("inception-v3-compat", wanted)
+            self.net = port.FeatureExtractorInceptionV3("inception-v3-compat", wanted)
         except OSError as error:
             raise UserError(
                 f"The weights of FID's Inception cannot be fetched ({error}) and are not at "
-                f"{path}; fetch them with: curl -L --create-dirs -o {path} {URL_INCEPTION_V3}"
+                f"{path}; fetch them with: curl -L --create-dirs -o {path} {url}"
             ) from error
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
                 f"{path} does not hold the weights of FID's Inception ({reason}); remove it, and "
-                f"it is fetched again from {URL_INCEPTION_V3}."
+                f"it is fetched again from {url}."
             ) from error
         # `mixed_6/conv` of TensorFlow's graph is the 1x1 branch of the port's fourth 17x17 block.
         self.freeze(self.net.Mixed_6d.branch1x1)
@@ -194,11 +160,8 @@ class Inception(Extractor):
 
 
 class ModuleFeatures(Extractor):
-    """Any module that gives features [B, D] of images [B, 3, H, W] in [-1, 1].
-
-    Args:
-        module: its attribute `name`, or else its class, names the metrics.
-    """
+    """Any module from images [B, 3, H, W] in [-1, 1] to features [B, D]; its attribute `name`, or
+    else its class, names the metrics."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -212,19 +175,14 @@ class ModuleFeatures(Extractor):
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(image):
             shape = [*found.shape] if isinstance(found, Tensor) else type(found).__name__
             raise UserError(
-                f"extractor: {self.name} gives {shape} for {len(image)} images; it should give "
-                f"features [{len(image)}, D]."
+                f"extractor: {self.name} gives {shape} for {len(image)} images, not [N, D]."
             )
         return Features(found)
 
 
 @torch.random.fork_rng(devices=[])  # whatever a constructor draws
 def load_extractor(name: str) -> Extractor:
-    """The extractor `inception`, `effnet-lite0`, or of the class path of any nn.Module.
-
-    Raises:
-        UserError: there is none, or it cannot be built.
-    """
+    """`inception`, `effnet-lite0`, or any nn.Module by its class path; a UserError for others."""
     if name == INCEPTION:
         return Inception()
     if name == "effnet-lite0":
@@ -232,9 +190,9 @@ def load_extractor(name: str) -> Extractor:
     path, _, cls = name.rpartition(".")
     try:
         built: Any = getattr(importlib.import_module(path), cls)()
+    except UserError:
+        raise
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"extractor: {name} is neither inception, effnet-lite0 nor the path of a class that "
             f"is built without arguments ({error})."
@@ -251,9 +209,7 @@ def to_bytes(image: Tensor) -> Tensor:
 
 def resize(image: Tensor, size: ImageSize | None) -> Tensor:
     """uint8 [B, 3, H, W] of images, uint8 or in [-1, 1], at another size; at their own for None.
-
-    Bicubic without antialiasing, which is how LlamaGen brings 384 px to the 256 px of its metrics.
-    """
+    Bicubic without antialiasing, as LlamaGen brings 384 px to the 256 px of its metrics."""
     image = image if image.dtype == torch.uint8 else to_bytes(image)
     if size is None or image.shape[-2:] == size:
         return image

@@ -1,6 +1,7 @@
 """Sets of images on disk: shards, a folder of image files, an npz as ADM's evaluator takes it.
 
-Nothing is read whole: fifty thousand images of 256 px are ten gigabytes.
+Their `batches` are uint8 [B, 3, H, W], which several ranks take in turn. Nothing is read whole:
+fifty thousand images of 256 px are ten gigabytes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,44 +36,6 @@ IMAGES = "arr_0"  # ADM's name for them in an npz
 LARGEST_IMAGE = 2**22  # pixels of one in an npz; a batch of them is read at once
 SMALLEST_IMAGE = 64  # or a small file could hold more images than memory has features for
 NO_CROP = "none: as they are"
-
-
-class ImageSource(Protocol):
-    """A set of images."""
-
-    source: str
-    count: int
-    identity: dict[str, Any]  # plain values that change when the images do
-    crop: str  # how they were cut out of the images on disk
-
-    @property
-    def size(self) -> ImageSize | None:
-        """Height and width, pixels, where they are known beforehand."""
-
-    def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
-        """uint8 [B, 3, H, W]; several ranks take them in turn."""
-
-
-def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource:
-    """The images of an `.npz`, of a folder, or of shards.
-
-    Args:
-        source: path of an npz or folder; anything else names shards, see `ShardDataModule`.
-        image_size: of the centre crop of shards, and of images of a folder.
-
-    Raises:
-        UserError: there are no such images.
-    """
-    if source.endswith(".npz"):
-        return NpzImages(source)
-    if Path(source).is_dir():
-        return FolderImages(source, image_size)
-    if image_size is None:
-        raise UserError(
-            f"{source} names shards, whose images need a size: give --image-size, or with "
-            "--samples of generated images --resize."
-        )
-    return ShardImages(source, image_size)
 
 
 class ShardImages:
@@ -130,60 +93,62 @@ class FolderImages:
 
 
 class NpzImages:
-    """`arr_0`, uint8 [N, H, W, 3], of an npz: the batches of ADM (arXiv 2105.05233), samples made
-    elsewhere.
-    """
+    """`arr_0`, uint8 [N, H, W, 3], of an npz: ADM's batches (arXiv 2105.05233), others' samples."""
 
     def __init__(self, path: str) -> None:
-        self.source = self.path = path
+        self.source = path
         with member(path, IMAGES) as images:
             shape, dtype, order = images.shape, images.dtype, images.order
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise UserError(f"{path}: arr_0 must be uint8 [N, H, W, 3], got {dtype} {[*shape]}")
         if order != "C":
             raise UserError(f"{path}: arr_0 is in Fortran's order; save it in C's.")
-        self.count, self.shape = shape[0], shape[1:]
-        self.size = shape[1], shape[2]
-        if not SMALLEST_IMAGE <= self.shape[0] * self.shape[1] <= LARGEST_IMAGE:
+        self.count, height, width, _ = shape
+        self.shape, self.size = shape[1:], (height, width)
+        if not SMALLEST_IMAGE <= height * width <= LARGEST_IMAGE:
             raise UserError(
-                f"{path}: images of {self.shape[1]}x{self.shape[0]} pixels; they should have "
-                f"{SMALLEST_IMAGE} to {LARGEST_IMAGE} pixels."
+                f"{path}: images of {width}x{height} pixels; they should have {SMALLEST_IMAGE} to "
+                f"{LARGEST_IMAGE} pixels."
             )
         self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
 
     def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         each = math.prod(self.shape)
-        with member(self.path, IMAGES) as images:
+        with member(self.source, IMAGES) as images:
             for first in range(rank.index * size, self.count, rank.count * size):
                 wanted = min(size, self.count - first)
-                try:
-                    images.file.seek(images.start + first * each)
-                    data = images.file.read(wanted * each)
-                except Exception as error:  # as many kinds as there are compressions
-                    raise UserError(f"{self.path} is damaged ({error}).") from error
-                if len(data) < wanted * each:
-                    raise UserError(
-                        f"{self.path} ends after {first + len(data) // each} of its {self.count} "
-                        "images."
-                    )
+                data = images.read(first * each, wanted * each)
                 pixels = np.frombuffer(data, np.uint8).reshape(wanted, *self.shape)
                 yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+
+# `size` is height and width, pixels, where they are known beforehand; `identity`, plain values that
+# change when the images do; `crop`, how they were cut out of the images on disk.
+ImageSource = ShardImages | FolderImages | NpzImages
+
+
+def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource:
+    """Those of an `.npz`, or of a folder or shards (see `ShardDataModule`), cropped to a size; a
+    UserError where there are none."""
+    if source.endswith(".npz"):
+        return NpzImages(source)
+    if Path(source).is_dir():
+        return FolderImages(source, image_size)
+    if image_size is None:
+        raise UserError(
+            f"{source} names shards, whose images need a size: give --image-size, or with "
+            "--samples of generated images --resize."
+        )
+    return ShardImages(source, image_size)
 
 
 class SampleFile:
     """An npz of images that are written as they are made; an interrupted run continues with it.
 
     `NAME.npz.partial` is an npy that grows until the npz is whole; its length says how many images
-    are there. `NAME.npz.json` holds the settings. (A memory map of all images from the start would
-    end the process, without a word, on a disk that fills up.)
-
-    All ranks read it, and the first one writes it.
-
-    Args:
-        path: of the npz, in a folder that all ranks see.
-        settings: plain values on which the images depend; images of others are deleted.
-        total: how many there will be.
-        size: height and width of the images, pixels.
+    are there. `NAME.npz.json` holds the settings on which they depend; images of others are
+    deleted. (A memory map of all images from the start would end the process, without a word, on a
+    disk that fills up.) All ranks read it, and the first one writes it.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], total: int, size: ImageSize) -> None:
@@ -201,9 +166,7 @@ class SampleFile:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 same = described.exists() and described.read_bytes() == text.encode()
                 if path.exists() and not described.exists():
-                    raise UserError(
-                        f"--npz: {path} is there, and not of this command; name another file."
-                    )
+                    raise UserError(f"--npz: {path} is not of this command; name another file.")
                 if self.partial.is_symlink() or not same:  # nothing is written through a link
                     self.partial.unlink(missing_ok=True)
                 if not same:
@@ -216,10 +179,8 @@ class SampleFile:
         if rank.count > 1:
             dist.barrier()
         if not described.exists():
-            raise UserError(
-                f"--npz: rank {rank.index} does not see {path}, which the first rank writes; name "
-                "a folder that all machines share."
-            )
+            unseen = f"rank {rank.index} does not see {path}, which the first rank writes"
+            raise UserError(f"--npz: {unseen}; name a folder that all machines share.")
 
     @property
     def done(self) -> int:

@@ -6,7 +6,6 @@ import io
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,9 +15,6 @@ import numpy as np
 
 from lgpl.errors import UserError
 
-# What reading an npz raises where it is cut short, damaged, or in a form that Python lacks.
-DAMAGED = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zlib.error,
-           zipfile.BadZipFile)  # fmt: skip
 LONGEST_HEADER = 4096  # bytes of what stands before an array
 LARGEST_RATIO = 100  # of an array's bytes to those in the file; flat images may come to it
 SMALL = 32 * 2**20  # bytes up to which the ratio is not checked
@@ -27,109 +23,88 @@ LARGEST_WHOLE = 2**30  # bytes that are read at once, such as two covariances of
 
 @dataclass(frozen=True)
 class Member:
-    """An array in an npz, open where its data begins.
+    """An array in an open npz."""
 
-    Attributes:
-        order: of its bytes, C's or Fortran's (F).
-        dtype: never one that pickle would have to load.
-        start: offset of the data in the file, bytes.
-    """
-
+    path: str  # of the npz
     file: IO[bytes]
     shape: tuple[int, ...]
-    order: Literal["C", "F"]
-    dtype: np.dtype
-    start: int
+    order: Literal["C", "F"]  # of its bytes, C's or Fortran's
+    dtype: np.dtype  # never one that pickle would have to load
+    start: int  # offset of the data in the file, bytes
+    size: int  # bytes of the data
+
+    def read(self, first: int, size: int) -> bytes:
+        """So many bytes of the data from one on; a UserError where they are damaged or missing."""
+        try:
+            self.file.seek(self.start + first)
+            data = self.file.read(size)
+            if len(data) < size:
+                raise EOFError(f"{first + len(data)} of {self.size} bytes are there")
+        except Exception as error:  # as many kinds as there are compressions
+            raise UserError(f"{self.path} is damaged ({error}).") from error
+        return data
 
 
 def names_in(path: str) -> list[str]:
-    """Names of the arrays.
-
-    Raises:
-        UserError: the file is no npz.
-    """
+    """Names of the arrays; a UserError where the file is no npz."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except DAMAGED as error:
+    except Exception as error:  # as many kinds as there are ways to damage a file
         raise UserError(f"{path} cannot be read as an npz ({error}).") from error
 
 
 @contextmanager
 def member(path: str, name: str) -> Iterator[Member]:
-    """Open an array.
-
-    Raises:
-        UserError: the file is no npz or lacks the array; or the array is none of plain values,
-            claims another size than it has, or would unpack to many times what it takes.
-    """
+    """Open an array. A UserError where the file is no npz or lacks it, or where it is none of plain
+    values, claims another size than it has, or would unpack to many times what it takes."""
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
             info = archive.getinfo(f"{name}.npy")
-            _check_ratio(info, os.path.getsize(path))
+            packed = min(info.compress_size, os.path.getsize(path))  # whatever it says of itself
+            if info.file_size > max(SMALL, LARGEST_RATIO * packed):
+                raise ValueError(
+                    f"{info.filename} of {packed} bytes would unpack to {info.file_size}, "
+                    f"more than {LARGEST_RATIO} times as much"
+                )
             file = stack.enter_context(archive.open(info))
             shape, order, dtype, start = _header(file)
             size = math.prod(shape) * dtype.itemsize  # Python's numbers do not overflow
-            if size != info.file_size - start:
-                raise ValueError(
-                    f"{name} of {_by(shape)} {dtype} takes {size} bytes and has "
-                    f"{info.file_size - start}"
-                )
+            if size != (has := info.file_size - start):
+                raise ValueError(f"{name} of {_by(shape)} {dtype} takes {size} bytes and has {has}")
         except KeyError as error:
             raise UserError(f"{path} holds no {name}.") from error
         except Exception as error:  # numpy parses a header as Python, with all that may fail there
-            raise UserError(
-                f"{path} cannot be read as an npz of plain arrays ({error})."
-            ) from error
-        yield Member(file, shape, order, dtype, start)
+            raise UserError(f"{path} cannot be read as an npz of plain arrays: {error}.") from error
+        yield Member(path, file, shape, order, dtype, start, size)
 
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that the file has; all others are ignored.
-
-    Raises:
-        UserError: see `member`; or the arrays are too large.
-    """
+    """Those of the named arrays that the file has; a UserError as of `member` or for their size."""
     found: dict[str, np.ndarray] = {}
     for name in dict.fromkeys(names_in(path)):
         if name not in names:
             continue
         with member(path, name) as opened:
-            size = math.prod(opened.shape) * opened.dtype.itemsize
-            if size + sum(array.nbytes for array in found.values()) > LARGEST_WHOLE:
+            if opened.size + sum(array.nbytes for array in found.values()) > LARGEST_WHOLE:
                 raise UserError(
-                    f"{path}: {name} of {_by(opened.shape)} takes {size} bytes; no statistics are "
-                    f"larger than {LARGEST_WHOLE}."
+                    f"{path}: {name} of {_by(opened.shape)} takes {opened.size} bytes; no "
+                    f"statistics are larger than {LARGEST_WHOLE}."
                 )
-            try:
-                flat = np.frombuffer(opened.file.read(size), opened.dtype)
-            except Exception as error:  # as many kinds as there are compressions
-                raise UserError(f"{path} is damaged ({error}).") from error
+            flat = np.frombuffer(opened.read(0, opened.size), opened.dtype)
             found[name] = flat.reshape(opened.shape, order=opened.order).copy()
     return found
 
 
-def _check_ratio(info: zipfile.ZipInfo, there: int) -> None:
-    """Raises ValueError where a member would grow out of proportion to the `there` bytes that the
-    file really has, whatever it says of itself."""
-    packed = min(info.compress_size, there)
-    if info.file_size > max(SMALL, LARGEST_RATIO * packed):
-        raise ValueError(
-            f"{info.filename} of {packed} bytes would unpack to {info.file_size}, more than "
-            f"{LARGEST_RATIO} times as much"
-        )
-
-
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype, int]:
-    """Shape, order, type and offset of the data, where the file stands afterwards."""
+    """Shape, order, type and offset of the data."""
     stream = io.BytesIO(file.read(LONGEST_HEADER))  # a longer one is cut off, which numpy refuses
     first = np.lib.format.read_magic(stream) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError("an array of objects, which only pickle could load")
-    file.seek(stream.tell())
     return shape, "F" if fortran else "C", dtype, stream.tell()
 
 

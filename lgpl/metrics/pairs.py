@@ -17,11 +17,7 @@ from lgpl.tokenizer.perceptual import LPIPS
 
 
 class Similarity(nn.Module):
-    """PSNR, SSIM and, where its net is named, LPIPS of image pairs; means over the images.
-
-    Args:
-        lpips: `vgg` or `alex`; None leaves it out.
-    """
+    """PSNR, SSIM and, by the net `vgg` or `alex`, LPIPS of image pairs; means over the images."""
 
     def __init__(self, lpips: str | None = "vgg") -> None:
         super().__init__()
@@ -56,20 +52,11 @@ class Similarity(nn.Module):
 
 
 class CLIPScore(MeanMetric):
-    """Mean of 100 max(cos, 0) between the CLIP features of images and captions
-    (arXiv 2104.08718, without its factor of 2.5).
+    """Mean of 100 max(cos, 0) between the CLIP features of images and captions (arXiv 2104.08718,
+    without its factor of 2.5), by a model of transformers with its tokenizer, name or folder.
 
-    torchmetrics' class takes a fixed list of models and torchvision; this takes any folder or name.
-
-    Args:
-        model: name or folder of a CLIP model of transformers, with its tokenizer.
-
-    Raises:
-        UserError: it can be neither read nor fetched.
+    torchmetrics' class takes a fixed list of models, and torchvision.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", **kwargs: Any) -> None:
         super().__init__(**kwargs)

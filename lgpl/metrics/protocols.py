@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import platform
 import subprocess
@@ -21,8 +22,9 @@ from lgpl.atomic import PartialFile, write_text
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator.sampling import Sampling
+from lgpl.metrics.comparison import compute_metrics
 from lgpl.metrics.extractors import Extractor
-from lgpl.metrics.summary import FeatureSummary, compute_metrics
+from lgpl.metrics.summary import FeatureSummary
 from lgpl.text.captions import read_lines
 
 RFID, GFID = "rfid", "gfid"
@@ -33,18 +35,12 @@ def read_prompts(path: str | list[str]) -> list[str]:
     if not isinstance(path, str) or not path.endswith(".txt"):
         data = ShardDataModule(test=path, fields=("caption",), eval_batch_size=256)
         data.setup("test")
-        return [
-            caption
-            for batch in data.test_dataloader()
-            for caption, valid in zip(batch["caption"], batch["valid"], strict=True)
-            if valid
-        ]
+        kept = (itertools.compress(b["caption"], b["valid"]) for b in data.test_dataloader())
+        return list(itertools.chain.from_iterable(kept))
     lines = read_lines(path)
     if "" in lines:
-        number = lines.index("") + 1
-        raise UserError(
-            f"prompts: line {number} of {path} is empty; each line is the prompt of an image."
-        )
+        where = f"line {lines.index('') + 1} of {path}"
+        raise UserError(f"prompts: {where} is empty; each line is the prompt of an image.")
     return lines
 
 
@@ -57,13 +53,8 @@ def report(
     more: dict[str, float] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """The metrics of `fake` against `real` and all that they depend on, in plain values.
-
-    Args:
-        reference: where `real` is from.
-        more: other metrics.
-        settings: what else was chosen; a `Sampling` is spelled out.
-    """
+    """The metrics of `fake` against `real` and all that they depend on, in plain values: where
+    `real` is from, and what else was chosen, of which a `Sampling` is spelled out."""
     if isinstance(settings.get("sampling"), Sampling):
         settings |= asdict(settings.pop("sampling"))
     reference = {key: value for key, value in reference.items() if key != "identity"}
@@ -87,15 +78,12 @@ def report(
 
 @functools.cache
 def commit() -> str | None:
-    """Of lgpl's own repository; None where it is installed without one.
-
-    Call it before long work: the repository may move on, the code that runs does not.
-    """
+    """Of lgpl's own repository; None where it is installed without one. Call it before long work:
+    the repository may move on, the code that runs does not."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).parent
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None

@@ -19,11 +19,10 @@ from lgpl.atomic import atomic_file
 from lgpl.codes import ImageSize, in_pixels
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import INCEPTION, Extractor
-from lgpl.metrics.gaussian import Gaussian
 from lgpl.metrics.images import ImageSource, NpzImages, open_images
 from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.ranks import current_rank
-from lgpl.metrics.summary import FeatureSummary, ImageSet
+from lgpl.metrics.summary import FeatureSummary, Gaussian, ImageSet
 
 CACHE = "runs/references"
 # All that is read of an npz of statistics, ours or ADM's.
@@ -39,36 +38,31 @@ def reference(
     cache: str = CACHE,
     batch_size: int = 64,
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    """The summary of a reference, and its provenance.
-
-    Args:
-        source: a file of `write_summary`, an npz of ADM's with `mu` and `sigma` or `arr_0`, or
-            images for `open_images`, whose summary is kept in `cache`.
-        extractor: whose features are wanted.
-        image_size: height and width of the images that are compared with it, pixels.
-
-    Raises:
-        UserError: it is of another extractor or resolution, or it is no reference.
-    """
+    """The summary and the provenance of a file of `write_summary`, of an npz of ADM's with `mu` and
+    `sigma` or `arr_0`, or of images for `open_images`, whose summary is kept in `cache`. A
+    UserError where it is of another extractor or height and width, or it is no reference."""
     names = names_in(source) if source.endswith(".npz") else []
     if "provenance" in names:
         return read_summary(source, extractor, image_size)
-    adm = "mu" in names and "sigma" in names
-    if adm and extractor.name != INCEPTION and "arr_0" not in names:
-        raise UserError(
-            f"{source} holds the mean and covariance of Inception's features, and no images to "
-            f"take those of {extractor.name} from; evaluate with --extractor inception."
-        )
+    adm, features = "mu" in names and "sigma" in names, None
+    provenance: dict[str, Any] = {"source": source, "extractor": INCEPTION}
     if not names or "arr_0" in names:
         made, provenance = _of_images(source, extractor, image_size, cache, batch_size)
         if not adm or extractor.name != INCEPTION:
             return made, provenance
-        return _adm(source, made.features), {**provenance, "mu": f"{source}: mu, sigma"}
-    if adm:
-        return _adm(source, None), {"source": source, "extractor": INCEPTION}
-    raise UserError(
-        f"{source} is no reference: an npz of images has arr_0, one of statistics mu and sigma."
-    )
+        features, provenance["mu"] = made.features, f"{source}: mu, sigma"
+    elif not adm:
+        raise UserError(
+            f"{source} is no reference: an npz of images has arr_0, one of statistics mu and sigma."
+        )
+    elif extractor.name != INCEPTION:
+        raise UserError(
+            f"{source} holds the mean and covariance of Inception's features, and no images to "
+            f"take those of {extractor.name} from; evaluate with --extractor inception."
+        )
+    arrays = read_arrays(source, ARRAYS)
+    spatial = _gaussian(arrays, "_s", ADM_COUNT) if {"mu_s", "sigma_s"} <= arrays.keys() else None
+    return FeatureSummary(_gaussian(arrays, "", ADM_COUNT), spatial, features), provenance
 
 
 def _of_images(
@@ -99,9 +93,8 @@ def _of_images(
         dist.all_gather_object(there, kept.exists())
     if all(there):
         return read_summary(str(kept), extractor, image_size)
-    made = summarise(
-        images, extractor, batch_size, f"reference {Path(source).name}", neighbours=NEIGHBOURS
-    )
+    doing = f"reference {Path(source).name}"
+    made = summarise(images, extractor, batch_size, doing, neighbours=NEIGHBOURS)
     provenance["images"] = made.count
     if rank.index == 0:
         write_summary(kept, made, provenance)
@@ -116,14 +109,9 @@ def summarise(
     size: ImageSize | None = None,
     neighbours: int | None = None,
 ) -> FeatureSummary:
-    """One pass over images on disk, with a progress bar; all ranks must call this.
-
-    Args:
-        doing: description of the bar.
-        size: height and width to resize them to first, pixels.
-        neighbours: keep the features of so many, drawn from all over the set: a data set may be
-            sorted by class. None keeps those of the first in their order.
-    """
+    """One pass over images on disk, with a progress bar, resized to `size` (height, width) where it
+    is given; all ranks must call this. It keeps the features of so many `neighbours`, drawn from
+    all over the set: a data set may be sorted by class. None keeps the first in their order."""
     numbers, keep = torch.arange(images.count), {}
     if neighbours is not None:
         keep = {"keep": neighbours}
@@ -135,10 +123,8 @@ def summarise(
 
 
 def batches(images: ImageSource, batch_size: int, doing: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's batches, uint8 [B, 3, H, W], and the images' indices in the set [B].
-
-    The batches are the same for any number of ranks, because rounding depends on a batch's size.
-    """
+    """This rank's batches, uint8 [B, 3, H, W], and the images' indices in the set [B]; they are the
+    same for any number of ranks, because rounding depends on a batch's size."""
     rank = current_rank()
     with progress(doing, images.count) as bar:
         for turn, batch in enumerate(images.batches(batch_size, rank)):
@@ -175,11 +161,7 @@ def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any
 def read_summary(
     path: str, extractor: Extractor, image_size: ImageSize
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    """Read a file of `write_summary`.
-
-    Raises:
-        UserError: it is damaged, or of another extractor or resolution.
-    """
+    """A file of `write_summary`; a UserError where it is damaged, or of other features or sizes."""
     arrays = read_arrays(path, ARRAYS)
     try:
         provenance = dict(json.loads(str(arrays["provenance"])))
@@ -200,18 +182,8 @@ def read_summary(
             )
     features = _numbers(arrays, "features") if "features" in arrays else None
     if features is not None and (features.dim() != 2 or features.shape[1] != len(pooled.mean)):
-        raise UserError(
-            f"{path}: features are {[*features.shape]}; they should be [N, {len(pooled.mean)}]."
-        )
+        raise UserError(f"{path}: features are {[*features.shape]}, not [N, {len(pooled.mean)}].")
     return FeatureSummary(pooled, spatial, features), provenance
-
-
-def _adm(path: str, features: Tensor | None) -> FeatureSummary:
-    arrays = read_arrays(path, ARRAYS)
-    spatial = None
-    if "mu_s" in arrays and "sigma_s" in arrays:
-        spatial = _gaussian(arrays, "_s", ADM_COUNT)
-    return FeatureSummary(_gaussian(arrays, "", ADM_COUNT), spatial, features)
 
 
 def _gaussian(arrays: dict[str, np.ndarray], suffix: str, count: int) -> Gaussian:

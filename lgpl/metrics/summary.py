@@ -1,44 +1,127 @@
-"""A set of images in the features of one extractor, and the metrics that compare two sets."""
+"""A set of images in the features of one extractor: sums that are streamed, over all ranks."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from lgpl.codes import ImageSize
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.metrics.extractors import Extractor, resize
-from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance, require_enough
-from lgpl.metrics.inception_score import StreamedInceptionScore
-from lgpl.metrics.neighbours import (
-    FeatureBank,
-    density_coverage,
-    kernel_distance,
-    precision_recall,
-)
 
 log = logging.getLogger(__name__)
+
+SPLITS = 10  # of the inception score
+
+
+class Gaussian(NamedTuple):
+    """Mean [D] and covariance [D, D] in float64 of the features, and the number of images."""
+
+    mean: Tensor
+    covariance: Tensor
+    images: int
+
+
+class FeatureGaussian(Metric):
+    """Sums of D features and of their products, in float64: the memory does not grow."""
+
+    total: Tensor
+    products: Tensor
+    count: Tensor
+    full_state_update = False
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(dim, dtype=torch.float64), "sum")
+        self.add_state("products", torch.zeros(dim, dim, dtype=torch.float64), "sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), "sum")
+
+    def update(self, features: Tensor) -> None:
+        """Add features [B, D]."""
+        features = features.double()
+        # In place: a new matrix each time would leave the heap in pieces, which grows.
+        self.total += features.sum(0)
+        self.products.addmm_(features.T, features)
+        self.count += len(features)
+
+    def compute(self) -> Gaussian:
+        mean = self.total / self.count
+        scatter = self.products - self.count * mean.outer(mean)
+        return Gaussian(mean, scatter / (self.count - 1), int(self.count))
+
+
+class FeatureBank(Metric):
+    """The features of the images of a set whose number is below `keep`."""
+
+    features: list[Tensor]
+    numbers: list[Tensor]
+    full_state_update = False
+
+    def __init__(self, dim: int, keep: int) -> None:
+        super().__init__()
+        self.dim, self.keep = dim, keep
+        self.add_state("features", [], "cat")
+        self.add_state("numbers", [], "cat")
+
+    def update(self, features: Tensor, number: Tensor) -> None:
+        """Keep features [B, D] of the images of these numbers [B] that are below `keep`."""
+        wanted = number < self.keep
+        self.features.append(features[wanted].float())
+        self.numbers.append(number[wanted])
+
+    def compute(self) -> Tensor:
+        """[N, D] in the order of the numbers."""
+        return dim_zero_cat(self.features)[dim_zero_cat(self.numbers).argsort()]
+
+
+class StreamedInceptionScore(Metric):
+    """exp of the mean divergence of p(class | image) from p(class) (arXiv 1606.03498), over splits
+    in the order of the images, whose numbers lie below `total`."""
+
+    entropy: Tensor
+    marginal: Tensor
+    count: Tensor
+    full_state_update = False
+
+    def __init__(self, classes: int, total: int) -> None:
+        super().__init__()
+        self.total = total
+        self.add_state("entropy", torch.zeros(SPLITS, dtype=torch.float64), "sum")
+        self.add_state("marginal", torch.zeros(SPLITS, classes, dtype=torch.float64), "sum")
+        self.add_state("count", torch.zeros(SPLITS, dtype=torch.float64), "sum")
+
+    def update(self, logits: Tensor, number: Tensor) -> None:
+        """Add logits [B, K] of the images of these numbers [B]."""
+        log_p = logits.double().log_softmax(-1)
+        p = log_p.exp()
+        split = (number * SPLITS // self.total).clamp(max=SPLITS - 1)
+        self.entropy = self.entropy.index_add(0, split, (p * log_p).sum(-1))
+        self.marginal = self.marginal.index_add(0, split, p)
+        self.count = self.count.index_add(0, split, torch.ones_like(split, dtype=torch.float64))
+
+    def compute(self) -> tuple[float, float]:
+        """Mean and standard deviation over the splits."""
+        p = self.marginal / self.count[:, None]
+        divergence = self.entropy / self.count - (p * p.clamp(min=1e-300).log()).sum(-1)
+        scores = divergence[self.count > 0].exp()
+        return scores.mean().item(), scores.std(correction=0).item()
 
 
 @dataclass
 class FeatureSummary:
-    """Statistics of a set of images, from which the metrics are computed.
-
-    Attributes:
-        pooled: Gaussian of the features.
-        spatial: Gaussian of the spatial features, where the extractor has them.
-        features: of the first images of the set [n, D]; None where only the Gaussians are known.
-        inception_score: mean and standard deviation, where the extractor is a classifier.
-    """
+    """Statistics of a set of images, from which the metrics are computed."""
 
     pooled: Gaussian
-    spatial: Gaussian | None = None
-    features: Tensor | None = None
-    inception_score: tuple[float, float] | None = None
+    spatial: Gaussian | None = None  # where the extractor has spatial features
+    features: Tensor | None = None  # of the first images [n, D], where they are known
+    inception_score: tuple[float, float] | None = None  # mean and deviation, of a classifier
 
     @property
     def count(self) -> int:
@@ -46,19 +129,14 @@ class FeatureSummary:
 
 
 class ImageSet(nn.Module):
-    """Summarises images as they come, those of all ranks together.
+    """Summarises images as they come, those of all ranks together, `total` in number; a UserError
+    where they are too few for the covariance.
 
     Args:
-        extractor: whose features.
-        total: number of images that will come, over all ranks.
         keep: number of images whose features are kept, for the metrics of neighbours; ADM's
             evaluator takes those of all its 50 000 samples.
         numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
         size: height and width to which images are resized, pixels; None leaves them as they are.
-        name: of the set, for messages.
-
-    Raises:
-        UserError: they are too few for the covariance.
     """
 
     def __init__(
@@ -74,30 +152,27 @@ class ImageSet(nn.Module):
         self.extractor, self.size = extractor, size
         blank = torch.zeros(1, 3, 64, 64, device=extractor.device)
         pooled, spatial, logits = extractor.features(blank)
-        metric = extractor.metric("FID")
-        require_enough(total, pooled.shape[1], metric, name)
-        self.pooled = FeatureGaussian(pooled.shape[1])
+        metric, dim = extractor.metric("FID"), pooled.shape[1]
+        if total <= dim:  # the covariance of D features of fewer than D + 1 images is singular
+            raise UserError(
+                f"{metric} needs at least {dim + 1} images, for the covariance of {dim} features; "
+                f"{name} has {total}."
+            )
         numbers = numbers or total
-        self.bank = FeatureBank(pooled.shape[1], keep * numbers // total)
+        self.pooled, self.bank = FeatureGaussian(dim), FeatureBank(dim, keep * numbers // total)
         self.spatial, self.score = None, None
         if spatial is not None and total > spatial.shape[1]:
             self.spatial = FeatureGaussian(spatial.shape[1])
         elif spatial is not None:
-            log.warning(
-                "No s%s: %d images are too few for the covariance of %d spatial features.",
-                *(metric, total, spatial.shape[1]),
-            )
+            few = f"{total} images are too few for the covariance of {spatial.shape[1]} features"
+            log.warning("No s%s: %s.", metric, few)
         if logits is not None:
             self.score = StreamedInceptionScore(logits.shape[1], numbers)
         self.to(extractor.device)
 
     def update(self, image: Tensor, number: Tensor) -> None:
-        """Add images.
-
-        Args:
-            image: [B, 3, H, W], uint8, or in [-1, 1] and rounded as a file would round it.
-            number: of each image in the set [B].
-        """
+        """Add images [B, 3, H, W], uint8, or in [-1, 1] and rounded as a file would round them, and
+        the number of each in the set [B]."""
         if not len(image):
             return
         image = resize(image.to(self.pooled.device), self.size)
@@ -118,36 +193,6 @@ class ImageSet(nn.Module):
         # An empty list has no shape, and could not be gathered.
         empty = torch.empty(0, self.bank.dim, device=self.bank.device)
         self.bank.update(empty, torch.empty(0, dtype=torch.int64, device=self.bank.device))
-        return FeatureSummary(
-            self.pooled.compute(),
-            None if self.spatial is None else self.spatial.compute(),
-            self.bank.compute(),
-            None if self.score is None else self.score.compute(),
-        )
-
-
-def compute_metrics(
-    real: FeatureSummary, fake: FeatureSummary, extractor: Extractor
-) -> dict[str, float]:
-    """Every metric of `fake` against `real` that both allow, by its name.
-
-    Raises:
-        UserError: the reference is of other features.
-    """
-    have, want = len(real.pooled.mean), len(fake.pooled.mean)
-    if have != want:
-        raise UserError(
-            f"The reference is of {have} features, those of {extractor.name} are {want}; make it "
-            "with the same extractor."
-        )
-    found = {"FID": frechet_distance(real.pooled, fake.pooled)}
-    if real.spatial is not None and fake.spatial is not None:
-        found["sFID"] = frechet_distance(real.spatial, fake.spatial)
-    if fake.inception_score is not None:
-        found["IS"], found["IS std"] = fake.inception_score
-    if real.features is not None and fake.features is not None:
-        features = real.features.to(fake.features.device), fake.features
-        found["KID"] = kernel_distance(*features)
-        found["precision"], found["recall"] = precision_recall(*features)
-        found["density"], found["coverage"] = density_coverage(*features)
-    return {extractor.metric(name): value for name, value in found.items()}
+        spatial = None if self.spatial is None else self.spatial.compute()
+        score = None if self.score is None else self.score.compute()
+        return FeatureSummary(self.pooled.compute(), spatial, self.bank.compute(), score)

@@ -8,15 +8,9 @@ from lgpl.tokenizer.base import Autoencoder
 from lgpl.tokenizer.discriminators import PatchGAN
 from lgpl.tokenizer.losses import TokenizerLoss
 from lgpl.tokenizer.perceptual import LPIPS
-from lgpl.tokenizer.quantizers import (
-    BSQ,
-    FSQ,
-    IBQ,
-    Quantized,
-    Quantizer,
-    ResidualQuantizer,
-    VectorQuantizer,
-)
+from lgpl.tokenizer.quantizers import BSQ, FSQ, IBQ, Quantized, Quantizer
+from lgpl.tokenizer.quantizers.residual import ResidualQuantizer
+from lgpl.tokenizer.quantizers.vector import VectorQuantizer
 
 if TYPE_CHECKING:
     from lgpl.tokenizer.module import TokenizerModule

@@ -2,14 +2,14 @@
 
 Architecture: VQGAN (arXiv 2012.09841, appendix) as used by LlamaGen (arXiv 2406.06525, section
 2.2): GroupNorm + swish residual blocks, single-head attention at the lowest level and in the
-middle, strided convolution down and nearest-neighbour up. No Lightning here: use it in a notebook
-with torch.
+middle, strided convolution down and nearest-neighbour up.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,14 +20,8 @@ from lgpl.errors import UserError
 from lgpl.tokenizer.base import Autoencoder
 from lgpl.tokenizer.quantizers import Quantized, Quantizer
 
-# name -> width multipliers of the levels, highest resolution first; each level but the last halves
-# the side
-MULTIPLIERS: dict[str, tuple[int, ...]] = {
-    "vq-16": (1, 1, 2, 2, 4),
-    "vq-8": (1, 2, 2, 4),
-}
-
-
+# Width multipliers of the levels, highest resolution first; each but the last halves the side.
+MULTIPLIERS: dict[str, tuple[int, ...]] = {"vq-16": (1, 1, 2, 2, 4), "vq-8": (1, 2, 2, 4)}
 SEAM_CHANNELS = 8  # at full resolution, where patches are unfolded
 
 
@@ -92,20 +86,14 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention where asked, then a resampling.
-
-    Args:
-        channels: widths from the input of the first block to the output of the last.
-        attention: whether attention follows each block.
-        resample: leads to the next level; the identity at the end.
-        dropout: inside the residual blocks.
-    """
+    """Residual blocks from each of the widths to the next, with attention behind each where asked,
+    then a resampling."""
 
     def __init__(
-        self, channels: Sequence[int], attention: bool, resample: nn.Module, dropout: float
+        self, widths: Sequence[int], attention: bool, resample: nn.Module, dropout: float
     ) -> None:
         super().__init__()
-        pairs = list(itertools.pairwise(channels))
+        pairs = list(itertools.pairwise(widths))
         self.res = nn.ModuleList(ResidualBlock(i, o, dropout) for i, o in pairs)
         self.attn = nn.ModuleList(AttentionBlock(o) for _, o in pairs if attention)
         self.resample = resample
@@ -118,44 +106,35 @@ class Level(nn.Module):
         return self.resample(x)
 
 
+def levels(
+    widths: Sequence[int], blocks: int, attended: int, resample: type[nn.Module], dropout: float
+) -> nn.ModuleList:
+    """A level from each of the widths to the next, with a resampling after all but the last."""
+    made = nn.ModuleList()
+    for index, (before, after) in enumerate(itertools.pairwise(widths)):
+        leads_on = nn.Identity() if index == len(widths) - 2 else resample(after)
+        made.append(Level([before] + [after] * blocks, index == attended, leads_on, dropout))
+    return made
+
+
 def middle(channels: int, dropout: float) -> nn.ModuleList:
-    return nn.ModuleList(
-        (
-            ResidualBlock(channels, channels, dropout),
-            AttentionBlock(channels),
-            ResidualBlock(channels, channels, dropout),
-        )
-    )
+    block = partial(ResidualBlock, channels, channels, dropout)
+    return nn.ModuleList((block(), AttentionBlock(channels), block()))
 
 
 class ConvEncoder(nn.Module):
     """Image [B, 3, H, W] in [-1, 1] -> features [B, z_channels, H/f, W/f]."""
 
     def __init__(
-        self,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        z_channels: int,
-        patch: int,
-        dropout: float,
+        self, widths: Sequence[int], blocks: int, z_channels: int, patch: int, dropout: float
     ) -> None:
         super().__init__()
-        widths = [width * m for m in multipliers]
         self.patch = patch
-        self.conv_in = nn.Conv2d(3 * patch**2, width, 3, padding=1)
-        self.conv_blocks = nn.ModuleList()
-        previous = width
-        for index, channels in enumerate(widths):
-            lowest = index == len(widths) - 1
-            resample = nn.Identity() if lowest else Downsample(channels)
-            self.conv_blocks.append(
-                Level([previous] + [channels] * blocks, lowest, resample, dropout)
-            )
-            previous = channels
-        self.mid = middle(previous, dropout)
-        self.norm_out = norm(previous)
-        self.conv_out = nn.Conv2d(previous, z_channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(3 * patch**2, widths[0], 3, padding=1)
+        self.conv_blocks = levels(widths, blocks, len(widths) - 2, Downsample, dropout)
+        self.mid = middle(widths[-1], dropout)
+        self.norm_out = norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(x, self.patch))
@@ -164,43 +143,24 @@ class ConvEncoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-def unfold(channels: int, patch: int) -> nn.Sequential:
-    """Back to full resolution with a few channels, so that the last convolution mends the seams."""
-    return nn.Sequential(
-        nn.Conv2d(channels, SEAM_CHANNELS * patch**2, 3, padding=1),
-        nn.PixelShuffle(patch),
-        nn.SiLU(),
-    )
-
-
 class ConvDecoder(nn.Module):
     """Features [B, z_channels, h, w] -> image [B, 3, h*f, w*f]; one residual block more a level."""
 
     def __init__(
-        self,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        z_channels: int,
-        patch: int,
-        dropout: float,
+        self, widths: Sequence[int], blocks: int, z_channels: int, patch: int, dropout: float
     ) -> None:
         super().__init__()
-        widths = [width * m for m in reversed(multipliers)]
-        previous = widths[0]
-        self.conv_in = nn.Conv2d(z_channels, previous, 3, padding=1)
-        self.mid = middle(previous, dropout)
-        self.conv_blocks = nn.ModuleList()
-        for index, channels in enumerate(widths):
-            highest = index == len(widths) - 1
-            resample = nn.Identity() if highest else Upsample(channels)
-            self.conv_blocks.append(
-                Level([previous] + [channels] * (blocks + 1), index == 0, resample, dropout)
-            )
-            previous = channels
-        self.norm_out = norm(previous)
-        self.unfold = unfold(previous, patch) if patch > 1 else nn.Identity()
-        self.conv_out = nn.Conv2d(SEAM_CHANNELS if patch > 1 else previous, 3, 3, padding=1)
+        self.conv_in = nn.Conv2d(z_channels, widths[0], 3, padding=1)
+        self.mid = middle(widths[0], dropout)
+        self.conv_blocks = levels(widths, blocks + 1, 0, Upsample, dropout)
+        last = widths[-1]
+        self.norm_out = norm(last)
+        self.unfold: nn.Module = nn.Identity()
+        if patch > 1:  # a few channels at full resolution, where the last convolution mends seams
+            unfolded = nn.Conv2d(last, SEAM_CHANNELS * patch**2, 3, padding=1)
+            self.unfold = nn.Sequential(unfolded, nn.PixelShuffle(patch), nn.SiLU())
+            last = SEAM_CHANNELS
+        self.conv_out = nn.Conv2d(last, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.conv_in(z)
@@ -237,36 +197,29 @@ class VQModel(Autoencoder):
         super().__init__()
         if isinstance(multipliers, str):
             if multipliers not in MULTIPLIERS:
-                raise UserError(
-                    f"multipliers: {multipliers!r} is none of {', '.join(MULTIPLIERS)}, "
-                    "and not a list of numbers either."
-                )
+                known = ", ".join(MULTIPLIERS)
+                raise UserError(f"multipliers: {multipliers!r} is no list, nor one of {known}.")
             multipliers = MULTIPLIERS[multipliers]
         if width % 32:
             raise UserError(f"width: {width} is not a multiple of 32, the groups of GroupNorm.")
         self.downsampling = patch * 2 ** (len(multipliers) - 1)
-        self.encoder = ConvEncoder(width, multipliers, blocks, z_channels, patch, dropout)
-        self.decoder = ConvDecoder(width, multipliers, blocks, z_channels, patch, dropout)
+        widths = [width * multiplier for multiplier in multipliers]
+        self.encoder = ConvEncoder([width, *widths], blocks, z_channels, patch, dropout)
+        self.decoder = ConvDecoder([widths[-1], *widths[::-1]], blocks, z_channels, patch, dropout)
         self.quantizer = quantizer
         self.codebook_size = quantizer.codebook_size
         self.quant_conv = nn.Conv2d(z_channels, quantizer.dim, 1)
         self.post_quant_conv = nn.Conv2d(quantizer.dim, z_channels, 1)
 
     def layout(self, height: int, width: int) -> CodeLayout:
-        if height % self.downsampling or width % self.downsampling or not height or not width:
-            raise UserError(
-                f"An image of {width}x{height} pixels cannot be tokenized: both sides must be "
-                f"multiples of {self.downsampling}."
-            )
-        rows, columns = height // self.downsampling, width // self.downsampling
-        return CodeLayout(rows, columns, self.quantizer.depth)
+        f = self.downsampling
+        if height % f or width % f or not height or not width:
+            raise UserError(f"image of {width}x{height} px: both sides must be multiples of {f}.")
+        return CodeLayout(height // f, width // f, self.quantizer.depth)
 
     def image_size(self, layout: CodeLayout) -> ImageSize:
-        if layout.depth != self.quantizer.depth:
-            raise UserError(
-                f"the tokenizer has depth {self.quantizer.depth}, the layout {layout} depth "
-                f"{layout.depth}."
-            )
+        if layout.depth != (depth := self.quantizer.depth):
+            raise UserError(f"the tokenizer has depth {depth}, not the {layout.depth} of {layout}.")
         return layout.rows * self.downsampling, layout.columns * self.downsampling
 
     @property
@@ -285,27 +238,23 @@ class VQModel(Autoencoder):
         return self.quantizer(self.features(image)).codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        return self.decode_features(self.quantizer.lookup(codes))
+        return self.decoder(self.post_quant_conv(self.quantizer.lookup(codes)))
 
     def decode_partial(self, codes: Tensor, drawn: Tensor) -> Tensor:
         """What is not drawn is grey; rows of which no image has anything are not decoded."""
         begun = drawn.any(-1).any(0).nonzero()  # rows
         last = int(begun.max()) + 1 if len(begun) else 1
         seen = super().decode_partial(codes[..., :last, :], drawn[:, :last])
-        known = drawn[:, None].float()
-        known = F.interpolate(known, scale_factor=self.downsampling, mode="nearest")  # pixels
-        image = seen.new_zeros(*seen.shape[:2], *known.shape[2:])
-        image[:, :, : seen.shape[2]] = seen
+        places = drawn[:, None].float()
+        known = F.interpolate(places, scale_factor=self.downsampling, mode="nearest")  # pixels
+        image = F.pad(seen, (0, 0, 0, known.shape[2] - seen.shape[2]))
         return image * known.to(image.dtype)
-
-    def decode_features(self, z: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(z))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Quantized]:
         z = self.features(image)
         quantized = self.quantizer(z)
         quantized.features = z.detach()
-        return self.decode_features(quantized.z), quantized
+        return self.decoder(self.post_quant_conv(quantized.z)), quantized
 
     def observe(self, quantized: Quantized) -> dict[str, Any]:
         assert quantized.features is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,29 +16,17 @@ from lgpl.tokenizer.quantizers import Quantized
 
 
 class Autoencoder(Described, nn.Module, ABC):
-    """Images [B, 3, H, W] in [-1, 1] <-> codes [B, *layout.shape].
+    """Images [B, 3, H, W] in [-1, 1] <-> codes [B, *layout.shape]."""
 
-    Attributes:
-        codebook_size: number of codes; those of an image are from 0 to it, exclusive.
-    """
-
-    codebook_size: int
+    codebook_size: int  # number of codes; those of an image are from 0 to it, exclusive
 
     @abstractmethod
     def layout(self, height: int, width: int) -> CodeLayout:
-        """Of the codes of an image of that size.
-
-        Raises:
-            UserError: it cannot be tokenized.
-        """
+        """Of the codes of an image of that size; a UserError where it cannot be tokenized."""
 
     @abstractmethod
     def image_size(self, layout: CodeLayout) -> ImageSize:
-        """Height and width of the image that codes of a layout are decoded to.
-
-        Raises:
-            UserError: it has no such codes.
-        """
+        """Of the image that codes of a layout are decoded to; a UserError where it has no such."""
 
     @abstractmethod
     def encode(self, image: Tensor) -> Tensor:
@@ -53,12 +41,8 @@ class Autoencoder(Described, nn.Module, ABC):
         """Reconstruction [B, 3, H, W] and what the quantizer did, for training."""
 
     def decode_partial(self, codes: Tensor, drawn: Tensor) -> Tensor:
-        """Images of codes [B, *layout.shape] that are drawn at some places alone.
-
-        Args:
-            codes: any where they are not drawn.
-            drawn: [B, rows, columns], true where all codes of a place are drawn.
-        """
+        """Images of codes [B, *layout.shape], of which those of a place are all drawn where `drawn`
+        [B, rows, columns] is true, and may be any elsewhere."""
         known = drawn if codes.dim() == drawn.dim() else drawn.unsqueeze(1)
         return self.decode(codes.where(known, 0))
 
@@ -69,24 +53,24 @@ class Autoencoder(Described, nn.Module, ABC):
     @property
     def last_layer(self) -> Tensor:
         """The weight against whose gradient the adaptive adversarial weight is measured."""
-        raise UserError(
-            f"{type(self).__name__} names no last_layer, which loss.adaptive_weight needs; set it "
-            "to false."
-        )
+        name = type(self).__name__
+        raise UserError(f"loss.adaptive_weight must be false: {name} has no last_layer.")
 
     def encoding_parts(self) -> Iterable[nn.Module]:
         """What decides which codes an image gets."""
         return [self]
 
     def fingerprint(self) -> str:
-        """Names what makes codes: equal only where `encode` gives equal codes.
-
-        It covers parameters, buffers, classes and their settings of all `encoding_parts`.
-        """
+        """Of parameters, buffers, classes and their settings of all `encoding_parts`: equal only
+        where `encode` gives equal codes."""
         digest = hashlib.sha256(_path(self).encode())
         for part in self.encoding_parts():
             for name, module in part.named_modules():
-                settings = dict(sorted(_settings(module)))
+                settings = {  # plain attributes, which the constructor has set
+                    key: value
+                    for key, value in sorted(vars(module).items())
+                    if not key.startswith("_") and key != "training" and _is_plain(value)
+                }
                 digest.update(f"{name} {_path(module)} {settings}".encode())
             for name, weight in [*part.named_parameters(), *part.named_buffers()]:
                 digest.update(f"{name} {[*weight.shape]}".encode())
@@ -96,13 +80,6 @@ class Autoencoder(Described, nn.Module, ABC):
 
 def _path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The plain attributes of a module, which its constructor has set."""
-    for name, value in vars(module).items():
-        if not name.startswith("_") and name != "training" and _is_plain(value):
-            yield name, value
 
 
 def _is_plain(value: Any) -> bool:

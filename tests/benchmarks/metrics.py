@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
 
-from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance
+from lgpl.metrics.comparison import frechet_distance
+from lgpl.metrics.summary import FeatureGaussian, Gaussian
 
 BATCH = 500
 MARKS = (0.2, 0.5, 1.0)  # of the images: where memory is looked at

@@ -16,16 +16,20 @@ from torch import Tensor
 
 from lgpl.errors import UserError
 from lgpl.metrics import EfficientNetLite0, ImageSet, compute_metrics, load_extractor
-from lgpl.metrics.extractors import Extractor, ModuleFeatures
-from lgpl.metrics.gaussian import FeatureGaussian, Gaussian, frechet_distance
-from lgpl.metrics.inception_score import StreamedInceptionScore
-from lgpl.metrics.neighbours import (
-    FeatureBank,
+from lgpl.metrics.comparison import (
     density_coverage,
+    frechet_distance,
     kernel_distance,
     precision_recall,
 )
-from lgpl.metrics.summary import FeatureSummary
+from lgpl.metrics.extractors import Extractor, ModuleFeatures
+from lgpl.metrics.summary import (
+    FeatureBank,
+    FeatureGaussian,
+    FeatureSummary,
+    Gaussian,
+    StreamedInceptionScore,
+)
 from tests.conftest import ROOT
 from tests.metrics.pixels import Pixels
 

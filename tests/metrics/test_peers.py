@@ -17,9 +17,8 @@ import torch.nn.functional as F
 
 from lgpl.errors import UserError
 from lgpl.metrics import Inception
-from lgpl.metrics.gaussian import frechet_distance
-from lgpl.metrics.inception_score import StreamedInceptionScore
-from lgpl.metrics.neighbours import kernel_distance, precision_recall
+from lgpl.metrics.comparison import frechet_distance, kernel_distance, precision_recall
+from lgpl.metrics.summary import StreamedInceptionScore
 from lgpl.tokenizer.perceptual import LPIPS
 from tests.metrics.test_metrics import clouds, gaussian
 from tests.metrics.test_pairs import smooth

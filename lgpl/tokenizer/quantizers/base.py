@@ -1,9 +1,4 @@
-"""What all quantizers share: the interface, the gradient past a choice, the entropy of choices.
-
-A quantizer is an `nn.Module` with `codebook_size`, `dim`, `forward(z) -> Quantized` and
-`lookup(codes) -> z`, for which `lookup(forward(z).codes)` equals `forward(z).z`. It computes in
-float32 whatever it is given.
-"""
+"""What all quantizers share: the interface, the gradient past a choice, the entropy of choices."""
 
 from __future__ import annotations
 
@@ -17,35 +12,27 @@ from lgpl.described import Described
 
 @dataclass
 class Quantized:
-    """What a quantizer made of features [B, D, h, w].
+    """What a quantizer made of features [B, D, h, w]."""
 
-    Attributes:
-        z: quantized features [B, D, h, w], float32, differentiable towards the input.
-        codes: indices into the codebook [B, h, w], or [B, depth, h, w], int64.
-        loss: the quantizer's own loss, a scalar.
-        parts: the terms of that loss by name, detached, for logging.
-        features: that were quantized, detached, where whoever called keeps them.
-    """
+    z: Tensor  # quantized features [B, D, h, w], float32, differentiable towards the input
+    codes: Tensor  # indices into the codebook [B, h, w], or [B, depth, h, w], int64
+    loss: Tensor  # the quantizer's own, a scalar
+    parts: dict[str, Tensor]  # the terms of that loss by name, detached, for logging
+    features: Tensor | None = None  # that were quantized, detached, where whoever called keeps them
 
-    z: Tensor
-    codes: Tensor
-    loss: Tensor
-    parts: dict[str, Tensor]
-    features: Tensor | None = None
+    @classmethod
+    def of_terms(cls, z: Tensor, codes: Tensor, terms: dict[str, Tensor]) -> Quantized:
+        """One whose loss is the sum of the terms."""
+        loss = sum(terms.values(), start=z.new_zeros(()))
+        return cls(z, codes, loss, {name: term.detach() for name, term in terms.items()})
 
 
 class Quantizer(Described, nn.Module):
-    """Interface of all quantizers.
+    """`lookup(forward(z).codes)` equals `forward(z).z`, and is float32 whatever it is given."""
 
-    Attributes:
-        codebook_size: number of codes.
-        dim: width of the features.
-        depth: codes of each place; above 1 their tensors are [B, depth, h, w].
-    """
-
-    codebook_size: int
-    dim: int
-    depth: int = 1
+    codebook_size: int  # number of codes
+    dim: int  # width of the features
+    depth: int = 1  # codes of each place; above 1 their tensors are [B, depth, h, w]
 
     def forward(self, z: Tensor) -> Quantized:
         raise NotImplementedError
@@ -55,24 +42,14 @@ class Quantizer(Described, nn.Module):
         raise NotImplementedError
 
     def observe(self, z: Tensor, codes: Tensor) -> dict[str, Any]:
-        """Called once a training batch after the optimizer's step; the place for codebook care.
-
-        Args:
-            z: the features [B, D, h, w] that were quantized.
-            codes: their codes [B, h, w].
-
-        Returns:
-            Metrics to log.
-        """
+        """Called after each step of the optimizer with the features [B, D, h, w] of the last batch
+        and their codes [B, h, w]; the place for codebook care. Gives metrics to log."""
         return {}
 
 
 def channels_last(z: Tensor) -> Tensor:
-    """Features [B, D, h, w] as [B, h, w, D], float32.
-
-    Laid out anew, so that what comes of them is laid out like what `lookup` makes: convolutions
-    round differently for another layout.
-    """
+    """Features [B, D, h, w] as [B, h, w, D], float32. Laid out anew, so that what comes of them is
+    laid out like what `lookup` makes: convolutions round differently for another layout."""
     return z.float().permute(0, 2, 3, 1).contiguous()
 
 
@@ -83,11 +60,8 @@ def straight_through(value: Tensor, source: Tensor) -> Tensor:
 
 def entropy_loss(log_p: Tensor) -> Tensor:
     """Mean entropy of the choices less the entropy of the mean choice (arXiv 2310.05737, section
-    3): low where each choice is certain and all codes are chosen equally often.
-
-    Args:
-        log_p: log-probabilities [N, ..., K]; of several independent choices the entropies add up.
-    """
+    3): low where each choice is certain and all codes are chosen equally often. Takes the
+    logarithms of probabilities [N, ..., K]; the entropies of several independent choices add up."""
     p = log_p.exp()
     mean = p.mean(0)
     of_each = -(p * log_p).sum() / len(p)

@@ -31,9 +31,7 @@ class FSQ(Quantizer):
     def __init__(self, levels: Sequence[int] = (8, 8, 8, 6, 5)) -> None:
         super().__init__()
         if not levels or min(levels) < 3:
-            raise UserError(
-                f"levels: {[*levels]} must hold a number of at least 3 for each dimension."
-            )
+            raise UserError(f"levels: {[*levels]} must hold a number of at least 3 for each.")
         self.codebook_size, self.dim = math.prod(levels), len(levels)
         places = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor([*levels]), persistent=False)

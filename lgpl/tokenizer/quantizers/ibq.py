@@ -6,16 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgpl.tokenizer.quantizers.base import (
-    Quantized,
-    Quantizer,
-    channels_last,
-    entropy_loss,
-    straight_through,
-)
+from lgpl.tokenizer.quantizers import base
 
 
-class IBQ(Quantizer):
+class IBQ(base.Quantizer):
     """The code of the largest inner product, chosen by a softmax over all codes through which the
     gradient flows (arXiv 2412.02692, section 3.2): every code learns in every step.
 
@@ -44,26 +38,24 @@ class IBQ(Quantizer):
         self.beta, self.entropy_weight, self.temperature = beta, entropy_weight, temperature
         self.codebook = nn.Embedding(codebook_size, dim)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor) -> base.Quantized:
         with torch.autocast(z.device.type, enabled=False):
-            z = channels_last(z)  # [B, h, w, D]
+            z = base.channels_last(z)  # [B, h, w, D]
             vectors = self.codebook.weight.float()
             logits = z @ vectors.T  # [B, h, w, K]
             codes = logits.detach().argmax(-1)
             chosen = F.embedding(codes, vectors)
             # One-hot forward, softmax backward: the row of the chosen code learns by `chosen`.
             soft = logits.softmax(-1) @ vectors.detach()
-            z_q = chosen + straight_through(torch.zeros_like(soft), soft)
-            codebook_loss = self.beta * F.mse_loss(chosen, z.detach())
-            commitment_loss = F.mse_loss(z, chosen.detach()) + F.mse_loss(z_q, z)
-            loss = codebook_loss + commitment_loss
-            parts = {"codebook": codebook_loss.detach(), "commitment": commitment_loss.detach()}
+            z_q = chosen + base.straight_through(torch.zeros_like(soft), soft)
+            terms = {
+                "codebook": self.beta * F.mse_loss(chosen, z.detach()),
+                "commitment": F.mse_loss(z, chosen.detach()) + F.mse_loss(z_q, z),
+            }
             if self.entropy_weight:
                 log_p = F.log_softmax(logits.flatten(0, 2) / self.temperature, dim=-1)
-                entropy = self.entropy_weight * entropy_loss(log_p)
-                loss = loss + entropy
-                parts["entropy"] = entropy.detach()
-        return Quantized(z_q.permute(0, 3, 1, 2), codes, loss, parts)
+                terms["entropy"] = self.entropy_weight * base.entropy_loss(log_p)
+        return base.Quantized.of_terms(z_q.permute(0, 3, 1, 2), codes, terms)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook.weight.float()).permute(0, 3, 1, 2)

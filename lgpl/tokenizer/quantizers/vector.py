@@ -10,18 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgpl.errors import UserError
-from lgpl.tokenizer.quantizers.base import (
-    Quantized,
-    Quantizer,
-    channels_last,
-    entropy_loss,
-    straight_through,
-)
+from lgpl.tokenizer.quantizers import base
 
 TEMPERATURE = 0.01  # of the soft choices in the entropy term, in squared distances
 
 
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(base.Quantizer):
     """Nearest neighbour in a learned codebook (arXiv 1711.00937), both sides l2-normalised as in
     LlamaGen (arXiv 2406.06525, section 2.2, after arXiv 2110.04627).
 
@@ -72,26 +66,24 @@ class VectorQuantizer(Quantizer):
         weight = self.codebook.weight.float()
         return F.normalize(weight, dim=-1) if self.l2_norm else weight
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor) -> base.Quantized:
         with torch.autocast(z.device.type, enabled=False):  # distances need float32
             flat = self._flatten(z)  # [N, D]
             vectors = self.vectors()
             codes = self._nearest(flat.detach(), vectors.detach())
             chosen = F.embedding(codes, vectors)
-            codebook_loss = F.mse_loss(chosen, flat.detach())
-            commitment_loss = self.beta * F.mse_loss(flat, chosen.detach())
-            loss = codebook_loss + commitment_loss
-            parts = {"codebook": codebook_loss.detach(), "commitment": commitment_loss.detach()}
+            terms = {
+                "codebook": F.mse_loss(chosen, flat.detach()),
+                "commitment": self.beta * F.mse_loss(flat, chosen.detach()),
+            }
             if self.entropy_weight:
                 log_p = F.log_softmax(2.0 * flat @ vectors.T / TEMPERATURE, dim=-1)
-                entropy = self.entropy_weight * entropy_loss(log_p)
-                loss = loss + entropy
-                parts["entropy"] = entropy.detach()
+                terms["entropy"] = self.entropy_weight * base.entropy_loss(log_p)
             source = turn_onto(flat, chosen.detach()) if self.gradient == "rotation" else flat
-            passed = straight_through(chosen, source)
+            passed = base.straight_through(chosen, source)
         b, d, h, w = z.shape
         z_q = passed.view(b, h, w, d).permute(0, 3, 1, 2)
-        return Quantized(z_q, codes.view(b, h, w), loss, parts)
+        return base.Quantized.of_terms(z_q, codes.view(b, h, w), terms)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
@@ -102,7 +94,7 @@ class VectorQuantizer(Quantizer):
         if not self.kmeans_iterations and not self.revive_after:
             return {}
         flat = _gather(self._flatten(z))
-        if self.kmeans_iterations and bool((self.idle < 0).all()):
+        if self.kmeans_iterations and (self.idle < 0).all():
             self.codebook.weight.copy_(self._kmeans(flat))
             self.idle.zero_()
             return {}
@@ -118,7 +110,7 @@ class VectorQuantizer(Quantizer):
         return {"revived": float(len(dead))}
 
     def _flatten(self, z: Tensor) -> Tensor:
-        flat = channels_last(z).flatten(0, 2)
+        flat = base.channels_last(z).flatten(0, 2)
         return F.normalize(flat, dim=-1) if self.l2_norm else flat
 
     def _nearest(self, flat: Tensor, vectors: Tensor) -> Tensor:
@@ -130,9 +122,8 @@ class VectorQuantizer(Quantizer):
         """Lloyd's algorithm from random features; an empty cluster is drawn anew."""
         if len(flat) < self.codebook_size:
             raise UserError(
-                f"k-means needs at least codebook_size = {self.codebook_size} features in a "
-                f"training batch, but the first holds {len(flat)}: enlarge batch_size or set "
-                "kmeans_iterations to 0."
+                f"k-means needs codebook_size = {self.codebook_size} features in a batch, but the "
+                f"first holds {len(flat)}: enlarge batch_size or set kmeans_iterations to 0."
             )
         shuffled = _same_everywhere(torch.randperm(len(flat), device=flat.device))
         centres = flat[shuffled[: self.codebook_size]]
@@ -141,21 +132,16 @@ class VectorQuantizer(Quantizer):
             counts = torch.bincount(nearest, minlength=self.codebook_size)
             sums = torch.zeros_like(centres).index_add_(0, nearest, flat)
             means = sums / counts.clamp(min=1).unsqueeze(-1)
-            drawn = _same_everywhere(
-                torch.randint(len(flat), (self.codebook_size,), device=flat.device)
-            )
-            centres = torch.where((counts > 0).unsqueeze(-1), means, flat[drawn])
+            drawn = torch.randint(len(flat), counts.shape, device=flat.device)
+            centres = torch.where((counts > 0).unsqueeze(-1), means, flat[_same_everywhere(drawn)])
             if self.l2_norm:
                 centres = F.normalize(centres, dim=-1)
         return centres
 
 
 def turn_onto(e: Tensor, q: Tensor) -> Tensor:
-    """Features e [N, D] turned and scaled onto code vectors q, as a constant linear map.
-
-    So a gradient at q reaches e with the angle to e that it has to q, times |q| / |e|
-    (arXiv 2410.06424, section 4.2).
-    """
+    """Features e [N, D] turned and scaled onto code vectors q, as a constant linear map: a gradient
+    at q reaches e with the angle to e that it has to q, times |q| / |e| (arXiv 2410.06424, 4.2)."""
     with torch.no_grad():
         from_, to = F.normalize(e, dim=-1), F.normalize(q, dim=-1)
         half = F.normalize(from_ + to, dim=-1)  # the mirror of the two Householder reflections
@@ -165,13 +151,9 @@ def turn_onto(e: Tensor, q: Tensor) -> Tensor:
     return scale * (e - 2 * along_half * half + 2 * along_from * to)
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def _gather(x: Tensor) -> Tensor:
     """Rows of all ranks, in the order of the ranks; every rank has the same number."""
-    if not _distributed():
+    if not (dist.is_available() and dist.is_initialized()):
         return x
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())
@@ -180,6 +162,6 @@ def _gather(x: Tensor) -> Tensor:
 
 def _same_everywhere(x: Tensor) -> Tensor:
     """Rank 0's draw on every rank."""
-    if _distributed():
+    if dist.is_available() and dist.is_initialized():
         dist.broadcast(x, src=0)
     return x
