@@ -70,7 +70,7 @@ def test_trainer_that_contradicts_itself(fails: Fails) -> None:
 def test_order_without_target_positions(fails: Fails, chain: Chain) -> None:
     order = "--model.init_args.transformer.init_args.order"
     said = fails(*fit_stage2(chain, f"{order}.start", "2", f"{order}.end", "4"))
-    assert said == "order: orders other than raster need target_positions; set it to true."
+    assert said == "order: random orders need target_positions; set it to true."
 
 
 def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:
