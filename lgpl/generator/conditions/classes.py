@@ -25,9 +25,6 @@ class ClassCondition(Condition):
         dropout: probability of the null condition in training.
         names: of the classes in their order, or a text file with one a line, such as the
             `classes.txt` of `lgpl data pack`.
-
-    Raises:
-        UserError: the names cannot be read, or are not as many as the classes.
     """
 
     length = 1
@@ -43,10 +40,9 @@ class ClassCondition(Condition):
     ) -> None:
         super().__init__(dropout)
         self.names = read_names(names) if isinstance(names, str) else names
-        if num_classes is None:
-            if self.names is None:
-                raise UserError("condition: give num_classes or the names of the classes.")
-            num_classes = len(self.names)
+        if num_classes is None and self.names is None:
+            raise UserError("condition: give num_classes or the names of the classes.")
+        num_classes = len(self.names or ()) if num_classes is None else num_classes
         if self.names is not None and len(self.names) != num_classes:
             raise UserError(
                 f"condition.names: there are {len(self.names)}, but num_classes is {num_classes}."
@@ -74,12 +70,13 @@ class ClassCondition(Condition):
         text = prompt.strip()
         if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < self.num_classes:
             return int(text)
-        known = {name.casefold(): i for i, name in reversed(list(enumerate(self.names or [])))}
+        names = self.names or []
+        known = {name.casefold(): i for i, name in reversed(list(enumerate(names)))}
         if text.casefold() in known:
             return known[text.casefold()]
         near = difflib.get_close_matches(text.casefold(), known, 3)
-        meant = [(self.names or [])[known[name]] for name in near]
-        hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else "."
+        meant = " or ".join(repr(names[known[name]]) for name in near)
+        hint = f"; did you mean {meant}?" if meant else "."
         raise UserError(
             f"{text[:80]!r} is no class: give one from 0 to {self.num_classes - 1}"
             f"{', or its name' if self.names else ''}{hint}"
@@ -113,8 +110,7 @@ class ClassCondition(Condition):
 
 
 def with_names(config: Any) -> Any:
-    """A config in which the names of classes stand themselves, in place of the file that has them:
-    whoever gets the checkpoint has no such file."""
+    """A config with the names of classes in place of their file, which only its writer has."""
     if isinstance(config, list):
         return [with_names(part) for part in config]
     if not isinstance(config, dict):
@@ -126,11 +122,7 @@ def with_names(config: Any) -> Any:
 
 
 def read_names(path: str) -> list[str]:
-    """The lines of a file of names.
-
-    Raises:
-        UserError: it cannot be read, or has an empty line.
-    """
+    """The lines of a file of names; a UserError where one is empty, or it cannot be read."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
