@@ -24,23 +24,15 @@ log = logging.getLogger(__name__)
 
 
 class TrainingModule(Described, pl.LightningModule):
-    """A LightningModule whose checkpoints say what they are.
+    """A LightningModule whose checkpoints say what they are."""
 
-    Attributes:
-        kind: `tokenizer` or `generator`.
-        init_from: checkpoint whose weights training starts from.
-        evaluated: checkpoint whose weights the other commands take, where it is none that the
-            Trainer reads by itself; the command line sets it.
-        trust: packages whose classes the checkpoints that it reads may name.
-        from_checkpoint: whether the config in a checkpoint has built it.
-    """
-
-    kind: str
-    init_from: str | None = None
+    kind: str  # `tokenizer` or `generator`
+    init_from: str | None = None  # checkpoint whose weights training starts from
+    # Checkpoint whose weights the other commands take, where it is none that the Trainer reads by
+    # itself; the command line sets it.
     evaluated: str | None = None
-    trust: tuple[str, ...] = ()
-    from_checkpoint: bool = False
-
+    trust: tuple[str, ...] = ()  # packages whose classes the checkpoints that it reads may name
+    from_checkpoint: bool = False  # whether the config in a checkpoint has built it
     _config: dict[str, Any] | None = None
 
     @property
@@ -62,8 +54,7 @@ class TrainingModule(Described, pl.LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: Any, map_location: Any = None, **options: Any
     ) -> Any:
-        """The module of a checkpoint in evaluation mode; arguments beside are those of
-        `load_module`."""
+        """`load_module`, as Lightning names it."""
         from lgpl.training.build import load_module
 
         module = load_module(checkpoint_path, cls.kind, **options)
@@ -105,8 +96,8 @@ class TrainingModule(Described, pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ShardDataModule):
             raise UserError(
-                f"schedule.batch_rule: {schedule.batch_rule} takes the batch of a ShardDataModule, "
-                "which there is none of; set it to null."
+                f"schedule.batch_rule: {schedule.batch_rule} needs the batch of a ShardDataModule, "
+                "and there is none; set it to null."
             )
         ranks = self.trainer.world_size
         batch = data.train_batch(ranks, self.accumulated) * ranks * self.accumulated
@@ -120,11 +111,7 @@ class TrainingModule(Described, pl.LightningModule):
             self.load_weights(read_checkpoint(path, self.kind))
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Take the model's weights from a checkpoint.
-
-        Raises:
-            UserError: they have other names or shapes.
-        """
+        """Take the model's weights; raises a UserError where they do not fit."""
         model = getattr(self, MODEL[self.kind])
         weights = checkpoint.weights()
         check_weights(model.state_dict(), weights, str(checkpoint.path))
@@ -134,11 +121,7 @@ class TrainingModule(Described, pl.LightningModule):
         checkpoint["lgpl"] = {"kind": self.kind, "config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Hold the checkpoint against this module before its weights are loaded.
-
-        Raises:
-            UserError: it is of another kind, or its weights have other names or shapes.
-        """
+        """Raises a UserError where its kind or its weights are not those of this module."""
         found = checkpoint.get("lgpl", {}).get("kind", "model of another program")
         if found != self.kind:
             raise UserError(f"The checkpoint holds a {found}, but a {self.kind} is wanted.")
@@ -150,11 +133,10 @@ class TrainingModule(Described, pl.LightningModule):
 
 def _forget_foreign_paths(checkpoint: dict[str, Any], resumed: Path | None) -> None:
     """Take out of the callbacks' states the paths that do not lie beside the checkpoint itself:
-    ModelCheckpoint deletes the best one so far, wherever a file says that it is, once there is a
-    better one."""
+    ModelCheckpoint deletes the best one so far, wherever a file says it is, for a better one."""
+    beside = resumed and resumed.absolute().parent
 
     def is_plain(path: object) -> bool:
-        beside = resumed and resumed.absolute().parent
         return beside is not None and Path(str(path)).absolute().parent == beside
 
     states = checkpoint.get("callbacks")
