@@ -1,5 +1,4 @@
-"""GeneratorModule: trains and evaluates a generator model on codes or on images, and samples from
-it."""
+"""GeneratorModule: trains, evaluates and samples from a generator model."""
 
 from __future__ import annotations
 
@@ -31,8 +30,7 @@ PERCEPTUAL = "init_args.loss.init_args.perceptual"
 
 
 class GeneratorModule(TrainingModule):
-    """Next-code prediction with a class or text condition (LlamaGen, arXiv 2406.06525, section
-    2.3).
+    """Next-code prediction under a condition (LlamaGen, arXiv 2406.06525, section 2.3).
 
     A batch brings `codes`, or `image` for the frozen tokenizer; and what the condition reads.
 
@@ -77,8 +75,7 @@ class GeneratorModule(TrainingModule):
         self.schedule, self.gradient_clip = schedule, gradient_clip
         self.compiled, self.own_decoder = compile, decoder
         self.val_loss = MeanMetric()
-        # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's
-        # buckets.
+        # Frozen and saved elsewhere, so no submodule: neither in checkpoints nor in DDP's buckets.
         self._tokenizer: list[TokenizerModule] = []
 
     @property
@@ -105,13 +102,11 @@ class GeneratorModule(TrainingModule):
 
     @property
     def model(self) -> Model:
-        if self.transformer is None:
-            self.configure_model()
+        self.configure_model()
         assert self.transformer is not None
         return self.transformer
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Raises a UserError where they do not fit, see `Model.check_start`."""
         super().load_weights(checkpoint)
         if checkpoint.config in (None, self.config):
             return
@@ -120,12 +115,11 @@ class GeneratorModule(TrainingModule):
         self.model.check_start(theirs._outline(), checkpoint.path)
 
     def setup(self, stage: str) -> None:
-        check_decoder(self._outline(), self.decoder)
+        model, data = self._outline(), getattr(self.trainer, "datamodule", None)
+        check_decoder(model, self.decoder)
         if self.tokenizer_path is not None:
             self.check_tokenizer()
-        data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ShardDataModule):
-            model = self._outline()
             model.condition.check_fields(data.fields)
             data.expect(
                 layout=model.layout,
@@ -155,12 +149,7 @@ class GeneratorModule(TrainingModule):
     def use_tokenizer(self, path: str | None, source: object) -> None:
         """Take this checkpoint for the tokenizer, or with None the one that the config names.
 
-        Args:
-            path: see `read_checkpoint`.
-            source: where the config is from, for the message.
-
-        Raises:
-            UserError: neither names one.
+        Raises a UserError where neither names one; it names the `source` of the config.
         """
         if path is not None:
             self.tokenizer_path = path
@@ -171,11 +160,6 @@ class GeneratorModule(TrainingModule):
     def check_tokenizer(self) -> None:
         """Raise a UserError where tokenizer and generator do not belong together."""
         model, tokenizer = self._outline(), self.tokenizer.autoencoder
-        if tokenizer.codebook_size != model.codebook_size:
-            raise UserError(
-                f"{self.tokenizer_path} has {tokenizer.codebook_size} codes, the generator "
-                f"{model.codebook_size}: they do not belong together."
-            )
         try:
             found = tokenizer.layout(*tokenizer.image_size(model.layout))
         except UserError as error:
@@ -183,15 +167,16 @@ class GeneratorModule(TrainingModule):
                 f"{self.tokenizer_path} and a generator of {model.layout} codes do not belong "
                 f"together: {error}"
             ) from error
-        if found != model.layout:
+        theirs = f"{found} codes out of {tokenizer.codebook_size}"
+        ours = f"{model.layout} codes out of {model.codebook_size}"
+        if theirs != ours:
             raise UserError(
-                f"{self.tokenizer_path} has codes of {found}, the generator of {model.layout}: "
-                "they do not belong together."
+                f"{self.tokenizer_path} has {theirs}, the generator {ours}: they do not belong "
+                "together."
             )
 
     @property
     def decoder(self) -> Decoder:
-        """What draws codes."""
         return self.own_decoder or self._outline().decoder()
 
     @property
@@ -200,10 +185,10 @@ class GeneratorModule(TrainingModule):
         return self.tokenizer.autoencoder.image_size(self.model.layout)
 
     def configure_optimizers(self) -> Any:
-        model = self.model
+        model, of_adam = self.model, (self.lr, self.betas, self.weight_decay)
         optimizer: torch.optim.Optimizer
         if self.muon_lr is None:
-            optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+            optimizer = adamw(model, *of_adam)
         elif self.device_mesh is not None:
             raise UserError(
                 "model.muon_lr: Muon takes whole matrices, which a sharded model does not have; "
@@ -211,18 +196,15 @@ class GeneratorModule(TrainingModule):
             )
         else:
             hidden = model.hidden_matrices()
-            optimizer = MuonAdamW(
-                hidden, _others(model, hidden), self.muon_lr, self.lr, self.betas, self.weight_decay
-            )
+            known = set(hidden)
+            others = [p for p in model.parameters() if p.requires_grad and p not in known]
+            optimizer = MuonAdamW(hidden, others, self.muon_lr, *of_adam)
         scheduler = self.schedule.scheduler(optimizer, self.peak_factor(self.schedule))
         steps = {"scheduler": scheduler, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": steps}
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any
-    ) -> None:
-        """Clip here: the Trainer's flag refuses fused optimizers and FSDP."""
-        if self.gradient_clip:
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        if self.gradient_clip:  # not by the Trainer's flag, which refuses fused optimizers and FSDP
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
             if isinstance(norm, DTensor):
                 norm = norm.full_tensor()
@@ -234,9 +216,7 @@ class GeneratorModule(TrainingModule):
         if "codes" in batch:
             return layout.flatten(batch["codes"])
         if "image" not in batch:
-            raise UserError(
-                "data.fields names neither codes nor image; the generator needs one of them."
-            )
+            raise UserError("data.fields lacks codes or image, one of which the generator needs.")
         image, tokenizer = batch["image"], self.tokenizer.autoencoder
         found = tokenizer.layout(*image.shape[-2:])
         if found != layout:
@@ -276,19 +256,14 @@ class GeneratorModule(TrainingModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
         self.val_loss.update(self.loss(batch), batch["valid"])
+        stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
 
+    test_step = validation_step
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        raise UserError(
-            "A generator does not encode; use the tokenizer's config, or `lgpl sample`."
-        )
+        raise UserError("A generator does not encode: use a tokenizer's config, or `lgpl sample`.")
 
     def sample(
         self, inputs: Inputs, sampling: Sampling, seeds: list[int], progress: Progress | None = None
@@ -320,9 +295,7 @@ class GeneratorModule(TrainingModule):
         """Images [B, 3, H, W] in [-1, 1] of codes [B, *layout.shape].
 
         On a CPU one by one, which takes no longer: its convolutions round otherwise in a batch.
-
-        Args:
-            drawn: [B, rows, columns], the places that are drawn; None where all are.
+        `drawn` says which places are [B, rows, columns]; None where all are.
         """
         tokenizer = self.tokenizer.autoencoder
         if drawn is not None:
@@ -331,9 +304,3 @@ class GeneratorModule(TrainingModule):
             parts = codes.split(1) if codes.is_cpu else (codes,)
             images = torch.cat([tokenizer.decode(part) for part in parts])
         return images.float().clamp(-1, 1)
-
-
-def _others(model: Model, hidden: list[Tensor]) -> list[Tensor]:
-    """Trainable parameters that are not among `hidden`."""
-    known = {id(p) for p in hidden}
-    return [p for p in model.parameters() if p.requires_grad and id(p) not in known]

@@ -58,11 +58,9 @@ class Sampling:
                     raise UserError(f"{its.name} must be {sign} {bound}, got {value}")
                 if value == math.inf:
                     raise UserError(f"{its.name} must be finite, got {value}")
-        if self.guidance_schedule not in RISES:
+        if (schedule := self.guidance_schedule) not in RISES:
             accepted = ", ".join(RISES)
-            raise UserError(
-                f"guidance_schedule must be one of {accepted}, got {self.guidance_schedule}"
-            )
+            raise UserError(f"guidance_schedule must be one of {accepted}, got {schedule}")
 
     def scales(self, count: int) -> list[float]:
         """The scale of guidance for each of `count` codes."""
