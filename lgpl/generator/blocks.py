@@ -61,6 +61,9 @@ class LayerCache(NamedTuple):
     values: Tensor
 
 
+Cache = list[LayerCache]
+
+
 class Past(NamedTuple):
     """What the T new positions of B sequences see in one layer while they are drawn."""
 
@@ -81,11 +84,8 @@ class Past(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions.
-
-    With `qk_norm`, queries and keys are normalised for each head before they are rotated, which
-    keeps the scores from growing (arXiv 2302.05442, section 2).
-    """
+    """Causal self-attention with rotary positions; with `qk_norm` each head normalises queries and
+    keys before, which keeps the scores from growing (arXiv 2302.05442, section 2)."""
 
     def __init__(self, dim: int, heads: int, dropout: float, qk_norm: bool) -> None:
         super().__init__()
@@ -128,13 +128,7 @@ class DropPath(nn.Dropout):
 
 class Block(nn.Module):
     def __init__(
-        self,
-        dim: int,
-        heads: int,
-        dropout: float,
-        drop_path: float = 0.0,
-        qk_norm: bool = False,
-        recompute: bool = False,
+        self, dim: int, heads: int, dropout: float, drop_path: float, qk_norm: bool, recompute: bool
     ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(dim)

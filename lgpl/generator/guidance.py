@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,11 +33,17 @@ class Picker:
         self._unguided = ~torch.tensor(is_guided, device=device)[:, None]
         scales = torch.tensor([one.scales(count) for one in task.sampling], device=device)
         self._scales = scales.T.unsqueeze(-1)  # [N, B, 1], float32
-        self._groups, self._uniform = alike(task.sampling), task.uniform
-        self._given = None if task.given is None else task.given.to(device)
+        # Images that `pick` treats alike, whatever their guidance.
+        groups: dict[tuple[float, int, float], list[int]] = {}
+        for i, one in enumerate(task.sampling):
+            groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
+        self._groups = [(task.sampling[images[0]], images) for images in groups.values()]
+        self._uniform = task.uniform
+        none = torch.full(task.uniform.shape, -1)
+        self._given = (none if task.given is None else task.given).to(device)
 
     def doubled(self, x: Tensor) -> Tensor:
-        """Where guided twice, for both halves of the rows."""
+        """Where guided twice, for one forward pass of conditional rows and null rows behind."""
         return torch.cat((x, x)) if self.guided else x
 
     def __call__(self, logits: Tensor, index: int) -> Tensor:
@@ -54,18 +59,8 @@ class Picker:
             codes = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
             for one, images in self._groups:
                 codes[images] = pick(logits[images], one, uniform[images])
-        if self._given is None:
-            return codes
         given = self._given[:, index]
         return torch.where(given < 0, codes, given)
-
-
-def alike(sampling: Sequence[Sampling]) -> list[tuple[Sampling, list[int]]]:
-    """Images that `pick` treats alike, whatever their guidance: the first one's, and all."""
-    groups: dict[tuple[float, int, float], list[int]] = {}
-    for i, one in enumerate(sampling):
-        groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
-    return [(sampling[images[0]], images) for images in groups.values()]
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:

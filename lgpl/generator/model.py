@@ -28,10 +28,8 @@ class Model(Described, nn.Module, ABC):
     codebook_size: int
 
     def loss(self, codes: Tensor, inputs: Inputs, step: int) -> Tensor:
-        """Mean cross-entropy [B] of each image's codes [B, N], flat by `layout`, in nats.
-
-        The number of optimizer steps done is for objectives that change in training.
-        """
+        """Mean cross-entropy [B] of each image's codes [B, N], flat by `layout`, in nats, at a
+        step of the optimizer; objectives may change in training."""
         logits = self(codes, inputs).float()
         return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").mean(1)
 

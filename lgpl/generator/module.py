@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import Checkpoint
@@ -35,11 +36,9 @@ class GeneratorModule(TrainingModule):
     A batch brings `codes`, or `image` for the frozen tokenizer; and what the condition reads.
 
     Args:
-        transformer: builds the model; called when the strategy is ready, so that a sharded one
-            never holds the whole on one device.
+        transformer: builds the model when the strategy is ready, a sharded one never as a whole.
         tokenizer: checkpoint of the tokenizer: encodes images, and decodes samples.
-        init_from: checkpoint of a generator whose weights training starts from, such as stage 1;
-            its grid may be another.
+        init_from: checkpoint of a generator to start from, such as stage 1; its grid may differ.
         lr: peak learning rate of AdamW.
         muon_lr: peak learning rate of Muon on the hidden matrices; None leaves all to AdamW.
         betas: of AdamW.
@@ -69,8 +68,7 @@ class GeneratorModule(TrainingModule):
         super().__init__()
         self.build = transformer
         self.transformer: Model | None = None
-        self.tokenizer_path = tokenizer
-        self.init_from = init_from
+        self.tokenizer_path, self.init_from = tokenizer, init_from
         self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
         self.schedule, self.gradient_clip = schedule, gradient_clip
         self.compiled, self.own_decoder = compile, decoder
@@ -108,11 +106,10 @@ class GeneratorModule(TrainingModule):
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         super().load_weights(checkpoint)
-        if checkpoint.config in (None, self.config):
-            return
-        theirs = build_described(checkpoint, trust=self.trust)
-        assert isinstance(theirs, GeneratorModule)
-        self.model.check_start(theirs._outline(), checkpoint.path)
+        if checkpoint.config not in (None, self.config):
+            theirs = build_described(checkpoint, trust=self.trust)
+            assert isinstance(theirs, GeneratorModule)
+            self.model.check_start(theirs._outline(), checkpoint.path)
 
     def setup(self, stage: str) -> None:
         model, data = self._outline(), getattr(self.trainer, "datamodule", None)
@@ -121,12 +118,9 @@ class GeneratorModule(TrainingModule):
             self.check_tokenizer()
         if isinstance(data, ShardDataModule):
             model.condition.check_fields(data.fields)
-            data.expect(
-                layout=model.layout,
-                codebook_size=model.codebook_size,
-                **model.condition.limits(),
-                tokenizer=self.tokenizer.fingerprint() if self.tokenizer_path else None,
-            )
+            fingerprint = self.tokenizer.fingerprint() if self.tokenizer_path else None
+            limits = {"codebook_size": model.codebook_size, **model.condition.limits()}
+            data.expect(layout=model.layout, tokenizer=fingerprint, **limits)
 
     def _outline(self) -> Model:
         """The model, or before it is built one on the meta device, to ask for its sizes."""
@@ -147,10 +141,7 @@ class GeneratorModule(TrainingModule):
         return self._tokenizer[0].to(self.device)
 
     def use_tokenizer(self, path: str | None, source: object) -> None:
-        """Take this checkpoint for the tokenizer, or with None the one that the config names.
-
-        Raises a UserError where neither names one; it names the `source` of the config.
-        """
+        """Take this checkpoint for the tokenizer, or with None the one that the config names."""
         if path is not None:
             self.tokenizer_path = path
             self._tokenizer.clear()
@@ -160,20 +151,15 @@ class GeneratorModule(TrainingModule):
     def check_tokenizer(self) -> None:
         """Raise a UserError where tokenizer and generator do not belong together."""
         model, tokenizer = self._outline(), self.tokenizer.autoencoder
+        ours = f"{model.layout} codes out of {model.codebook_size}"
+        apart = f"{self.tokenizer_path} and a generator of {ours} do not belong together"
         try:
             found = tokenizer.layout(*tokenizer.image_size(model.layout))
         except UserError as error:
-            raise UserError(
-                f"{self.tokenizer_path} and a generator of {model.layout} codes do not belong "
-                f"together: {error}"
-            ) from error
+            raise UserError(f"{apart}: {error}") from error
         theirs = f"{found} codes out of {tokenizer.codebook_size}"
-        ours = f"{model.layout} codes out of {model.codebook_size}"
         if theirs != ours:
-            raise UserError(
-                f"{self.tokenizer_path} has {theirs}, the generator {ours}: they do not belong "
-                "together."
-            )
+            raise UserError(f"{apart}: the tokenizer has {theirs}.")
 
     @property
     def decoder(self) -> Decoder:
@@ -181,7 +167,6 @@ class GeneratorModule(TrainingModule):
 
     @property
     def image_size(self) -> ImageSize:
-        """Height and width of the images that it draws."""
         return self.tokenizer.autoencoder.image_size(self.model.layout)
 
     def configure_optimizers(self) -> Any:
@@ -199,7 +184,9 @@ class GeneratorModule(TrainingModule):
             known = set(hidden)
             others = [p for p in model.parameters() if p.requires_grad and p not in known]
             optimizer = MuonAdamW(hidden, others, self.muon_lr, *of_adam)
-        scheduler = self.schedule.scheduler(optimizer, self.peak_factor(self.schedule))
+        schedule, peak = self.schedule, self.peak_factor(self.schedule)
+        # A function, because of an object LambdaLR would take the checkpoint's attributes.
+        scheduler = LambdaLR(optimizer, lambda step: peak * schedule(step))
         steps = {"scheduler": scheduler, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": steps}
 
@@ -218,11 +205,12 @@ class GeneratorModule(TrainingModule):
         if "image" not in batch:
             raise UserError("data.fields lacks codes or image, one of which the generator needs.")
         image, tokenizer = batch["image"], self.tokenizer.autoencoder
-        found = tokenizer.layout(*image.shape[-2:])
+        height, width = image.shape[-2:]
+        found = tokenizer.layout(height, width)
         if found != layout:
             raise UserError(
-                f"data.image_size: images of {image.shape[-1]}x{image.shape[-2]} pixels have codes "
-                f"of {found}, the generator is for {layout}."
+                f"data.image_size: images of {width}x{height} pixels have codes of {found}, the "
+                f"generator is for {layout}."
             )
         with torch.no_grad():
             return layout.flatten(tokenizer.encode(image))
@@ -236,8 +224,7 @@ class GeneratorModule(TrainingModule):
         self.model.loss(self.codes(batch), batch["inputs"], 0).mean().backward()
 
     def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
-        layout = self.model.layout
-        codes = torch.zeros(batch_size, *layout.shape, dtype=torch.int64)
+        codes = torch.zeros(batch_size, *self.model.layout.shape, dtype=torch.int64)
         return {"codes": codes, "inputs": self.model.condition.zeros(batch_size)}
 
     def code_layout(self, size: ImageSize) -> CodeLayout:
@@ -268,10 +255,8 @@ class GeneratorModule(TrainingModule):
     def sample(
         self, inputs: Inputs, sampling: Sampling, seeds: list[int], progress: Progress | None = None
     ) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1]; see `generate` for the arguments.
-
-        All ranks of a sharded model must call this, each for its own images.
-        """
+        """Images [B, 3, H, W] in [-1, 1]; see `generate`. All ranks of a sharded model must call
+        this, each for its own images."""
         return self.decode(self.sample_codes(inputs, sampling, seeds, progress))
 
     @torch.no_grad()
@@ -292,15 +277,12 @@ class GeneratorModule(TrainingModule):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] of codes [B, *layout.shape].
-
-        On a CPU one by one, which takes no longer: its convolutions round otherwise in a batch.
-        `drawn` says which places are [B, rows, columns]; None where all are.
-        """
+        """Images [B, 3, H, W] in [-1, 1] of codes [B, *layout.shape], of which those at the places
+        `drawn` [B, rows, columns] are known, by default all."""
         tokenizer = self.tokenizer.autoencoder
         if drawn is not None:
             images = tokenizer.decode_partial(codes, drawn)
-        else:
+        else:  # on a CPU one by one, as fast: its convolutions round otherwise in a batch
             parts = codes.split(1) if codes.is_cpu else (codes,)
             images = torch.cat([tokenizer.decode(part) for part in parts])
         return images.float().clamp(-1, 1)

@@ -14,11 +14,8 @@ from lgpl.generator.model import Model
 
 
 def shard(model: Model, mesh: DeviceMesh, mixed: bool) -> None:
-    """Shard in place, over ranks in one dimension: every block its own unit, the rest one more.
-
-    All ranks have the same weights. `mixed` gathers and computes in bf16; weights and reduced
-    gradients stay float32.
-    """
+    """Shard in place over ranks that have the same weights: every block its own unit, the rest one
+    more. `mixed` gathers and computes in bf16; weights and reduced gradients stay float32."""
     policy = MixedPrecisionPolicy()
     if mixed:  # the rotary table is passed as it is
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -28,8 +25,10 @@ def shard(model: Model, mesh: DeviceMesh, mixed: bool) -> None:
 
 @contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Whole weights on every rank, which all enter after a forward pass, for work outside of
-    `forward`; nothing where none is sharded."""
+    """Whole weights on every rank, for work outside of `forward`; nothing where none is sharded.
+
+    All ranks must enter this, after a forward pass.
+    """
     units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)

@@ -1,8 +1,7 @@
-"""The generator: a Llama decoder over image codes with a class or text prefix.
+"""The generator: a Llama decoder over image codes behind a prefix, the condition.
 
 Design (LlamaGen, arXiv 2406.06525, section 2.3): pre-norm blocks with RMSNorm, SwiGLU without
-biases, rotary positions in two dimensions (half of a head's dimension for rows, half for columns),
-untied head that starts at zero. No Lightning here: use it in a notebook with torch.
+biases, rotary positions in two dimensions, untied head that starts at zero.
 
 The sequence is `prefix` positions of condition, then the codes in raster order, those of one place
 behind each other; position i predicts code i + 1 - prefix.
@@ -11,6 +10,7 @@ behind each other; position i predicts code i + 1 - prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Block, LayerCache, Past, RMSNorm
+from lgpl.generator.blocks import Block, Cache, LayerCache, Past, RMSNorm
 from lgpl.generator.conditions import Condition, Inputs
 from lgpl.generator.decoders import Decoder, Raster
 from lgpl.generator.loss import cross_entropy
@@ -177,39 +177,29 @@ class Transformer(Model):
             codes = codes + index % self.layout.depth * self.codebook_size
         return self.tok_embeddings(codes)
 
-    def new_cache(
-        self, batch: int, dtype: torch.dtype, length: int | None = None
-    ) -> list[LayerCache]:
+    def new_cache(self, batch: int, dtype: torch.dtype, length: int | None = None) -> Cache:
         """Empty cache for `batch` sequences of so many positions; of a whole image by default."""
-        length = self.prefix_length + self.layout.codes if length is None else length
+        length = length or self.prefix_length + self.layout.codes
         shape = (batch, self.heads, length, self.dim // self.heads)
-
-        def empty() -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=self.device)
-
-        return [LayerCache(empty(), empty()) for _ in self.layers]
+        zeros = partial(torch.zeros, shape, dtype=dtype, device=self.device)
+        return [LayerCache(zeros(), zeros()) for _ in self.layers]
 
     def forward(self, codes: Tensor, inputs: Inputs, order: Tensor | None = None) -> Tensor:
         """Logits [B, N, codebook_size] of all codes at once, for training.
 
-        Args:
-            codes: [B, N] in the order in which they are predicted.
-            inputs: of the condition, of B samples.
-            order: index of each code in the flat order [B, N]; None where that is their order.
+        Codes [B, N] are in the order in which they are predicted; `order` has the index of each in
+        the flat order [B, N], None where that is their order.
         """
         prefix, lengths = self.condition(inputs)
         index = torch.arange(codes.shape[1], device=codes.device) if order is None else order
         x = torch.cat((prefix, self.embed(codes[:, :-1], index[..., :-1])), dim=1)
-        heads = slice(self.prefix_length - 1, None)
+        first = self.prefix_length - 1  # position that predicts a code
         if self.target is not None:
-            target = self.target if order is None else self.target[order]
-            x = torch.cat((x[:, : heads.start], x[:, heads] + target), dim=1)
+            x = torch.cat((x[:, :first], x[:, first:] + self.target[index]), dim=1)
         x = self.token_dropout(x)
         position = torch.arange(x.shape[1], device=x.device)
-        place = position  # in the rotary table
-        if order is not None:
-            before = position[: self.prefix_length].expand(len(x), -1)
-            place = torch.cat((before, self.prefix_length + order[:, :-1]), dim=1)
+        before = position[: self.prefix_length].expand(*index.shape[:-1], -1)
+        place = torch.cat((before, self.prefix_length + index[..., :-1]), dim=-1)  # in the table
         if lengths is not None:
             # Each sequence is turned until its padding stands behind its last code, where a causal
             # query never looks. So the kernel is that of class models, which on GPUs is flash
@@ -219,11 +209,11 @@ class Transformer(Model):
             # An empty caption keeps one position of padding, which predicts the first code.
             padding = (self.prefix_length - lengths).clamp(max=self.prefix_length - 1)[:, None]
             turned = (position + padding) % x.shape[1]  # [B, T]
-            x, place = take(x, turned), turned if order is None else place.gather(1, turned)
+            x, place = take(x, turned), place.expand(len(x), -1).gather(1, turned)
         rope = self.rope[place]
         for layer in self.layers:
             x = layer(x, rope)
-        x = x[:, heads] if lengths is None else take(x, position[heads] - padding)
+        x = x[:, first:] if lengths is None else take(x, position[first:] - padding)
         return self.output(self.norm(x))
 
     def mask(self, lengths: Tensor, total: int) -> Tensor:
@@ -243,14 +233,9 @@ class Transformer(Model):
         target = self.target[code.clamp(0, self.layout.codes - 1)]
         return x + target * (code >= 0).unsqueeze(-1)
 
-    def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: list[LayerCache]) -> Tensor:
-        """Logits [B, codebook_size] after the last of some new positions, for sampling.
-
-        Args:
-            x: embeddings [B, T, dim] of the new positions.
-            position, mask: see `Past`.
-            cache: one for each layer; the new keys and values are written into it.
-        """
+    def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, codebook_size] after the last of new positions, embedded x [B, T, dim], whose
+        keys and values are written into the cache; see `Past`."""
         x, rope = self.toward(x, position), self.rope[position]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, rope, Past(layer_cache, position, mask))

@@ -24,12 +24,8 @@ ANCHOR, ALIAS = (re.compile(rf"(^|[\s\[\]{{}},:-]){mark}\w") for mark in ("&", r
 
 
 def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> TrainingModule:
-    """The module of the user's own config, with fresh weights; it may name any class.
-
-    Args:
-        config: `class_path` and `init_args`.
-        without: keys that are set to None where the config has their parents.
-    """
+    """The module of the user's own config, which may name any class, with fresh weights; keys
+    `without` are set to None where the config has their parents."""
     with lock:  # or another thread's loading would hold this back
         return _built(config, without, None)
 
@@ -55,10 +51,7 @@ def load_module(
     without: tuple[str, ...] = (),
     trust: Iterable[str] = (),
 ) -> TrainingModule:
-    """The module of a checkpoint in evaluation mode, built from the config inside.
-
-    Arguments and errors are those of `read_checkpoint` and `build_described`.
-    """
+    """The module of a checkpoint in evaluation mode; see `read_checkpoint`, `build_described`."""
     checkpoint = read_checkpoint(path, kind)
     module = build_described(checkpoint, without, trust)
     with one_sentence(path):

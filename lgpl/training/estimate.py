@@ -1,9 +1,7 @@
-"""What a training step needs, found out on fake tensors.
+"""What a training step needs, found out on fake tensors, which have shapes and no memory.
 
-One step is taken on fake tensors, which have shapes and no memory, by the module's own forward,
-backward and optimizer. So the numbers follow whatever the config says, activation checkpointing or
-another quantizer included. Only what a sharded strategy gathers, and DDP's buckets, are added by
-rule.
+The step is the module's own forward, backward and optimizer. So the numbers follow whatever the
+config says. Only what a sharded strategy gathers, and DDP's buckets, are added by rule.
 """
 
 from __future__ import annotations
@@ -30,13 +28,11 @@ HALF = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def attention_flops(q: list[int], k: list[int], *_: Any, **__: Any) -> int:
-    """Two products of [T, D] and [D, S] for shapes [B, H, T, D] and [B, H, S, D]."""
-    return 4 * math.prod(q) * k[2]
+    return 2 * 2 * math.prod(q) * k[2]  # products of [T, D] and [D, S]: scores, and their values
 
 
 def attention_backward_flops(_: list[int], q: list[int], k: list[int], *__: Any, **___: Any) -> int:
-    """The scores again, and four products for the gradients."""
-    return 10 * math.prod(q) * k[2]
+    return 5 * 2 * math.prod(q) * k[2]  # the scores again, and four products for the gradients
 
 
 # The CPU's kernels, on which the rehearsal runs; torch counts the GPU's only.
@@ -62,8 +58,7 @@ class StepEstimate:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make while they live, but parameters, buffers
-    and gradients of a module."""
+    """Bytes of the tensors that operations make while they live, without a module's gradients."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -94,8 +89,7 @@ class LiveBytes(TorchDispatchMode):
     def _remove(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
 
-    def _leave_out_gradient(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
+    def _leave_out_gradient(self, parameter: Any) -> None:
         self._remove(parameter.grad.untyped_storage()._cdata)
 
 

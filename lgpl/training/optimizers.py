@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lgpl.errors import UserError
 
@@ -48,15 +47,6 @@ class Schedule:
         progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
         left = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return self.floor + (1 - self.floor) * left
-
-    def batch_factor(self, global_batch: int) -> float:
-        ratio = global_batch / self.base_batch
-        return {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.batch_rule]
-
-    def scheduler(self, optimizer: Optimizer, peak: float = 1.0) -> LambdaLR:
-        """Sets the optimizer's learning rates, at most `peak` times their present values."""
-        # A function, because of an object LambdaLR would take the checkpoint's attributes.
-        return LambdaLR(optimizer, lambda step: peak * self(step))
 
 
 def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
@@ -106,10 +96,8 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for part in self.parts:
             part.step()
         return loss

@@ -67,8 +67,7 @@ class Condition(Described, nn.Module, ABC):
 
     @abstractmethod
     def parse(self, prompt: str) -> Inputs:
-        """The inputs, of one sample, of what a person asks for; a UserError where it is nothing
-        that can be drawn."""
+        """The inputs, of one sample, of a prompt; a UserError where that cannot be drawn."""
 
     @abstractmethod
     def zeros(self, batch_size: int) -> Inputs:
@@ -79,17 +78,15 @@ class Condition(Described, nn.Module, ABC):
         cast to the dtype of the condition's parameters."""
         parameter = next(self.parameters(), None)
         if parameter is not None:
-            inputs = {
-                name: value.to(parameter.dtype) if value.is_floating_point() else value
-                for name, value in inputs.items()
-            }
+            floats = {name: x for name, x in inputs.items() if x.is_floating_point()}
+            inputs = inputs | {name: x.to(parameter.dtype) for name, x in floats.items()}
         if self.training and self.dropout:
             some = next(iter(inputs.values()))
             dropped = torch.rand(len(some), device=some.device) < self.dropout
             null = self.null(inputs)
             inputs = {
-                name: torch.where(dropped.view(-1, *[1] * (value.dim() - 1)), null[name], value)
-                for name, value in inputs.items()
+                name: torch.where(dropped.view(-1, *[1] * (x.dim() - 1)), null[name], x)
+                for name, x in inputs.items()
             }
         return self.prefix(inputs)
 

@@ -40,19 +40,18 @@ class ClassCondition(Condition):
     ) -> None:
         super().__init__(dropout)
         self.names = read_names(names) if isinstance(names, str) else names
-        if num_classes is None and self.names is None:
+        count = num_classes if self.names is None else len(self.names)
+        if count is None:
             raise UserError("condition: give num_classes or the names of the classes.")
-        num_classes = len(self.names or ()) if num_classes is None else num_classes
-        if self.names is not None and len(self.names) != num_classes:
+        if num_classes not in (None, count):
             raise UserError(
-                f"condition.names: there are {len(self.names)}, but num_classes is {num_classes}."
+                f"condition.names: there are {count}, but num_classes is {num_classes}."
             )
-        self.num_classes = self.tokens = num_classes
-        self.embedding = nn.Embedding(num_classes + 1, dim)
+        self.num_classes = self.tokens = count
+        self.embedding = nn.Embedding(count + 1, dim)
 
     def inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        if "class" not in batch:
-            raise UserError("data.fields lacks class, which a class-conditional model needs.")
+        self.check_fields(batch)
         return {"class": batch["class"]}
 
     def null(self, inputs: Inputs) -> Inputs:
@@ -62,8 +61,7 @@ class ClassCondition(Condition):
         return Prefix(self.embedding(inputs["class"]).unsqueeze(1))  # [B, 1, dim]
 
     def parse(self, prompt: str) -> Inputs:
-        label = torch.tensor([self.label(prompt)], device=self.embedding.weight.device)
-        return {"class": label}
+        return {"class": torch.tensor([self.label(prompt)], device=self.embedding.weight.device)}
 
     def label(self, prompt: str) -> int:
         """The class that a prompt names; raises as `parse` does."""

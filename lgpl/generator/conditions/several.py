@@ -49,12 +49,10 @@ class Conditions(Condition):
         return Prefix(x.gather(1, place[..., None].expand_as(x)), real.sum(1))
 
     def parse(self, prompt: str) -> Inputs:
-        texts = self._texts(prompt)
-        return self._merged([part.parse(text) if text else _nothing(part) for part, text in texts])
+        return self._merged([p.parse(t) if t else _nothing(p) for p, t in self._texts(prompt)])
 
     def parse_cut(self, prompt: str) -> Inputs:
-        texts = self._texts(prompt)
-        return self._merged([p.parse_cut(text) if text else _nothing(p) for p, text in texts])
+        return self._merged([p.parse_cut(t) if t else _nothing(p) for p, t in self._texts(prompt)])
 
     def check(self, prompt: str) -> None:
         for part, text in self._texts(prompt):

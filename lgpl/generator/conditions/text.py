@@ -18,8 +18,7 @@ from lgpl.text.padding import left_pad
 class TextCondition(Condition):
     """Features of a frozen text encoder through an MLP; left-padded to a fixed length.
 
-    A batch brings `text` features with `text_lengths`, or `caption` for the encoder. A prompt is a
-    caption.
+    A batch brings `text` and `text_lengths`, or `caption` for the encoder. A prompt is a caption.
 
     Args:
         dim: width of the transformer.
@@ -56,10 +55,9 @@ class TextCondition(Condition):
         self.null_features = nn.Parameter(table, requires_grad=trainable_null and dropout > 0)
 
     def inputs(self, batch: Mapping[str, Any]) -> Inputs:
+        self.check_fields(batch)
         if "text" in batch:
             return {name: batch[name] for name in ("text", "text_lengths")}
-        if "caption" not in batch:
-            raise UserError("data.fields lacks text or caption, one of which a text model needs.")
         return self._encode(batch["caption"], refuse_long=False)
 
     def null(self, inputs: Inputs) -> Inputs:
@@ -70,8 +68,7 @@ class TextCondition(Condition):
 
     def prefix(self, inputs: Inputs) -> Prefix:
         features = inputs["text"]
-        if features.shape[1] != self.length:
-            found = features.shape[1]
+        if (found := features.shape[1]) != self.length:
             raise UserError(
                 f"The text features hold {found} positions, the model's prefix {self.length}."
             )

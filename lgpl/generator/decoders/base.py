@@ -55,10 +55,8 @@ class Decoder(Described, ABC):
 
     @abstractmethod
     def steps(self, model: Model, task: Task) -> Iterator[Step]:
-        """Steps that together draw every code of every image once; the given ones are kept.
-
-        Called without gradients, with the model in evaluation mode.
-        """
+        """Steps that together draw every code of every image once, given ones as they are; without
+        gradients, with the model in evaluation mode."""
 
     def compiled(self, **options: Any) -> Decoder:
         """One like it for many batches of one size, by torch.compile where it can be."""
@@ -96,13 +94,9 @@ def generate(
     seeds = range(batch) if seeds is None else seeds
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     uniform = torch.stack([torch.rand(count, generator=stream) for stream in streams])
-    task = Task(
-        inputs,
-        [sampling] * batch if isinstance(sampling, Sampling) else sampling,
-        uniform.to(model.device),
-        given,
-        range(batch) if same is None else same,
-    )
+    each = [sampling] * batch if isinstance(sampling, Sampling) else sampling
+    same = range(batch) if same is None else same
+    task = Task(inputs, each, uniform.to(model.device), given, same)
     codes = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
     drawn = torch.zeros(batch, count, dtype=torch.bool)
     was_training = model.training

@@ -1,7 +1,4 @@
-"""Code after code against a static KV cache: `prefill` the prefix, then `decode_one_token`.
-
-Guidance doubles the batch: conditional rows first, null rows behind them, in one forward pass.
-"""
+"""Code after code against a static KV cache: `prefill` the prefix, then `decode_one_token`."""
 
 from __future__ import annotations
 
@@ -13,12 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lgpl.generator.blocks import LayerCache
+from lgpl.generator.blocks import Cache
 from lgpl.generator.conditions import Condition, join
 from lgpl.generator.decoders.base import Decoder, Step, Task
 from lgpl.generator.guidance import Picker
-
-Cache = list[LayerCache]  # one for each layer
 
 
 @runtime_checkable
@@ -35,8 +30,7 @@ class CachedModel(Protocol):
 
 
 class Raster(Decoder):
-    """Draws in raster order; given codes are kept, and those that all images begin with are read
-    together with the prefix."""
+    """Draws in raster order; given codes that all images begin with are read with the prefix."""
 
     needs = CachedModel
 
@@ -75,14 +69,17 @@ class Raster(Decoder):
             dtype = torch.get_autocast_dtype(device.type)
         rows = len(kind)
         cache = compiled.cache(model, rows, dtype) if compiled else model.new_cache(rows, dtype)
-        # On a CPU attention to the cache is taken in float32, see `Attention`.
+        total = prefix + count
+        visible = torch.ones(1, 1, total, total, dtype=torch.bool, device=device).tril()
+        if lengths is not None:
+            visible = model.mask(lengths, total)
+        # Scores are made once: of truth values the kernel would make them in every step. On a CPU
+        # attention to the cache is taken in float32, see `Attention`.
         exact = torch.float32 if device.type == "cpu" else dtype
-        mask = _scores(model, lengths, prefix + count, exact)
+        mask = torch.where(visible, 0.0, -math.inf).to(exact)
         logits = prefill(model, x, kind, mask, cache)
         mask = mask if lengths is None else mask[kind]
-        decode = compiled or decode_one_token
-
-        seen = prefix + known
+        decode, seen = compiled or decode_one_token, prefix + known
         position = torch.arange(seen, device=device)
         for index in range(known, count):
             codes = picker(logits, index)
@@ -90,19 +87,16 @@ class Raster(Decoder):
             if index + 1 < count:
                 position = position[-1:] + 1
                 # Compiled code is for one shape; there the mask alone hides what is still to come.
-                seen = prefix + count if compiled else seen + 1
-                visible = mask[:, :, position, :seen]
-                logits = decode(model, picker.doubled(codes), position, visible, cache)
+                seen = total if compiled else seen + 1
+                new = picker.doubled(codes)
+                logits = decode(model, new, position, mask[:, :, position, :seen], cache)
 
 
 def prefill(model: CachedModel, x: Tensor, kind: list[int], mask: Tensor, cache: Cache) -> Tensor:
-    """Logits [B, K] of the first code that is to be drawn.
+    """Logits [B, K] of the first code that is to be drawn, and x written into an empty cache.
 
-    Args:
-        x: embeddings [P, T, dim] of the conditions and codes that rows begin with.
-        kind: which of them, for each of B rows.
-        mask: [P or 1, 1, n, n], added to the scores.
-        cache: empty, of B rows; what comes behind sees x in it.
+    Of conditions and codes, embedded as x [P, T, dim], row i of B begins with number `kind[i]`. The
+    mask [P or 1, 1, n, n] is added to the scores.
     """
     t = x.shape[1]
     shared = model.new_cache(len(x), cache[0].keys.dtype, t)
@@ -116,10 +110,8 @@ def prefill(model: CachedModel, x: Tensor, kind: list[int], mask: Tensor, cache:
 def decode_one_token(
     model: CachedModel, codes: Tensor, position: Tensor, mask: Tensor, cache: Cache
 ) -> Tensor:
-    """Logits [B, K] behind codes [B], whose place in the sequence is `position` [1].
-
-    The mask [B or 1, 1, 1, n] is added to the scores of the n positions that the kernel looks at.
-    """
+    """Logits [B, K] behind codes [B], whose place in the sequence is `position` [1]; the mask
+    [B or 1, 1, 1, n] is added to the scores of the n positions that the kernel looks at."""
     x = model.embed(codes.unsqueeze(1), position - model.prefix_length)
     return model.step(x, position, mask, cache)
 
@@ -160,14 +152,3 @@ class CompiledStep:
             logits: Tensor = self._decode(model, codes, position, mask, cache)
         self._guarded = False
         return logits
-
-
-def _scores(model: Any, lengths: Tensor | None, total: int, dtype: torch.dtype) -> Tensor:
-    """[P or 1, 1, total, total]: 0 where a query may see a key, else -inf; made once, and not of
-    truth values by the kernel in every step."""
-    if lengths is None:
-        visible = torch.ones(1, 1, total, total, dtype=torch.bool, device=model.device).tril()
-    else:
-        visible = model.mask(lengths, total)
-    scores = torch.zeros(visible.shape, dtype=dtype, device=model.device)
-    return scores.masked_fill_(~visible, -math.inf)

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 class UncachedRaster(Decoder):
-    """Draws in raster order with any autoregressive model, by its `forward` alone.
-
-    As slow as it is simple: the default of models without a cache.
-    """
+    """Draws in raster order by any autoregressive model's `forward` alone: slow, and simple."""
 
     def steps(self, model: Model, task: Task) -> Iterator[Step]:
         batch, count = rows(task.inputs), model.layout.codes
