@@ -70,7 +70,7 @@ def test_trainer_that_contradicts_itself(fails: Fails) -> None:
 def test_order_without_target_positions(fails: Fails, chain: Chain) -> None:
     order = "--model.init_args.transformer.init_args.order"
     said = fails(*fit_stage2(chain, f"{order}.start", "2", f"{order}.end", "4"))
-    assert said == "order: orders other than raster need target_positions; set it to true."
+    assert said == "order: random orders need target_positions; set it to true."
 
 
 def test_codes_outside_the_codebook(fails: Fails, chain: Chain) -> None:
@@ -162,7 +162,7 @@ def test_folder_of_weights(fails: Fails, chain: Chain, tmp_path: Path) -> None:
     assert "holds a tokenizer, but a generator is wanted" in fails(*generator)
     other = ("--model.init_args.transformer.init_args.codebook_size", "128")
     misfit = fit_stage2(chain, *other, "--model.init_args.tokenizer", str(folder))
-    assert "has 64 codes, the generator 128" in fails(*misfit)
+    assert "of 8x8 codes out of 128 do not belong together: the tokenizer" in fails(*misfit)
 
     validate = ("validate", "-c", "configs/tokenizer/emoji.yaml", *TINY, "--trainer.logger")
     evaluate = [*validate, "false", "--ckpt_path", str(folder)]
@@ -185,7 +185,9 @@ def test_images_of_another_grid(fails: Fails, chain: Chain) -> None:
 
 def test_tokenizer_that_does_not_belong(fails: Fails, chain: Chain) -> None:
     other = ("--model.init_args.transformer.init_args.codebook_size", "128")
-    assert "has 64 codes, the generator 128" in fails(*fit_stage2(chain, *other))
+    said = fails(*fit_stage2(chain, *other))
+    assert "a generator of 8x8 codes out of 128 do not belong together" in said
+    assert said.endswith("the tokenizer has 8x8 codes out of 64.")
     assert "holds a generator, but a tokenizer is wanted" in fails(
         *fit_stage2(chain, "--model.init_args.tokenizer", chain.stage1)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,62 +22,49 @@ def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
 
 
 class Picker:
-    """Draws codes from logits as each image's sampling says.
-
-    Args:
-        task: the images.
-
-    Attributes:
-        guided: whether any image is guided; then logits of null rows stand behind the others.
-    """
+    """Draws codes from logits as each image's sampling says; given ones are kept."""
 
     def __init__(self, task: Task) -> None:
         device, count = task.uniform.device, task.uniform.shape[1]
         is_guided = [one.guidance != 1.0 for one in task.sampling]
+        # Whether any image is guided: then logits of null rows stand behind the others.
         self.guided = any(is_guided)
         # Of an image without guidance the logits are the conditional ones to the bit.
-        mixed = self.guided and not all(is_guided)
-        self._is_guided = torch.tensor(is_guided, device=device)[:, None] if mixed else None
+        self._unguided = ~torch.tensor(is_guided, device=device)[:, None]
         scales = torch.tensor([one.scales(count) for one in task.sampling], device=device)
         self._scales = scales.T.unsqueeze(-1)  # [N, B, 1], float32
-        self._groups, self._uniform = alike(task.sampling), task.uniform
+        # Images that `pick` treats alike, whatever their guidance.
+        groups: dict[tuple[float, int, float], list[int]] = {}
+        for i, one in enumerate(task.sampling):
+            groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
+        self._groups = [(task.sampling[images[0]], images) for images in groups.values()]
+        self._uniform = task.uniform
+        none = torch.full(task.uniform.shape, -1)
+        self._given = (none if task.given is None else task.given).to(device)
+
+    def doubled(self, x: Tensor) -> Tensor:
+        """Where guided twice, for one forward pass of conditional rows and null rows behind."""
+        return torch.cat((x, x)) if self.guided else x
 
     def __call__(self, logits: Tensor, index: int) -> Tensor:
         """Codes [B] of logits [B, K], or where guided [2B, K], for the code at `index`."""
-        logits, uniform = self.guide(logits, index), self._uniform[:, index]
+        if self.guided:
+            logits = logits.float()
+            guided = guide(logits, self._scales[index])
+            logits = torch.where(self._unguided, logits[: len(guided)], guided)
+        uniform = self._uniform[:, index]
         if len(self._groups) == 1:
-            return pick(logits, self._groups[0][0], uniform)
-        codes = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        for one, images in self._groups:
-            codes[images] = pick(logits[images], one, uniform[images])
-        return codes
-
-    def guide(self, logits: Tensor, index: int) -> Tensor:
-        """[B, K] of [2B, K], or of [B, K] where no image is guided, for the code at `index`."""
-        if not self.guided:
-            return logits
-        logits = logits.float()
-        mixed = guide(logits, self._scales[index])
-        if self._is_guided is None:
-            return mixed
-        return torch.where(self._is_guided, mixed, logits[: len(mixed)])
-
-
-def alike(sampling: Sequence[Sampling]) -> list[tuple[Sampling, list[int]]]:
-    """Images that `pick` treats alike, whatever their guidance: the first one's, and all."""
-    groups: dict[tuple[float, int, float], list[int]] = {}
-    for i, one in enumerate(sampling):
-        groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
-    return [(sampling[images[0]], images) for images in groups.values()]
+            codes = pick(logits, self._groups[0][0], uniform)
+        else:
+            codes = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+            for one, images in self._groups:
+                codes[images] = pick(logits[images], one, uniform[images])
+        given = self._given[:, index]
+        return torch.where(given < 0, codes, given)
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """One code per row.
-
-    Args:
-        logits: [B, K].
-        uniform: one number in [0, 1) per row [B]; the code is drawn by inverting the distribution.
-    """
+    """One code for each row of logits [B, K], by inverting its distribution at `uniform` [B]."""
     if sampling.temperature < GREEDY:
         return logits.argmax(-1)
     logits = logits.float() / sampling.temperature

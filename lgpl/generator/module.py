@@ -1,5 +1,4 @@
-"""GeneratorModule: trains and evaluates a generator model on codes or on images, and samples from
-it."""
+"""GeneratorModule: trains, evaluates and samples from a generator model."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from lgpl.checkpoints import Checkpoint
@@ -31,17 +31,14 @@ PERCEPTUAL = "init_args.loss.init_args.perceptual"
 
 
 class GeneratorModule(TrainingModule):
-    """Next-code prediction with a class or text condition (LlamaGen, arXiv 2406.06525, section
-    2.3).
+    """Next-code prediction under a condition (LlamaGen, arXiv 2406.06525, section 2.3).
 
     A batch brings `codes`, or `image` for the frozen tokenizer; and what the condition reads.
 
     Args:
-        transformer: builds the model; called when the strategy is ready, so that a sharded one
-            never holds the whole on one device.
+        transformer: builds the model when the strategy is ready, a sharded one never as a whole.
         tokenizer: checkpoint of the tokenizer: encodes images, and decodes samples.
-        init_from: checkpoint of a generator whose weights training starts from, such as stage 1;
-            its grid may be another.
+        init_from: checkpoint of a generator to start from, such as stage 1; its grid may differ.
         lr: peak learning rate of AdamW.
         muon_lr: peak learning rate of Muon on the hidden matrices; None leaves all to AdamW.
         betas: of AdamW.
@@ -71,14 +68,12 @@ class GeneratorModule(TrainingModule):
         super().__init__()
         self.build = transformer
         self.transformer: Model | None = None
-        self.tokenizer_path = tokenizer
-        self.init_from = init_from
+        self.tokenizer_path, self.init_from = tokenizer, init_from
         self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
         self.schedule, self.gradient_clip = schedule, gradient_clip
         self.compiled, self.own_decoder = compile, decoder
         self.val_loss = MeanMetric()
-        # Frozen and saved elsewhere, so not a submodule: neither in checkpoints nor in DDP's
-        # buckets.
+        # Frozen and saved elsewhere, so no submodule: neither in checkpoints nor in DDP's buckets.
         self._tokenizer: list[TokenizerModule] = []
 
     @property
@@ -105,34 +100,27 @@ class GeneratorModule(TrainingModule):
 
     @property
     def model(self) -> Model:
-        if self.transformer is None:
-            self.configure_model()
+        self.configure_model()
         assert self.transformer is not None
         return self.transformer
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Raises a UserError where they do not fit, see `Model.check_start`."""
         super().load_weights(checkpoint)
-        if checkpoint.config in (None, self.config):
-            return
-        theirs = build_described(checkpoint, trust=self.trust)
-        assert isinstance(theirs, GeneratorModule)
-        self.model.check_start(theirs._outline(), checkpoint.path)
+        if checkpoint.config not in (None, self.config):
+            theirs = build_described(checkpoint, trust=self.trust)
+            assert isinstance(theirs, GeneratorModule)
+            self.model.check_start(theirs._outline(), checkpoint.path)
 
     def setup(self, stage: str) -> None:
-        check_decoder(self._outline(), self.decoder)
+        model, data = self._outline(), getattr(self.trainer, "datamodule", None)
+        check_decoder(model, self.decoder)
         if self.tokenizer_path is not None:
             self.check_tokenizer()
-        data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ShardDataModule):
-            model = self._outline()
             model.condition.check_fields(data.fields)
-            data.expect(
-                layout=model.layout,
-                codebook_size=model.codebook_size,
-                **model.condition.limits(),
-                tokenizer=self.tokenizer.fingerprint() if self.tokenizer_path else None,
-            )
+            fingerprint = self.tokenizer.fingerprint() if self.tokenizer_path else None
+            limits = {"codebook_size": model.codebook_size, **model.condition.limits()}
+            data.expect(layout=model.layout, tokenizer=fingerprint, **limits)
 
     def _outline(self) -> Model:
         """The model, or before it is built one on the meta device, to ask for its sizes."""
@@ -153,15 +141,7 @@ class GeneratorModule(TrainingModule):
         return self._tokenizer[0].to(self.device)
 
     def use_tokenizer(self, path: str | None, source: object) -> None:
-        """Take this checkpoint for the tokenizer, or with None the one that the config names.
-
-        Args:
-            path: see `read_checkpoint`.
-            source: where the config is from, for the message.
-
-        Raises:
-            UserError: neither names one.
-        """
+        """Take this checkpoint for the tokenizer, or with None the one that the config names."""
         if path is not None:
             self.tokenizer_path = path
             self._tokenizer.clear()
@@ -171,39 +151,29 @@ class GeneratorModule(TrainingModule):
     def check_tokenizer(self) -> None:
         """Raise a UserError where tokenizer and generator do not belong together."""
         model, tokenizer = self._outline(), self.tokenizer.autoencoder
-        if tokenizer.codebook_size != model.codebook_size:
-            raise UserError(
-                f"{self.tokenizer_path} has {tokenizer.codebook_size} codes, the generator "
-                f"{model.codebook_size}: they do not belong together."
-            )
+        ours = f"{model.layout} codes out of {model.codebook_size}"
+        apart = f"{self.tokenizer_path} and a generator of {ours} do not belong together"
         try:
             found = tokenizer.layout(*tokenizer.image_size(model.layout))
         except UserError as error:
-            raise UserError(
-                f"{self.tokenizer_path} and a generator of {model.layout} codes do not belong "
-                f"together: {error}"
-            ) from error
-        if found != model.layout:
-            raise UserError(
-                f"{self.tokenizer_path} has codes of {found}, the generator of {model.layout}: "
-                "they do not belong together."
-            )
+            raise UserError(f"{apart}: {error}") from error
+        theirs = f"{found} codes out of {tokenizer.codebook_size}"
+        if theirs != ours:
+            raise UserError(f"{apart}: the tokenizer has {theirs}.")
 
     @property
     def decoder(self) -> Decoder:
-        """What draws codes."""
         return self.own_decoder or self._outline().decoder()
 
     @property
     def image_size(self) -> ImageSize:
-        """Height and width of the images that it draws."""
         return self.tokenizer.autoencoder.image_size(self.model.layout)
 
     def configure_optimizers(self) -> Any:
-        model = self.model
+        model, of_adam = self.model, (self.lr, self.betas, self.weight_decay)
         optimizer: torch.optim.Optimizer
         if self.muon_lr is None:
-            optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+            optimizer = adamw(model, *of_adam)
         elif self.device_mesh is not None:
             raise UserError(
                 "model.muon_lr: Muon takes whole matrices, which a sharded model does not have; "
@@ -211,18 +181,17 @@ class GeneratorModule(TrainingModule):
             )
         else:
             hidden = model.hidden_matrices()
-            optimizer = MuonAdamW(
-                hidden, _others(model, hidden), self.muon_lr, self.lr, self.betas, self.weight_decay
-            )
-        scheduler = self.schedule.scheduler(optimizer, self.peak_factor(self.schedule))
+            known = set(hidden)
+            others = [p for p in model.parameters() if p.requires_grad and p not in known]
+            optimizer = MuonAdamW(hidden, others, self.muon_lr, *of_adam)
+        schedule, peak = self.schedule, self.peak_factor(self.schedule)
+        # A function, because of an object LambdaLR would take the checkpoint's attributes.
+        scheduler = LambdaLR(optimizer, lambda step: peak * schedule(step))
         steps = {"scheduler": scheduler, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": steps}
 
-    def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any
-    ) -> None:
-        """Clip here: the Trainer's flag refuses fused optimizers and FSDP."""
-        if self.gradient_clip:
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        if self.gradient_clip:  # not by the Trainer's flag, which refuses fused optimizers and FSDP
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
             if isinstance(norm, DTensor):
                 norm = norm.full_tensor()
@@ -234,15 +203,14 @@ class GeneratorModule(TrainingModule):
         if "codes" in batch:
             return layout.flatten(batch["codes"])
         if "image" not in batch:
-            raise UserError(
-                "data.fields names neither codes nor image; the generator needs one of them."
-            )
+            raise UserError("data.fields lacks codes or image, one of which the generator needs.")
         image, tokenizer = batch["image"], self.tokenizer.autoencoder
-        found = tokenizer.layout(*image.shape[-2:])
+        height, width = image.shape[-2:]
+        found = tokenizer.layout(height, width)
         if found != layout:
             raise UserError(
-                f"data.image_size: images of {image.shape[-1]}x{image.shape[-2]} pixels have codes "
-                f"of {found}, the generator is for {layout}."
+                f"data.image_size: images of {width}x{height} pixels have codes of {found}, the "
+                f"generator is for {layout}."
             )
         with torch.no_grad():
             return layout.flatten(tokenizer.encode(image))
@@ -256,8 +224,7 @@ class GeneratorModule(TrainingModule):
         self.model.loss(self.codes(batch), batch["inputs"], 0).mean().backward()
 
     def zeros(self, batch_size: int, size: ImageSize) -> dict[str, Any]:
-        layout = self.model.layout
-        codes = torch.zeros(batch_size, *layout.shape, dtype=torch.int64)
+        codes = torch.zeros(batch_size, *self.model.layout.shape, dtype=torch.int64)
         return {"codes": codes, "inputs": self.model.condition.zeros(batch_size)}
 
     def code_layout(self, size: ImageSize) -> CodeLayout:
@@ -276,27 +243,20 @@ class GeneratorModule(TrainingModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> None:
         self.val_loss.update(self.loss(batch), batch["valid"])
+        stage = "test" if self.trainer.testing else "val"
         self.log(f"{stage}/loss", self.val_loss, prog_bar=True)
 
+    test_step = validation_step
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        raise UserError(
-            "A generator does not encode; use the tokenizer's config, or `lgpl sample`."
-        )
+        raise UserError("A generator does not encode: use a tokenizer's config, or `lgpl sample`.")
 
     def sample(
         self, inputs: Inputs, sampling: Sampling, seeds: list[int], progress: Progress | None = None
     ) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1]; see `generate` for the arguments.
-
-        All ranks of a sharded model must call this, each for its own images.
-        """
+        """Images [B, 3, H, W] in [-1, 1]; see `generate`. All ranks of a sharded model must call
+        this, each for its own images."""
         return self.decode(self.sample_codes(inputs, sampling, seeds, progress))
 
     @torch.no_grad()
@@ -317,23 +277,12 @@ class GeneratorModule(TrainingModule):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, drawn: Tensor | None = None) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] of codes [B, *layout.shape].
-
-        On a CPU one by one, which takes no longer: its convolutions round otherwise in a batch.
-
-        Args:
-            drawn: [B, rows, columns], the places that are drawn; None where all are.
-        """
+        """Images [B, 3, H, W] in [-1, 1] of codes [B, *layout.shape], of which those at the places
+        `drawn` [B, rows, columns] are known, by default all."""
         tokenizer = self.tokenizer.autoencoder
         if drawn is not None:
             images = tokenizer.decode_partial(codes, drawn)
-        else:
+        else:  # on a CPU one by one, as fast: its convolutions round otherwise in a batch
             parts = codes.split(1) if codes.is_cpu else (codes,)
             images = torch.cat([tokenizer.decode(part) for part in parts])
         return images.float().clamp(-1, 1)
-
-
-def _others(model: Model, hidden: list[Tensor]) -> list[Tensor]:
-    """Trainable parameters that are not among `hidden`."""
-    known = {id(p) for p in hidden}
-    return [p for p in model.parameters() if p.requires_grad and id(p) not in known]

@@ -14,9 +14,9 @@ from lgpl.errors import UserError
 class RandomOrder:
     """Random orders, annealed to raster order (RAR, arXiv 2411.00776, section 3.2).
 
-    An image's codes are shuffled with a probability that is 1 until optimizer step `start`, falls
-    linearly, and is 0 from step `end` on; so the model learns to look both ways, and samples in
-    raster order all the same. The transformer needs `target_positions`.
+    An image's codes are shuffled with a probability that falls linearly from 1 to 0; so the model
+    learns to look both ways, and samples in raster order all the same. The transformer needs
+    `target_positions`.
 
     Attributes:
         start: optimizer step at which the probability begins to fall.
@@ -34,7 +34,6 @@ class RandomOrder:
             )
 
     def probability(self, step: int) -> float:
-        """Of a shuffled image at an optimizer step."""
         return min(1.0, max(0.0, (self.end - step) / (self.end - self.start)))
 
     def draw(self, batch: int, count: int, step: int, device: torch.device) -> Tensor:

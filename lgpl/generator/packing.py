@@ -25,8 +25,7 @@ def pack_weights(model: Transformer) -> None:
     nor sampled under autocast. Nothing happens to weights of 8 bits, or where torch's private
     operations for it are missing or give other numbers than a plain product.
     """
-    weight = model.output.weight
-    # Weights of 8 bits are no plain parameters and have products of their own.
+    weight = model.output.weight  # of 8 bits it is no plain parameter, and has products of its own
     if type(weight) is not nn.Parameter or not weight.is_cpu or not _packs(weight.dtype):
         return
     for layer in model.layers:
@@ -58,11 +57,8 @@ def _packs(dtype: torch.dtype) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """Linear layers without bias as one, their outputs behind each other; the weight is packed, and
-    inputs have its dtype.
-
-    The two operations are those that TorchInductor takes for frozen models.
-    """
+    """Linear layers without bias as one, their outputs behind each other, on inputs of their dtype;
+    by the two operations that TorchInductor takes for frozen models."""
 
     def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
@@ -71,8 +67,7 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        return product
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
 
 
 class PackedFeedForward(nn.Module):
@@ -85,5 +80,4 @@ class PackedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.w13(x).chunk(2, dim=-1)
-        y: Tensor = self.w2(F.silu(gate) * up)
-        return y
+        return self.w2(F.silu(gate) * up)

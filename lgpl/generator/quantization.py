@@ -9,13 +9,8 @@ from lgpl.lazy import needs
 
 
 def int8_weights(model: Model) -> None:
-    """Round all matrices but the condition's to 8 bits, with one scale for each output, in place.
-
-    What they are multiplied with stays as it is, and so does the dtype of the products (torchao).
-
-    Raises:
-        UserError: torchao is missing.
-    """
+    """Round all matrices but the condition's to 8 bits, with one scale for each output, in place;
+    what they are multiplied with and the dtype of the products stay as they are (torchao)."""
     needs("--int8", "torchao", "int8")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 

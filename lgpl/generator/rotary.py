@@ -11,7 +11,7 @@ from lgpl.codes import CodeLayout
 def rotary_table(
     prefix: int, layout: CodeLayout, head_dim: int, prefix_rope: str, base: float = 10000.0
 ) -> Tensor:
-    """cos and sin [prefix + codes, head_dim / 2, 2] of rotary positions in two dimensions.
+    """cos and sin [prefix + codes, D / 2, 2] for heads of dimension D.
 
     The first half of the pairs turns with the row, the second with the column (arXiv 2104.09864,
     section 3.4.2, applied to each axis); all codes of a place have its position.
@@ -21,14 +21,10 @@ def rotary_table(
         prefix_rope: `identity` leaves them unrotated; `zero` sets cos = sin = 0, as in LlamaGen's
             released weights, whose prefix queries and keys are therefore zero.
     """
-    rows, columns = layout.rows, layout.columns
-    quarter = head_dim // 4
-    frequencies = base ** (-torch.arange(quarter, dtype=torch.float32) * 2 / (head_dim // 2))
-    row_angle = torch.outer(torch.arange(rows).float(), frequencies)[:, None].expand(
-        -1, columns, -1
-    )
-    column_angle = torch.outer(torch.arange(columns).float(), frequencies).expand(rows, -1, -1)
-    angle = torch.cat((row_angle, column_angle), dim=-1).flatten(0, 1)  # [N, head_dim / 2]
+    frequencies = base ** (-torch.arange(head_dim // 4, dtype=torch.float32) * 2 / (head_dim // 2))
+    row = torch.arange(layout.rows).repeat_interleave(layout.columns)  # of each place
+    column = torch.arange(layout.columns).repeat(layout.rows)
+    angle = (torch.stack((row, column), dim=1)[..., None] * frequencies).flatten(1)  # [N, D / 2]
     table = torch.stack((angle.cos(), angle.sin()), dim=-1)
     head = torch.zeros(prefix, head_dim // 2, 2)
     if prefix_rope == "identity":

@@ -10,15 +10,11 @@ from typing import Any, Literal
 
 from lgpl.errors import UserError
 
-BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
-    "ge": (operator.ge, ">="),
-    "gt": (operator.gt, ">"),
-    "le": (operator.le, "<="),
-}
+SIGNS = {"ge": ">=", "gt": ">", "le": "<="}
 
 
 def _number(default: float | None, **bounds: float) -> Any:
-    """A field with bounds, named as pydantic names them."""
+    """A field with bounds, named as pydantic and `operator` name them."""
     return field(default=default, metadata=bounds)
 
 
@@ -28,8 +24,7 @@ class Sampling:
 
     Attributes:
         guidance: scale s of classifier-free guidance, logits = u + s (c - u); 1 turns it off.
-        guidance_steps: number of codes after which guidance ends and the rest follow the
-            condition alone; None guides to the last.
+        guidance_steps: codes after which the rest follow the condition alone; None guides all.
         temperature: divides the logits; below 1e-5 the most likely code is taken.
         top_k: keep the k most likely codes; 0 keeps all.
         top_p: keep the smallest set of codes with this probability; 1 keeps all.
@@ -53,28 +48,22 @@ class Sampling:
         for its in fields(self):
             value = getattr(self, its.name)
             for name, bound in its.metadata.items() if value is not None else ():
-                holds, sign = BOUNDS[name]
-                if not holds(value, bound):
-                    raise UserError(f"{its.name} must be {sign} {bound}, got {value}")
+                if not getattr(operator, name)(value, bound):
+                    raise UserError(f"{its.name} must be {SIGNS[name]} {bound}, got {value}")
                 if value == math.inf:
                     raise UserError(f"{its.name} must be finite, got {value}")
-        if self.guidance_schedule not in RISES:
-            accepted = ", ".join(RISES)
-            raise UserError(
-                f"guidance_schedule must be one of {accepted}, got {self.guidance_schedule}"
-            )
+        if (schedule := self.guidance_schedule) not in RISES:
+            raise UserError(f"guidance_schedule must be one of {', '.join(RISES)}, got {schedule}")
 
     def scales(self, count: int) -> list[float]:
         """The scale of guidance for each of `count` codes."""
         power = self.guidance_power if self.guidance_schedule == "power-cosine" else 1.0
         rise = RISES[self.guidance_schedule]
         stop = count if self.guidance_steps is None else self.guidance_steps
-        return [
-            1.0 + (self.guidance - 1.0) * rise((index / max(1, count - 1)) ** power)
-            if self.guidance_start <= index < stop
-            else 1.0
-            for index in range(count)
-        ]
+        scales = [1.0] * count
+        for index in range(self.guidance_start, min(stop, count)):
+            scales[index] += (self.guidance - 1.0) * rise((index / max(1, count - 1)) ** power)
+        return scales
 
 
 def _half_cosine(position: float) -> float:

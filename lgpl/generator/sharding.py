@@ -1,5 +1,4 @@
-"""FSDP2: parameters, gradients and optimizer of a model sharded over the ranks
-(arXiv 2304.11277)."""
+"""FSDP2: parameters, gradients and optimizer sharded over the ranks (arXiv 2304.11277)."""
 
 from __future__ import annotations
 
@@ -15,20 +14,13 @@ from lgpl.generator.model import Model
 
 
 def shard(model: Model, mesh: DeviceMesh, mixed: bool) -> None:
-    """Shard in place: every block its own unit, the rest one more.
-
-    Args:
-        model: with the same weights on all ranks.
-        mesh: the ranks, in one dimension.
-        mixed: gather and compute in bf16; weights and reduced gradients stay float32.
-    """
+    """Shard in place over ranks that have the same weights: every block its own unit, the rest one
+    more. `mixed` gathers and computes in bf16; weights and reduced gradients stay float32."""
     policy = MixedPrecisionPolicy()
-    if mixed:
-        # The rotary table is passed as it is.
+    if mixed:  # the rotary table is passed as it is
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for block in model.blocks():
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for unit in (*model.blocks(), model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""The generator: a Llama decoder over image codes with a class or text prefix.
+"""The generator: a Llama decoder over image codes behind a prefix, the condition.
 
 Design (LlamaGen, arXiv 2406.06525, section 2.3): pre-norm blocks with RMSNorm, SwiGLU without
-biases, rotary positions in two dimensions (half of a head's dimension for rows, half for columns),
-untied head that starts at zero. No Lightning here: use it in a notebook with torch.
+biases, rotary positions in two dimensions, untied head that starts at zero.
 
 The sequence is `prefix` positions of condition, then the codes in raster order, those of one place
 behind each other; position i predicts code i + 1 - prefix.
@@ -11,6 +10,7 @@ behind each other; position i predicts code i + 1 - prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Block, LayerCache, RMSNorm
+from lgpl.generator.blocks import Block, Cache, LayerCache, Past, RMSNorm
 from lgpl.generator.conditions import Condition, Inputs
 from lgpl.generator.decoders import Decoder, Raster
 from lgpl.generator.loss import cross_entropy
@@ -63,9 +63,8 @@ class Transformer(Model):
         target_positions: add to every position a learned embedding of the code it predicts, that
             starts at zero; what `order` needs (arXiv 2411.00776, section 3.2).
         order: of the places in training; None is raster order. Evaluation is in raster order.
-        activation_checkpointing: keep only what stands between the blocks for the backward pass,
-            and compute each block again there (arXiv 1604.06174): much less memory, a third more
-            work.
+        activation_checkpointing: compute each block again in the backward pass (arXiv 1604.06174):
+            much less memory, a third more work.
     """
 
     def __init__(
@@ -96,9 +95,7 @@ class Transformer(Model):
                 "be a multiple of 4, half for rows and half for columns."
             )
         if order is not None and not target_positions:
-            raise UserError(
-                "order: orders other than raster need target_positions; set it to true."
-            )
+            raise UserError("order: random orders need target_positions; set it to true.")
         self.codebook_size, self.order = codebook_size, order
         self.layout = CodeLayout(*grid, depth)
         self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
@@ -110,21 +107,17 @@ class Transformer(Model):
         self.layers = nn.ModuleList(
             Block(dim, heads, dropout, path, qk_norm, activation_checkpointing) for path in paths
         )
-        self.target = (
-            nn.Parameter(torch.zeros(self.layout.codes, dim)) if target_positions else None
-        )
+        target = torch.zeros(self.layout.codes, dim)
+        self.target = nn.Parameter(target) if target_positions else None
         self.norm = RMSNorm(dim)
         self.output = nn.Linear(dim, codebook_size, bias=False)
         table = rotary_table(self.prefix_length, self.layout, dim // heads, prefix_rope)
         self.register_buffer("rope", table, persistent=False)
         self.rope: Tensor
-        self.apply(self._init)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, 0.0, 0.02)
         nn.init.zeros_(self.output.weight)
-
-    @staticmethod
-    def _init(module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, 0.0, 0.02)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
         """Moves and casts; the rotary table stays float32, whose angles bf16 would round."""
@@ -179,80 +172,53 @@ class Transformer(Model):
         return cross_entropy(logits.flatten(0, 1), codes.flatten()).view(codes.shape).mean(1)
 
     def embed(self, codes: Tensor, index: Tensor) -> Tensor:
-        """Embeddings [B, n, dim] of codes [B, n].
-
-        Args:
-            index: their places in the flat order, [n] or [B, n].
-        """
+        """Embeddings [B, n, dim] of codes [B, n] at an index in the flat order, [n] or [B, n]."""
         if self.layout.depth > 1:
             codes = codes + index % self.layout.depth * self.codebook_size
         return self.tok_embeddings(codes)
 
-    def new_cache(
-        self, batch: int, dtype: torch.dtype, length: int | None = None
-    ) -> list[LayerCache]:
+    def new_cache(self, batch: int, dtype: torch.dtype, length: int | None = None) -> Cache:
         """Empty cache for `batch` sequences of so many positions; of a whole image by default."""
-        length = self.prefix_length + self.layout.codes if length is None else length
+        length = length or self.prefix_length + self.layout.codes
         shape = (batch, self.heads, length, self.dim // self.heads)
-        return [
-            LayerCache(*(torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)))
-            for _ in self.layers
-        ]
+        zeros = partial(torch.zeros, shape, dtype=dtype, device=self.device)
+        return [LayerCache(zeros(), zeros()) for _ in self.layers]
 
-    def forward(
-        self,
-        codes: Tensor,
-        inputs: Inputs,
-        order: Tensor | None = None,
-    ) -> Tensor:
-        """Logits of all codes of an image at once, for training.
+    def forward(self, codes: Tensor, inputs: Inputs, order: Tensor | None = None) -> Tensor:
+        """Logits [B, N, codebook_size] of all codes at once, for training.
 
-        Args:
-            codes: [B, N] in the order in which they are predicted.
-            inputs: of the condition, of B samples.
-            order: index of each code in the flat order [B, N]; None where that is their order.
-
-        Returns:
-            Logits [B, N, codebook_size]; those at i are for code i.
+        Codes [B, N] are in the order in which they are predicted; `order` has the index of each in
+        the flat order [B, N], None where that is their order.
         """
         prefix, lengths = self.condition(inputs)
         index = torch.arange(codes.shape[1], device=codes.device) if order is None else order
         x = torch.cat((prefix, self.embed(codes[:, :-1], index[..., :-1])), dim=1)
-        heads = slice(self.prefix_length - 1, None)
+        first = self.prefix_length - 1  # position that predicts a code
         if self.target is not None:
-            target = self.target if order is None else self.target[order]
-            x = torch.cat((x[:, : heads.start], x[:, heads] + target), dim=1)
+            x = torch.cat((x[:, :first], x[:, first:] + self.target[index]), dim=1)
         x = self.token_dropout(x)
-        place = torch.arange(x.shape[1], device=x.device)  # in the rotary table
-        if order is not None:
-            before = place[: self.prefix_length].expand(len(x), -1)
-            place = torch.cat((before, self.prefix_length + order[:, :-1]), dim=1)
-        if lengths is None:
-            x = self._blocks(x, self.rope[place])[:, heads]
-        else:
+        position = torch.arange(x.shape[1], device=x.device)
+        before = position[: self.prefix_length].expand(*index.shape[:-1], -1)
+        place = torch.cat((before, self.prefix_length + index[..., :-1]), dim=-1)  # in the table
+        if lengths is not None:
             # Each sequence is turned until its padding stands behind its last code, where a causal
             # query never looks. So the kernel is that of class models, which on GPUs is flash
             # attention only without a mask. FlexAttention has no backward on CPUs. On two cores, 4
             # layers of B's width in bf16, 120 + 256 take 0.87 to 0.93 times what a class model of
             # as many positions takes, whatever the lengths; with a mask 0.90 to 0.97.
-            position = torch.arange(x.shape[1], device=x.device)
             # An empty caption keeps one position of padding, which predicts the first code.
             padding = (self.prefix_length - lengths).clamp(max=self.prefix_length - 1)[:, None]
             turned = (position + padding) % x.shape[1]  # [B, T]
-            turned_place = turned if order is None else place.gather(1, turned)
-            x = self._blocks(take(x, turned), self.rope[turned_place])
-            x = take(x, position[heads] - padding)
-        return self.output(self.norm(x))
-
-    def _blocks(self, x: Tensor, rope: Tensor) -> Tensor:
+            x, place = take(x, turned), place.expand(len(x), -1).gather(1, turned)
+        rope = self.rope[place]
         for layer in self.layers:
             x = layer(x, rope)
-        return x
+        x = x[:, first:] if lengths is None else take(x, position[first:] - padding)
+        return self.output(self.norm(x))
 
     def mask(self, lengths: Tensor, total: int) -> Tensor:
-        """[B, 1, total, total], true where a query may see a key: causal, and padding is seen by
-        itself only (so that no row is empty). Of an empty caption one position stays, as in
-        training."""
+        """[B, 1, total, total], true where a query may see a key: causal, and padding sees itself
+        alone, so that no row is empty. Of an empty caption one position stays, as in training."""
         position = torch.arange(total, device=lengths.device)
         real = position >= self.prefix_length - lengths.clamp(min=1)[:, None]  # [B, total]
         causal = position[:, None] >= position
@@ -260,24 +226,17 @@ class Transformer(Model):
         return (causal & real[:, None] | itself).unsqueeze(1)
 
     def toward(self, x: Tensor, position: Tensor) -> Tensor:
-        """Embeddings [B, T, dim] of positions [T], with that of the code each predicts in raster
-        order."""
+        """Embeddings [B, T, dim] of positions [T], with that of the code each is to predict."""
         if self.target is None:
             return x
         code = position + 1 - self.prefix_length
         target = self.target[code.clamp(0, self.layout.codes - 1)]
         return x + target * (code >= 0).unsqueeze(-1)
 
-    def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: list[LayerCache]) -> Tensor:
-        """Logits [B, codebook_size] after the last of some new positions, for sampling.
-
-        Args:
-            x: embeddings [B, T, dim] of the new positions.
-            position: their places in the sequence [T].
-            mask: [B or 1, 1, T, n], added to the scores of the first n positions.
-            cache: one for each layer; the new keys and values are written into it.
-        """
+    def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, codebook_size] after the last of new positions, embedded x [B, T, dim], whose
+        keys and values are written into the cache; see `Past`."""
         x, rope = self.toward(x, position), self.rope[position]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer(x, rope, mask, layer_cache, position)
+            x = layer(x, rope, Past(layer_cache, position, mask))
         return self.output(self.norm(x[:, -1]))

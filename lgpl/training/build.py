@@ -24,13 +24,8 @@ ANCHOR, ALIAS = (re.compile(rf"(^|[\s\[\]{{}},:-]){mark}\w") for mark in ("&", r
 
 
 def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> TrainingModule:
-    """The module of a config that is the user's own, with fresh weights; it may name any class.
-
-    Args:
-        config: `class_path` and `init_args`.
-        without: keys that are set to None where the config has their parents, such as a loss that
-            is not needed.
-    """
+    """The module of the user's own config, which may name any class, with fresh weights; keys
+    `without` are set to None where the config has their parents."""
     with lock:  # or another thread's loading would hold this back
         return _built(config, without, None)
 
@@ -38,16 +33,10 @@ def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> Train
 def build_described(
     checkpoint: Checkpoint, without: tuple[str, ...] = (), trust: Iterable[str] = ()
 ) -> TrainingModule:
-    """The module that a checkpoint's config describes, with fresh weights.
+    """The module that a checkpoint's config describes, whoever made it, with fresh weights.
 
-    Args:
-        checkpoint: whoever made it.
-        without: see `build_module`.
-        trust: packages whose classes it may name beside lgpl's own.
-
-    Raises:
-        UserError: it has no config, names a class of another package or of another kind of module,
-            or cannot be built.
+    Raises a UserError where it has no config, names a class of another kind of module or of a
+    package that is neither lgpl nor in `trust`, or cannot be built.
     """
     trust = tuple(trust)
     with one_sentence(checkpoint.path), only_trusted(trust):
@@ -62,17 +51,7 @@ def load_module(
     without: tuple[str, ...] = (),
     trust: Iterable[str] = (),
 ) -> TrainingModule:
-    """The module of a checkpoint in evaluation mode, built from the config inside.
-
-    Args:
-        path: see `read_checkpoint`.
-        kind: what it must hold; None takes any.
-        without: see `build_module`.
-        trust: see `build_described`.
-
-    Raises:
-        UserError: see `read_checkpoint` and `build_described`.
-    """
+    """The module of a checkpoint in evaluation mode; see `read_checkpoint`, `build_described`."""
     checkpoint = read_checkpoint(path, kind)
     module = build_described(checkpoint, without, trust)
     with one_sentence(path):
@@ -113,11 +92,9 @@ def _check_size(config: Any) -> None:
         if seen > MOST_VALUES or grows:
             raise UserError("The config is larger than that of any model.")
         if isinstance(value, dict):
-            if isinstance(value.get("names"), str):  # whose lines a page would show to anybody
-                raise UserError(
-                    f"The config takes names from {value['names']}; a checkpoint has them itself."
-                )
-            left += value.values()
+            names, value = value.get("names"), list(value.values())
+            if isinstance(names, str):  # whose lines a page would show to anybody
+                raise UserError(f"The config takes names from {names}; a checkpoint has its own.")
         left += value if isinstance(value, (list, tuple)) else ()
 
 

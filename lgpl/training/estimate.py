@@ -1,9 +1,7 @@
-"""What a training step needs, found out on fake tensors.
+"""What a training step needs, found out on fake tensors, which have shapes and no memory.
 
-Nothing is estimated by formula where the code itself can be asked: one step is taken on fake
-tensors, which have shapes and no memory, by the module's own forward, backward and optimizer. So
-the numbers follow whatever the config says, activation checkpointing or another quantizer included.
-Only what a sharded strategy gathers, and DDP's buckets, are added by rule.
+The step is the module's own forward, backward and optimizer. So the numbers follow whatever the
+config says. Only what a sharded strategy gathers, and DDP's buckets, are added by rule.
 """
 
 from __future__ import annotations
@@ -30,13 +28,11 @@ HALF = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def attention_flops(q: list[int], k: list[int], *_: Any, **__: Any) -> int:
-    """Two products of [T, D] and [D, S] for shapes [B, H, T, D] and [B, H, S, D]."""
-    return 4 * math.prod(q) * k[2]
+    return 2 * 2 * math.prod(q) * k[2]  # products of [T, D] and [D, S]: scores, and their values
 
 
 def attention_backward_flops(_: list[int], q: list[int], k: list[int], *__: Any, **___: Any) -> int:
-    """The scores again, and four products for the gradients."""
-    return 10 * math.prod(q) * k[2]
+    return 5 * 2 * math.prod(q) * k[2]  # the scores again, and four products for the gradients
 
 
 # The CPU's kernels, on which the rehearsal runs; torch counts the GPU's only.
@@ -48,49 +44,31 @@ ATTENTION_FLOPS = {
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """One training step of one device that holds the whole model; sizes in bytes.
+    """One training step of one device that holds the whole model; sizes in bytes."""
 
-    Attributes:
-        weights: number of trainable parameters.
-        parameters, gradients, optimizer: all of them.
-        activations: what stands beside them at the highest point of forward and backward.
-        cache: of the decoder for `SAMPLES` guided images; 0 for a tokenizer.
-        gathered: what FSDP has put together beside its shards at the highest point; 0 without it.
-        tokens: codes of the device's batch.
-        flops: floating-point operations of forward and backward, attention counted in full.
-    """
-
-    weights: int
+    weights: int  # number of trainable parameters
     parameters: int
     gradients: int
     optimizer: int
-    activations: int
-    cache: int
-    gathered: int
-    tokens: int
-    flops: int
+    activations: int  # beside them at the highest point of forward and backward
+    cache: int  # of the decoder for `SAMPLES` guided images; 0 for a tokenizer
+    gathered: int  # by FSDP beside its shards at the highest point; 0 without it
+    tokens: int  # codes of the device's batch
+    flops: int  # of forward and backward, attention counted in full
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make while they live.
-
-    Args:
-        module: what is there before; its parameters, buffers and gradients do not count.
-
-    Attributes:
-        peak: the most there ever were at a time.
-    """
+    """Bytes of the tensors that operations make while they live, without a module's gradients."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = 0  # peak: the most there ever were at a time
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         self._sizes: dict[int, int] = {}
         for tensor in (*module.parameters(), *module.buffers()):
             self._known.add(tensor.untyped_storage())
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._leave_out_gradient)
+            if tensor.requires_grad:
+                tensor.register_post_accumulate_grad_hook(self._leave_out_gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -111,8 +89,7 @@ class LiveBytes(TorchDispatchMode):
     def _remove(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
 
-    def _leave_out_gradient(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
+    def _leave_out_gradient(self, parameter: Any) -> None:
         self._remove(parameter.grad.untyped_storage()._cdata)
 
 
@@ -152,10 +129,8 @@ def estimate_step(
         tokens = batch_size * module.code_layout(size).codes
         cache = module.drawing_memory(SAMPLES, half or torch.float32)
     weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return StepEstimate(
-        *(weights, parameters, gradients, optimizer, live.peak, cache, gathered, tokens),
-        flops.get_total_flops(),
-    )
+    sizes = (parameters, gradients, optimizer, live.peak, cache, gathered)
+    return StepEstimate(weights, *sizes, tokens, flops.get_total_flops())
 
 
 def _bytes(tensors: Iterable[Any]) -> int:
@@ -163,14 +138,10 @@ def _bytes(tensors: Iterable[Any]) -> int:
 
 
 def _gathered(module: TrainingModule, cast: float) -> int:
-    """Bytes that FSDP puts together.
+    """Bytes that FSDP puts together; a gathered weight has `cast` times the size of a kept one.
 
     What is in no block stays gathered, beside it the block at work and the next; then the gradient
     of one of them, and as it goes into the reduction.
-
-    Args:
-        module: the whole.
-        cast: size of a gathered weight, in sizes of a kept one.
     """
     blocks = [_bytes(block.parameters()) for block in module.blocks()]
     root, block = _bytes(module.parameters()) - sum(blocks), max(blocks, default=0)
@@ -179,12 +150,11 @@ def _gathered(module: TrainingModule, cast: float) -> int:
 
 def _update(module: TrainingModule) -> tuple[int, int]:
     """Bytes of all gradients, and of the optimizers' state after an update."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
     configured: Any = module.configure_optimizers()
     optimizers = [configured["optimizer"]] if isinstance(configured, dict) else configured
-    for p in trainable:
-        p.grad = torch.zeros_like(p)
-    gradients = _bytes(p.grad for p in trainable)
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    gradients = _bytes(p.grad for p in module.parameters())
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()

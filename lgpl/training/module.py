@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,29 +25,19 @@ log = logging.getLogger(__name__)
 
 
 class TrainingModule(Described, pl.LightningModule):
-    """A LightningModule whose checkpoints say what they are.
+    """A LightningModule whose checkpoints say what they are."""
 
-    Attributes:
-        kind: `tokenizer` or `generator`.
-        init_from: checkpoint whose weights training starts from.
-        evaluated: checkpoint whose weights the other commands take, where it is none that the
-            Trainer reads by itself; the command line sets it.
-        trust: packages whose classes the checkpoints that it reads may name.
-        from_checkpoint: whether the config in a checkpoint has built it.
-    """
-
-    kind: str
-    init_from: str | None = None
-    evaluated: str | None = None
-    trust: tuple[str, ...] = ()
-    from_checkpoint: bool = False
-
+    kind: str  # `tokenizer` or `generator`
+    init_from: str | None = None  # checkpoint whose weights training starts from
+    evaluated: str | None = None  # one for the other commands, where the Trainer does not read it
+    trust: tuple[str, ...] = ()  # packages whose classes the checkpoints that it reads may name
+    from_checkpoint: bool = False  # whether the config in a checkpoint has built it
     _config: dict[str, Any] | None = None
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """`class_path` and `init_args` in plain types: the command line's, or what the constructor
-        was called with; None where that cannot be written down."""
+        """`class_path` and `init_args`: the command line's, or what the constructor was called
+        with; None where that cannot be written down."""
         if self._config is None:
             try:
                 return describe(self)
@@ -62,8 +53,7 @@ class TrainingModule(Described, pl.LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: Any, map_location: Any = None, **options: Any
     ) -> Any:
-        """The module of a checkpoint in evaluation mode; arguments beside are those of
-        `load_module`."""
+        """`load_module`, as Lightning names it."""
         from lgpl.training.build import load_module
 
         module = load_module(checkpoint_path, cls.kind, **options)
@@ -100,17 +90,17 @@ class TrainingModule(Described, pl.LightningModule):
 
     def peak_factor(self, schedule: Schedule) -> float:
         """What the config's peak learning rate is multiplied by for the run's global batch."""
-        if schedule.batch_rule is None or self._trainer is None:  # planned, not trained
+        rule, data = schedule.batch_rule, getattr(self._trainer, "datamodule", None)
+        if rule is None or self._trainer is None:  # planned, not trained
             return 1.0
-        data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ShardDataModule):
             raise UserError(
-                f"schedule.batch_rule: {schedule.batch_rule} takes the batch of a ShardDataModule, "
-                "which there is none of; set it to null."
+                f"schedule.batch_rule: {rule} needs the batch of a ShardDataModule; set it to null."
             )
         ranks = self.trainer.world_size
         batch = data.train_batch(ranks, self.accumulated) * ranks * self.accumulated
-        return schedule.batch_factor(batch)
+        ratio = batch / schedule.base_batch
+        return ratio if rule == "linear" else math.sqrt(ratio)
 
     def start_weights(self) -> None:
         """Load the weights that the command begins with, before they are sharded or resumed."""
@@ -120,13 +110,8 @@ class TrainingModule(Described, pl.LightningModule):
             self.load_weights(read_checkpoint(path, self.kind))
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
-        """Take the model's weights from a checkpoint.
-
-        Raises:
-            UserError: they have other names or shapes.
-        """
-        model = getattr(self, MODEL[self.kind])
-        weights = checkpoint.weights()
+        """Take the model's weights; raises a UserError where they do not fit."""
+        model, weights = getattr(self, MODEL[self.kind]), checkpoint.weights()
         check_weights(model.state_dict(), weights, str(checkpoint.path))
         model.load_state_dict(weights)
 
@@ -134,28 +119,22 @@ class TrainingModule(Described, pl.LightningModule):
         checkpoint["lgpl"] = {"kind": self.kind, "config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Hold the checkpoint against this module before its weights are loaded.
-
-        Raises:
-            UserError: it is of another kind, or its weights have other names or shapes.
-        """
+        """Raises a UserError where its kind or its weights are not those of this module."""
         found = checkpoint.get("lgpl", {}).get("kind", "model of another program")
         if found != self.kind:
             raise UserError(f"The checkpoint holds a {found}, but a {self.kind} is wanted.")
-        path = self._trainer and self.trainer.ckpt_path
-        _forget_foreign_paths(checkpoint, Path(path) if path else None)
+        _forget_foreign_paths(checkpoint, self.trainer.ckpt_path if self._trainer else None)
         if "state_dict" in checkpoint:  # a sharded strategy has loaded the weights by itself
             check_weights(self.state_dict(), checkpoint["state_dict"], "The checkpoint")
 
 
-def _forget_foreign_paths(checkpoint: dict[str, Any], resumed: Path | None) -> None:
+def _forget_foreign_paths(checkpoint: dict[str, Any], resumed: str | Path | None) -> None:
     """Take out of the callbacks' states the paths that do not lie beside the checkpoint itself:
-    ModelCheckpoint deletes the best one so far, wherever a file says that it is, once there is a
-    better one."""
+    ModelCheckpoint deletes the best one so far, wherever a file says it is, for a better one."""
+    beside = Path(resumed).absolute().parent if resumed else None
 
     def is_plain(path: object) -> bool:
-        beside = resumed and resumed.absolute().parent
-        return beside is not None and Path(str(path)).absolute().parent == beside
+        return Path(str(path)).absolute().parent == beside
 
     states = checkpoint.get("callbacks")
     for state in states.values() if isinstance(states, dict) else ():

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from lgpl.errors import UserError
 
@@ -38,9 +37,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.decay != "constant" and self.steps is None:
-            raise UserError(
-                f"schedule.steps is not set, but decay {self.decay} has to end somewhere."
-            )
+            raise UserError(f"schedule.steps is not set, but decay {self.decay} has to end.")
 
     def __call__(self, step: int) -> float:
         if step < self.warmup:
@@ -51,34 +48,13 @@ class Schedule:
         left = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return self.floor + (1 - self.floor) * left
 
-    def batch_factor(self, global_batch: int) -> float:
-        """The factor of the peak for so many samples in one optimizer step."""
-        ratio = global_batch / self.base_batch
-        return {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.batch_rule]
-
-    def scheduler(self, optimizer: Optimizer, peak: float = 1.0) -> LambdaLR:
-        """Sets the optimizer's learning rates, which are at `peak` times their present values when
-        they are highest."""
-
-        # A function, because of an object LambdaLR would take the checkpoint's attributes.
-        def factor(step: int) -> float:
-            return peak * self(step)
-
-        return LambdaLR(optimizer, factor)
-
-
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters of two and more dimensions, and the rest (norms, biases)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]
-
 
 def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
-    """Fused AdamW with weight decay on matrices (and convolutions) only."""
-    matrices, rest = split_parameters(model)
+    """Fused AdamW with weight decay on matrices and convolutions, not on norms and biases."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
 
@@ -87,13 +63,7 @@ class MuonAdamW(Optimizer):
     """Muon on hidden matrices and AdamW on everything else, as one optimizer.
 
     Muon orthogonalises the momentum of a matrix (Jordan et al., 2024); torch's own, from 2.9 on.
-
-    Args:
-        matrices: hidden weight matrices.
-        others: embeddings, head, norms.
-        muon_lr: peak learning rate of Muon.
-        lr, betas: of AdamW.
-        weight_decay: of both, on matrices.
+    `lr` and `betas` are AdamW's, the weight decay is Muon's.
     """
 
     def __init__(
@@ -117,8 +87,7 @@ class MuonAdamW(Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """One list of groups and one state: what a scheduler or a strategy changes, the parts
-        see."""
+        """One list of groups and one state, so that the parts see what is changed in them."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state.clear()
         for part in self.parts:
@@ -127,10 +96,8 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for part in self.parts:
             part.step()
         return loss

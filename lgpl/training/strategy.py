@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as states
 
 from lgpl.atomic import exchange
 from lgpl.checkpoints.files import load_tensors
@@ -20,7 +15,7 @@ from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_into
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's ModelParallelStrategy, whose sharded checkpoint takes its name when it is whole.
+    """Lightning's, whose sharded checkpoint takes its name when it is whole.
 
     Written in place over the last one, a checkpoint that a dying node leaves behind would hold
     some ranks' new shards and others' old ones, and load without a word. What is read is data:
@@ -51,20 +46,14 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(checkpoint_path))
         if not is_sharded(path):
             return super().load_checkpoint(path, weights_only)
-        module = self.model
-        assert module is not None
-        state: dict[str, Any] = {"state_dict": get_model_state_dict(module)}
+        module, options = self.model, states.StateDictOptions(cpu_offload=True)
+        assert module is not None and self.lightning_module is not None
+        state: dict[str, Any] = {"state_dict": states.get_model_state_dict(module)}
         read_into(path, state)
-        assert self.lightning_module is not None
         module.load_state_dict(state["state_dict"], strict=self.lightning_module.strict_loading)
         for index, optimizer in enumerate(self.optimizers):
             name = f"optimizer_{index}"
-            state = {name: get_optimizer_state_dict(module, optimizer)}
+            state = {name: states.get_optimizer_state_dict(module, optimizer)}
             read_into(path, state)
-            set_optimizer_state_dict(
-                module,
-                optimizer,
-                optim_state_dict=state[name],
-                options=StateDictOptions(cpu_offload=True),
-            )
+            states.set_optimizer_state_dict(module, optimizer, state[name], options=options)
         return load_tensors(path / ENTRIES)

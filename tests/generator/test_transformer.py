@@ -13,6 +13,7 @@ from torch import Tensor
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling, Transformer, generate
+from lgpl.generator.blocks import Past
 from lgpl.generator.conditions import Inputs
 from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
@@ -132,8 +133,9 @@ def test_turning_padding_away_equals_masking_it(prefix_rope: str) -> None:
     def masked() -> Tensor:
         prefix = model.condition(inputs).embeddings
         x = torch.cat((prefix, model.tok_embeddings(codes[:, :-1])), dim=1)
-        for layer in model.layers:
-            x = layer(x, model.rope[:16], model.mask(lengths, 16))
+        scores = torch.zeros(6, 1, 16, 16).masked_fill(~model.mask(lengths, 16), -torch.inf)
+        for layer, cache in zip(model.layers, model.new_cache(6, torch.float32, 16), strict=True):
+            x = layer(x, model.rope[:16], Past(cache, torch.arange(16), scores))
         return model.output(model.norm(x[:, 4:]))
 
     results = []

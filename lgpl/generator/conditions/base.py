@@ -21,29 +21,18 @@ Inputs = dict[str, Tensor]
 
 
 class Prefix(NamedTuple):
-    """What the sequence of each sample begins with.
+    """What the sequence of each sample begins with."""
 
-    Attributes:
-        embeddings: [B, L, dim].
-        lengths: of the real positions [B], which stand at the end; None where all are real.
-    """
-
-    embeddings: Tensor
-    lengths: Tensor | None = None
+    embeddings: Tensor  # [B, L, dim]
+    lengths: Tensor | None = None  # real positions [B], which stand at the end; None where all are
 
 
 class Question(NamedTuple):
-    """What a page asks people for.
+    """What a page asks people for."""
 
-    Attributes:
-        label: of the field.
-        examples: answers to choose from, where there are some.
-        is_number: whether every answer is a number.
-    """
-
-    label: str
-    examples: list[str] = []
-    is_number: bool = False
+    label: str  # of the field
+    examples: list[str] = []  # answers to choose from, where there are some
+    is_number: bool = False  # whether every answer is one
 
 
 class Condition(Described, nn.Module, ABC):
@@ -51,18 +40,13 @@ class Condition(Described, nn.Module, ABC):
 
     Args:
         dropout: probability of the null condition in training.
-
-    Attributes:
-        length: positions of the prefix, L.
-        fields: of a batch that it reads, any one of which is enough.
-        option: of the commands that takes its prompts: `prompt` or `label`.
-        tokens: how many prefixes there are, where each is a single row of a table, which an LLM
-            engine can take for a token; 0 where they are computed.
     """
 
-    length: int
-    fields: tuple[str, ...] = ()
-    option = "prompt"
+    length: int  # positions of the prefix, L
+    fields: tuple[str, ...] = ()  # of a batch that it reads, any one of which is enough
+    option = "prompt"  # of the commands that takes its prompts; or `label`
+    # How many prefixes there are, where each is a single row of a table, which an LLM engine can
+    # take for a token; 0 where they are computed.
     tokens = 0
 
     def __init__(self, dropout: float = 0.1) -> None:
@@ -71,11 +55,7 @@ class Condition(Described, nn.Module, ABC):
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        """What it reads of a batch.
-
-        Raises:
-            UserError: the batch lacks a field, which the message names as a value of data.fields.
-        """
+        """What it reads of a batch; a UserError names a field of data.fields that it lacks."""
 
     @abstractmethod
     def null(self, inputs: Inputs) -> Inputs:
@@ -87,34 +67,26 @@ class Condition(Described, nn.Module, ABC):
 
     @abstractmethod
     def parse(self, prompt: str) -> Inputs:
-        """The inputs, of one sample, of what a person asks for.
-
-        Raises:
-            UserError: it says nothing that can be drawn.
-        """
+        """The inputs, of one sample, of a prompt; a UserError where that cannot be drawn."""
 
     @abstractmethod
     def zeros(self, batch_size: int) -> Inputs:
         """Inputs of zeros in the largest shape, to plan with."""
 
     def forward(self, inputs: Inputs) -> Prefix:
-        """The prefixes of inputs, in training with some of them dropped.
-
-        Floating-point inputs are cast to the dtype of the condition's parameters.
-        """
+        """The prefixes of inputs, in training with some of them dropped; floating-point inputs are
+        cast to the dtype of the condition's parameters."""
         parameter = next(self.parameters(), None)
         if parameter is not None:
-            inputs = {
-                name: value.to(parameter.dtype) if value.is_floating_point() else value
-                for name, value in inputs.items()
-            }
+            floats = {name: x for name, x in inputs.items() if x.is_floating_point()}
+            inputs = inputs | {name: x.to(parameter.dtype) for name, x in floats.items()}
         if self.training and self.dropout:
             some = next(iter(inputs.values()))
             dropped = torch.rand(len(some), device=some.device) < self.dropout
             null = self.null(inputs)
             inputs = {
-                name: torch.where(dropped.view(-1, *[1] * (value.dim() - 1)), null[name], value)
-                for name, value in inputs.items()
+                name: torch.where(dropped.view(-1, *[1] * (x.dim() - 1)), null[name], x)
+                for name, x in inputs.items()
             }
         return self.prefix(inputs)
 
@@ -136,11 +108,7 @@ class Condition(Described, nn.Module, ABC):
 
     @torch.no_grad()
     def parse_each(self, prompts: Sequence[str], cut: bool = False) -> list[Inputs]:
-        """The inputs of each prompt, parsed alone, so that no neighbour changes a rounding.
-
-        Args:
-            cut: by `parse_cut`.
-        """
+        """The inputs of each prompt, parsed alone, so that no neighbour changes a rounding."""
         parse = self.parse_cut if cut else self.parse
         parsed = {prompt: parse(prompt) for prompt in dict.fromkeys(prompts)}
         return [parsed[prompt] for prompt in prompts]

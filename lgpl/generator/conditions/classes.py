@@ -25,9 +25,6 @@ class ClassCondition(Condition):
         dropout: probability of the null condition in training.
         names: of the classes in their order, or a text file with one a line, such as the
             `classes.txt` of `lgpl data pack`.
-
-    Raises:
-        UserError: the names cannot be read, or are not as many as the classes.
     """
 
     length = 1
@@ -43,20 +40,18 @@ class ClassCondition(Condition):
     ) -> None:
         super().__init__(dropout)
         self.names = read_names(names) if isinstance(names, str) else names
-        if num_classes is None:
-            if self.names is None:
-                raise UserError("condition: give num_classes or the names of the classes.")
-            num_classes = len(self.names)
-        if self.names is not None and len(self.names) != num_classes:
+        count = num_classes if self.names is None else len(self.names)
+        if count is None:
+            raise UserError("condition: give num_classes or the names of the classes.")
+        if num_classes not in (None, count):
             raise UserError(
-                f"condition.names: there are {len(self.names)}, but num_classes is {num_classes}."
+                f"condition.names: there are {count}, but num_classes is {num_classes}."
             )
-        self.num_classes = self.tokens = num_classes
-        self.embedding = nn.Embedding(num_classes + 1, dim)
+        self.num_classes = self.tokens = count
+        self.embedding = nn.Embedding(count + 1, dim)
 
     def inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        if "class" not in batch:
-            raise UserError("data.fields lacks class, which a class-conditional model needs.")
+        self.check_fields(batch)
         return {"class": batch["class"]}
 
     def null(self, inputs: Inputs) -> Inputs:
@@ -66,20 +61,20 @@ class ClassCondition(Condition):
         return Prefix(self.embedding(inputs["class"]).unsqueeze(1))  # [B, 1, dim]
 
     def parse(self, prompt: str) -> Inputs:
-        label = torch.tensor([self.label(prompt)], device=self.embedding.weight.device)
-        return {"class": label}
+        return {"class": torch.tensor([self.label(prompt)], device=self.embedding.weight.device)}
 
     def label(self, prompt: str) -> int:
         """The class that a prompt names; raises as `parse` does."""
         text = prompt.strip()
         if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < self.num_classes:
             return int(text)
-        known = {name.casefold(): i for i, name in reversed(list(enumerate(self.names or [])))}
+        names = self.names or []
+        known = {name.casefold(): i for i, name in reversed(list(enumerate(names)))}
         if text.casefold() in known:
             return known[text.casefold()]
         near = difflib.get_close_matches(text.casefold(), known, 3)
-        meant = [(self.names or [])[known[name]] for name in near]
-        hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else "."
+        meant = " or ".join(repr(names[known[name]]) for name in near)
+        hint = f"; did you mean {meant}?" if meant else "."
         raise UserError(
             f"{text[:80]!r} is no class: give one from 0 to {self.num_classes - 1}"
             f"{', or its name' if self.names else ''}{hint}"
@@ -113,8 +108,7 @@ class ClassCondition(Condition):
 
 
 def with_names(config: Any) -> Any:
-    """A config in which the names of classes stand themselves, in place of the file that has them:
-    whoever gets the checkpoint has no such file."""
+    """A config with the names of classes in place of their file, which only its writer has."""
     if isinstance(config, list):
         return [with_names(part) for part in config]
     if not isinstance(config, dict):
@@ -126,11 +120,7 @@ def with_names(config: Any) -> Any:
 
 
 def read_names(path: str) -> list[str]:
-    """The lines of a file of names.
-
-    Raises:
-        UserError: it cannot be read, or has an empty line.
-    """
+    """The lines of a file of names; a UserError where one is empty, or it cannot be read."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

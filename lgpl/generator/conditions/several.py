@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,11 +36,10 @@ class Conditions(Condition):
         return self._merged([part.inputs(batch) for part in self._parts()])
 
     def null(self, inputs: Inputs) -> Inputs:
-        own = self._split(inputs)
-        return self._merged([p.null(i) for p, i in zip(self._parts(), own, strict=True)])
+        return self._merged([part.null(own) for part, own in self._split(inputs)])
 
     def prefix(self, inputs: Inputs) -> Prefix:
-        prefixes = [p(i) for p, i in zip(self._parts(), self._split(inputs), strict=True)]
+        prefixes = [part(own) for part, own in self._split(inputs)]
         x = torch.cat([prefix.embeddings for prefix in prefixes], dim=1)
         if all(prefix.lengths is None for prefix in prefixes):
             return Prefix(x)
@@ -50,17 +49,13 @@ class Conditions(Condition):
         return Prefix(x.gather(1, place[..., None].expand_as(x)), real.sum(1))
 
     def parse(self, prompt: str) -> Inputs:
-        texts = zip(self._parts(), self._texts(prompt), strict=True)
-        return self._merged([part.parse(text) if text else _nothing(part) for part, text in texts])
+        return self._merged([p.parse(t) if t else _nothing(p) for p, t in self._texts(prompt)])
 
     def parse_cut(self, prompt: str) -> Inputs:
-        texts = zip(self._parts(), self._texts(prompt), strict=True)
-        return self._merged(
-            [part.parse_cut(text) if text else _nothing(part) for part, text in texts]
-        )
+        return self._merged([p.parse_cut(t) if t else _nothing(p) for p, t in self._texts(prompt)])
 
     def check(self, prompt: str) -> None:
-        for part, text in zip(self._parts(), self._texts(prompt), strict=True):
+        for part, text in self._texts(prompt):
             if text:
                 part.check(text)
 
@@ -73,8 +68,7 @@ class Conditions(Condition):
             part.load()
 
     def asks(self) -> Question:
-        questions = [part.asks() for part in self._parts()]
-        return Question(f" {BETWEEN} ".join(question.label for question in questions))
+        return Question(f" {BETWEEN} ".join(part.asks().label for part in self._parts()))
 
     def zeros(self, batch_size: int) -> Inputs:
         return self._merged([part.zeros(batch_size) for part in self._parts()])
@@ -87,31 +81,31 @@ class Conditions(Condition):
         return [f" {BETWEEN} ".join(texts) for texts in zip(*found, strict=True)] or None
 
     def positions(self, inputs: Inputs) -> int:
-        own = self._split(inputs)
-        return sum(p.positions(i) for p, i in zip(self._parts(), own, strict=True))
+        return sum(part.positions(own) for part, own in self._split(inputs))
 
     def _parts(self) -> list[Condition]:
         return list(self.parts)  # type: ignore[arg-type]
 
-    def _texts(self, prompt: str) -> list[str]:
+    def _texts(self, prompt: str) -> list[tuple[Condition, str]]:
+        """Each part with its part of a prompt."""
         texts = [text.strip() for text in prompt.split(BETWEEN)]
         if len(texts) != len(self.parts):
             raise UserError(
                 f"The prompt {prompt[:80]!r} has {len(texts)} parts; give {len(self.parts)}, with "
                 f"{BETWEEN} between them."
             )
-        return texts
+        return list(zip(self._parts(), texts, strict=True))
 
     @staticmethod
     def _merged(own: list[Inputs]) -> Inputs:
         return {f"{i}.{name}": v for i, inputs in enumerate(own) for name, v in inputs.items()}
 
-    def _split(self, inputs: Inputs) -> list[Inputs]:
-        own: list[Inputs] = [{} for _ in self.parts]
-        for key, value in inputs.items():
-            number, _, name = key.partition(".")
-            own[int(number)][name] = value
-        return own
+    def _split(self, inputs: Inputs) -> Iterator[tuple[Condition, Inputs]]:
+        """Each part with its own of what is merged."""
+        for i, part in enumerate(self._parts()):
+            start = f"{i}."
+            own = {n.removeprefix(start): v for n, v in inputs.items() if n.startswith(start)}
+            yield part, own
 
 
 def _nothing(part: Condition) -> Inputs:
@@ -122,8 +116,7 @@ def _nothing(part: Condition) -> Inputs:
 
 def _real(prefix: Prefix) -> torch.Tensor:
     """[B, L], true where a position is no padding."""
-    batch, length = prefix.embeddings.shape[:2]
-    position = torch.arange(length, device=prefix.embeddings.device)
-    if prefix.lengths is None:
-        return torch.ones(batch, length, dtype=torch.bool, device=position.device)
-    return position >= length - prefix.lengths[:, None]
+    x, lengths = prefix
+    if lengths is None:
+        return x.new_ones(x.shape[:2], dtype=torch.bool)
+    return torch.arange(x.shape[1], device=x.device) >= x.shape[1] - lengths[:, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from lgpl.errors import UserError
 from lgpl.generator.conditions.base import Condition, Inputs, Prefix
@@ -18,18 +18,15 @@ from lgpl.text.padding import left_pad
 class TextCondition(Condition):
     """Features of a frozen text encoder through an MLP; left-padded to a fixed length.
 
-    A batch brings `text` features with `text_lengths`, or `caption` for the encoder. A prompt is a
-    caption.
+    A batch brings `text` and `text_lengths`, or `caption` for the encoder. A prompt is a caption.
 
     Args:
         dim: width of the transformer.
         features: width of the text features.
         length: number of prefix positions.
         dropout: probability of the null condition in training.
-        trainable_null: train the null condition's table, as far as there is dropout; False keeps it
-            as it was drawn.
-        encoder: encodes captions and prompts; None where all batches bring features and nobody
-            asks for an image.
+        trainable_null: train the null condition's table, as far as there is dropout.
+        encoder: of captions and prompts; None where all batches bring features and nobody draws.
     """
 
     fields = ("text", "caption")
@@ -58,12 +55,9 @@ class TextCondition(Condition):
         self.null_features = nn.Parameter(table, requires_grad=trainable_null and dropout > 0)
 
     def inputs(self, batch: Mapping[str, Any]) -> Inputs:
+        self.check_fields(batch)
         if "text" in batch:
             return {name: batch[name] for name in ("text", "text_lengths")}
-        if "caption" not in batch:
-            raise UserError(
-                "data.fields names neither text nor caption; a text model needs one of them."
-            )
         return self._encode(batch["caption"], refuse_long=False)
 
     def null(self, inputs: Inputs) -> Inputs:
@@ -74,13 +68,12 @@ class TextCondition(Condition):
 
     def prefix(self, inputs: Inputs) -> Prefix:
         features = inputs["text"]
-        if features.shape[1] != self.length:
+        if (found := features.shape[1]) != self.length:
             raise UserError(
-                f"The text features hold {features.shape[1]} positions, "
-                f"the model's prefix {self.length}."
+                f"The text features hold {found} positions, the model's prefix {self.length}."
             )
-        features = features.to(self.fc1.weight.dtype)
-        x = self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+        hidden = self.fc1(features.to(self.fc1.weight.dtype))
+        x = self.fc2(F.gelu(hidden, approximate="tanh"))
         return Prefix(x, inputs["text_lengths"])
 
     def parse(self, prompt: str) -> Inputs:
@@ -109,7 +102,7 @@ class TextCondition(Condition):
 
     def _encode(self, captions: list[str], refuse_long: bool) -> Inputs:
         device = self.null_features.device
-        features: list[Tensor] = self._encoder().encode(captions, device, refuse_long)
+        features = self._encoder().encode(captions, device, refuse_long)
         padded, lengths = left_pad(features, self.length)
         return {"text": padded, "text_lengths": lengths.to(device)}
 

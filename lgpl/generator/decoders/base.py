@@ -31,59 +31,35 @@ Progress = Callable[[Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Task:
-    """Images that are drawn together.
+    """Images that are drawn together."""
 
-    Attributes:
-        inputs: of the condition, of B samples.
-        sampling: of each image.
-        uniform: numbers in [0, 1) for each image's codes [B, N], on the model's device.
-        given: codes that are known [B, N], -1 at all others, on the CPU; None gives none.
-        same: for each image the first one with the same condition and the same given codes.
-    """
-
-    inputs: Inputs
-    sampling: Sequence[Sampling]
-    uniform: Tensor
-    given: Tensor | None
-    same: Sequence[int]
+    inputs: Inputs  # of the condition, of B samples
+    sampling: Sequence[Sampling]  # of each image
+    uniform: Tensor  # numbers in [0, 1) for each image's codes [B, N], on the model's device
+    given: Tensor | None  # codes that are known [B, N], on the CPU, and -1 at all others
+    same: Sequence[int]  # for each image the first one with the same condition and given codes
 
 
 class Step(NamedTuple):
-    """Codes that a decoder has drawn, or was given.
+    """Codes that a decoder has drawn, or was given."""
 
-    Attributes:
-        places: in the flat order of codes: a slice or [n] for all images, or [B, n].
-        codes: [B, n].
-    """
-
-    places: slice | Tensor
-    codes: Tensor
+    places: slice | Tensor  # in the flat order of codes; a slice or [n] for all images, or [B, n]
+    codes: Tensor  # [B, n]
 
 
 class Decoder(Described, ABC):
-    """Draws the codes of images in steps; holds nothing of an image between two tasks.
+    """Draws the codes of images in steps; holds nothing of an image between two tasks."""
 
-    Attributes:
-        needs: class or runtime-checkable Protocol of the models that it can draw with.
-        is_compiled: whether it runs compiled code, which takes no inference tensors.
-    """
-
-    needs: type = torch.nn.Module
-    is_compiled = False
+    needs: type = torch.nn.Module  # class or runtime-checkable Protocol of the models it draws with
+    is_compiled = False  # whether it runs compiled code, which takes no inference tensors
 
     @abstractmethod
     def steps(self, model: Model, task: Task) -> Iterator[Step]:
-        """Steps that together draw every code of every image once; the given ones are kept.
-
-        Called without gradients, with the model in evaluation mode.
-        """
+        """Steps that together draw every code of every image once, given ones as they are; without
+        gradients, with the model in evaluation mode."""
 
     def compiled(self, **options: Any) -> Decoder:
-        """One like it for many batches of one size, by compiled code where it has any.
-
-        Args:
-            options: of torch.compile.
-        """
+        """One like it for many batches of one size, by torch.compile where it can be."""
         return self
 
     def memory(self, model: Model, images: int, dtype: torch.dtype) -> int:
@@ -101,30 +77,26 @@ def generate(
     decoder: Decoder | None = None,
     same: Sequence[int] | None = None,
 ) -> Tensor:
-    """Codes of new images, [B, *layout.shape], int64.
+    """Codes of new images, [B, *layout.shape], int64; raises as `check_decoder` does.
 
     Args:
         inputs: of the condition, of B samples.
         sampling: of all images or of each.
         seeds: one for each image; 0, 1, 2, ... by default.
-        given: see `Task`.
+        given, same: see `Task`; by default nothing is known.
         progress: see `Progress`.
         decoder: the model's own by default.
-        same: see `Task`; by default nothing is known.
-
-    Raises:
-        UserError: the model cannot serve the decoder.
     """
     batch, count = rows(inputs), model.layout.codes
     decoder = decoder or model.decoder()
     check_decoder(model, decoder)
-    task = Task(
-        inputs,
-        [sampling] * batch if isinstance(sampling, Sampling) else sampling,
-        _uniform(seeds if seeds is not None else range(batch), count).to(model.device),
-        given,
-        range(batch) if same is None else same,
-    )
+    # One stream for each image, on the CPU: equal on every device.
+    seeds = range(batch) if seeds is None else seeds
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    uniform = torch.stack([torch.rand(count, generator=stream) for stream in streams])
+    each = [sampling] * batch if isinstance(sampling, Sampling) else sampling
+    same = range(batch) if same is None else same
+    task = Task(inputs, each, uniform.to(model.device), given, same)
     codes = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
     drawn = torch.zeros(batch, count, dtype=torch.bool)
     was_training = model.training
@@ -150,15 +122,8 @@ def generate(
 
 def check_decoder(model: Model, decoder: Decoder) -> None:
     """Raise a UserError where the model cannot serve the decoder."""
-    if not model.serves(decoder):
+    if not isinstance(model, decoder.needs):
         raise UserError(
             f"model.decoder: {type(model).__name__} cannot serve {type(decoder).__name__}, which "
             f"needs a {decoder.needs.__name__}; set it to null for the model's own."
         )
-
-
-def _uniform(seeds: Sequence[int], count: int) -> Tensor:
-    """Numbers in [0, 1), [B, count]: one generator per image, on the CPU, equal on every device."""
-    return torch.stack(
-        [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )

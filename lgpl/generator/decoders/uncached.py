@@ -16,23 +16,14 @@ if TYPE_CHECKING:
 
 
 class UncachedRaster(Decoder):
-    """Draws in raster order with any autoregressive model, by its `forward` alone.
-
-    As slow as it is simple: the default of models without a cache.
-    """
+    """Draws in raster order by any autoregressive model's `forward` alone: slow, and simple."""
 
     def steps(self, model: Model, task: Task) -> Iterator[Step]:
         batch, count = rows(task.inputs), model.layout.codes
-        picker = Picker(task)
-        inputs = task.inputs
+        picker, inputs = Picker(task), task.inputs
         if picker.guided:
             inputs = join([inputs, model.condition.null(inputs)])
         codes = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
-        given = None if task.given is None else task.given.to(codes.device)
         for index in range(count):
-            both = torch.cat((codes, codes)) if picker.guided else codes
-            new = picker(model(both, inputs)[:, index], index)
-            if given is not None:
-                new = torch.where(given[:, index] < 0, new, given[:, index])
-            codes[:, index] = new
+            codes[:, index] = picker(model(picker.doubled(codes), inputs)[:, index], index)
             yield Step(slice(index, index + 1), codes[:, index : index + 1])
