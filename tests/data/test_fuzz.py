@@ -298,9 +298,8 @@ def test_any_members(found: list[Members], augment: bool) -> None:
                     lacks = "without" in str(error)  # a field that another run does not read
                     assert lacks or str(error) in faults(raw), (raw, faults(raw))
     summary = Summary()
-    for raw in raws:
-        summary.add(raw)
-    assert summary.samples == len(raws) and list(summary.lines())
+    sound = [summary.add(raw) for raw in raws]
+    assert all(sound) == (not summary.broken) and list(summary.lines())
 
 
 # and headers

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lgpl.atomic import atomic_file
 from lgpl.commands.data.summary import Summary
+from lgpl.commands.parser import require_positive
 from lgpl.data.index import named
 from lgpl.data.members import IMAGE_EXTENSIONS, BadSample, Raw, read_caption
 from lgpl.data.shards import Shard
 from lgpl.data.store import Store
 from lgpl.data.transforms import open_image
 from lgpl.errors import UserError
-from lgpl.image_files import grid
+from lgpl.image_files import grid, image_path, save
 
 OPENED = 32  # shards at the most; a remote one is fetched whole
 WIDTH = 22  # characters of a figure's name
@@ -41,11 +40,8 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    out = Path(options.out) if options.out else None
-    if out and _format(out) not in Image.SAVE:
-        raise UserError(f"--out: {out} has no ending of a picture, such as .png.")
-    if options.samples < 1:
-        raise UserError(f"--samples: {options.samples} is below 1.")
+    require_positive(options, "samples")
+    out = image_path(options.out) if options.out else None
     store = Store(**options.store.as_dict())
     paths = list(named(options.shards, "SHARDS", store))
     shards = [Shard(path, store) for path in _spread(paths, OPENED)]
@@ -61,7 +57,7 @@ def run(options: Namespace) -> None:
         try:
             raw = shard[place]
         except BadSample as error:
-            summary.unreadable(shard.key(place), shard.path, str(error))
+            summary.fault(str(error), f"{shard.key(place)} in {shard.path}")
             continue
         if summary.add(raw) and out and number in pictured:
             tiles += tile(raw)
@@ -75,11 +71,11 @@ def run(options: Namespace) -> None:
     for name, text in summary.lines():
         print(f"{name:<{WIDTH}}{text}".rstrip())
     if out:
-        sheet(out, tiles)
-
-
-def _format(out: Path) -> str | None:
-    return Image.registered_extensions().get(out.suffix.lower())
+        if not tiles:
+            raise UserError("--out: no sound picture in the samples that were looked at.")
+        pictures, captions = zip(*tiles, strict=True)
+        save(grid(list(pictures), list(captions)), out)
+        print(f"{'contact sheet':<{WIDTH}}{out}")
 
 
 def _size(store: Store, path: str) -> int:
@@ -103,21 +99,3 @@ def tile(raw: Raw) -> list[tuple[Image.Image, str]]:
         text = f"class {int(raw['cls'])}"
     size = (TILE, TILE)
     return [(ImageOps.pad(open_image(d), size, color="white"), text) for d in data[:1]]
-
-
-def sheet(out: Path, tiles: list[tuple[Image.Image, str]]) -> None:
-    """Write the contact sheet.
-
-    Raises:
-        UserError: there are no pictures, or the file cannot be written.
-    """
-    if not tiles:
-        raise UserError("--out: no sound picture in the samples that were looked at.")
-    pictures, captions = zip(*tiles, strict=True)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(out) as file:
-            grid(list(pictures), list(captions)).save(file, _format(out))
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error.strerror or error}).") from error
-    print(f"{'contact sheet':<{WIDTH}}{out}")

@@ -7,72 +7,44 @@ import random
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from lgpl.commands.data.members import faults, is_read, names
-from lgpl.data.members import (
-    IMAGE_EXTENSIONS,
-    BadSample,
-    Raw,
-    guarded,
-    read_array,
-    read_caption,
-    read_json,
-)
+from lgpl.data import members
+from lgpl.data.members import IMAGE_EXTENSIONS, BadSample, Raw
 from lgpl.data.transforms import FORMATS
 
 CAPTIONS = 5  # that are given word for word
 KINDS = 20  # of one thing that are given one by one
 
 
-@dataclass
 class Summary:
-    """What samples hold.
+    """What samples hold: of each kind how many."""
 
-    Attributes:
-        samples: how many there were.
-        formats: of the pictures.
-        sizes: width and height of each picture, pixels.
-        captions: of each member, cleaned as for a text encoder.
-        classes: samples of each.
-        arrays: type and shape of each, by member.
-        keys: of the JSON objects.
-        unread: samples with a member that no field reads.
-        broken: samples by cause.
-        such_as: one of them for each cause.
-    """
-
-    samples: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    captions: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    classes: Counter[int] = field(default_factory=Counter)
-    arrays: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    keys: Counter[str] = field(default_factory=Counter)
-    unread: Counter[str] = field(default_factory=Counter)
-    broken: Counter[str] = field(default_factory=Counter)
-    such_as: dict[str, str] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.formats: Counter[str] = Counter()  # of the pictures
+        self.sizes: list[tuple[int, int]] = []  # width and height of each picture, pixels
+        self.captions: dict[str, list[str]] = defaultdict(list)  # by member, cleaned
+        self.classes: Counter[int] = Counter()
+        self.arrays: dict[str, Counter[str]] = defaultdict(Counter)  # type and shape, by member
+        self.keys: Counter[str] = Counter()  # of the JSON objects
+        self.unread: Counter[str] = Counter()  # members that no field reads
+        self.broken: Counter[str] = Counter()  # samples by cause
+        self.such_as: dict[str, str] = {}  # one of them for each cause
 
     def add(self, raw: Raw) -> bool:
         """Take up a sample and say whether it is sound; of a broken one only the causes count."""
-        self.samples += 1
         causes = faults(raw)
         if not causes:
             try:
-                guarded(self._take, raw)
+                members.guarded(self._take, raw)
             except BadSample as error:
                 causes = [str(error)]
         for cause in causes:
             self.fault(cause, f"{raw['__key__']} in {raw['__shard__']}")
         return not causes
-
-    def unreadable(self, key: str, shard: str, cause: str) -> None:
-        """Take up a sample that cannot be read at all."""
-        self.samples += 1
-        self.fault(cause, f"{key} in {shard}")
 
     def fault(self, cause: str, where: str) -> None:
         self.broken[cause] += 1
@@ -80,24 +52,21 @@ class Summary:
 
     def _take(self, raw: Raw) -> None:
         for name in names(raw):
-            self._member(name, raw)
-
-    def _member(self, name: str, raw: Raw) -> None:
-        if name in IMAGE_EXTENSIONS:
-            with Image.open(io.BytesIO(raw[name]), formats=FORMATS) as image:
-                self.formats[str(image.format)] += 1
-                self.sizes.append(image.size)
-        elif name == "cls":
-            self.classes[int(raw[name])] += 1
-        elif name == "json":
-            self.keys.update(list(read_json(raw)))
-        elif not is_read(name):
-            self.unread[f".{name}"] += 1
-        elif name.endswith(".npy"):
-            array = read_array(raw[name], name)
-            self.arrays[name][f"{array.dtype} {list(array.shape)}"] += 1
-        else:
-            self.captions[name].append(read_caption(raw, name))
+            if name in IMAGE_EXTENSIONS:
+                with Image.open(io.BytesIO(raw[name]), formats=FORMATS) as image:
+                    self.formats[str(image.format)] += 1
+                    self.sizes.append(image.size)
+            elif name == "cls":
+                self.classes[int(raw[name])] += 1
+            elif name == "json":
+                self.keys.update(list(members.read_json(raw)))
+            elif not is_read(name):
+                self.unread[f".{name}"] += 1
+            elif name.endswith(".npy"):
+                array = members.read_array(raw[name], name)
+                self.arrays[name][f"{array.dtype} {list(array.shape)}"] += 1
+            else:
+                self.captions[name].append(members.read_caption(raw, name))
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Each figure's name and what it is."""
