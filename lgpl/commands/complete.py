@@ -45,10 +45,8 @@ def main(args: list[str]) -> None:
         raise UserError(f"The checkpoint draws codes of {layout}, which have no rows to keep.")
     kept = layout.rows // 2 if options.rows is None else options.rows
     if not 0 < kept < layout.rows:
-        raise UserError(
-            f"--rows must be from 1 to {layout.rows - 1} of the checkpoint's {layout} codes, "
-            f"got {kept}."
-        )
+        last = layout.rows - 1
+        raise UserError(f"--rows must be from 1 to {last} of the {layout} codes, got {kept}.")
     prompt, label = ([] if one is None else [one] for one in (options.prompt, options.label))
     prompts = chosen(module.model.condition, prompt, label, options.count)
     image = normalize(to_uint8(center_crop(original, module.image_size))[None])
@@ -59,7 +57,7 @@ def main(args: list[str]) -> None:
     requests = requests_for(prompts, sampling, options.seed, given)
     sink = ImageList()
     draw_into(module, requests, sink, options.count)
-    seeds = [request.seed for request in requests]
-    captions = ["given", *(f"seed {seed}" for seed in seeds)]
+    captions = ["given", *(f"seed {request.seed}" for request in requests)]
     save(grid(torch.cat((image, sink.images())), captions), out)
-    print(f"{out}: {kept} of {layout.rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")
+    seeds = f"seeds {options.seed} to {requests[-1].seed}"
+    print(f"{out}: {kept} of {layout.rows} rows kept, {seeds}, {sampling}")

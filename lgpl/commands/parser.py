@@ -17,7 +17,7 @@ class ArgumentParser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         said = " ".join(message.split())
-        said = re.sub(r'^Parser key "([\w.]+)":?', lambda key: f"{_option(key[1])}:", said)
+        said = re.sub(r'^Parser key "([\w.]+)":?', lambda key: f"{flag(key[1])}:", said)
         raise UserError(innermost(said)) from ex
 
 
@@ -26,7 +26,7 @@ def require_positive(options: jsonargparse.Namespace, *names: str) -> None:
     for name in names:
         value = options.get(name)
         if value is not None and value < 1:
-            raise UserError(f"{_option(name)} must be >= 1, got {value}")
+            raise UserError(f"{flag(name)} must be >= 1, got {value}")
 
 
 def innermost(message: str) -> str:
@@ -43,5 +43,6 @@ def innermost(message: str) -> str:
     return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
-def _option(key: str) -> str:
+def flag(key: str) -> str:
+    """The option of a key: `--top-k` of `top_k`."""
     return f"--{key.replace('_', '-')}"

@@ -8,10 +8,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lgpl import inference
 from lgpl.commands.parser import ArgumentParser, require_positive
 from lgpl.commands.sampling import add_generator, add_sampling, sampling_of, settings
 from lgpl.errors import UserError
-from lgpl.inference import DTYPES
 
 if TYPE_CHECKING:
     from lgpl.generator import Condition
@@ -28,7 +28,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--batch-size", type=int, default=16, help="images drawn together")
     p.add_argument(
-        "--dtype", default="float32", choices=list(DTYPES),
+        "--dtype", default="float32", choices=list(inference.DTYPES),
         help="of the generator's weights and its cache; the tokenizer decodes in float32",
     )  # fmt: skip
     p.add_argument("--int8", action="store_true", help="keep the weights in 8 bits (torchao)")
@@ -45,30 +45,20 @@ def main(args: list[str]) -> None:
     require_positive(options, "count", "balanced", "batch_size", "columns", "tile")
     many = options.out.endswith("/") or Path(options.out).is_dir()
     if options.balanced and (not many or options.label):
-        raise UserError(
-            "--balanced: takes the classes in turn into --out FOLDER/, without --label."
-        )
+        raise UserError("--balanced: takes classes in turn into --out FOLDER/, without --label.")
     import torch
 
     from lgpl.data.transforms import to_image
     from lgpl.image_files import grid, image_path, save
-    from lgpl.inference import (
-        ImageFolder,
-        ImageList,
-        draw_into,
-        load_generator,
-        requests_for,
-        usable_device,
-    )
     from lgpl.text.captions import read_lines
 
     out = Path(options.out) if many else image_path(options.out)
     given = list(options.prompt)
     if options.prompts:
         given += filter(None, read_lines(options.prompts))
-    module = load_generator(
-        options.checkpoint, options.tokenizer, usable_device(options.device),
-        getattr(torch, DTYPES[options.dtype]), options.int8, options.trust,
+    module = inference.load_generator(
+        options.checkpoint, options.tokenizer, inference.usable_device(options.device),
+        getattr(torch, inference.DTYPES[options.dtype]), options.int8, options.trust,
     )  # fmt: skip
     if options.balanced:
         every = module.model.condition.prompts()
@@ -77,17 +67,16 @@ def main(args: list[str]) -> None:
         prompts = list(islice(cycle(every), options.balanced))
     else:
         prompts = chosen(module.model.condition, given, options.label, options.count)
-    requests = requests_for(prompts, sampling, options.seed)
+    requests = inference.requests_for(prompts, sampling, options.seed)
     if many:
         rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        drawn_by = settings(options, prompts, sampling)
-        drawn_by |= {name: options[name] for name in ("dtype", "int8")}
-        folder = ImageFolder(out, drawn_by)
-        drawn = draw_into(module, requests, folder, options.batch_size, rank, world)
+        drawn_by = settings(options, prompts, sampling, "dtype", "int8")
+        folder = inference.ImageFolder(out, drawn_by)
+        drawn = inference.draw_into(module, requests, folder, options.batch_size, rank, world)
         print(f"{out}: {drawn} images drawn of {len(requests)}, {sampling}")
         return
-    sink = ImageList()
-    draw_into(module, requests, sink, options.batch_size)
+    sink = inference.ImageList()
+    inference.draw_into(module, requests, sink, options.batch_size)
     images = sink.images()
     if len(images) == 1:
         save(to_image(images[0]), out)
@@ -100,11 +89,8 @@ def main(args: list[str]) -> None:
 def chosen(
     condition: Condition, prompts: Sequence[str], labels: Sequence[str], count: int
 ) -> list[str]:
-    """The prompt of each image, `count` of each of those given as --prompt or --label.
-
-    Raises:
-        UserError: the condition takes the other option.
-    """
+    """The prompt of each image, `count` of each of those given as --prompt or --label; a UserError
+    where the condition takes the other option."""
     given = {"prompt": prompts, "label": labels}
     wanted = given.pop(condition.option)
     ((other, unwanted),) = given.items()

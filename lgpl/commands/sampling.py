@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lgpl.checkpoints.trust import add_trust
-from lgpl.commands.parser import ArgumentParser
+from lgpl.commands.parser import ArgumentParser, flag
 from lgpl.errors import UserError
 from lgpl.generator.sampling import Sampling
 
@@ -28,8 +28,8 @@ def add_sampling(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
     """An option for each field of `Sampling`, with dashes as the others have."""
     for name in parser.add_class_arguments(Sampling, skip=set(skip)):
         (action,) = (a for a in parser._actions if a.dest == name)
-        action.option_strings = [option := f"--{name.replace('_', '-')}"]
-        parser._option_string_actions[option] = action
+        action.option_strings = [flag(name)]
+        parser._option_string_actions[flag(name)] = action
 
 
 def sampling_of(options: Namespace, **others: Any) -> Sampling:
@@ -39,8 +39,10 @@ def sampling_of(options: Namespace, **others: Any) -> Sampling:
     return Sampling(**{field.name: options[field.name] for field in fields(Sampling)} | others)
 
 
-def settings(options: Namespace, prompts: Sequence[str], sampling: Sampling) -> dict[str, Any]:
-    """What drawn images depend on, in plain values."""
+def settings(
+    options: Namespace, prompts: Sequence[str], sampling: Sampling, *more: str
+) -> dict[str, Any]:
+    """What drawn images depend on, `more` options among it, in plain values."""
     from lgpl.inference.sinks import newest
 
     return {
@@ -51,4 +53,5 @@ def settings(options: Namespace, prompts: Sequence[str], sampling: Sampling) -> 
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "seed": options.seed,
         **asdict(sampling),
+        **{name: options[name] for name in more},
     }

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from lgpl.checkpoints import add_trust
-from lgpl.commands.parser import ArgumentParser
-from lgpl.commands.sampling import add_sampling, sampling_of
+from lgpl.commands.parser import ArgumentParser, flag
+from lgpl.commands.sampling import add_generator, add_sampling, sampling_of
 from lgpl.errors import UserError
 from lgpl.inference import DTYPES
 from lgpl.lazy import needs
@@ -29,9 +28,7 @@ def parser() -> ArgumentParser:
         description="Serve a generator over HTTP: the OpenAI images API. SIGTERM finishes what was "
         "accepted and ends.",
     )
-    p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
-    p.add_argument("--tokenizer", help="checkpoint of its tokenizer, if it has moved")
-    add_trust(p)
+    add_generator(p)
     p.add_argument("--name", help="the model's name in the API; the checkpoint's by default")
     p.add_argument(
         "--host", default="127.0.0.1",
@@ -61,12 +58,8 @@ def parser() -> ArgumentParser:
         "--vllm", type=dict[str, Any], default={},
         help="settings of vLLM's engine, such as --vllm.dtype float32",
     )  # fmt: skip
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    p.add_argument(
-        "--dtype", choices=list(DTYPES),
-        help="of the weights and cache of lgpl's sampler, float32 by default; for vLLM use "
-        "--vllm.dtype",
-    )  # fmt: skip
+    dtype = "of the sampler's weights and cache, float32 by default; for vLLM use --vllm.dtype"
+    p.add_argument("--dtype", choices=list(DTYPES), help=dtype)
     add_sampling(p)  # defaults of requests
     return p
 
@@ -76,7 +69,7 @@ def main(args: list[str]) -> None:
     sampling = sampling_of(options)
     for name in ("batch_size", "queue", "max_images", "timeout"):
         if not 0 < (value := options[name]) < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be > 0 and finite, got {value}")
+            raise UserError(f"{flag(name)} must be > 0 and finite, got {value}")
     if not 0 <= options.port < 65536:
         raise UserError(f"--port must be from 0 to 65535, got {options.port}")
     for package in ("fastapi", "uvicorn", "prometheus-client"):
@@ -84,9 +77,8 @@ def main(args: list[str]) -> None:
     from lgpl.serving.api import create_app
     from lgpl.serving.server import run
 
-    limits, name = _limits(options), options.name or Path(options.checkpoint).stem
-    engine = _engine(options)
-    app = create_app(engine, name, sampling, limits)
+    limits, engine = _limits(options), _engine(options)
+    app = create_app(engine, options.name or Path(options.checkpoint).stem, sampling, limits)
     run(app, engine, options.host, options.port, options.timeout)
 
 
@@ -109,10 +101,8 @@ def _limits(options: Namespace) -> Limits:
             "LGPL_TOKEN in the environment, or give --no-token to let other machines in"
         )
     if options.token is not None:
-        print(
-            "lgpl: warning: the process list shows --token; set LGPL_TOKEN in the environment.",
-            file=sys.stderr,
-        )
+        warning = "the process list shows --token; set LGPL_TOKEN in the environment."
+        print(f"lgpl: warning: {warning}", file=sys.stderr)
     return Limits(
         images=min(options.max_images, options.queue),
         seconds=options.timeout,
@@ -134,9 +124,8 @@ def _engine(options: Namespace) -> Engine:
         from lgpl.serving.sampler import SamplerEngine
 
         dtype = getattr(torch, DTYPES[options.dtype or "float32"])
-        return SamplerEngine(
-            load_generator(*checkpoint, device, dtype, trust=options.trust), *sizes
-        )
+        module = load_generator(*checkpoint, device, dtype, trust=options.trust)
+        return SamplerEngine(module, *sizes)
     if options.dtype:
         raise UserError(f"--dtype needs --engine lgpl, got {options.dtype}; give --vllm.dtype")
     if importlib.util.find_spec("vllm") is None:
