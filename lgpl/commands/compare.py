@@ -1,4 +1,4 @@
-"""`lgpl compare`: what differs in the configs of runs, their last metrics, their curves."""
+"""`lgpl compare`: a table of the config values that differ and of the last metrics, and curves."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ WIDTH = 48  # characters of a value
 
 
 def parser() -> ArgumentParser:
-    description = "A table of the config values that differ and of the last metrics, and curves."
-    p = ArgumentParser(prog="lgpl compare", description=description)
+    p = ArgumentParser(prog="lgpl compare", description=__doc__)
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of logs, with config.yaml")
     p.add_argument("--metrics", nargs="+", default=["val/", "test/"], help="names or beginnings")
     p.add_argument("--out", default="compare.png", help="image of the curves")
@@ -40,8 +39,7 @@ def main(args: list[str]) -> None:
     rows = [[key, *(config.get(key, "-") for config in configs)] for key in keys]
     different = [row for row in rows if len(set(row[1:])) > 1]
     last = [[name, *(_last(run.get(name)) for run in curves)] for name in names]
-    print(table([["config", *labels], *different]))
-    print()
+    print(table([["config", *labels], *different]), end="\n\n")
     print(table([["last metric", *labels], *last]))
     panels = {
         name: {label: run[name] for label, run in zip(labels, curves, strict=True) if name in run}
@@ -56,10 +54,8 @@ def read_config(run: Path) -> dict[str, str]:
     path = run / "config.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{run} is no folder of a run: {path} cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML ({error}).") from error
     return flatten(content)
 
 

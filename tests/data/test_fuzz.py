@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from lgpl.codes import CodeLayout
 from lgpl.commands.data.check import check_shard
 from lgpl.commands.data.members import faults
-from lgpl.commands.data.summary import Summary
+from lgpl.commands.data.show import Summary
 from lgpl.data.decode import Field, SampleDecoder, collate
 from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.members import BadSample, Unwanted

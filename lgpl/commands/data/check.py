@@ -1,4 +1,5 @@
-"""`lgpl data check`: every member of every sample read, and what is damaged listed."""
+"""`lgpl data check`: read every member of every sample and list what is damaged; exit status 1 says
+that something is."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from lgpl.commands.data.members import faults, is_pickle, is_read, misfits, names
 from lgpl.commands.data.processes import in_processes
-from lgpl.commands.parser import require_positive
+from lgpl.commands.parsing import require_positive
 from lgpl.data.decode import Shapes, check_shapes
 from lgpl.data.index import named, statistics
 from lgpl.data.members import BadSample
@@ -34,10 +35,7 @@ class Report(NamedTuple):
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        description="Read every member of every sample and list what is damaged; exit status 1 "
-        "says that something is."
-    )
+    p = ArgumentParser(description=__doc__)
     p.add_argument(
         "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
     )
@@ -50,9 +48,7 @@ def run(options: Namespace) -> None:
     require_positive(options, "workers")
     store = Store(**options.store.as_dict())
     shards = named(options.shards, "SHARDS", store)
-    causes: Counter[str] = Counter()
-    unread: Counter[str] = Counter()
-    keys = []
+    causes, unread, keys = Counter[str](), Counter[str](), []
     first: dict[str, Shapes] = {}  # by member
 
     def tell(path: str, key: str | None, cause: str) -> None:
@@ -117,9 +113,9 @@ def repeated(
     """Shard and key of every sample whose key an earlier one has, by the digests of all keys: the
     keys of 50 million samples would fill the memory."""
     values, counts = np.unique(np.concatenate(digests), return_counts=True)
-    seen = set()
+    values, seen = values[counts > 1], set()
     for path, own in zip(shards, digests, strict=True):
-        places = np.flatnonzero(np.isin(own, values[counts > 1])).tolist()
+        places = np.flatnonzero(np.isin(own, values)).tolist()
         if not places:
             continue
         shard = Shard(path, store)

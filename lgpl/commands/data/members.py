@@ -70,10 +70,7 @@ def misfits(raw: Raw, first: dict[str, Shapes]) -> list[str]:
                 shapes = decode.shapes(decode(raw, random.Random(0)))
             except BadSample:
                 continue  # one of the faults
-            try:
-                check_shapes(shapes, first.setdefault(name, shapes))
-            except BadSample as error:
-                found.append(str(error))
+            found += _causes(check_shapes, shapes, first.setdefault(name, shapes))
     return found
 
 

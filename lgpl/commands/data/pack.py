@@ -1,8 +1,6 @@
-"""`lgpl data pack`: a folder of pictures -> shards.
-
-Which sample goes where is planned before anything is written, so that each shard can be written by
-any process, and an interrupted pack goes on with the shards that are missing.
-"""
+"""`lgpl data pack`: shards of a folder of pictures with one folder for each class, with a .txt
+beside each picture, or with a table of captions. The pictures are taken over byte for byte,
+shuffled; broken ones are skipped and counted. An interrupted pack goes on with the same command."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from lgpl.commands.data import sources
 from lgpl.commands.data.members import faults
 from lgpl.commands.data.processes import in_processes
 from lgpl.commands.data.sources import Picture, Skipped, Source
-from lgpl.commands.parser import require_positive
+from lgpl.commands.parsing import require_positive
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.keys import clean_key
 from lgpl.data.members import BadSample
@@ -46,16 +44,13 @@ class Planned(NamedTuple):
     samples: list[tuple[str, Picture]]  # key and picture of each
 
 
-Plan = dict[str, list[Planned]]  # by split: train and val
+# The shards of train and val, planned before anything is written: any process can write each, and
+# the next pack finds those that are missing.
+Plan = dict[str, list[Planned]]
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        description="Make shards of a folder of pictures: with one folder for each class, with a "
-        ".txt beside each picture, or with a table of captions. The pictures are taken over byte "
-        "for byte, shuffled; broken ones are skipped and counted. An interrupted pack goes on with "
-        "the same command."
-    )
+    p = ArgumentParser(description=__doc__)
     p.add_argument("source", metavar="SOURCE", help="folder of the pictures")
     p.add_argument("--out", required=True, help="folder of the shards and their indexes")
     p.add_argument("--captions", help=".csv or .jsonl with the pictures' captions")
@@ -73,10 +68,8 @@ def run(options: Namespace) -> None:
     require_positive(options, "shard_samples", "shard_mb", "workers")
     source, held = divided(options)
     out, keys = Path(options.out), set[str]()
-    plan = {
-        split: planned(split, part, keys, options)
-        for split, part in (("train", source), ("val", held))
-    }
+    plan = {"train": planned("train", source, keys, options)}
+    plan["val"] = planned("val", held, keys, options)
     try:
         begin(out, plan, source)
         done, skipped = pack(plan, options.workers)
@@ -147,10 +140,8 @@ def planned(split: str, source: Source, keys: set[str], options: Namespace) -> l
 def unique_key(file: str, taken: set[str]) -> str:
     """`n01440764_x` for `n01440764/x.JPEG`: a key that no other sample has."""
     stem = clean_key(readable(os.path.splitext(file)[0]).replace("/", "_"))
-    key, number = stem, 1
-    while key in taken:
-        number += 1
-        key = f"{stem}_{number}"
+    keys = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    key = next(key for key in keys if key not in taken)
     taken.add(key)
     return key
 
@@ -176,10 +167,8 @@ def begin(out: Path, plan: Plan, source: Source) -> None:
     paths = [shard.path for shard in shards]
     strange = set(out.glob("*.tar")).difference(paths if before == record else ())
     if strange:
-        raise UserError(
-            f"--out: {min(strange)} is no shard of these pictures and options; name another folder "
-            "or delete it."
-        )
+        said = f"{min(strange)} is no shard of these pictures and options"
+        raise UserError(f"--out: {said}; name another folder or delete it.")
     names = (RECORD, CLASSES, *(f"{split}.json" for split in plan))
     remove_left([*paths, *(out / name for name in names)])
     write_text(out / RECORD, json.dumps(record) + "\n")
@@ -264,16 +253,13 @@ def finish(out: Path, plan: Plan, done: dict[Path, int]) -> dict[str, dict[str, 
 
 def report(out: Path, splits: dict[str, dict[str, int]], source: Source, skipped: Skipped) -> None:
     """Say what there is now and what was left out; a UserError with nothing to train on."""
-    causes = Counter(cause for _, cause in skipped)
-    such_as = {cause: file for file, cause in reversed(skipped)}
+    causes = Counter(cause for _, cause in skipped).most_common()
+    told = {cause: f"{cause}, such as {file}" for file, cause in reversed(skipped)}
     if "train" not in splits:
-        cause = causes.most_common(1)[0][0]
-        raise UserError(
-            f"{source.folder}: no picture can be trained on; most often: {cause}, such as "
-            f"{such_as[cause]}."
-        )
-    for cause, count in causes.most_common():
-        print(f"skipped {count}: {cause}, such as {such_as[cause]}")
+        most = told[causes[0][0]]
+        raise UserError(f"{source.folder}: no picture can be trained on; most often: {most}.")
+    for cause, count in causes:
+        print(f"skipped {count}: {told[cause]}")
     if source.classes is not None:
         print(f"{out}/{CLASSES}: {len(source.classes)} classes")
     for split, counts in splits.items():

@@ -29,9 +29,8 @@ def in_processes(
         try:
             yield from pool.map(_answer, range(len(items)))
         except BrokenProcessPool as error:
-            raise UserError(
-                "A worker process was killed, most likely for want of memory: lower --workers."
-            ) from error
+            cause = "most likely for want of memory: lower --workers."
+            raise UserError(f"A worker process was killed, {cause}") from error
 
 
 def _begin(work: Callable[[Any], Any], items: Sequence[Any]) -> None:

@@ -94,15 +94,9 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
 
 
 def from_table(folder: Path, table: Path, file_column: str, caption_column: str) -> Source:
-    """The pictures that a table names, each row a sample; other columns are kept as they are.
-
-    Args:
-        table: `.csv` with a header, or `.jsonl` with an object a line; UTF-8.
-        file_column: of paths in the folder.
-
-    Raises:
-        UserError: the table cannot be read or lacks a column.
-    """
+    """The pictures that a table in UTF-8 names by their paths in the folder: a `.csv` with a header
+    or a `.jsonl` with an object a line. Each row is a sample, other columns are kept as they are; a
+    UserError where it cannot be read or lacks a column."""
     source = Source(folder)
     columns: dict[str, None] = {}
     for number, row in enumerate(_rows(table), 1):
@@ -114,12 +108,10 @@ def from_table(folder: Path, table: Path, file_column: str, caption_column: str)
             source.skipped.append((file, f"file that is none of {READ}"))
         else:
             source.add(file, caption=caption, more=row or None)
-    for option, column in (("file", file_column), ("caption", caption_column)):
-        if column not in columns:
-            raise UserError(
-                f"{table} has no column {column!r} but {', '.join(columns) or 'no rows'}; name it "
-                f"with --{option}-column."
-            )
+    there = ", ".join(columns) or "no rows"
+    for option, name in (("--file-column", file_column), ("--caption-column", caption_column)):
+        if name not in columns:
+            raise UserError(f"{table} has no column {name!r} but {there}; name it with {option}.")
     return source
 
 
