@@ -1,9 +1,8 @@
-"""`lgpl compare`: what differs in the configs of runs, their last metrics, their curves."""
+"""`lgpl compare`: a table of the config values that differ and of the last metrics, and curves."""
 
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,7 @@ WIDTH = 48  # characters of a value
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        prog="lgpl compare",
-        description="A table of the config values that differ and of the last metrics, and curves.",
-    )
+    p = ArgumentParser(prog="lgpl compare", description=__doc__)
     p.add_argument("runs", nargs="+", metavar="RUN", help="folders of logs, with config.yaml")
     p.add_argument("--metrics", nargs="+", default=["val/", "test/"], help="names or beginnings")
     p.add_argument("--out", default="compare.png", help="image of the curves")
@@ -32,22 +28,18 @@ def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     runs = [Path(run) for run in options.runs]
     curves = [read_curves(run) for run in runs]
-    wanted = tuple(options.metrics)
-    names = sorted({tag for run in curves for tag in run if tag.startswith(wanted)})
+    there = sorted({tag for run in curves for tag in run})
+    names = [tag for tag in there if tag.startswith(tuple(options.metrics))]
     if not names:
-        there = sorted({tag for run in curves for tag in run})
-        raise UserError(
-            f"--metrics: no run has metrics named {', '.join(wanted)}; there are "
-            f"{', '.join(there) or 'none'}."
-        )
+        wanted, others = ", ".join(options.metrics), ", ".join(there)
+        raise UserError(f"--metrics: no run has metrics named {wanted}; there are {others}.")
     labels = short_names(runs)
     configs = [read_config(run) for run in runs]
-    keys = sorted({key for config in configs for key in config})
+    keys = sorted(set().union(*configs))
     rows = [[key, *(config.get(key, "-") for config in configs)] for key in keys]
     different = [row for row in rows if len(set(row[1:])) > 1]
     last = [[name, *(_last(run.get(name)) for run in curves)] for name in names]
-    print(table([["config", *labels], *different]))
-    print()
+    print(table([["config", *labels], *different]), end="\n\n")
     print(table([["last metric", *labels], *last]))
     panels = {
         name: {label: run[name] for label, run in zip(labels, curves, strict=True) if name in run}
@@ -62,10 +54,8 @@ def read_config(run: Path) -> dict[str, str]:
     path = run / "config.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{run} is no folder of a run: {path} cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML ({error}).") from error
     return flatten(content)
 
 
@@ -99,9 +89,7 @@ def read_curves(run: Path) -> Curves:
                     if name not in ("step", "epoch") and value:
                         curves.setdefault(name, []).append((float(row["step"]), float(value)))
     if not curves:
-        raise UserError(
-            f"{run} holds no metrics: neither TensorBoard's event files nor metrics.csv."
-        )
+        raise UserError(f"{run} holds no metrics: neither TensorBoard's events nor metrics.csv.")
     return curves
 
 
@@ -128,7 +116,7 @@ def table(rows: list[list[str]]) -> str:
 
 
 def _last(curve: list[tuple[float, float]] | None) -> str:
-    if not curve:
+    if curve is None:
         return "-"
     step, value = max(curve)
-    return f"{value:.4f} at {step:.0f}" if math.isfinite(value) else f"{value} at {step:.0f}"
+    return f"{value:.4f} at {step:.0f}"

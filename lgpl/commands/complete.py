@@ -1,41 +1,37 @@
-"""`lgpl complete`: the lower part of an image, drawn anew from its first rows."""
+"""`lgpl complete`: images that begin as a given one does, whose first rows of codes are kept while
+the rest is drawn. The given one stands at the left."""
 
 from __future__ import annotations
 
 import torch
 
-from lgpl.commands.parser import ArgumentParser, require_positive
+from lgpl.commands import parsing
 from lgpl.commands.reconstruct import opened
 from lgpl.commands.sample import chosen
-from lgpl.commands.sampling import add_generator, add_sampling, sampling_of
 from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError
 from lgpl.image_files import grid, image_path, save
 from lgpl.inference import ImageList, draw_into, load_generator, requests_for, usable_device
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        prog="lgpl complete",
-        description="Images that begin as a given one does: its first rows of codes are kept, "
-        "the rest is drawn. The given one stands at the left.",
-    )
+def parser() -> parsing.ArgumentParser:
+    p = parsing.ArgumentParser(prog="lgpl complete", description=__doc__)
     p.add_argument("image", help="JPEG, PNG, WebP or GIF; its centre crop is taken")
     p.add_argument("out", help="image to write")
-    add_generator(p)
+    parsing.add_generator(p)
     p.add_argument("--rows", type=int, help="of codes that are kept; half of them by default")
-    p.add_argument("--prompt", help="what it shows")
-    p.add_argument("--label", type=str, help="its class, by number or name")
+    p.add_argument("--prompt", nargs=1, default=[], help="what it shows")
+    p.add_argument("--label", nargs=1, type=str, default=[], help="its class, by number or name")
     p.add_argument("--count", type=int, default=4, help="ways to complete it")
     p.add_argument("--seed", type=int, default=0, help="way i is drawn from seed + i")
-    add_sampling(p)
+    parsing.add_sampling(p)
     return p
 
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = sampling_of(options)
-    require_positive(options, "count")
+    sampling = parsing.sampling_of(options)
+    parsing.require_positive(options, "count")
     out = image_path(options.out)
     original = opened(options.image)
     device = usable_device(options.device)
@@ -45,12 +41,9 @@ def main(args: list[str]) -> None:
         raise UserError(f"The checkpoint draws codes of {layout}, which have no rows to keep.")
     kept = layout.rows // 2 if options.rows is None else options.rows
     if not 0 < kept < layout.rows:
-        raise UserError(
-            f"--rows must be from 1 to {layout.rows - 1} of the checkpoint's {layout} codes, "
-            f"got {kept}."
-        )
-    prompt, label = ([] if one is None else [one] for one in (options.prompt, options.label))
-    prompts = chosen(module.model.condition, prompt, label, options.count)
+        last = layout.rows - 1
+        raise UserError(f"--rows must be from 1 to {last} of the {layout} codes, got {kept}.")
+    prompts = chosen(module.model.condition, options.prompt, options.label, options.count)
     image = normalize(to_uint8(center_crop(original, module.image_size))[None])
     with torch.inference_mode():
         codes = module.tokenizer.autoencoder.encode(image.to(module.device))
@@ -59,7 +52,7 @@ def main(args: list[str]) -> None:
     requests = requests_for(prompts, sampling, options.seed, given)
     sink = ImageList()
     draw_into(module, requests, sink, options.count)
-    seeds = [request.seed for request in requests]
-    captions = ["given", *(f"seed {seed}" for seed in seeds)]
+    captions = ["given", *(f"seed {request.seed}" for request in requests)]
     save(grid(torch.cat((image, sink.images())), captions), out)
-    print(f"{out}: {kept} of {layout.rows} rows kept, seeds {seeds[0]} to {seeds[-1]}, {sampling}")
+    seeds = f"seeds {options.seed} to {requests[-1].seed}"
+    print(f"{out}: {kept} of {layout.rows} rows kept, {seeds}, {sampling}")

@@ -1,4 +1,5 @@
-"""`lgpl evaluate`: metrics of a checkpoint, or of images made elsewhere, by a named protocol."""
+"""`lgpl evaluate`: metrics of a checkpoint, or of images made elsewhere, by a named protocol, with
+all they depend on."""
 
 from __future__ import annotations
 
@@ -14,26 +15,17 @@ from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust
 from lgpl.codes import ImageSize, to_image_size
-from lgpl.commands.parser import ArgumentParser, require_positive
-from lgpl.commands.sampling import add_sampling, sampling_of, settings
+from lgpl.commands import parsing
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.module import PERCEPTUAL
 from lgpl.inference import Request, draw_in_turn, load_generator, requests_for, usable_device
 from lgpl.inference.drawing import NO_IMAGE
-from lgpl.metrics import Extractor, FeatureSummary, ImageSet, Similarity, load_extractor
+from lgpl.metrics import Extractor, FeatureSummary, ImageSet, Similarity, load_extractor, protocols
 from lgpl.metrics.extractors import resize
 from lgpl.metrics.images import SampleFile, open_images
-from lgpl.metrics.protocols import (
-    GFID,
-    RFID,
-    commit,
-    read_prompts,
-    report,
-    require_writable,
-    write_json,
-)
+from lgpl.metrics.protocols import GFID, RFID, report
 from lgpl.metrics.ranks import current_rank, gathered, joined
 from lgpl.metrics.reference import CACHE, batches, progress, reference, summarise
 from lgpl.plots import plot
@@ -44,59 +36,50 @@ from lgpl.training import load_module
 SWEPT = ("guidance", "top_k", "top_p", "temperature")
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        prog="lgpl evaluate", description="Metrics by a named protocol, with all they depend on."
-    )
+def parser() -> parsing.ArgumentParser:
+    p = parsing.ArgumentParser(prog="lgpl evaluate", description=__doc__)
     commands = p.add_subcommands()
     commands.add_subcommand("generation", _generation(), help="N generated images")
     commands.add_subcommand("reconstruction", _reconstruction(), help="images through a tokenizer")
     return p
 
 
-def _common(description: str, protocol: str, of: str) -> ArgumentParser:
-    p = ArgumentParser(description=description)
+def _common(description: str, protocol: str, of: str) -> parsing.ArgumentParser:
+    p = parsing.ArgumentParser(description=description)
     p.add_argument("--protocol", choices=[protocol], default=protocol, help="see the README")
     p.add_argument("--checkpoint", help=f"checkpoint of a {of}")
     add_trust(p)
     p.add_argument("--samples", help="folder or npz of images made elsewhere, without a checkpoint")
-    extractors = "inception, effnet-lite0 or a class path"
-    p.add_argument("--extractor", default="inception", help=extractors)
-    p.add_argument(
-        "--resize", type=int, nargs="+",
-        help="side, or height and width, at which images are compared; 256 of 384",
-    )  # fmt: skip
+    p.add_argument("--extractor", default="inception", help="inception, effnet-lite0, a class path")
+    size = "side, or height and width, at which images are compared; 256 of 384"
+    p.add_argument("--resize", type=int, nargs="+", help=size)
     p.add_argument("--cache", default=CACHE, help="folder of reference statistics")
     p.add_argument("--batch-size", type=int, default=32, help="images at a time")
-    p.add_argument(
-        "--precision", choices=["32", "bf16"], default="32",
-        help="of a tokenizer's products, or of a generator's weights",
-    )  # fmt: skip
+    precision = "of a tokenizer's products, or of a generator's weights"
+    p.add_argument("--precision", choices=["32", "bf16"], default="32", help=precision)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     p.add_argument("--out", required=True, help="JSON to write")
     return p
 
 
-def _generation() -> ArgumentParser:
+def _generation() -> parsing.ArgumentParser:
     p = _common("Generated images against a reference.", GFID, "generator")
     p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
     real = "npz (ADM's batch, or statistics), folder or shards of real images"
     p.add_argument("--reference", required=True, help=real)
     p.add_argument("--images", type=int, default=50_000, help="N")
     p.add_argument("--prompts", help="text file, one a line, or shards whose captions are taken")
-    add_sampling(p, skip=SWEPT)
+    parsing.add_sampling(p, skip=SWEPT)
+    sweep = "see `lgpl sample`; several values are a sweep"
     for name in SWEPT:
-        default = getattr(Sampling(), name)
-        p.add_argument(
-            f"--{name.replace('_', '-')}", type=type(default), nargs="+", default=[default],
-            help="see `lgpl sample`; several values are a sweep",
-        )  # fmt: skip
+        value = getattr(Sampling(), name)
+        p.add_argument(parsing.flag(name), type=type(value), nargs="+", default=[value], help=sweep)
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--npz", help="file for the images, from which an interrupted run continues")
     return p
 
 
-def _reconstruction() -> ArgumentParser:
+def _reconstruction() -> parsing.ArgumentParser:
     p = _common("Reconstructions against their originals.", RFID, "tokenizer")
     p.add_argument("--data", required=True, help="shards, folder or npz of the originals")
     size = "side of the centre crop, or height and width, pixels"
@@ -110,19 +93,19 @@ def main(args: list[str]) -> None:
     options = chosen[chosen.subcommand]
     for name in ("resize", "image_size"):
         if (given := options.get(name)) is not None:
-            options[name] = to_image_size(given, f"--{name.replace('_', '-')}")
-    require_positive(options, "batch_size", "images")
+            options[name] = to_image_size(given, parsing.flag(name))
+    parsing.require_positive(options, "batch_size", "images")
     if (options.checkpoint is None) == (options.samples is None):
         raise UserError("Give either --checkpoint or --samples.")
     out = Path(options.out)
     if out.suffix != ".json":
         raise UserError(f"--out: {out} should end in .json.")
     device = torch.device(usable_device(options.device))
-    commit()
+    protocols.commit()
     with joined(device) as mine:
         found, first = [], current_rank().index == 0
         if first:
-            require_writable(out)  # before the hours that it may take
+            protocols.require_writable(out)  # before the hours that it may take
         run = reconstruction if chosen.subcommand == "reconstruction" else generation
         begin = time.perf_counter()
         for one in run(options, mine):  # each setting of a sweep is kept as soon as it is whole
@@ -130,38 +113,31 @@ def main(args: list[str]) -> None:
             found.append({**one, "seconds": round(end - begin)})
             begin = end
             if first:
-                write_json(out, found if len(found) > 1 else found[0])
-    if not first:
-        return
-    print(table(found))
-    if len(found) > 1:
-        _plot(out.with_suffix(".png"), found)
-        print(f"{out.with_suffix('.png')}: the sweep")
-    print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
+                protocols.write_json(out, found if len(found) > 1 else found[0])
+    if first:
+        print(table(found))
+        if len(found) > 1:
+            _plot(out.with_suffix(".png"), found)
+            print(f"{out.with_suffix('.png')}: the sweep")
+        print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
 
 
 def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """The report of `rfid`.
-
-    Where a model for 384 px is compared at 256, its reconstructions are resized, and the originals
-    cropped at 256 as they would be for any other model.
-    """
+    """The report of `rfid`. Where a model for 384 px is compared at 256, its reconstructions are
+    resized, and the originals cropped at 256 as they would be for any other model."""
     extractor = load_extractor(options.extractor).to(device)
     originals = open_images(options.data, options.image_size)
     source = {"source": options.data, "images": originals.count, "crop": originals.crop}
     size, real = options.resize, None
     if size not in (None, originals.size) or options.samples is not None:
-        side = options.image_size and (size or options.image_size)
-        compared = open_images(options.data, side)
+        compared = open_images(options.data, options.image_size and (size or options.image_size))
         real = summarise(compared, extractor, options.batch_size, "originals", size)
     if options.samples is not None:
         assert real is not None
         others = open_images(options.samples, options.image_size)
         fake = summarise(others, extractor, options.batch_size, "reconstructions", size)
-        yield report(
-            RFID, extractor, real, fake, source,
-            samples=options.samples, image_size=others.size, resize=size,
-        )  # fmt: skip
+        made = {"samples": options.samples, "image_size": others.size, "resize": size}
+        yield report(RFID, extractor, real, fake, source, **made)
         return
     module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)
@@ -200,15 +176,13 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
         real, source = find(side)
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
-        yield report(
-            GFID, extractor, real, fake, source, samples=options.samples, resize=options.resize
-        )
+        made = {"samples": options.samples, "resize": options.resize}
+        yield report(GFID, extractor, real, fake, source, **made)
         return
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    module = load_generator(
-        options.checkpoint, options.tokenizer, str(device), dtype, trust=options.trust
-    )
-    given = read_prompts(options.prompts) if options.prompts else []
+    where = (options.checkpoint, options.tokenizer, str(device))
+    module = load_generator(*where, dtype, trust=options.trust)
+    given = protocols.read_prompts(options.prompts) if options.prompts else []
     prompts = module.model.condition.prompts() or given
     if not prompts or (given and prompts is not given):
         mistake = "is class-conditional: leave --prompts out" if given else "needs --prompts"
@@ -219,14 +193,13 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     real, source = find(side)
     sweep = list(itertools.product(*(options[name] for name in SWEPT)))
     for values in sweep:
-        sampling = sampling_of(options, **dict(zip(SWEPT, values, strict=True)))
+        sampling = parsing.sampling_of(options, **dict(zip(SWEPT, values, strict=True)))
         file = None
         if options.npz:
             path = Path(options.npz)
             if len(sweep) > 1:
                 path = path.with_stem("-".join(map(str, (path.stem, *values))))
-            drawn_by = settings(options, prompts, sampling)
-            drawn_by |= {name: options[name] for name in ("batch_size", "precision")}
+            drawn_by = parsing.settings(options, prompts, sampling, "batch_size", "precision")
             file = SampleFile(path, drawn_by, options.images, side)
         requests = requests_for(prompts, sampling, options.seed)
         fake = _drawn(module, extractor, requests, options.batch_size, side, file)
@@ -252,11 +225,12 @@ def _drawn(
     rank, total, seen = current_rank(), len(requests), 0
     made = ImageSet(extractor, total)
     done = 0 if file is None else file.done  # before any rank adds to it
+    turns = draw_in_turn(
+        module, requests, batch_size, rank.index, rank.count, lambda numbers: numbers[-1] < done
+    )
     with progress("sampling", total) as bar:
         try:
-            for numbers, images in draw_in_turn(
-                module, requests, batch_size, rank.index, rank.count, lambda some: some[-1] < done
-            ):
+            for numbers, images in turns:
                 first, new = numbers[0], None
                 if images is not None:
                     new = resize(images, side)

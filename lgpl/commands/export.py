@@ -1,4 +1,5 @@
-"""`lgpl export`: the model of a training checkpoint, for lgpl or for LlamaGen's own code."""
+"""`lgpl export`: write the model of a checkpoint, its moving average where it was trained with one,
+without optimizer and discriminator."""
 
 from __future__ import annotations
 
@@ -14,11 +15,7 @@ from lgpl.errors import UserError
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        prog="lgpl export",
-        description="Write the model of a checkpoint, its moving average where it was trained "
-        "with one, without optimizer and discriminator.",
-    )
+    p = ArgumentParser(prog="lgpl export", description=__doc__)
     p.add_argument("checkpoint", help=".ckpt file, folder of a sharded run, or lgpl's own folder")
     p.add_argument("--out", required=True, help="folder, or .pt file for LlamaGen")
     p.add_argument("--format", choices=["lgpl", "llamagen"], default="lgpl", help="whose form")
@@ -30,9 +27,8 @@ def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     out, for_llamagen = Path(options.out), options.format == "llamagen"
     if for_llamagen != (out.suffix == ".pt"):
-        raise UserError(
-            f"--out must be a .pt file for --format llamagen and a folder for lgpl, got {out}"
-        )
+        wanted = "a .pt file for --format llamagen and a folder for lgpl"
+        raise UserError(f"--out must be {wanted}, got {out}")
     checkpoint = read_checkpoint(options.checkpoint)
     if not for_llamagen:
         write_checkpoint(out, checkpoint.kind, checkpoint.described(), checkpoint.weights())

@@ -1,17 +1,14 @@
-"""`lgpl import`: LlamaGen's checkpoint files as lgpl's folders."""
+"""`lgpl import`: read a checkpoint of LlamaGen, find out which model it is, write lgpl's form."""
 
 from __future__ import annotations
 
 from lgpl.checkpoints import write_checkpoint
 from lgpl.checkpoints.released.llamagen import read_released
-from lgpl.commands.parser import ArgumentParser, require_positive
+from lgpl.commands.parsing import ArgumentParser, require_positive
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        prog="lgpl import",
-        description="Read a checkpoint of LlamaGen, find out which model it is, write lgpl's form.",
-    )
+    p = ArgumentParser(prog="lgpl import", description=__doc__)
     p.add_argument("file", help=".pt file: a tokenizer or a generator, released or trained")
     p.add_argument("--out", required=True, help="folder for config.json and model.safetensors")
     p.add_argument("--grid", type=int, help="codes on a side, where the file does not say")

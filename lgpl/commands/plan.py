@@ -10,7 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lgpl.callbacks import EMA
-from lgpl.commands.parser import require_positive
+from lgpl.commands.parsing import require_positive
 from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
 from lgpl.training.estimate import SAMPLES, StepEstimate, estimate_step
@@ -48,7 +48,19 @@ class Plan(CommandLine):
         step = estimate_step(self.model, batch_size, data.image_size, precision, sharded)
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
         lines = per_device(step, gpus, sharded, averaged)
-        return report(step, lines, gpus, self.config_init.memory, accumulate)
+        used, memory = sum(lines.values()) / GIB, self.config_init.memory
+        batches = gpus * accumulate
+        rows = {name: f"{size / GIB:.2f} GiB" for name, size in lines.items()}
+        rows["together"] = f"{used:.2f} GiB on each of {gpus}, {memory:g} GiB there"
+        rows["trainable weights"] = f"{step.weights / 1e6:.1f}M"
+        rows["tokens a step"] = f"{step.tokens * batches:,}"
+        rows["FLOPs a step"] = f"{step.flops * batches / 1e12:,.4g} T"
+        if step.cache:
+            rows[f"KV cache of {SAMPLES}"] = f"{step.cache / GIB:.2f} GiB, sampling with guidance"
+        spare = memory - used
+        fits = f"fits, {spare:.1f} GiB to spare"
+        verdict = fits if spare >= 0 else f"does NOT fit: {-spare:.1f} GiB too much"
+        return "\n".join([*(f"{name:<18}{rows[name]}" for name in rows), verdict, NOT_COUNTED])
 
 
 def main(args: list[str]) -> None:
@@ -59,13 +71,8 @@ def main(args: list[str]) -> None:
 
 
 def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> dict[str, int]:
-    """Bytes on each of so many devices, by what they are for.
-
-    Args:
-        step: of a device that holds the whole model.
-        sharded: by FSDP; else every device holds everything (DDP).
-        averaged: a moving average of the weights (EMA) is kept.
-    """
+    """Bytes on each of so many devices, by what they are for; `sharded` is FSDP instead of DDP, and
+    `averaged` an EMA of the weights. The step is of a device that holds the whole model."""
     parts = gpus if sharded else 1
     lines = {
         "parameters": -(-step.parameters // parts),
@@ -79,24 +86,3 @@ def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> 
     elif gpus > 1:
         lines["buckets of DDP"] = step.gradients
     return {**lines, "activations": step.activations}
-
-
-def report(
-    step: StepEstimate, lines: dict[str, int], gpus: int, memory: float, accumulate: int
-) -> str:
-    """The plan for people, of `per_device`'s lines and GiB of memory on each device."""
-    used = sum(lines.values()) / GIB
-    rows = [(name, f"{size / GIB:.2f} GiB") for name, size in lines.items()]
-    rows += [("together", f"{used:.2f} GiB on each of {gpus}, {memory:g} GiB there")]
-    batches = gpus * accumulate
-    rows += [
-        ("trainable weights", f"{step.weights / 1e6:.1f}M"),
-        ("tokens a step", f"{step.tokens * batches:,}"),
-        ("FLOPs a step", f"{step.flops * batches / 1e12:,.4g} T"),
-    ]
-    if step.cache:
-        rows += [(f"KV cache of {SAMPLES}", f"{step.cache / GIB:.2f} GiB, sampling with guidance")]
-    spare = memory - used
-    verdict = f"fits, {spare:.1f} GiB to spare" if spare >= 0 else f"does NOT fit: {-spare:.1f} GiB"
-    table = "\n".join(f"{name:<18}{value}" for name, value in rows)
-    return f"{table}\n{verdict}{'' if spare >= 0 else ' too much'}\n{NOT_COUNTED}"

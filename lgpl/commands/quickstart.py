@@ -55,14 +55,15 @@ held-out loss   {{held_out_loss:7.2f}} nats   per code, stage 2, same 93 emoji
 top-{RETRIEVAL_K} retrieval {{{NAME}:12.2f}}   {RETRIEVAL_PROMPTS} training prompts, greedy, \
 EfficientNet-lite0 at {IMAGE_SIZE} px; {{{NAME}_of_reconstructions:.2f}} for reconstructions
 training        {{seconds_training:10}} s   tokenizer, codes and both stages
-measuring       {{seconds_measuring:10}} s"""
+measuring       {{seconds_measuring:10}} s
+
+images    {{out}}/samples.png
+metrics   {{out}}/metrics.json
+curves    {Path(sys.executable).parent}/tensorboard --logdir {{out}}"""
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        prog="lgpl quickstart",
-        description="Train, encode, sample and measure on the embedded emoji.",
-    )
+    p = ArgumentParser(prog="lgpl quickstart", description=__doc__)
     p.add_argument("--out", default="runs/quickstart", help="folder for everything that is written")
     return p
 
@@ -70,9 +71,7 @@ def parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     out = Path(parser().parse_args(args).out)
     if not Path("configs/tokenizer/emoji.yaml").is_file():
-        raise UserError(
-            "quickstart reads configs/ and data/: run it in the root of the repository."
-        )
+        raise UserError("quickstart reads configs/ and data/: run it in the repository's root.")
     begin = time.perf_counter()
     train(out)
     trained = time.perf_counter()
@@ -80,10 +79,7 @@ def main(args: list[str]) -> None:
     metrics["seconds_training"] = round(trained - begin)
     metrics["seconds_measuring"] = round(time.perf_counter() - trained)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    print(
-        f"\n{TABLE.format(**metrics)}\n\nimages    {out}/samples.png\nmetrics   {out}/metrics.json"
-    )
-    print(f"curves    {Path(sys.executable).parent}/tensorboard --logdir {out}")
+    print(f"\n{TABLE.format(out=out, **metrics)}")
 
 
 def train(out: Path) -> None:
@@ -116,9 +112,7 @@ def _run(*command: str) -> None:
     print(f"\n$ lgpl {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, "-m", "lgpl.cli", *command]).returncode
     if status:
-        raise UserError(
-            f"the command above ended with status {status}; what came before it is kept."
-        )
+        raise UserError(f"the command above ended with status {status}; what was made is kept.")
 
 
 def measure(out: Path) -> dict[str, Any]:

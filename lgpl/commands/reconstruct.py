@@ -1,4 +1,5 @@
-"""`lgpl reconstruct`: pictures through a tokenizer, beside their originals."""
+"""`lgpl reconstruct`: pictures through a tokenizer and back, originals at the left, reconstructions
+at the right, with PSNR, SSIM and LPIPS."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from lgpl.checkpoints import add_trust
 from lgpl.codes import ImageSize, in_pixels, to_image_size
-from lgpl.commands.parser import ArgumentParser
+from lgpl.commands.parsing import ArgumentParser
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.generator.module import PERCEPTUAL
@@ -26,19 +27,13 @@ FOR_LPIPS = 32  # what its nets halve several times
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        prog="lgpl reconstruct",
-        description="Pictures through a tokenizer and back: originals at the left, reconstructions "
-        "at the right, with PSNR, SSIM and LPIPS.",
-    )
+    p = ArgumentParser(prog="lgpl reconstruct", description=__doc__)
     p.add_argument("pictures", nargs="+", help="JPEG, PNG, WebP or GIF")
     p.add_argument("out", help="picture to write")
     p.add_argument("--checkpoint", required=True, help="checkpoint of a tokenizer")
     add_trust(p)
-    p.add_argument(
-        "--image-size", type=int, nargs="+",
-        help="side of a centre crop, or its height and width; the whole picture by default",
-    )  # fmt: skip
+    size = "side of a centre crop, or its height and width; the whole picture by default"
+    p.add_argument("--image-size", type=int, nargs="+", help=size)
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     return p
@@ -66,41 +61,30 @@ def main(args: list[str]) -> None:
         found.append(pairs.compute())
         pairs.reset()
         shown += [image.cpu(), rebuilt.cpu()]
-    for path, figures in zip(options.pictures, found, strict=True):
-        print(f"{path}: {told(figures)}")
+    names = list(options.pictures)
     if len(found) > 1:
-        means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
-        print(f"mean of {len(found)}: {told(means)}")
+        names.append(f"mean of {len(found)}")
+        found.append({key: sum(one[key] for one in found) / len(found) for key in found[0]})
+    for name, figures in zip(names, found, strict=True):
+        print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in figures.items())}")
     save(grid(torch.cat(shown), columns=2), out)
     print(f"{out}: originals at the left")
 
 
 def cropped(path: str, size: ImageSize | None, tokenizer: Autoencoder) -> Image.Image:
-    """The image of a file, its middle cut out to a size that the tokenizer takes.
-
-    Args:
-        size: as it is asked for; by default the image's own, less what is no whole code.
-    """
-    image = opened(path)
+    """The image of a file, its middle cut out to a size that the tokenizer takes: by default its
+    own, less what is no whole code."""
+    image, multiple = opened(path), getattr(tokenizer, "downsampling", 1)
+    height, width = size or [side - side % multiple for side in reversed(image.size)]
+    if not SMALLEST <= min(height, width) <= max(height, width) <= LARGEST:
+        got = f"{in_pixels(size or (image.height, image.width))} of {path}"
+        raise UserError(f"--image-size must be from {SMALLEST} to {LARGEST} pixels, got {got}.")
+    try:
+        tokenizer.layout(height, width)
+    except UserError as error:
+        raise UserError(f"--image-size: {error}") from error
     if size is not None:
-        if not SMALLEST <= min(size) <= max(size) <= LARGEST:
-            raise UserError(
-                f"--image-size must be from {SMALLEST} to {LARGEST} pixels, got {in_pixels(size)}."
-            )
-        try:
-            tokenizer.layout(*size)
-        except UserError as error:
-            raise UserError(f"--image-size: {error}") from error
         return center_crop(image, size)
-    multiple = getattr(tokenizer, "downsampling", 1)
-    width, height = (side - side % multiple for side in image.size)
-    smallest = max(multiple, SMALLEST)
-    if min(width, height) < smallest or max(width, height) > LARGEST:
-        raise UserError(
-            f"{path} is of {image.width}x{image.height} pixels, and a side should have "
-            f"{smallest} to {LARGEST}; give --image-size."
-        )
-    tokenizer.layout(height, width)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -124,7 +108,3 @@ def similarity(lpips: str, side: int) -> Similarity:
         except UserError as error:
             print(f"lgpl: no LPIPS: {error}", file=sys.stderr)
     return Similarity(None)
-
-
-def told(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -1,4 +1,4 @@
-"""`lgpl sample`: images from a generator's checkpoint."""
+"""`lgpl sample`: images of prompts or classes, from a generator's checkpoint."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import os
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lgpl.commands.parser import ArgumentParser, require_positive
-from lgpl.commands.sampling import add_generator, add_sampling, sampling_of, settings
+from lgpl import generator, inference
+from lgpl.commands import parsing
 from lgpl.errors import UserError
-from lgpl.inference import DTYPES
-
-if TYPE_CHECKING:
-    from lgpl.generator import Condition
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(prog="lgpl sample", description="Make images from prompts or classes.")
-    add_generator(p)
+def parser() -> parsing.ArgumentParser:
+    p = parsing.ArgumentParser(prog="lgpl sample", description=__doc__)
+    parsing.add_generator(p)
     p.add_argument("--prompt", nargs="+", default=[], help="what to show; several make a grid")
     p.add_argument("--prompts", help="a text file, one prompt a line")
     p.add_argument("--label", nargs="+", type=str, default=[], help="classes, by number or name")
@@ -27,49 +22,36 @@ def parser() -> ArgumentParser:
     p.add_argument("--balanced", type=int, help="images over all classes in turn")
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--batch-size", type=int, default=16, help="images drawn together")
-    p.add_argument(
-        "--dtype", default="float32", choices=list(DTYPES),
-        help="of the generator's weights and its cache; the tokenizer decodes in float32",
-    )  # fmt: skip
+    dtype = "of the generator's weights and its cache; the tokenizer decodes in float32"
+    p.add_argument("--dtype", default="float32", choices=list(inference.DTYPES), help=dtype)
     p.add_argument("--int8", action="store_true", help="keep the weights in 8 bits (torchao)")
     p.add_argument("--out", required=True, help="image to write, a grid of several, or FOLDER/")
     p.add_argument("--columns", type=int, default=8, help="images in a row of the grid")
     p.add_argument("--tile", type=int, help="pixels of an image in the grid; its own by default")
-    add_sampling(p)
+    parsing.add_sampling(p)
     return p
 
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = sampling_of(options)
-    require_positive(options, "count", "balanced", "batch_size", "columns", "tile")
+    sampling = parsing.sampling_of(options)
+    parsing.require_positive(options, "count", "balanced", "batch_size", "columns", "tile")
     many = options.out.endswith("/") or Path(options.out).is_dir()
     if options.balanced and (not many or options.label):
-        raise UserError(
-            "--balanced: takes the classes in turn into --out FOLDER/, without --label."
-        )
+        raise UserError("--balanced: takes classes in turn into --out FOLDER/, without --label.")
     import torch
 
     from lgpl.data.transforms import to_image
     from lgpl.image_files import grid, image_path, save
-    from lgpl.inference import (
-        ImageFolder,
-        ImageList,
-        draw_into,
-        load_generator,
-        requests_for,
-        usable_device,
-    )
     from lgpl.text.captions import read_lines
 
     out = Path(options.out) if many else image_path(options.out)
     given = list(options.prompt)
     if options.prompts:
         given += filter(None, read_lines(options.prompts))
-    module = load_generator(
-        options.checkpoint, options.tokenizer, usable_device(options.device),
-        getattr(torch, DTYPES[options.dtype]), options.int8, options.trust,
-    )  # fmt: skip
+    where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
+    dtype = getattr(torch, inference.DTYPES[options.dtype])
+    module = inference.load_generator(*where, dtype, options.int8, options.trust)
     if options.balanced:
         every = module.model.condition.prompts()
         if every is None:
@@ -77,34 +59,29 @@ def main(args: list[str]) -> None:
         prompts = list(islice(cycle(every), options.balanced))
     else:
         prompts = chosen(module.model.condition, given, options.label, options.count)
-    requests = requests_for(prompts, sampling, options.seed)
+    requests = inference.requests_for(prompts, sampling, options.seed)
     if many:
         rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        drawn_by = settings(options, prompts, sampling)
-        drawn_by |= {name: options[name] for name in ("dtype", "int8")}
-        folder = ImageFolder(out, drawn_by)
-        drawn = draw_into(module, requests, folder, options.batch_size, rank, world)
+        drawn_by = parsing.settings(options, prompts, sampling, "dtype", "int8")
+        folder = inference.ImageFolder(out, drawn_by)
+        drawn = inference.draw_into(module, requests, folder, options.batch_size, rank, world)
         print(f"{out}: {drawn} images drawn of {len(requests)}, {sampling}")
         return
-    sink = ImageList()
-    draw_into(module, requests, sink, options.batch_size)
+    sink = inference.ImageList()
+    inference.draw_into(module, requests, sink, options.batch_size)
     images = sink.images()
     if len(images) == 1:
         save(to_image(images[0]), out)
     else:
         save(grid(images, prompts, options.columns, options.tile), out)
-    last = requests[-1].seed
-    print(f"{out}: {len(images)} images, seeds {options.seed} to {last}, {sampling}")
+    print(f"{out}: {len(images)} images, seeds {options.seed} to {requests[-1].seed}, {sampling}")
 
 
 def chosen(
-    condition: Condition, prompts: Sequence[str], labels: Sequence[str], count: int
+    condition: generator.Condition, prompts: Sequence[str], labels: Sequence[str], count: int
 ) -> list[str]:
-    """The prompt of each image, `count` of each of those given as --prompt or --label.
-
-    Raises:
-        UserError: the condition takes the other option.
-    """
+    """The prompt of each image, `count` of each of those given as --prompt or --label; a UserError
+    where the condition takes the other option."""
     given = {"prompt": prompts, "label": labels}
     wanted = given.pop(condition.option)
     ((other, unwanted),) = given.items()

@@ -1,4 +1,5 @@
-"""`lgpl serve`: images over HTTP, by the OpenAI images API."""
+"""`lgpl serve`: a generator over HTTP, by the OpenAI images API. SIGTERM finishes what was accepted
+and ends."""
 
 from __future__ import annotations
 
@@ -11,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from lgpl.checkpoints import add_trust
-from lgpl.commands.parser import ArgumentParser
-from lgpl.commands.sampling import add_sampling, sampling_of
+from lgpl.commands import parsing
 from lgpl.errors import UserError
 from lgpl.inference import DTYPES
 from lgpl.lazy import needs
@@ -23,60 +22,38 @@ if TYPE_CHECKING:
     from lgpl.serving.limits import Limits
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        prog="lgpl serve",
-        description="Serve a generator over HTTP: the OpenAI images API. SIGTERM finishes what was "
-        "accepted and ends.",
-    )
-    p.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
-    p.add_argument("--tokenizer", help="checkpoint of its tokenizer, if it has moved")
-    add_trust(p)
+def parser() -> parsing.ArgumentParser:
+    p = parsing.ArgumentParser(prog="lgpl serve", description=__doc__)
+    parsing.add_generator(p)
     p.add_argument("--name", help="the model's name in the API; the checkpoint's by default")
-    p.add_argument(
-        "--host", default="127.0.0.1",
-        help="address to listen at, 0.0.0.0 for all; one that other machines reach needs a token",
-    )  # fmt: skip
+    host = "address to listen at, 0.0.0.0 for all; one that other machines reach needs a token"
+    p.add_argument("--host", default="127.0.0.1", help=host)
     p.add_argument("--port", type=int, default=8000, help="0 takes any free one")
-    p.add_argument(
-        "--token",
-        help="bearer token that requests need; better set LGPL_TOKEN in the environment: the "
-        "process list shows options",
-    )
+    token = "bearer token of requests; LGPL_TOKEN in the environment shows in no process list"
+    p.add_argument("--token", help=token)
     p.add_argument("--no-token", action="store_true", help="let other machines in without a token")
-    p.add_argument(
-        "--trusted-host", action="append", default=[], metavar="NAME",
-        help="name under which a reverse proxy forwards requests, beside localhost and loopback "
-        "addresses; can be given more than once",
-    )  # fmt: skip
+    proxy = "name by which a reverse proxy forwards requests, beside loopback ones; may be repeated"
+    p.add_argument("--trusted-host", action="append", default=[], metavar="NAME", help=proxy)
     p.add_argument("--batch-size", type=int, default=16, help="images drawn together")
     p.add_argument("--queue", type=int, default=64, help="images that may wait; further get 429")
     p.add_argument("--max-images", type=int, default=10, help="images of one request")
     p.add_argument("--timeout", type=float, default=600.0, help="seconds of one request")
-    p.add_argument(
-        "--engine", default="lgpl", choices=["lgpl", "vllm"],
-        help="lgpl's own sampler, or vLLM, which needs an exported generator",
-    )  # fmt: skip
-    p.add_argument(
-        "--vllm", type=dict[str, Any], default={},
-        help="settings of vLLM's engine, such as --vllm.dtype float32",
-    )  # fmt: skip
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    p.add_argument(
-        "--dtype", choices=list(DTYPES),
-        help="of the weights and cache of lgpl's sampler, float32 by default; for vLLM use "
-        "--vllm.dtype",
-    )  # fmt: skip
-    add_sampling(p)  # defaults of requests
+    engine = "lgpl's own sampler, or vLLM, which needs an exported generator"
+    p.add_argument("--engine", default="lgpl", choices=["lgpl", "vllm"], help=engine)
+    vllm = "settings of vLLM's engine, such as --vllm.dtype float32"
+    p.add_argument("--vllm", type=dict[str, Any], default={}, help=vllm)
+    dtype = "of the sampler's weights and cache, float32 by default; for vLLM use --vllm.dtype"
+    p.add_argument("--dtype", choices=list(DTYPES), help=dtype)
+    parsing.add_sampling(p)  # defaults of requests
     return p
 
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = sampling_of(options)
+    sampling = parsing.sampling_of(options)
     for name in ("batch_size", "queue", "max_images", "timeout"):
         if not 0 < (value := options[name]) < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} must be > 0 and finite, got {value}")
+            raise UserError(f"{parsing.flag(name)} must be > 0 and finite, got {value}")
     if not 0 <= options.port < 65536:
         raise UserError(f"--port must be from 0 to 65535, got {options.port}")
     for package in ("fastapi", "uvicorn", "prometheus-client"):
@@ -84,9 +61,8 @@ def main(args: list[str]) -> None:
     from lgpl.serving.api import create_app
     from lgpl.serving.server import run
 
-    limits, name = _limits(options), options.name or Path(options.checkpoint).stem
-    engine = _engine(options)
-    app = create_app(engine, name, sampling, limits)
+    limits, engine = _limits(options), _engine(options)
+    app = create_app(engine, options.name or Path(options.checkpoint).stem, sampling, limits)
     run(app, engine, options.host, options.port, options.timeout)
 
 
@@ -109,16 +85,11 @@ def _limits(options: Namespace) -> Limits:
             "LGPL_TOKEN in the environment, or give --no-token to let other machines in"
         )
     if options.token is not None:
-        print(
-            "lgpl: warning: the process list shows --token; set LGPL_TOKEN in the environment.",
-            file=sys.stderr,
-        )
-    return Limits(
-        images=min(options.max_images, options.queue),
-        seconds=options.timeout,
-        token=token,
-        hosts=trusted if is_local or trusted else None,
-    )
+        warning = "the process list shows --token; set LGPL_TOKEN in the environment."
+        print(f"lgpl: warning: {warning}", file=sys.stderr)
+    images = min(options.max_images, options.queue)
+    hosts = trusted if is_local or trusted else None
+    return Limits(images=images, seconds=options.timeout, token=token, hosts=hosts)
 
 
 def _engine(options: Namespace) -> Engine:
@@ -134,9 +105,8 @@ def _engine(options: Namespace) -> Engine:
         from lgpl.serving.sampler import SamplerEngine
 
         dtype = getattr(torch, DTYPES[options.dtype or "float32"])
-        return SamplerEngine(
-            load_generator(*checkpoint, device, dtype, trust=options.trust), *sizes
-        )
+        module = load_generator(*checkpoint, device, dtype, trust=options.trust)
+        return SamplerEngine(module, *sizes)
     if options.dtype:
         raise UserError(f"--dtype needs --engine lgpl, got {options.dtype}; give --vllm.dtype")
     if importlib.util.find_spec("vllm") is None:

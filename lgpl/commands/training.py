@@ -10,26 +10,22 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.pytorch import cli
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.cli import (
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl.atomic import write_text
 from lgpl.callbacks import SkippedSamples
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
-from lgpl.commands.parser import innermost
+from lgpl.commands.parsing import innermost
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.training import ShardedStrategy, TrainingModule
 
 
-class SaveTrainingConfig(SaveConfigCallback):
+class SaveTrainingConfig(cli.SaveConfigCallback):
     """Writes config.yaml beside the logs of a fit; the other commands leave nothing behind."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -49,11 +45,10 @@ class TrainingParser(LightningArgumentParser):
         raise UserError(innermost(message)) from ex
 
 
-class CommandLine(LightningCLI):
+class CommandLine(cli.LightningCLI):
     """LightningCLI for the two modules, the shards, and configs that stack: -c a.yaml -c b.yaml."""
 
     evaluated: str | None = None
-    trust: tuple[str, ...] = ()
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         super().__init__(
@@ -82,9 +77,7 @@ class CommandLine(LightningCLI):
         config = self.of_command
         path = config.get("ckpt_path")
         if path is None and self.config.get("subcommand") in ("validate", "test", "predict"):
-            raise UserError(
-                "--ckpt_path is not set; give the checkpoint whose weights are to be used."
-            )
+            raise UserError("--ckpt_path is not set; give the checkpoint of the weights to use.")
         if path and path not in ("best", "last", "hpc"):
             read_checkpoint(path)  # a wrong file fails before anything is built
             if self.config.get("subcommand") != "fit" and Path(path).is_dir():
@@ -112,12 +105,10 @@ class CommandLine(LightningCLI):
         try:
             return super().instantiate_trainer(**options)
         except MisconfigurationException as error:
-            wanted = self.of_command.trainer
-            if wanted.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-                raise UserError(
-                    f"trainer.accelerator: {wanted.accelerator}, but torch finds no GPU here; "
-                    "--trainer.accelerator cpu does without."
-                ) from error
+            wanted = self.of_command.trainer.accelerator
+            if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
+                said = f"{wanted}, but torch finds no GPU here; give --trainer.accelerator cpu"
+                raise UserError(f"trainer.accelerator: {said}.") from error
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def predict(self, **arguments: Any) -> None:

@@ -285,7 +285,7 @@ def test_what_show_cannot_do(fails: Fails, tmp_path: Path) -> None:
     codes = {"__key__": "a", "codes.npy": npy(np.zeros((2, 2), np.uint8))}
     path = write_shard(tmp_path / "codes.tar", [codes])
     assert "matches no file" in fails("data", "show", "nowhere/*.tar")
-    assert "--samples: 0 is below 1" in fails("data", "show", path, "--samples", "0")
-    assert "no ending of a picture" in fails("data", "show", path, "--out", "sheet")
+    assert "--samples must be >= 1, got 0" in fails("data", "show", path, "--samples", "0")
+    assert "no ending of an image" in fails("data", "show", path, "--out", "sheet")
     assert "no sound picture" in fails("data", "show", path, "--out", str(tmp_path / "a.png"))
-    assert "--workers: 0 is below 1" in fails("data", "check", path, "--workers", "0")
+    assert "--workers must be >= 1, got 0" in fails("data", "check", path, "--workers", "0")

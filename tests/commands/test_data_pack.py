@@ -338,8 +338,8 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
         said = pack("--val", share, source=classes)
         assert said.startswith(f"--val: '{share}' is neither a share below 1, a number")
     assert pack("--val", 3, source=classes) == "--val: 3 of 3 pictures leaves none to train on."
-    assert pack("--shard-samples", 0, source=classes) == "--shard-samples: 0 is below 1."
-    assert pack("--workers", 0, source=classes) == "--workers: 0 is below 1."
+    assert pack("--shard-samples", 0, source=classes) == "--shard-samples must be >= 1, got 0"
+    assert pack("--workers", 0, source=classes) == "--workers must be >= 1, got 0"
     assert "--val: with --captions" in pack(
         *("--captions", table, "--file-column", "file", "--val", classes)
     )

@@ -1,4 +1,5 @@
-"""`lgpl data check`: every member of every sample read, and what is damaged listed."""
+"""`lgpl data check`: read every member of every sample and list what is damaged; exit status 1 says
+that something is."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from lgpl.commands.data.members import faults, is_pickle, is_read, misfits, names
 from lgpl.commands.data.processes import in_processes
+from lgpl.commands.parsing import require_positive
 from lgpl.data.decode import Shapes, check_shapes
 from lgpl.data.index import named, statistics
 from lgpl.data.members import BadSample
@@ -24,42 +26,29 @@ from lgpl.data.store import Store
 
 
 class Report(NamedTuple):
-    """What reading a shard gave.
+    """What reading a shard gave."""
 
-    Attributes:
-        damage: causes, each with the key of its sample; of the whole shard without one.
-        unread: samples with a member that no field reads, by extension.
-        keys: digests of all keys, [N] uint64.
-        shapes: those of the first codes and text features, by member.
-    """
-
-    damage: list[tuple[str | None, str]]
-    unread: Counter[str]
-    keys: np.ndarray
-    shapes: dict[str, Shapes]
+    damage: list[tuple[str | None, str]]  # a sample's key, None for the whole shard, and the cause
+    unread: Counter[str]  # samples with a member that no field reads, by extension
+    keys: np.ndarray  # digests of all keys, [N] uint64
+    shapes: dict[str, Shapes]  # of the first codes and text features, by member
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        description="Read every member of every sample and list what is damaged; exit status 1 "
-        "says that something is."
-    )
+    p = ArgumentParser(description=__doc__)
     p.add_argument(
         "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
     )
-    p.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes, a shard each"
-    )
+    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
     p.add_class_arguments(Store, "store")
     return p
 
 
 def run(options: Namespace) -> None:
+    require_positive(options, "workers")
     store = Store(**options.store.as_dict())
     shards = named(options.shards, "SHARDS", store)
-    causes: Counter[str] = Counter()
-    unread: Counter[str] = Counter()
-    keys = []
+    causes, unread, keys = Counter[str](), Counter[str](), []
     first: dict[str, Shapes] = {}  # by member
 
     def tell(path: str, key: str | None, cause: str) -> None:
@@ -91,12 +80,7 @@ def run(options: Namespace) -> None:
 
 
 def check_shard(named: tuple[str, int | None], store: Store) -> Report:
-    """Read a shard to its end.
-
-    Args:
-        named: its path and, where an index tells them, its samples.
-        store: what fetches it.
-    """
+    """Read a shard, of a path and, where an index tells it, a number of samples, to its end."""
     path, expected = named
     shard = Shard(path, store)
     report = Report([], Counter(), np.zeros(len(shard), np.uint64), {})
@@ -108,7 +92,8 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
         report.damage.append((None, f"{len(shard)} samples instead of {expected}"))
     for place in range(len(shard)):
         key = shard.key(place)
-        report.keys[place] = _digest(key)
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        report.keys[place] = int.from_bytes(digest, "little")
         try:
             raw = shard[place]
         except BadSample as error:
@@ -125,34 +110,20 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
 def repeated(
     shards: Sequence[str], digests: Sequence[np.ndarray], store: Store
 ) -> Iterator[tuple[str, str]]:
-    """Shard and key of every sample whose key an earlier one has.
-
-    Args:
-        shards: paths or URLs.
-        digests: of the keys of each.
-        store: what fetches shards.
-    """
-    # Digests, because the keys of 50 million samples would fill the memory.
+    """Shard and key of every sample whose key an earlier one has, by the digests of all keys: the
+    keys of 50 million samples would fill the memory."""
     values, counts = np.unique(np.concatenate(digests), return_counts=True)
-    values = values[counts > 1]
-    if not len(values):
-        return
-    seen = set()
+    values, seen = values[counts > 1], set()
     for path, own in zip(shards, digests, strict=True):
         places = np.flatnonzero(np.isin(own, values)).tolist()
         if not places:
             continue
         shard = Shard(path, store)
-        number = len(shard)
         for place in places:
-            if place >= number:  # it changed in the meantime
+            if place >= len(shard):  # it changed in the meantime
                 break
             key = shard.key(place)
             if key in seen:
                 yield path, key
             seen.add(key)
         shard.close()
-
-
-def _digest(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -1,4 +1,5 @@
-"""`lgpl data index`: samples per shard, counted once for all runs."""
+"""`lgpl data index`: count the samples of shards into an index file, once for all runs. Damaged
+shards are named, and exit status 1 says that there are some."""
 
 from __future__ import annotations
 
@@ -13,10 +14,7 @@ from lgpl.errors import UserError
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        description="Count the samples of shards into an index file. Damaged shards are named, "
-        "and exit status 1 says that there are some."
-    )
+    p = ArgumentParser(description=__doc__)
     p.add_argument(
         "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
     )
@@ -30,7 +28,6 @@ def run(options: Namespace) -> None:
     if out.suffix != ".json":
         raise UserError(f"--out: {out} must end in .json, by which an index is known.")
     store = Store(**options.store.as_dict())
-    # Each damaged shard is named in the log.
     counts, faults = counted(named(options.shards, "SHARDS", store), "SHARDS", store)
     usable = {path: number for path, number in counts.items() if number}
     if not usable:

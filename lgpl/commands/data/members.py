@@ -7,19 +7,13 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lgpl.data import members
 from lgpl.data.decode import Field, SampleDecoder, Shapes, check_shapes
-from lgpl.data.members import (
-    IMAGE_EXTENSIONS,
-    BadSample,
-    Raw,
-    check_finite,
-    check_text,
-    guarded,
-    read_json,
-    read_size,
-)
+from lgpl.data.members import IMAGE_EXTENSIONS, BadSample, Raw
 
 CODES, FEATURES = "codes.npy", "text.npy"
+FIELDS: dict[str, Field] = {name: "image" for name in IMAGE_EXTENSIONS}
+FIELDS |= {"cls": "class", CODES: "codes"}
 PICKLES = ("pyd", "pickle", "pkl", "pth", "pt")  # webdataset's own decoders execute them
 
 
@@ -38,10 +32,8 @@ def is_pickle(name: str) -> bool:
 
 
 def faults(raw: Raw) -> list[str]:
-    """What is wrong with a sample: causes, as the log of a run gives them.
-
-    Every member that a run could read is decoded in full, by what decodes it in a run.
-    """
+    """What is wrong with a sample: every member that a run could read is decoded as in a run, and
+    the causes are those that its log would give."""
     found = [cause for name in names(raw) for cause in _faults(raw, name)]
     if not any(name in raw for name in (*IMAGE_EXTENSIONS, CODES)):
         found.append("neither picture nor codes")
@@ -61,19 +53,15 @@ def _faults(raw: Raw, name: str) -> list[str]:
 
 def _causes(read: Callable[..., Any], *args: Any) -> list[str]:
     try:
-        guarded(read, *args)
+        members.guarded(read, *args)
     except BadSample as error:
         return [str(error)]
     return []
 
 
 def misfits(raw: Raw, first: dict[str, Shapes]) -> list[str]:
-    """What fits into no batch with the first samples, where the model leaves shapes open.
-
-    Args:
-        raw: a sample.
-        first: shapes by member; those of a member that is new are added.
-    """
+    """What fits into no batch with the first samples, where the model leaves shapes open; the
+    shapes of a member that is new are added to the first ones."""
     found = []
     for name in names(raw):
         decode = decoder(name)
@@ -82,41 +70,31 @@ def misfits(raw: Raw, first: dict[str, Shapes]) -> list[str]:
                 shapes = decode.shapes(decode(raw, random.Random(0)))
             except BadSample:
                 continue  # one of the faults
-            try:
-                check_shapes(shapes, first.setdefault(name, shapes))
-            except BadSample as error:
-                found.append(str(error))
+            found += _causes(check_shapes, shapes, first.setdefault(name, shapes))
     return found
 
 
 @functools.lru_cache(1000)
 def decoder(name: str) -> SampleDecoder | None:
     """What decodes a member other than JSON; None where no field reads it."""
-    field: Field
-    if name in IMAGE_EXTENSIONS:
-        field, caption = "image", "txt"
-    elif name == "cls":
-        field, caption = "class", "txt"
-    elif name == CODES:
-        field, caption = "codes", "txt"
-    elif f".{name}".endswith(f".{FEATURES}"):
+    field, caption = FIELDS.get(name), "txt"
+    if f".{name}".endswith(f".{FEATURES}"):
         field, caption = "text", name.removesuffix(FEATURES) + "txt"
     elif f".{name}".endswith(".txt"):
         field, caption = "caption", name
-    else:
-        return None
-    return SampleDecoder((field,), image_size=(1, 1), captions={caption: 1.0})
+    return field and SampleDecoder((field,), image_size=(1, 1), captions={caption: 1.0})
 
 
 def _json_faults(raw: Raw) -> list[str]:
     """What a run may stumble over, whichever keys it reads; each cause once."""
-    if unreadable := _causes(read_json, raw):
+    if unreadable := _causes(members.read_json, raw):
         return unreadable
-    values, found = read_json(raw), []
+    values, found = members.read_json(raw), []
     for value in _inside(values):
-        found += _causes(check_text if isinstance(value, str) else check_finite, value)
+        check = members.check_text if isinstance(value, str) else members.check_finite
+        found += _causes(check, value)
     if values.get("width") is not None and values.get("height") is not None:
-        found += _causes(read_size, values)
+        found += _causes(members.read_size, values)
     return list(dict.fromkeys(found))
 
 

@@ -1,8 +1,6 @@
-"""`lgpl data pack`: a folder of pictures -> shards.
-
-Which sample goes where is planned before anything is written, so that each shard can be written by
-any process, and an interrupted pack goes on with the shards that are missing.
-"""
+"""`lgpl data pack`: shards of a folder of pictures with one folder for each class, with a .txt
+beside each picture, or with a table of captions. The pictures are taken over byte for byte,
+shuffled; broken ones are skipped and counted. An interrupted pack goes on with the same command."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ import math
 import os
 import random
 from collections import Counter
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +19,11 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from lgpl.atomic import write_text
+from lgpl.commands.data import sources
 from lgpl.commands.data.members import faults
 from lgpl.commands.data.processes import in_processes
-from lgpl.commands.data.sources import Picture, Source, by_class, extension, find, from_table
+from lgpl.commands.data.sources import Picture, Skipped, Source
+from lgpl.commands.parsing import require_positive
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.keys import clean_key
 from lgpl.data.members import BadSample
@@ -37,90 +37,58 @@ CLASSES = "classes.txt"
 
 
 class Planned(NamedTuple):
-    """A shard to be.
+    """A shard to be."""
 
-    Attributes:
-        path: its final name.
-        folder: of the pictures.
-        samples: key and picture of each.
-    """
-
-    path: Path
-    folder: Path
-    samples: list[tuple[str, Picture]]
+    path: Path  # its final name
+    folder: Path  # of the pictures
+    samples: list[tuple[str, Picture]]  # key and picture of each
 
 
-class Packed(NamedTuple):
-    """What became of it.
-
-    Attributes:
-        samples: how many it holds.
-        skipped: files that were left out, and why.
-    """
-
-    samples: int
-    skipped: list[tuple[str, str]]
+# The shards of train and val, planned before anything is written: any process can write each, and
+# the next pack finds those that are missing.
+Plan = dict[str, list[Planned]]
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        description="Make shards of a folder of pictures: with one folder for each class, with a "
-        ".txt beside each picture, or with a table of captions. The pictures are taken over byte "
-        "for byte, shuffled; broken ones are skipped and counted. An interrupted pack goes on with "
-        "the same command."
-    )
+    p = ArgumentParser(description=__doc__)
     p.add_argument("source", metavar="SOURCE", help="folder of the pictures")
     p.add_argument("--out", required=True, help="folder of the shards and their indexes")
     p.add_argument("--captions", help=".csv or .jsonl with the pictures' captions")
     p.add_argument("--file-column", default="file_name", help="its column of paths in SOURCE")
     p.add_argument("--caption-column", default="text", help="its column of captions")
-    p.add_argument(
-        "--val", default="0.01", help="held out: a share, a number, or a folder like SOURCE"
-    )
+    p.add_argument("--val", default="0.01", help="held out: share, number, or folder like SOURCE")
     p.add_argument("--shard-samples", type=int, default=1000, help="samples of a shard, about")
     p.add_argument("--shard-mb", type=int, default=1000, help="its size at the most, about")
     p.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")
-    p.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes, a shard each"
-    )
+    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
     return p
 
 
 def run(options: Namespace) -> None:
-    for name in ("shard_samples", "shard_mb"):
-        if options[name] < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {options[name]} is below 1.")
-    source, held = sources(options)
-    out = Path(options.out)
-    keys: set[str] = set()
-    plan = {
-        split: planned(out, split, part, keys, options)
-        for split, part in (("train", source), ("val", held))
-    }
+    require_positive(options, "shard_samples", "shard_mb", "workers")
+    source, held = divided(options)
+    out, keys = Path(options.out), set[str]()
+    plan = {"train": planned("train", source, keys, options)}
+    plan["val"] = planned("val", held, keys, options)
     try:
         begin(out, plan, source)
         done, skipped = pack(plan, options.workers)
         splits = finish(out, plan, done)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror}).") from error
-    skipped += source.skipped + held.skipped
-    report(out, splits, source, skipped)
+    report(out, splits, source, skipped + source.skipped + held.skipped)
 
 
-def sources(options: Namespace) -> tuple[Source, Source]:
-    """What is trained on and what is held out.
-
-    Raises:
-        UserError: no pictures, or none that would be trained on.
-    """
+def divided(options: Namespace) -> tuple[Source, Source]:
+    """What is trained on and what is held out; a UserError where one lacks pictures."""
     folder, val = Path(options.source), Path(options.val)
     if not folder.is_dir():
         raise UserError(f"SOURCE: {folder} is no folder.")
     if options.captions is None:
-        source = find(folder)
+        source = sources.find(folder)
     else:
         table = Path(options.captions)
-        source = from_table(folder, table, options.file_column, options.caption_column)
+        source = sources.from_table(folder, table, options.file_column, options.caption_column)
     if not source.pictures:
         causes = Counter(cause for _, cause in source.skipped)
         raise UserError(f"{folder}: nothing to pack; most often: {causes.most_common(1)[0][0]}.")
@@ -128,7 +96,7 @@ def sources(options: Namespace) -> tuple[Source, Source]:
         return hold_out(source, options.val, options.seed)
     if options.captions is not None:
         raise UserError("--val: with --captions it is a share or a number, not a folder.")
-    held = find(val) if source.classes is None else by_class(val, source.classes)
+    held = sources.by_class(val, source.classes) if source.classes else sources.find(val)
     if held.classes != source.classes:
         raise UserError(f"--val: {val} is a class folder and {folder} is none.")
     return source, held
@@ -142,60 +110,38 @@ def hold_out(source: Source, val: str, seed: int) -> tuple[Source, Source]:
     except ValueError:
         wanted = math.nan
     if not 0 <= wanted < math.inf or (wanted > 1 and wanted % 1):
-        raise UserError(
-            f"--val: {val!r} is neither a share below 1, a number of pictures, nor a folder."
-        )
+        raise UserError(f"--val: {val!r} is neither a share below 1, a number nor a folder.")
     share = round(wanted * len(files)) or math.ceil(wanted)
     count = share if wanted < 1 else int(wanted)
     if count >= len(files):
         raise UserError(f"--val: {val} of {len(files)} pictures leaves none to train on.")
     held = set(random.Random(seed).sample(files, count))
-    parts: tuple[list[Picture], list[Picture]] = ([], [])
-    for picture in source.pictures:
-        parts[picture.file in held].append(picture)
-    return (
-        Source(source.folder, parts[0], source.classes, source.skipped),
-        Source(source.folder, parts[1], source.classes),
-    )
+    kept = [picture for picture in source.pictures if picture.file not in held]
+    rest = [picture for picture in source.pictures if picture.file in held]
+    return replace(source, pictures=kept), replace(source, pictures=rest, skipped=[])
 
 
-def planned(
-    out: Path, split: str, source: Source, keys: set[str], options: Namespace
-) -> list[Planned]:
-    """The shards of a split, shuffled and of one size, give or take a sample.
-
-    Args:
-        out: folder of the shards.
-        split: train or val.
-        source: the pictures.
-        keys: those that are taken; the new ones are added.
-        options: of the command.
-    """
+def planned(split: str, source: Source, keys: set[str], options: Namespace) -> list[Planned]:
+    """The shards of a split, shuffled and of one size, give or take a sample; their samples' keys
+    are added to those that are taken."""
     samples = [(unique_key(picture.file, keys), picture) for picture in source.pictures]
     random.Random(options.seed).shuffle(samples)
     total = sum(picture.size for picture in source.pictures)
-    count = max(
-        math.ceil(len(samples) / options.shard_samples),
-        math.ceil(total / (options.shard_mb * 1_000_000)),
-    )
+    shards = max(len(samples) / options.shard_samples, total / (options.shard_mb * 1_000_000))
+    count = math.ceil(shards)
     digits = len(str(count - 1))
-    return [
-        Planned(
-            out / f"{split}-{i:0{digits}}.tar",
-            source.folder,
-            samples[len(samples) * i // count : len(samples) * (i + 1) // count],
-        )
-        for i in range(count)
+    paths = [Path(options.out, f"{split}-{i:0{digits}}.tar") for i in range(count)]
+    parts = [
+        samples[len(samples) * i // count : len(samples) * (i + 1) // count] for i in range(count)
     ]
+    return [Planned(path, source.folder, part) for path, part in zip(paths, parts, strict=True)]
 
 
 def unique_key(file: str, taken: set[str]) -> str:
     """`n01440764_x` for `n01440764/x.JPEG`: a key that no other sample has."""
     stem = clean_key(readable(os.path.splitext(file)[0]).replace("/", "_"))
-    key, number = stem, 1
-    while key in taken:
-        number += 1
-        key = f"{stem}_{number}"
+    keys = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    key = next(key for key in keys if key not in taken)
     taken.add(key)
     return key
 
@@ -205,72 +151,58 @@ def readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def begin(out: Path, plan: dict[str, list[Planned]], source: Source) -> None:
-    """Put the plan on record, or find it there from a pack that was interrupted.
-
-    Raises:
-        UserError: the folder holds shards of something else.
-    """
+def begin(out: Path, plan: Plan, source: Source) -> None:
+    """Put the plan on record, or find it there from a pack that was interrupted; a UserError where
+    the folder holds shards of something else."""
     out.mkdir(parents=True, exist_ok=True)
+    shards = list(itertools.chain(*plan.values()))
     digest = hashlib.sha256(repr(source.classes).encode("utf-8", "replace"))
-    for shard in itertools.chain(*plan.values()):
+    for shard in shards:
         digest.update(repr((shard.path.name, shard.samples)).encode("utf-8", "replace"))
     record = {"source": str(source.folder), "plan": digest.hexdigest()}
     try:
         before = json.loads((out / RECORD).read_bytes())
     except (OSError, ValueError):
         before = None
-    ours = {shard.path for shard in itertools.chain(*plan.values())} if before == record else set()
-    strange = set(out.glob("*.tar")) - ours
+    paths = [shard.path for shard in shards]
+    strange = set(out.glob("*.tar")).difference(paths if before == record else ())
     if strange:
-        raise UserError(
-            f"--out: {min(strange)} is no shard of these pictures and options; name another folder "
-            "or delete it."
-        )
-    others = [out / name for name in (RECORD, CLASSES, *(f"{split}.json" for split in plan))]
-    remove_left([*(shard.path for shard in itertools.chain(*plan.values())), *others])
+        said = f"{min(strange)} is no shard of these pictures and options"
+        raise UserError(f"--out: {said}; name another folder or delete it.")
+    names = (RECORD, CLASSES, *(f"{split}.json" for split in plan))
+    remove_left([*paths, *(out / name for name in names)])
     write_text(out / RECORD, json.dumps(record) + "\n")
     if source.classes is not None:
         write_text(out / CLASSES, "".join(f"{readable(name)}\n" for name in source.classes))
 
 
-def pack(
-    plan: dict[str, list[Planned]], workers: int
-) -> tuple[dict[Path, int], list[tuple[str, str]]]:
+def pack(plan: Plan, workers: int) -> tuple[dict[Path, int], Skipped]:
     """Write the shards that are missing; gives the samples of these, and what was skipped."""
     missing = [shard for shard in itertools.chain(*plan.values()) if not shard.path.exists()]
     done, skipped = {}, []
-    with tqdm(
-        total=sum(len(shard.samples) for shard in missing), unit="picture", disable=not missing
-    ) as bar:
-        for shard, packed in zip(missing, in_processes(pack_shard, missing, workers), strict=True):
-            done[shard.path] = packed.samples
-            skipped += packed.skipped
+    total = sum(len(shard.samples) for shard in missing)
+    packed = in_processes(pack_shard, missing, workers)
+    with tqdm(total=total, unit="picture", disable=not missing) as bar:
+        for shard, (number, without) in zip(missing, packed, strict=True):
+            done[shard.path] = number
+            skipped += without
             bar.update(len(shard.samples))
     return done, skipped
 
 
-def pack_shard(shard: Planned) -> Packed:
-    """Write one shard, unless none of its samples is sound.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+def pack_shard(shard: Planned) -> tuple[int, Skipped]:
+    """Write one shard, unless none of its samples is sound; gives how many it holds."""
     skipped = []
     writer = ShardWriter(shard.path)
     try:
         for key, picture in shard.samples:
             try:
                 members = read(shard.folder, picture)
-            except OSError:
-                skipped.append((picture.file, "file that cannot be read"))
-                continue
+                causes = faults({"__key__": key, **members})
             except BadSample as error:
-                skipped.append((picture.file, str(error)))
-                continue
-            wrong = faults({"__key__": key, **members})
-            if wrong:
-                skipped.append((picture.file, wrong[0]))
+                causes = [str(error)]
+            if causes:
+                skipped.append((picture.file, causes[0]))
             else:
                 writer.write(key, members)
         if writer.samples:
@@ -279,17 +211,12 @@ def pack_shard(shard: Planned) -> Packed:
         raise UserError(f"{shard.path} cannot be written ({error.strerror}).") from error
     finally:
         writer.discard()
-    return Packed(writer.samples, skipped)
+    return writer.samples, skipped
 
 
 def read(folder: Path, picture: Picture) -> dict[str, bytes]:
-    """The members of a sample.
-
-    Raises:
-        OSError: a file cannot be read.
-        BadSample: a file is larger than what is read of a shard.
-    """
-    members = {extension(picture.file): _content(folder / picture.file)}
+    """The members of a sample; a BadSample where a file cannot be read."""
+    members = {sources.extension(picture.file): _content(folder / picture.file)}
     if picture.text is not None:
         members["txt"] = _content(folder / picture.text)
     if picture.caption is not None:
@@ -302,21 +229,21 @@ def read(folder: Path, picture: Picture) -> dict[str, bytes]:
 
 
 def _content(file: Path) -> bytes:
-    if file.stat().st_size > LARGEST_MEMBER:
-        raise BadSample(f"file of more than {LARGEST_MEMBER} bytes")
-    return file.read_bytes()
+    try:
+        if file.stat().st_size > LARGEST_MEMBER:  # which nobody would read of the shard
+            raise BadSample(f"file of more than {LARGEST_MEMBER} bytes")
+        return file.read_bytes()
+    except OSError as error:
+        raise BadSample("file that cannot be read") from error
 
 
-def finish(
-    out: Path, plan: dict[str, list[Planned]], done: dict[Path, int]
-) -> dict[str, dict[str, int]]:
+def finish(out: Path, plan: Plan, done: dict[Path, int]) -> dict[str, dict[str, int]]:
     """Index the splits; gives their shards with the samples of each."""
     splits = {}
     for split, part in plan.items():
-        standing = [shard.path for shard in part if shard.path.exists()]
+        paths = [shard.path for shard in part if shard.path.exists()]
         counts = {
-            str(path): done[path] if path in done else count_samples(str(path), Store())[0]
-            for path in standing
+            str(path): done.get(path) or count_samples(str(path), Store())[0] for path in paths
         }
         if counts:
             splits[split] = counts
@@ -324,24 +251,15 @@ def finish(
     return splits
 
 
-def report(
-    out: Path, splits: dict[str, dict[str, int]], source: Source, skipped: Sequence[tuple[str, str]]
-) -> None:
-    """Say what there is now and what was left out.
-
-    Raises:
-        UserError: nothing to train on.
-    """
-    causes = Counter(cause for _, cause in skipped)
-    such_as = {cause: file for file, cause in reversed(skipped)}
+def report(out: Path, splits: dict[str, dict[str, int]], source: Source, skipped: Skipped) -> None:
+    """Say what there is now and what was left out; a UserError with nothing to train on."""
+    causes = Counter(cause for _, cause in skipped).most_common()
+    told = {cause: f"{cause}, such as {file}" for file, cause in reversed(skipped)}
     if "train" not in splits:
-        cause = causes.most_common(1)[0][0]
-        raise UserError(
-            f"{source.folder}: no picture can be trained on; most often: {cause}, such as "
-            f"{such_as[cause]}."
-        )
-    for cause, count in causes.most_common():
-        print(f"skipped {count}: {cause}, such as {such_as[cause]}")
+        most = told[causes[0][0]]
+        raise UserError(f"{source.folder}: no picture can be trained on; most often: {most}.")
+    for cause, count in causes:
+        print(f"skipped {count}: {told[cause]}")
     if source.classes is not None:
         print(f"{out}/{CLASSES}: {len(source.classes)} classes")
     for split, counts in splits.items():

@@ -22,22 +22,15 @@ _task: tuple[Callable[[Any], Any], Sequence[Any]]  # of a worker process
 def in_processes(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
-    """Results in the order of the items.
-
-    Raises:
-        UserError: there are to be no processes, or one was killed.
-    """
-    if workers < 1:
-        raise UserError(f"--workers: {workers} is below 1.")
+    """Results in the order of the items; raises a UserError where a process was killed."""
     # The items go along when a process starts and only their numbers are sent later: sending what
     # is larger than a pipe to a process that is killed would wait for ever.
     with ProcessPoolExecutor(workers, initializer=_begin, initargs=(work, items)) as pool:
         try:
             yield from pool.map(_answer, range(len(items)))
         except BrokenProcessPool as error:
-            raise UserError(
-                "A worker process was killed, most likely for want of memory: lower --workers."
-            ) from error
+            cause = "most likely for want of memory: lower --workers."
+            raise UserError(f"A worker process was killed, {cause}") from error
 
 
 def _begin(work: Callable[[Any], Any], items: Sequence[Any]) -> None:

@@ -1,36 +1,41 @@
-"""`lgpl data show`: what shards hold, in figures and on a contact sheet."""
+"""`lgpl data show`: what shards hold, in figures of some of the samples (least / median / largest),
+spread evenly over the shards, and on a contact sheet."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import random
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lgpl.atomic import atomic_file
-from lgpl.commands.data.summary import Summary
+from lgpl.commands.data.members import faults, is_read, names
+from lgpl.commands.parsing import require_positive
+from lgpl.data import members
 from lgpl.data.index import named
-from lgpl.data.members import IMAGE_EXTENSIONS, BadSample, Raw, read_caption
+from lgpl.data.members import IMAGE_EXTENSIONS, BadSample, Raw
 from lgpl.data.shards import Shard
 from lgpl.data.store import Store
-from lgpl.data.transforms import open_image
+from lgpl.data.transforms import FORMATS, open_image
 from lgpl.errors import UserError
-from lgpl.image_files import grid
+from lgpl.image_files import grid, image_path, save
 
 OPENED = 32  # shards at the most; a remote one is fetched whole
 WIDTH = 22  # characters of a figure's name
+CAPTIONS = 5  # that are given word for word
+KINDS = 20  # of one thing that are given one by one
 PICTURES, TILE = 40, 128  # on the sheet, and pixels of each
 
 
 def parser() -> ArgumentParser:
-    p = ArgumentParser(
-        description="Show what shards hold: figures of some of the samples (least / median / "
-        "largest), spread evenly over the shards, and a contact sheet."
-    )
+    p = ArgumentParser(description=__doc__)
     p.add_argument(
         "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
     )
@@ -41,45 +46,41 @@ def parser() -> ArgumentParser:
 
 
 def run(options: Namespace) -> None:
-    out = Path(options.out) if options.out else None
-    if out and _format(out) not in Image.SAVE:
-        raise UserError(f"--out: {out} has no ending of a picture, such as .png.")
-    if options.samples < 1:
-        raise UserError(f"--samples: {options.samples} is below 1.")
+    require_positive(options, "samples")
+    out = image_path(options.out) if options.out else None
     store = Store(**options.store.as_dict())
     paths = list(named(options.shards, "SHARDS", store))
-    shards = [Shard(path, store) for path in _spread(paths, OPENED)]
-    places = _spread(
-        [(shard, place) for shard in shards for place in range(len(shard))], options.samples
-    )
+    shards = [Shard(path, store) for path in _evenly(paths, OPENED)]
+    held = [(shard, place) for shard in shards for place in range(len(shard))]
+    places = _evenly(held, options.samples)
     summary, tiles = Summary(), []
     for shard in shards:
         if shard.damage:
             summary.fault(f"shard: {shard.damage}", shard.path)
-    pictured = set(_spread(range(len(places)), PICTURES))
+    pictured = set(_evenly(range(len(places)), PICTURES))
     for number, (shard, place) in enumerate(tqdm(places, unit="sample", leave=False)):
         try:
             raw = shard[place]
         except BadSample as error:
-            summary.unreadable(shard.key(place), shard.path, str(error))
+            summary.fault(str(error), f"{shard.key(place)} in {shard.path}")
             continue
         if summary.add(raw) and out and number in pictured:
             tiles += tile(raw)
 
-    held = sum(map(len, shards))
     size = sum(_size(store, shard.path) for shard in shards if len(shard))
     of = f"{len(shards)} of {len(paths)}, spread evenly" if len(paths) > OPENED else len(paths)
     print(f"{'shards':<{WIDTH}}{of}: {size / 1e6:.1f} MB")
-    rest = "all looked at" if len(places) == held else f"{len(places)} looked at, spread evenly"
-    print(f"{'samples':<{WIDTH}}{held}, {rest}")
+    looked = len(places)
+    rest = "all looked at" if looked == len(held) else f"{looked} looked at, spread evenly"
+    print(f"{'samples':<{WIDTH}}{len(held)}, {rest}")
     for name, text in summary.lines():
         print(f"{name:<{WIDTH}}{text}".rstrip())
     if out:
-        sheet(out, tiles)
-
-
-def _format(out: Path) -> str | None:
-    return Image.registered_extensions().get(out.suffix.lower())
+        if not tiles:
+            raise UserError("--out: no sound picture in the samples that were looked at.")
+        pictures, captions = zip(*tiles, strict=True)
+        save(grid(list(pictures), list(captions)), out)
+        print(f"{'contact sheet':<{WIDTH}}{out}")
 
 
 def _size(store: Store, path: str) -> int:
@@ -87,7 +88,7 @@ def _size(store: Store, path: str) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def _spread(items: Sequence, number: int) -> list:
+def _evenly(items: Sequence, number: int) -> list:
     """So many of the items, evenly from first to last, or all where there are no more."""
     places = np.linspace(0, len(items) - 1, min(number, len(items))).astype(int)
     return [items[place] for place in places]
@@ -98,26 +99,94 @@ def tile(raw: Raw) -> list[tuple[Image.Image, str]]:
     data = [raw[name] for name in IMAGE_EXTENSIONS if name in raw]
     text = raw["__key__"]
     if "txt" in raw:
-        text = read_caption(raw, "txt")
+        text = members.read_caption(raw, "txt")
     elif "cls" in raw:
         text = f"class {int(raw['cls'])}"
     size = (TILE, TILE)
     return [(ImageOps.pad(open_image(d), size, color="white"), text) for d in data[:1]]
 
 
-def sheet(out: Path, tiles: list[tuple[Image.Image, str]]) -> None:
-    """Write the contact sheet.
+class Summary:
+    """What samples hold: of each kind how many."""
 
-    Raises:
-        UserError: there are no pictures, or the file cannot be written.
-    """
-    if not tiles:
-        raise UserError("--out: no sound picture in the samples that were looked at.")
-    pictures, captions = zip(*tiles, strict=True)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(out) as file:
-            grid(list(pictures), list(captions)).save(file, _format(out))
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error.strerror or error}).") from error
-    print(f"{'contact sheet':<{WIDTH}}{out}")
+    def __init__(self) -> None:
+        self.formats: Counter[str] = Counter()  # of the pictures
+        self.sizes: list[tuple[int, int]] = []  # width and height of each picture, pixels
+        self.captions: dict[str, list[str]] = defaultdict(list)  # by member, cleaned
+        self.classes: Counter[int] = Counter()
+        self.arrays: dict[str, Counter[str]] = defaultdict(Counter)  # type and shape, by member
+        self.keys: Counter[str] = Counter()  # of the JSON objects
+        self.unread: Counter[str] = Counter()  # members that no field reads
+        self.broken: Counter[str] = Counter()  # samples by cause
+        self.such_as: dict[str, str] = {}  # one of them for each cause
+
+    def add(self, raw: Raw) -> bool:
+        """Take up a sample and say whether it is sound; of a broken one only the causes count."""
+        causes = faults(raw)
+        if not causes:
+            try:
+                members.guarded(self._take, raw)
+            except BadSample as error:
+                causes = [str(error)]
+        for cause in causes:
+            self.fault(cause, f"{raw['__key__']} in {raw['__shard__']}")
+        return not causes
+
+    def fault(self, cause: str, where: str) -> None:
+        self.broken[cause] += 1
+        self.such_as.setdefault(cause, where)
+
+    def _take(self, raw: Raw) -> None:
+        for name in names(raw):
+            if name in IMAGE_EXTENSIONS:
+                with Image.open(io.BytesIO(raw[name]), formats=FORMATS) as image:
+                    self.formats[str(image.format)] += 1
+                    self.sizes.append(image.size)
+            elif name == "cls":
+                self.classes[int(raw[name])] += 1
+            elif name == "json":
+                self.keys.update(list(members.read_json(raw)))
+            elif not is_read(name):
+                self.unread[f".{name}"] += 1
+            elif name.endswith(".npy"):
+                array = members.read_array(raw[name], name)
+                self.arrays[name][f"{array.dtype} {list(array.shape)}"] += 1
+            else:
+                self.captions[name].append(members.read_caption(raw, name))
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Each figure's name and what it is."""
+        if self.sizes:
+            widths, heights = zip(*self.sizes, strict=True)
+            yield "pictures", _counts(self.formats)
+            yield "  width", f"{_spread(widths)} px"
+            yield "  height", f"{_spread(heights)} px"
+            yield "  shorter side", f"{_spread(map(min, self.sizes))} px"
+        for name, captions in self.captions.items():
+            yield f"captions .{name}", f"{len(captions)}, {_spread(map(len, captions))} characters"
+            for text in random.Random(0).sample(captions, min(CAPTIONS, len(captions))):
+                yield "", f"“{text}”"
+        if self.classes:
+            yield "classes", f"{len(self.classes)}, {min(self.classes)} to {max(self.classes)}"
+            yield "  samples of each", _counts(dict(sorted(self.classes.items())))
+        for name, kinds in self.arrays.items():
+            yield f".{name}", _counts(kinds)
+        if self.keys:
+            yield "JSON keys", _counts(self.keys)
+        if self.unread:
+            yield "never read", _counts(self.unread)
+        yield "broken", "" if self.broken else "nothing"
+        for cause, number in self.broken.most_common():
+            yield "", f"{number}: {cause}, such as {self.such_as[cause]}"
+
+
+def _spread(values: Iterable[int]) -> str:
+    values = sorted(values)
+    return f"{values[0]} / {statistics.median(values):g} / {values[-1]}"
+
+
+def _counts(kinds: Mapping[Any, int]) -> str:
+    """Few kinds one by one; of many how often the rarest, the middle and the commonest is."""
+    if len(kinds) > KINDS:
+        return f"{_spread(kinds.values())} of each of {len(kinds)}"
+    return ", ".join(f"{kind} ({number})" for kind, number in kinds.items())

@@ -16,44 +16,29 @@ from PIL import Image
 from lgpl.data.members import IMAGE_EXTENSIONS
 from lgpl.errors import UserError
 
+Skipped = list[tuple[str, str]]  # files that cannot be packed, and why
 READ = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
 class Picture(NamedTuple):
-    """A picture to pack.
+    """A picture to pack."""
 
-    Attributes:
-        file: path in the source's folder.
-        size: bytes.
-        label: its class.
-        text: file with its caption, in the source's folder.
-        caption: the caption itself.
-        more: what else a table says of it.
-    """
-
-    file: str
-    size: int
-    label: int | None = None
-    text: str | None = None
-    caption: str | None = None
-    more: dict[str, Any] | None = None
+    file: str  # path in the source's folder
+    size: int  # bytes
+    label: int | None = None  # its class
+    text: str | None = None  # file with its caption, in the source's folder
+    caption: str | None = None  # the caption itself
+    more: dict[str, Any] | None = None  # what else a table says of it
 
 
 @dataclass
 class Source:
-    """A folder of pictures.
-
-    Attributes:
-        folder: where they are.
-        pictures: in a fixed order.
-        classes: their names, where the folder is one of classes.
-        skipped: files that cannot be packed, and why.
-    """
+    """A folder of pictures."""
 
     folder: Path
-    pictures: list[Picture] = field(default_factory=list)
-    classes: list[str] | None = None
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)  # in a fixed order
+    classes: list[str] | None = None  # their names, where the folder is one of classes
+    skipped: Skipped = field(default_factory=list)
 
     def add(self, file: str, **known: Any) -> None:
         try:
@@ -63,18 +48,22 @@ class Source:
 
 
 def find(folder: Path) -> Source:
-    """The pictures of a folder: with captions where `.txt` files lie beside them, else by classes.
-
-    Raises:
-        UserError: there are none, or they are neither.
-    """
+    """The pictures of a folder: with captions where `.txt` files lie beside them, else by classes;
+    a UserError where they are neither."""
     found = _files(folder)
+    pictures = list(filter(_is_picture, found))
     texts = {file for file in found if file.endswith(".txt")}
-    if any(_text_of(file) in texts for file in found if _is_picture(file)):
-        return _captioned(folder, found, texts)
-    if any("/" in file for file in found if _is_picture(file)):
+    if any(_text_of(file) in texts for file in pictures):
+        source = Source(folder, skipped=_unread(found))
+        for file in pictures:
+            if _text_of(file) in texts:
+                source.add(file, text=_text_of(file))
+            else:
+                source.skipped.append((file, "picture without a .txt beside it"))
+        return source
+    if any("/" in file for file in pictures):
         return by_class(folder)
-    if not any(map(_is_picture, found)):
+    if not pictures:
         raise UserError(f"{folder} holds no pictures ({READ}).")
     raise UserError(
         f"{folder}: the pictures lie neither in a folder for each class nor beside a .txt each; "
@@ -83,15 +72,8 @@ def find(folder: Path) -> Source:
 
 
 def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
-    """A folder with one folder for each class, numbered in the order of their names.
-
-    Args:
-        folder: of the class folders.
-        classes: their names, where they are known from elsewhere.
-
-    Raises:
-        UserError: there are none, or another class than those.
-    """
+    """A folder with one folder for each class, numbered in the order of their names; a UserError
+    where there are none, or others than those that are known from elsewhere."""
     found = _files(folder)
     source = Source(folder)
     inside = [file for file in found if _is_picture(file) and "/" in file]
@@ -111,28 +93,10 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
     return source
 
 
-def _captioned(folder: Path, found: list[str], texts: set[str]) -> Source:
-    source = Source(folder, skipped=_unread(found))
-    for file in filter(_is_picture, found):
-        if _text_of(file) in texts:
-            source.add(file, text=_text_of(file))
-        else:
-            source.skipped.append((file, "picture without a .txt beside it"))
-    return source
-
-
 def from_table(folder: Path, table: Path, file_column: str, caption_column: str) -> Source:
-    """The pictures that a table names, each row a sample; other columns are kept as they are.
-
-    Args:
-        folder: what the table's paths are relative to.
-        table: `.csv` with a header, or `.jsonl` with an object a line; UTF-8.
-        file_column: where the paths stand.
-        caption_column: where the captions stand.
-
-    Raises:
-        UserError: the table cannot be read or lacks a column.
-    """
+    """The pictures that a table in UTF-8 names by their paths in the folder: a `.csv` with a header
+    or a `.jsonl` with an object a line. Each row is a sample, other columns are kept as they are; a
+    UserError where it cannot be read or lacks a column."""
     source = Source(folder)
     columns: dict[str, None] = {}
     for number, row in enumerate(_rows(table), 1):
@@ -144,12 +108,10 @@ def from_table(folder: Path, table: Path, file_column: str, caption_column: str)
             source.skipped.append((file, f"file that is none of {READ}"))
         else:
             source.add(file, caption=caption, more=row or None)
-    for option, column in (("file", file_column), ("caption", caption_column)):
-        if column not in columns:
-            raise UserError(
-                f"{table} has no column {column!r} but {', '.join(columns) or 'no rows'}; name it "
-                f"with --{option}-column."
-            )
+    there = ", ".join(columns) or "no rows"
+    for option, name in (("--file-column", file_column), ("--caption-column", caption_column)):
+        if name not in columns:
+            raise UserError(f"{table} has no column {name!r} but {there}; name it with {option}.")
     return source
 
 
@@ -164,7 +126,8 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
                 return
             for number, line in enumerate(file, 1):
                 try:
-                    row = json.loads(line, parse_constant=_none, parse_float=_finite)
+                    # NaN and Infinity, which Python's tables hold for what is missing, are no JSON.
+                    row = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
                 except (ValueError, RecursionError) as error:
                     raise UserError(f"{table}: line {number} is no JSON ({error}).") from error
                 if not isinstance(row, dict):
@@ -174,10 +137,6 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"--captions: {table} is not UTF-8 ({error.reason}).") from error
     except (OSError, csv.Error) as error:
         raise UserError(f"--captions: {table} cannot be read ({error}).") from error
-
-
-def _none(_: str) -> None:
-    """NaN and Infinity, which Python's tables hold for what is missing, are no JSON."""
 
 
 def _finite(text: str) -> float | None:
@@ -198,7 +157,7 @@ def _is_picture(file: str) -> bool:
     return extension(file) in IMAGE_EXTENSIONS
 
 
-def _unread(files: list[str]) -> list[tuple[str, str]]:
+def _unread(files: list[str]) -> Skipped:
     """Pictures in formats that no field reads; other files are nobody's business."""
     formats = Image.registered_extensions().keys() - {f".{e}" for e in IMAGE_EXTENSIONS}
     endings = ((file, f".{extension(file)}") for file in files)
