@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lgpl.checkpoints import read_checkpoint
-from lgpl.data.transforms import to_image, to_tensor
+from lgpl.data.transforms import normalize, to_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
@@ -91,7 +91,7 @@ class Tokenizer:
     @torch.inference_mode()
     def encode(self, image: Image.Image) -> Tensor:
         """Codes [*layout.shape], int64, of an RGB image of a size that the tokenizer takes."""
-        pixels = to_tensor(image.convert("RGB")).to(self.module.device)
+        pixels = normalize(to_uint8(image.convert("RGB"))).to(self.module.device)
         return self.module.autoencoder.encode(pixels[None])[0].cpu().clone()
 
     @torch.inference_mode()
