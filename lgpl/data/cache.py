@@ -51,15 +51,15 @@ class ShardCache:
             return
         mode = stat.S_IMODE(found.st_mode)
         if found.st_uid != os.geteuid():
-            raise UserError(
-                f"data.store.cache: {self.folder} belongs to another user, who could put anything "
-                "there; name a folder of your own that only you can write to (chmod 700)."
-            )
-        if mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UserError(
-                f"data.store.cache: {self.folder} has mode {mode:o}, so that others could put "
-                f"anything there; run `chmod 700 {self.folder}`."
-            )
+            fault, cure = "belongs to another user", "name one that only you can write to"
+        elif mode & (stat.S_IWGRP | stat.S_IWOTH):
+            fault, cure = f"has mode {mode:o}", f"run `chmod 700 {self.folder}`"
+        else:
+            return
+        raise UserError(
+            f"data.store.cache: {self.folder} {fault}, so that others could put anything there; "
+            f"{cure}."
+        )
 
     def make(self) -> None:
         """Make the folder for this user alone, and `check` it."""
@@ -68,22 +68,17 @@ class ShardCache:
 
     def lock(self, url: str) -> FileLock:
         """What a process holds while it opens or fetches a URL."""
-        place = self._place(url)
-        path = place.with_name(place.name + ".lock")
+        path = _beside(self._place(url), ".lock")
         if path.is_symlink():  # from when others could write here; it would be written through
             path.unlink()
         return FileLock(path)
-
-    def holds(self, url: str) -> bool:
-        """Whether there is a shard, as far as its name tells."""
-        return os.path.lexists(self._place(url))
 
     def open(self, url: str) -> BinaryIO | None:
         """A kept shard opened to read; None where there is none, or it is not as it was fetched."""
         place = self._place(url)
         file = _open_own(place)
         if file is not None:
-            record, size = _read_record(_record(place)), os.fstat(file.fileno()).st_size
+            record, size = _read_record(_beside(place)), os.fstat(file.fileno()).st_size
             if record.get("url") == _digest(url) and record.get("size") == size:
                 os.utime(file.fileno())  # used now
                 return file
@@ -116,8 +111,8 @@ class ShardCache:
             partial.file.flush()
             size = os.fstat(partial.file.fileno()).st_size
             record = {KIND: 1, "url": _digest(url), "size": size, "etag": etag}
-            _remove_folder(_record(place))
-            write_text(_record(place), json.dumps(record) + "\n")  # first: no shard without one
+            _remove_folder(_beside(place))
+            write_text(_beside(place), json.dumps(record) + "\n")  # first: no shard without one
             _remove_folder(place)
             partial.commit()
             return 0
@@ -134,7 +129,7 @@ class ShardCache:
         return sorted(
             (found.st_mtime, found.st_size, path)
             for path, found in self._files()
-            if OWN.fullmatch(path.name) and os.path.lexists(_record(path))
+            if OWN.fullmatch(path.name) and os.path.lexists(_beside(path))
         )
 
     def _delete(self, kept: list[tuple[float, int, Path]], excess: float) -> int:
@@ -145,7 +140,7 @@ class ShardCache:
             if freed >= excess:
                 break
             path.unlink(missing_ok=True)
-            _record(path).unlink(missing_ok=True)
+            _beside(path).unlink(missing_ok=True)
             freed += size
         return freed
 
@@ -172,8 +167,8 @@ def _digest(url: str) -> str:
     return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _record(place: Path) -> Path:
-    return place.with_name(place.name + RECORD)
+def _beside(place: Path, ending: str = RECORD) -> Path:
+    return place.with_name(place.name + ending)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
