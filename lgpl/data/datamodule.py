@@ -158,7 +158,10 @@ class ShardDataModule(pl.LightningDataModule):
                     f"{len(count)} training shards with {total} samples hold too few samples for "
                     f"{partitions} readers (ranks x workers): lower num_workers or add samples."
                 )
-        orders = [Order([*count.values()], partitions, self.shuffle, self.seed) for count in counts]
+        # Samples of a partition's turn: with one partition for each worker a turn is a batch.
+        turn = max(1, batch_size * rank.count * max(1, self.num_workers) // partitions)
+        settings = partitions, self.shuffle, self.seed, turn
+        orders = [Order([*count.values()], *settings) for count in counts]
         weights = [*train.values()] if isinstance(train, dict) else [1.0]
         batches = self.epoch_samples and self.epoch_samples // (batch_size * rank.count)
         if batches == 0:

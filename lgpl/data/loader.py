@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -30,12 +31,12 @@ class SamplerState(NamedTuple):
 
 
 def partitions_in_turn(
-    mixture: Mixture, begin: SamplerState, turn: int, remote: bool
+    mixture: Mixture, begin: SamplerState, remote: bool
 ) -> Iterator[ReadRequest]:
-    """Requests without end for one rank's partitions in turn, of `turn` samples each; where shards
-    are remote, those that come next are named, to be fetched in time."""
+    """Requests without end for one rank's partitions in turn; where shards are remote, those that
+    come next are named, to be fetched in time."""
     places = {partition: place for partition, (place, _) in begin.partitions.items()}
-    partitions, number = list(places), begin.rest
+    partitions, number, turn = list(places), begin.rest, mixture.turn
     look_ahead: dict[int, int] = {}  # by partition: samples drawn when it is worthwhile again
     reach = turn + max(max(order.shuffle, *order.counts) for order in mixture.orders)
     first = partitions.index(begin.partition)
@@ -90,6 +91,7 @@ def _joined(parts: list[tuple[Batch, slice]]) -> Batch:
     return pinned(joined) if torch.cuda.is_available() else joined
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Batches without end, from this rank's partitions in turn; a checkpoint can go on after any.
 
@@ -97,27 +99,21 @@ class TrainLoader:
     have made in advance, make no difference.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        mixture: Mixture,
-        rank: Rank,
-        workers: int,
-        batch_size: int,
-        batches: int | None,  # of one pass, Lightning's epoch; None is one pass without end
-        fingerprint: str,  # of the data that the mixture is about
-        max_bad: float,  # share of bad samples that is borne
-    ) -> None:
-        self.samples, self.mixture, self.rank, self.workers = samples, mixture, rank, workers
-        self.batch_size, self.batches, self.fingerprint = batch_size, batches, fingerprint
-        one_pass = sum(order.total for order in mixture.orders) // rank.count
-        self.skipped_counts = SkippedCounts("training", max_bad, one_pass)
+    samples: Samples
+    mixture: Mixture
+    rank: Rank
+    workers: int
+    batch_size: int
+    batches: int | None  # of one pass, Lightning's epoch; None is one pass without end
+    fingerprint: str  # of the data that the mixture is about
+    max_bad: float  # share of bad samples that is borne
+
+    def __post_init__(self) -> None:
+        one_pass = sum(order.total for order in self.mixture.orders) // self.rank.count
+        self.skipped_counts = SkippedCounts("training", self.max_bad, one_pass)
         self.skipped = self.skipped_counts.skipped  # samples so far, by cause
-        # Samples of a partition's turn: with one partition for each worker a turn is a batch.
-        self.turn = max(1, batch_size * rank.count * max(1, workers) // mixture.partitions)
-        mixture.set_partitions(mixture.partitions, self.turn)
-        start = PartitionState(0, (Position(),) * len(mixture.orders))
-        self._begin([start] * mixture.partitions, rank.index, self.turn)
+        start = PartitionState(0, (Position(),) * len(self.mixture.orders))
+        self._begin([start] * self.mixture.partitions, self.rank.index, self.mixture.turn)
 
     def _begin(self, places: Sequence[PartitionState], partition: int, rest: int) -> None:
         """Stand at these places of all partitions, in the turn of one with a rest of it left."""
@@ -133,7 +129,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self._running is None:
             remote = any(map(is_url, self.samples.shards))
-            requests = partitions_in_turn(self.mixture, self._state, self.turn, remote)
+            requests = partitions_in_turn(self.mixture, self._state, remote)
             # Nothing in there refers to this loader: in a cycle the workers would end too late.
             chunks = answered(self.samples, self.workers, requests, self.skipped_counts)
             self._running = assembled(chunks, self._state, self.batch_size)
@@ -160,7 +156,7 @@ class TrainLoader:
         return {
             "data": self.fingerprint,
             "partitions": self.mixture.partitions,
-            "turn": self.turn,
+            "turn": self.mixture.turn,
             "places": {
                 partition: [place.drawn, [list(position) for position in place.positions]]
                 for partition, place in all_places.items()
@@ -194,37 +190,30 @@ class TrainLoader:
         ]
         for order, left in zip(self.mixture.orders, state["left"], strict=True):
             order.left = {epoch: runs.numpy() for epoch, runs in left.items()}
-        partitions, turn = self.mixture.partitions, self.turn
+        partitions, turn = self.mixture.partitions, self.mixture.turn
         self.mixture.set_partitions(state["partitions"], state["turn"])
-        partition, rest = self.rank.index, self.turn
-        if state["partitions"] % self.rank.count == 0:
-            self.turn = rest = state["turn"]
-            if len(state["turns"]) == self.rank.count:
-                partition, rest = state["turns"][self.rank.index]
-        else:
+        if state["partitions"] % self.rank.count:
             log.warning(
                 "The checkpoint's %d partitions of data do not divide evenly among %d ranks: "
                 "what is left of the epoch is cut into %d, and its samples come in another order.",
                 *(state["partitions"], self.rank.count, partitions),
             )
             places = self.mixture.recut(places, partitions, turn)
-        self._begin(places, partition, rest)
+        elif len(state["turns"]) == self.rank.count:
+            return self._begin(places, *state["turns"][self.rank.index])
+        self._begin(places, self.rank.index, self.mixture.turn)
 
 
+@dataclass(eq=False)
 class PassLoader:
     """One pass: batches made of the answers to a list of requests."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        requests: Callable[[], Iterable[ReadRequest]],  # makes those of a pass
-        workers: int,
-        batches: int | None,  # how many, where it is known
-        split: str,  # name of the samples, for messages
-    ) -> None:
-        self.samples, self.requests, self.workers = samples, requests, workers
-        self.batches, self.split = batches, split
-        self.skipped: Counter[str] = Counter()  # samples so far, by cause
+    samples: Samples
+    requests: Callable[[], Iterable[ReadRequest]]  # makes those of a pass
+    workers: int
+    batches: int | None  # how many, where it is known
+    split: str  # name of the samples, for messages
+    skipped: Counter[str] = field(default_factory=Counter)  # samples so far, by cause
 
     def __len__(self) -> int:
         if self.batches is None:

@@ -201,6 +201,10 @@ class Mixture:
     def partitions(self) -> int:
         return self.orders[0].partitions
 
+    @property
+    def turn(self) -> int:
+        return self.orders[0].turn
+
     def recut(
         self, places: Sequence[PartitionState], partitions: int, turn: int
     ) -> list[PartitionState]:
