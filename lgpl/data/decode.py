@@ -22,7 +22,7 @@ from lgpl.text.padding import left_pad
 
 Field = Literal["image", "caption", "class", "codes", "text"]
 Sample = dict[str, Any]
-Shapes = dict[Field, tuple[int, ...]]
+Shapes = dict[str, str]  # what has a shape -> the shape, both in the words of messages
 
 LARGEST_LABEL = 2**63 - 1  # that a batch's int64 holds
 MOST_CODES = 2**20  # of a sample, and text features; no model takes more, but for nothing checks
@@ -68,11 +68,13 @@ class SampleDecoder:
         return tuple(f for f in self.fields if f in limits and limits[f] is None)
 
     def shapes(self, sample: Sample) -> Shapes:
-        """What all samples of a batch must have in common: layout of the codes, width of the text
-        features, where they are open."""
-        return {
-            f: sample[f].shape[1:] if f == "text" else sample[f].shape for f in self.open_shapes
-        }
+        """What all samples of a batch must have in common, where the model leaves it open."""
+        shapes = {}
+        if "codes" in self.open_shapes:
+            shapes["codes of"] = "x".join(map(str, sample["codes"].shape))
+        if "text" in self.open_shapes:
+            shapes["text features of width"] = str(sample["text"].shape[1])
+        return shapes
 
     def __call__(self, raw: Raw, rng: random.Random) -> Sample:
         """Decode one sample: BadSample where a member is missing, broken or out of range, Unwanted
@@ -148,11 +150,6 @@ class SampleDecoder:
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:
         """One view's codes of the array [views, depth, rows, columns] or [rows, columns]."""
         codes = members.read_array(data, "codes")
-        if codes.ndim == 3:
-            raise BadSample(
-                f"codes {members.describe(codes)} that do not say whether the first dimension is "
-                "views or depth: store [views, depth, rows, columns]"
-            )
         if codes.ndim not in (2, 4) or codes.dtype.kind not in "iu":
             raise BadSample(
                 "codes that are no integers [views, depth, rows, columns] or [rows, columns] but "
@@ -201,12 +198,9 @@ def _has_caption(raw: Raw, name: str) -> bool:
 
 def check_shapes(shapes: Shapes, first: Shapes) -> None:
     """Raises BadSample for a sample that fits into no batch with the first one."""
-    for name, shape in shapes.items():
-        wanted = first.get(name, shape)
-        if shape != wanted:
-            what = "text features of width" if name == "text" else "codes of"
-            has, first_has = members.by(shape), members.by(wanted)
-            raise BadSample(f"{what} {has} where the first sample's are {first_has}")
+    for what, shape in shapes.items():
+        if shape != first.get(what, shape):
+            raise BadSample(f"{what} {shape} where the first sample's are {first[what]}")
 
 
 def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[str, Any]:

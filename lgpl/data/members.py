@@ -155,9 +155,5 @@ def _npy_header(line: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     return dtype, shape, len(line) + 1
 
 
-def by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
 def describe(array: np.ndarray) -> str:
-    return f"{array.dtype} {by(array.shape)}"
+    return f"{array.dtype} {'x'.join(map(str, array.shape))}"

@@ -6,19 +6,16 @@ sample next to each other. Nothing in a shard is executed or unpickled here.
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
-import lzma
 import os
-import sys
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, suppress
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import braceexpand
+from fsspec.compression import compr
 
 from lgpl.data.members import BadSample, Raw
 from lgpl.data.store import Store
@@ -34,11 +31,7 @@ TOGETHER = 2**20  # bytes of members that are read at once and then cut apart
 LARGEST_RATIO = 600
 ALWAYS_UNPACKED = 64 * 2**20  # bytes, whatever the ratio
 LARGEST_UNPACKED = 64 * 2**30  # bytes
-COMPRESSED: tuple[tuple[bytes, Callable[..., Any]], ...] = (
-    (b"\x1f\x8b", gzip.open),
-    (b"BZh", bz2.open),
-    (b"\xfd7zXZ", lzma.open),
-)
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz"}  # fsspec's, by first bytes
 OPEN_AT_ONCE = 128  # shards
 GAP = 8192  # bytes between members that are still read together
 
@@ -93,47 +86,38 @@ class Shard(Table):
             BadSample: these members, or their number, are larger than any sample's, or the disk
                 does not give them.
         """
-        places = self._places(sample)
+        if not self.reach(sample):
+            raise IndexError(sample)
+        if sample in self.crowded:
+            raise BadSample(f"sample of more than {MOST_MEMBERS} members")
+        places = self.members(sample)
         assert self._file is not None
         raw: Raw = {"__key__": self.key(sample), "__shard__": self.path}
         if extensions is None:
             extensions = {name for name in places if not name.startswith("__")}  # `Raw` has those
-        wanted: list[tuple[str, int, int]] = []
-        first, end, total = sys.maxsize, 0, 0
-        for extension, (offset, size) in places.items():
-            if size <= LARGEST_MEMBER and extension in extensions:
-                wanted.append((extension, offset, size))
-                total += size
-                first = offset if offset < first else first
-                end = offset + size if offset + size > end else end
+        wanted = [
+            (name, offset, size)
+            for name, (offset, size) in places.items()
+            if size <= LARGEST_MEMBER and name in extensions
+        ]
+        total = sum([size for _, _, size in wanted])
+        first = min([offset for _, offset, _ in wanted], default=0)
+        end = max([offset + size for _, offset, size in wanted], default=0)
         if total > LARGEST_SAMPLE:
             raise BadSample(f"sample of more than {LARGEST_SAMPLE} bytes")
-        near = end - first <= total + GAP and total <= TOGETHER
+        file, near = self._file.fileno(), end - first <= total + GAP and total <= TOGETHER
         try:
-            together = os.pread(self._file.fileno(), end - first, first) if wanted and near else b""
-            for extension, offset, size in wanted:
-                if near:
-                    data = together[offset - first : offset - first + size]
-                else:
-                    data = os.pread(self._file.fileno(), size, offset)
+            together = os.pread(file, end - first, first) if near else b""
+            for name, offset, size in wanted:
+                begin = offset - first
+                data = together[begin : begin + size] if near else os.pread(file, size, offset)
                 if len(data) == size:
-                    raw[extension] = data
+                    raw[name] = data
         except (OSError, MemoryError) as error:
             raise BadSample(f"sample that cannot be read ({str(error) or 'no memory'})") from error
         return raw
 
     __getitem__ = read
-
-    def sizes(self, sample: int) -> dict[str, int]:
-        """Extension -> bytes of a sample's members; BadSample where there are too many."""
-        return {name: size for name, (_, size) in self._places(sample).items()}
-
-    def _places(self, sample: int) -> dict[str, tuple[int, int]]:
-        if not self.reach(sample):
-            raise IndexError(sample)
-        if sample in self.crowded:
-            raise BadSample(f"sample of more than {MOST_MEMBERS} members")
-        return self.members(sample)
 
     def close(self) -> None:
         if self._file is not None:
@@ -166,20 +150,18 @@ class OpenShards:
 def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
     """A file of the tar itself, a temporary one where it was compressed, and why it ends early."""
     head = os.pread(file.fileno(), 8, 0)
-    opener = next((opener for magic, opener in COMPRESSED if head.startswith(magic)), None)
-    if opener is None:
+    form = next((form for magic, form in COMPRESSED.items() if head.startswith(magic)), None)
+    if form is None:
         return file, None
     damage = None
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115
     try:
-        with file, opener(file) as stream:
+        with file, compr[form](file, mode="rb") as stream:
             while piece := stream.read(PIECE):
                 size = unpacked.tell() + len(piece)
-                if size > max(ALWAYS_UNPACKED, LARGEST_RATIO * file.tell()):
-                    damage = f"unpacks to more than {LARGEST_RATIO} times its size"
-                    break
-                if size > LARGEST_UNPACKED:
-                    damage = f"unpacks to more than {LARGEST_UNPACKED} bytes"
+                if size > min(LARGEST_UNPACKED, max(ALWAYS_UNPACKED, LARGEST_RATIO * file.tell())):
+                    bounds = f"{LARGEST_RATIO} times its size or {LARGEST_UNPACKED} bytes"
+                    damage = f"unpacks to more than {bounds}"
                     break
                 unpacked.write(piece)
     except Exception as error:  # each codec raises its own, and MemoryError for a huge dictionary

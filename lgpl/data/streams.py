@@ -111,45 +111,44 @@ class Samples(Dataset):
                 chunk.good.append(i)
         if request.slots is not None:
             missing = request.slots - len(samples)
-            samples += [samples[-1] if samples else self._first_good()] * missing
+            samples += [samples[-1] if samples else self._first_usable()] * missing
         if samples:
             chunk.batch = collate(samples, self.text_length)
             if request.slots is not None:
                 chunk.batch["valid"] = torch.arange(request.slots) < len(chunk.good)
         return chunk
 
-    def _first_good(self) -> Sample:
+    def _first_usable(self) -> Sample:
         """Some sample that decodes, to fill what has none."""
-        chunk = Chunk()
-        for path in self.shards:
-            shard = self._open[path]
-            for place in range(len(shard)):
-                sample = self._sample(0, shard, place, chunk)
-                if sample is not None:
-                    return sample
-            if shard.damage:
-                chunk.skipped[f"{path}: {shard.damage}"] += 1
-        causes = "; ".join(chunk.skipped) or "they are empty"
-        raise UserError(f"No usable sample in the validation shards: {causes}.")
+        causes: dict[str, None] = {}
+        for sample in self._sound(self.decoder, causes):
+            if self.decoder.shapes(sample) == self._shapes:
+                return sample
+        raise UserError(
+            f"No usable sample in the validation shards: {'; '.join(causes) or 'they are empty'}."
+        )
 
     @cached_property
     def _shapes(self) -> Shapes:
         """Those that the model leaves open, as the first sound sample of the list has them, and so
         the same on all ranks and in any order; empty where there is none."""
-        decoder = dataclasses.replace(
-            self.decoder, fields=self.decoder.open_shapes, augment=False, filter=Filter()
-        )
+        fields = self.decoder.open_shapes
+        decoder = dataclasses.replace(self.decoder, fields=fields, augment=False, filter=Filter())
+        return next(map(decoder.shapes, self._sound(decoder, {})), {})
+
+    def _sound(self, decoder: SampleDecoder, causes: dict[str, None]) -> Iterator[Sample]:
+        """What can be decoded of the list; why other samples cannot is added to `causes`."""
         for path in self.shards:
             with closing(Shard(path, self.store)) as shard:
                 for place in itertools.count():
                     try:
-                        raw = shard.read(place, decoder.members)
-                        return decoder.shapes(decoder(raw, random.Random(0)))
-                    except BadSample:
-                        continue
+                        yield decoder(shard.read(place, decoder.members), random.Random(0))
+                    except (BadSample, Unwanted) as error:
+                        causes[str(error)] = None
                     except IndexError:
                         break
-        return {}
+                if shard.damage:
+                    causes[f"{path}: {shard.damage}"] = None
 
     def _sample(self, epoch: int, shard: Shard, place: int, chunk: Chunk) -> Sample | None:
         where = f"sample {place} of {shard.path}"

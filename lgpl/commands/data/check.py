@@ -115,7 +115,7 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
             report.damage.append((key, str(error)))
             continue
         report.damage.extend((key, cause) for cause in faults(raw) + misfits(raw, report.shapes))
-        for name in shard.sizes(place).keys() - raw.keys():
+        for name in shard.members(place).keys() - raw.keys():
             report.damage.append((key, f"member .{name} that is too large to be read"))
         report.unread.update(n for n in names(raw) if not is_read(n) and not is_pickle(n))
     shard.close()
