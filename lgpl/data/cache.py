@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from lgpl.atomic import PartialFile, write_text
+from lgpl.atomic import atomic_file, write_text
 from lgpl.errors import UserError
 
 KIND = "lgpl_cached_shard"
@@ -105,24 +105,22 @@ class ShardCache:
 
     def _write(self, url: str, place: Path, copy: Callable[[BinaryIO], str | None]) -> int:
         """Write a shard; gives about how many bytes a full disk lacks, or 0."""
-        partial = PartialFile(place)
+        size = 0
         try:
-            etag = copy(partial.file)
-            partial.file.flush()
-            size = os.fstat(partial.file.fileno()).st_size
-            record = {KIND: 1, "url": _digest(url), "size": size, "etag": etag}
-            _remove_folder(_beside(place))
-            write_text(_beside(place), json.dumps(record) + "\n")  # first: no shard without one
-            _remove_folder(place)
-            partial.commit()
+            with atomic_file(place) as file:
+                try:
+                    etag = copy(file)
+                finally:
+                    size = file.tell()
+                record = {KIND: 1, "url": _digest(url), "size": size, "etag": etag}
+                _remove_folder(_beside(place))
+                write_text(_beside(place), json.dumps(record) + "\n")  # first: no shard without one
+                _remove_folder(place)
             return 0
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            return 2 * partial.partial.stat().st_size + 1
-        finally:
-            with suppress(OSError):  # which a full disk also raises where the file is closed
-                partial.discard()
+            return 2 * size + 1
 
     def _kept(self) -> list[tuple[float, int, Path]]:
         """Time of the last use, bytes and path of all shards in the cache, the oldest first."""
@@ -147,10 +145,10 @@ class ShardCache:
     def _sweep(self) -> None:
         """Delete what killed processes left: half a shard, or a record without its shard."""
         for path, found in self._files():
-            left = OWN_PARTIAL.fullmatch(path.name) is not None
-            if OWN_RECORD.fullmatch(path.name):
-                left = not os.path.lexists(path.with_name(path.name.removesuffix(RECORD)))
-            if left and found.st_mtime < time.time() - ABANDONED:
+            shard = path.with_name(path.name.removesuffix(RECORD))
+            is_alone = OWN_RECORD.fullmatch(path.name) and not os.path.lexists(shard)
+            is_old = found.st_mtime < time.time() - ABANDONED
+            if is_old and (is_alone or OWN_PARTIAL.fullmatch(path.name)):
                 path.unlink(missing_ok=True)
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import members, transforms
 from lgpl.data.filters import Filter
-from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, features_name, member
+from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, guarded, member
 from lgpl.data.transforms import to_uint8
 from lgpl.text.padding import left_pad
 
@@ -54,7 +54,7 @@ class SampleDecoder:
         fixed = {"image": IMAGE_EXTENSIONS, "class": ("cls",), "codes": ("codes.npy",)}
         names = {name for f in self.fields for name in fixed.get(f, ())}
         if "text" in self.fields:
-            names |= {features_name(caption) for caption in self.captions}
+            names |= {members.features_name(caption) for caption in self.captions}
         if "caption" in self.fields or self.filter.caption_length:
             names |= {"json" if c.startswith(JSON_CAPTION) else c for c in self.captions}
         if self.filter.json or (self.filter.reads_size and "image" not in self.fields):
@@ -76,12 +76,10 @@ class SampleDecoder:
             shapes["text features of width"] = str(sample["text"].shape[1])
         return shapes
 
+    @guarded()
     def __call__(self, raw: Raw, rng: random.Random) -> Sample:
         """Decode one sample: BadSample where a member is missing, broken or out of range, Unwanted
         where the filter leaves it out. Samples of the same `open_shapes` can be collated."""
-        return members.guarded(self._decode, raw, rng)
-
-    def _decode(self, raw: Raw, rng: random.Random) -> Sample:
         sample: Sample = {"key": raw["__key__"]}
         self._filter(raw)
         caption = self._choose_caption(raw, rng)
@@ -95,7 +93,7 @@ class SampleDecoder:
             elif name == "codes":
                 sample["codes"] = self._codes(member(raw, name, ("codes.npy",)), rng)
             elif name == "text":
-                sample["text"] = self._text(member(raw, name, (features_name(caption),)))
+                sample["text"] = self._text(member(raw, name, (members.features_name(caption),)))
         return sample
 
     def _filter(self, raw: Raw) -> None:
@@ -115,7 +113,7 @@ class SampleDecoder:
             there = [
                 name
                 for name in names
-                if ("text" not in wanted or features_name(name) in raw)
+                if ("text" not in wanted or members.features_name(name) in raw)
                 and ("caption" not in wanted or _has_caption(raw, name))
             ]
             weights = [self.captions[name] for name in there]
@@ -204,13 +202,10 @@ def check_shapes(shapes: Shapes, first: Shapes) -> None:
 
 
 def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[str, Any]:
-    """Samples, at least one and all with the same fields, as one batch.
-
-    Returns:
-        `key` and `caption` as lists; `image` [B, 3, H, W] or [B, views, 3, H, W], uint8, see
-        `normalize`; `class` [B]; `codes` [B, *layout.shape]; `text` [B, text_length, D] left-padded
-        with `text_lengths` [B]; by default as long as the longest.
-    """
+    """Samples, at least one and all with the same fields, as one batch: `key` and `caption` as
+    lists; `image` [B, 3, H, W] or [B, views, 3, H, W], uint8, see `normalize`; `class` [B]; `codes`
+    [B, *layout.shape]; `text` [B, text_length, D] left-padded with `text_lengths` [B], by default
+    as long as the longest."""
     batch: dict[str, Any] = {}
     for name in samples[0]:
         values = [sample[name] for sample in samples]

@@ -8,18 +8,18 @@ the training data, or run commands.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import posixpath
 import re
 import urllib.parse
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from lgpl.atomic import write_text
 from lgpl.data.shards import Shard, expand
@@ -41,12 +41,12 @@ BEFORE_COLON = re.compile(r"[^/?#]*:")  # a drive, or a scheme such as `file:` w
 
 def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, int | None]:
     """The shards that patterns and index files (`.json`) stand for, with their samples where an
-    index tells them; raises as `expand`, `read_index` and `Store.check_cache`."""
+    index tells them; raises as `expand`, `read_index` and `Store.check`."""
     shards: dict[str, int | None] = {}
     for path in expand(patterns, what, store):
         shards |= read_index(path, store) if is_index(path) else {path: None}
-    if any(map(is_url, shards)):
-        store.check_cache()  # now, and not first in a worker process
+    for path in shards:
+        store.check(path)  # now, and not first in a worker process
     return shards
 
 
@@ -61,10 +61,9 @@ def counted(
     many = len(unknown) >= MANY
     if many:
         log.info("%s: `lgpl data index` counts once for all runs.", what)
-    with ThreadPoolExecutor(THREADS) as pool:
-        jobs = pool.map(lambda path: count_samples(path, store), unknown)
-        progress = tqdm(jobs, desc=f"counting {what}", total=len(unknown), disable=not many)
-        found = dict(zip(unknown, progress, strict=True))
+    count, bar = functools.partial(count_samples, store=store), f"counting {what}"
+    counts = thread_map(count, unknown, max_workers=THREADS, desc=bar, disable=not many)
+    found = dict(zip(unknown, counts, strict=True))
     faults = [f"{path} {damage}" for path, (_, damage) in found.items() if damage]
     for fault in faults:
         log.warning("%s: %s", what, fault)

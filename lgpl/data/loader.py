@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from lgpl.data import streams
 from lgpl.data.order import Mixture, PartitionState, Position
 from lgpl.data.store import is_url
-from lgpl.data.streams import Batch, Chunk, Rank, ReadRequest, Samples, pinned
-from lgpl.data.workers import SkippedCounts, answered
+from lgpl.data.streams import Batch, Chunk, Rank, ReadRequest, Samples
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _joined(parts: list[tuple[Batch, slice]]) -> Batch:
         if name == "text":  # padded on the left to the longest of its chunk
             values = [F.pad(text, (0, 0, longest - text.shape[1], 0)) for text in values]
         joined[name] = torch.cat(values) if torch.is_tensor(first) else [*itertools.chain(*values)]
-    return pinned(joined) if torch.cuda.is_available() else joined
+    return streams.pinned(joined) if torch.cuda.is_available() else joined
 
 
 @dataclass(eq=False)
@@ -110,7 +110,7 @@ class TrainLoader:
 
     def __post_init__(self) -> None:
         one_pass = sum(order.total for order in self.mixture.orders) // self.rank.count
-        self.skipped_counts = SkippedCounts("training", self.max_bad, one_pass)
+        self.skipped_counts = streams.SkippedCounts("training", self.max_bad, one_pass)
         self.skipped = self.skipped_counts.skipped  # samples so far, by cause
         start = PartitionState(0, (Position(),) * len(self.mixture.orders))
         self._begin([start] * self.mixture.partitions, self.rank.index, self.mixture.turn)
@@ -131,7 +131,7 @@ class TrainLoader:
             remote = any(map(is_url, self.samples.shards))
             requests = partitions_in_turn(self.mixture, self._state, remote)
             # Nothing in there refers to this loader: in a cycle the workers would end too late.
-            chunks = answered(self.samples, self.workers, requests, self.skipped_counts)
+            chunks = streams.answered(self.samples, self.workers, requests, self.skipped_counts)
             self._running = assembled(chunks, self._state, self.batch_size)
         for batch, state in itertools.islice(self._running, self.batches):
             # A loader of known length is asked for a batch when the last one was trained on; an
@@ -169,13 +169,10 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint stood.
-
-        The same samples follow in the same order, whatever the number of workers, where the
-        partitions of the checkpoint divide evenly among the ranks; else what is left of the epoch
-        is cut into new partitions, and no sample of it is lost or seen twice. Other data or
-        another order of them begin anew.
-        """
+        """Go on where a checkpoint stood: with the same samples in the same order, whatever the
+        number of workers, where the partitions of the checkpoint divide evenly among the ranks;
+        else what is left of the epoch is cut into new partitions, and no sample of it is lost or
+        seen twice. Other data or another order of them begin anew."""
         if not state:
             return
         if state["data"] != self.fingerprint:
@@ -226,26 +223,22 @@ class PassLoader:
             yield chunk.batch
 
     def _answered(self) -> Iterator[tuple[ReadRequest, Chunk]]:
-        counts = SkippedCounts(self.split)
+        counts = streams.SkippedCounts(self.split)
         self.skipped = counts.skipped
-        return answered(self.samples, self.workers, self.requests(), counts)
+        return streams.answered(self.samples, self.workers, self.requests(), counts)
 
 
 class ShardwiseLoader(PassLoader):
-    """One pass shard by shard: no batch spans two, and a shard's last one says so.
-
-    Adds to a batch `members` (the samples' own texts as bytes), `shard` and `end_of_shard`. A shard
-    without a good sample gives no batch.
-    """
+    """One pass shard by shard: adds to a batch `members` (the samples' own texts as bytes), `shard`
+    and `end_of_shard`. No batch spans two shards, and one without a good sample gives none."""
 
     def __iter__(self) -> Iterator[Batch]:
-        held: Batch | None = None  # until it is known whether it is the last of its shard
-        for request, chunk in self._answered():
-            shard = self.samples.shards[int(request.span.shards[0])]
-            if held is not None and (chunk.batch is not None or held["shard"] != shard):
-                yield held | {"end_of_shard": held["shard"] != shard}
-                held = None
-            if chunk.batch is not None:
-                held = chunk.batch | {"shard": shard, "members": chunk.members}
-        if held is not None:
-            yield held | {"end_of_shard": True}
+        shards = self.samples.shards
+        batches = (
+            chunk.batch | {"shard": shards[request.span.shards[0]], "members": chunk.members}
+            for request, chunk in self._answered()
+            if chunk.batch is not None
+        )
+        end: Batch = {"shard": None}
+        for batch, following in itertools.pairwise(itertools.chain(batches, [end])):
+            yield batch | {"end_of_shard": batch["shard"] != following["shard"]}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -68,10 +68,6 @@ class Order:
         self._block_size = self.shuffle or 4096
         self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
-
-    def set_partitions(self, partitions: int, turn: int) -> None:
-        self.partitions, self.turn = partitions, turn
-        self._blocks.clear()
 
     def take(self, partition: int, position: Position, number: int) -> tuple[Span, Position]:
         """The next samples of a partition, and the position after; an epoch may end between.
@@ -217,8 +213,7 @@ class Mixture:
         return [PartitionState(0, tuple(first))] * partitions
 
     def set_partitions(self, partitions: int, turn: int) -> None:
-        for order in self.orders:
-            order.set_partitions(partitions, turn)
+        self.orders = [replace(o, partitions=partitions, turn=turn) for o in self.orders]
 
     def take(self, partition: int, at: PartitionState, number: int) -> tuple[Span, PartitionState]:
         """The next samples of a partition; shards are numbered through all data sets."""

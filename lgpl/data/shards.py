@@ -25,7 +25,6 @@ from lgpl.errors import UserError
 
 LARGEST_MEMBER = 256 * 2**20  # bytes; a larger one is read as missing
 LARGEST_SAMPLE = 512 * 2**20  # bytes of all members that are read
-TOGETHER = 2**20  # bytes of members that are read at once and then cut apart
 # A compressed shard may come to so many times the bytes that were read of it. Pictures and codes
 # reach 5, labels 100 (gzip) to 240 (bzip2), one label or caption throughout 150 to 520 (xz).
 LARGEST_RATIO = 600
@@ -33,7 +32,6 @@ ALWAYS_UNPACKED = 64 * 2**20  # bytes, whatever the ratio
 LARGEST_UNPACKED = 64 * 2**30  # bytes
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz"}  # fsspec's, by first bytes
 OPEN_AT_ONCE = 128  # shards
-GAP = 8192  # bytes between members that are still read together
 
 
 def expand(
@@ -81,36 +79,26 @@ class Shard(Table):
         """The bytes of a sample's members with these extensions (None: all of them), without those
         that are larger than anyone needs or that the file does not hold any more.
 
-        Raises:
-            IndexError: the shard has fewer samples.
-            BadSample: these members, or their number, are larger than any sample's, or the disk
-                does not give them.
+        An IndexError where the shard has fewer samples, a BadSample where these members or their
+        number are larger than any sample's, or the disk does not give them.
         """
         if not self.reach(sample):
             raise IndexError(sample)
         if sample in self.crowded:
             raise BadSample(f"sample of more than {MOST_MEMBERS} members")
-        places = self.members(sample)
         assert self._file is not None
-        raw: Raw = {"__key__": self.key(sample), "__shard__": self.path}
+        places, file, total = self.members(sample), self._file.fileno(), 0
+        raw: Raw = {"__key__": self.keys[sample], "__shard__": self.path}
         if extensions is None:
             extensions = {name for name in places if not name.startswith("__")}  # `Raw` has those
-        wanted = [
-            (name, offset, size)
-            for name, (offset, size) in places.items()
-            if size <= LARGEST_MEMBER and name in extensions
-        ]
-        total = sum([size for _, _, size in wanted])
-        first = min([offset for _, offset, _ in wanted], default=0)
-        end = max([offset + size for _, offset, size in wanted], default=0)
-        if total > LARGEST_SAMPLE:
-            raise BadSample(f"sample of more than {LARGEST_SAMPLE} bytes")
-        file, near = self._file.fileno(), end - first <= total + GAP and total <= TOGETHER
         try:
-            together = os.pread(file, end - first, first) if near else b""
-            for name, offset, size in wanted:
-                begin = offset - first
-                data = together[begin : begin + size] if near else os.pread(file, size, offset)
+            for name, (offset, size) in places.items():
+                if size > LARGEST_MEMBER or name not in extensions:
+                    continue
+                total += size
+                if total > LARGEST_SAMPLE:
+                    raise BadSample(f"sample of more than {LARGEST_SAMPLE} bytes")
+                data = os.pread(file, size, offset)
                 if len(data) == size:
                     raw[name] = data
         except (OSError, MemoryError) as error:
@@ -137,10 +125,10 @@ class OpenShards:
             self._open.move_to_end(path)
             return self._open[path]
         shard = self._open[path] = Shard(path, self.store)
-        kept = sum(shard.seen for shard in self._open.values())
+        kept = sum(len(shard.keys) for shard in self._open.values())
         while len(self._open) > 2:
             oldest = next(iter(self._open.values()))
-            kept -= oldest.seen
+            kept -= len(oldest.keys)
             if kept < 2 * self.samples and len(self._open) <= OPEN_AT_ONCE:
                 break
             self._open.pop(oldest.path).close()

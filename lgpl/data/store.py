@@ -59,24 +59,21 @@ class Store:
                 raise UserError(f"data.store.{name}: {getattr(self, name)} is below {least}.")
 
     def check(self, path: str) -> None:
-        """Refuse, with a `UserError`, a `pipe:` without `allow_pipe`."""
+        """Refuse, with a `UserError`, a `pipe:` without `allow_pipe`, and where a URL would come
+        through a cache that others can write to."""
         if scheme(path) == "pipe" and not self.allow_pipe:
             raise UserError(
                 f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL, "
                 "or set data.store.allow_pipe."
             )
-
-    def check_cache(self) -> None:
-        """Refuse, with a `UserError`, a cache that others can write to."""
-        self._cache.check()
+        if is_url(path):
+            self._cache.check()
 
     def open(self, path: str) -> BinaryIO:
         """A path, or a local copy of a URL, opened to read: deleting the copy does no harm then.
 
-        Raises:
-            OSError: the path cannot be opened.
-            Unreachable: a URL could not be fetched, or the cache cannot take it.
-            UserError: see `check` and `check_cache`.
+        An OSError where the path cannot be opened, an Unreachable where a URL cannot be fetched or
+        the cache cannot take it, a UserError as in `check`.
         """
         if not is_url(path):
             try:
@@ -84,21 +81,18 @@ class Store:
             except ValueError as error:  # a zero byte in the name
                 raise OSError(str(error)) from error
         self.check(path)
+        cache = self._cache
+        fetch = functools.partial(cache.add, path, lambda to: transfer(path, to, self.timeout))
         try:
-            return self._from_cache(path)
+            cache.make()
+            with cache.lock(path):
+                for _ in range(OPENINGS):
+                    if (file := cache.open(path)) is not None:
+                        return file
+                    self._with_retries(path, fetch)
+            raise OSError(f"{cache.folder} does not keep it")
         except OSError as error:
             raise error if isinstance(error, Unreachable) else Unreachable(str(error)) from error
-
-    def _from_cache(self, url: str) -> BinaryIO:
-        cache = self._cache
-        cache.make()
-        fetch = functools.partial(cache.add, url, lambda to: transfer(url, to, self.timeout))
-        with cache.lock(url):
-            for _ in range(OPENINGS):
-                if (file := cache.open(url)) is not None:
-                    return file
-                self._with_retries(url, fetch)
-        raise OSError(f"{cache.folder} does not keep it")
 
     def prefetch(self, path: str) -> None:
         """Begin to fetch a URL in the background; a failure is told when the shard's turn has come,

@@ -35,9 +35,8 @@ def scheme(path: str) -> str:
 def transfer(url: str, to: BinaryIO, timeout: float) -> str | None:
     """Write the whole body of a URL to a new file and give its ETag, where the server has one.
 
-    Raises:
-        Unreachable: it is not there; another try would not help.
-        Exception: anything else, as the store's client raises it; another try may help.
+    An Unreachable where another try would not help, such as for what is not there; anything else
+    that the store's client raises may pass.
     """
     kind = scheme(url)
     if kind in HTTP:

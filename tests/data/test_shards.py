@@ -173,7 +173,7 @@ def test_a_sample_of_gigabytes_is_skipped_and_counted(
     samples = Samples(
         [path], SampleDecoder(("image", "caption"), (16, 16), captions=captions), Store()
     )
-    assert samples[wanted].skipped[cause] == 1
+    assert (cause, f"sample 1 of {path}") in samples[wanted].skipped
     # Who does not read them does not mind them.
     assert Samples([path], SampleDecoder(("image",), (16, 16)), Store())[wanted].good == [0, 1, 2]
     with pytest.raises(SystemExit):
@@ -197,7 +197,7 @@ def test_a_sample_of_very_many_members_is_skipped_and_counted(
         ReadRequest(Span(none, none, places))
     ]
     cause = "sample of more than 1000 members"
-    assert found.good == [0, 2] and found.skipped == {cause: 1}
+    assert found.good == [0, 2] and [c for c, _ in found.skipped] == [cause]
     with pytest.raises(SystemExit):
         main(["data", "check", "--workers", "1", path])
     assert f"{path}: 1: {cause}\n" in capsys.readouterr().out

@@ -107,7 +107,7 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
     if expected != len(shard) and not shard.damage:
         report.damage.append((None, f"{len(shard)} samples instead of {expected}"))
     for place in range(len(shard)):
-        key = shard.key(place)
+        key = shard.keys[place]
         report.keys[place] = _digest(key)
         try:
             raw = shard[place]
@@ -147,7 +147,7 @@ def repeated(
         for place in places:
             if place >= number:  # it changed in the meantime
                 break
-            key = shard.key(place)
+            key = shard.keys[place]
             if key in seen:
                 yield path, key
             seen.add(key)

@@ -61,7 +61,8 @@ def _faults(raw: Raw, name: str) -> list[str]:
 
 def _causes(read: Callable[..., Any], *args: Any) -> list[str]:
     try:
-        guarded(read, *args)
+        with guarded():
+            read(*args)
     except BadSample as error:
         return [str(error)]
     return []

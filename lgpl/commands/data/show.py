@@ -61,7 +61,7 @@ def run(options: Namespace) -> None:
         try:
             raw = shard[place]
         except BadSample as error:
-            summary.unreadable(shard.key(place), shard.path, str(error))
+            summary.unreadable(shard.keys[place], shard.path, str(error))
             continue
         if summary.add(raw) and out and number in pictured:
             tiles += tile(raw)

@@ -62,7 +62,8 @@ class Summary:
         causes = faults(raw)
         if not causes:
             try:
-                guarded(self._take, raw)
+                with guarded():
+                    self._take(raw)
             except BadSample as error:
                 causes = [str(error)]
         for cause in causes:
