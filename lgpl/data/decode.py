@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import members, transforms
@@ -212,10 +213,6 @@ def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[s
         if name == "text":
             length = text_length or max(map(len, values))
             batch["text"], batch["text_lengths"] = left_pad(values, length)
-        elif isinstance(values[0], Tensor):
-            batch[name] = torch.stack(values)
-        elif isinstance(values[0], int):
-            batch[name] = torch.tensor(values)
         else:
-            batch[name] = values
+            batch[name] = default_collate(values)
     return batch

@@ -5,8 +5,7 @@ stream can be named, stored in a checkpoint and come back to without reading wha
     the row, cut into equal pieces      ─►  a partition each; a reader has one or more partitions
     a partition, shuffled block by block     ─►  the order in which its samples are read
 
-A partition reads its own shards only, and all partitions of an epoch have the same length, but
-for a sample.
+A partition reads its own shards only; all of an epoch are of one length, but for a sample.
 """
 
 from __future__ import annotations
@@ -70,10 +69,8 @@ class Order:
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
     def take(self, partition: int, position: Position, number: int) -> tuple[Span, Position]:
-        """The next samples of a partition, and the position after; an epoch may end between.
-
-        Only a partition of an order with at least as many samples as partitions may be asked.
-        """
+        """The next samples of a partition, and the position after; an epoch may end between. There
+        must be at least as many samples as partitions."""
         epoch, done = position
         none = np.zeros(0, np.int64)
         parts = [(none, none, none)]

@@ -73,15 +73,13 @@ class Shard(Table):
             self._file, damage = _unpacked(store.open(path))
         except OSError as error:
             damage = f"cannot be read ({error.strerror or error})"
-        super().__init__(None if self._file is None else self._file.fileno(), damage)
+        super().__init__(self._file.fileno() if self._file else None, damage)
 
     def read(self, sample: int, extensions: Collection[str] | None = None) -> Raw:
         """The bytes of a sample's members with these extensions (None: all of them), without those
-        that are larger than anyone needs or that the file does not hold any more.
-
-        An IndexError where the shard has fewer samples, a BadSample where these members or their
-        number are larger than any sample's, or the disk does not give them.
-        """
+        that are larger than anyone needs or that the file does not hold any more; an IndexError
+        where the shard has fewer samples, a BadSample where these members or their number are
+        larger than any sample's, or the disk does not give them."""
         if not self.reach(sample):
             raise IndexError(sample)
         if sample in self.crowded:

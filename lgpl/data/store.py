@@ -70,11 +70,9 @@ class Store:
             self._cache.check()
 
     def open(self, path: str) -> BinaryIO:
-        """A path, or a local copy of a URL, opened to read: deleting the copy does no harm then.
-
-        An OSError where the path cannot be opened, an Unreachable where a URL cannot be fetched or
-        the cache cannot take it, a UserError as in `check`.
-        """
+        """A path, or a local copy of a URL, opened to read: deleting the copy does no harm then. An
+        OSError where the path cannot be opened, an Unreachable where a URL cannot be fetched or the
+        cache cannot take it, a UserError as in `check`."""
         if not is_url(path):
             try:
                 return open(path, "rb")

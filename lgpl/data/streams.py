@@ -168,10 +168,10 @@ class Samples(Dataset):
 
 
 def every_sample_once(counts: Sequence[int], rank: Rank, batch_size: int) -> list[ReadRequest]:
-    """Requests of one rank for every sample exactly once over all ranks.
+    """Requests of one rank, which takes a contiguous range of the samples, for each exactly once.
 
-    All ranks get batches of the same number and sizes. A rank takes a contiguous range of the
-    samples; where ranges are uneven, the last batch has a slot without a sample.
+    All ranks get batches of the same number and sizes; where ranges are uneven, the last batch has
+    a slot without a sample.
     """
     order = Order(counts, rank.count)
     per_rank = -(-order.total // rank.count)

@@ -1,10 +1,8 @@
 """Where the samples of a tar file lie, read from its headers alone.
 
-With this table any sample is one read away, so a reader touches nothing that another one trains on.
-The headers are parsed here because `tarfile` spends 20 microseconds on each, which is more than all
-the rest that a sample of codes costs. POSIX ustar, pax and GNU long names are understood.
-
-Nothing is unpacked, and no name in a tar ever becomes a path.
+So a reader touches nothing that another one trains on. Nothing is unpacked, and no name in a tar
+ever becomes a path. The headers are parsed here because `tarfile` spends 20 microseconds on each,
+more than all the rest that a sample of codes costs. POSIX ustar, pax and GNU long names are read.
 """
 
 from __future__ import annotations
