@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
-from lgpl.atomic import PartialFile, write_text
+from lgpl.atomic import atomic_file, write_text
 from lgpl.errors import UserError
 
 KIND = "lgpl_cached_shard"
@@ -51,15 +51,15 @@ class ShardCache:
             return
         mode = stat.S_IMODE(found.st_mode)
         if found.st_uid != os.geteuid():
-            raise UserError(
-                f"data.store.cache: {self.folder} belongs to another user, who could put anything "
-                "there; name a folder of your own that only you can write to (chmod 700)."
-            )
-        if mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UserError(
-                f"data.store.cache: {self.folder} has mode {mode:o}, so that others could put "
-                f"anything there; run `chmod 700 {self.folder}`."
-            )
+            fault, cure = "belongs to another user", "name one that only you can write to"
+        elif mode & (stat.S_IWGRP | stat.S_IWOTH):
+            fault, cure = f"has mode {mode:o}", f"run `chmod 700 {self.folder}`"
+        else:
+            return
+        raise UserError(
+            f"data.store.cache: {self.folder} {fault}, so that others could put anything there; "
+            f"{cure}."
+        )
 
     def make(self) -> None:
         """Make the folder for this user alone, and `check` it."""
@@ -68,22 +68,17 @@ class ShardCache:
 
     def lock(self, url: str) -> FileLock:
         """What a process holds while it opens or fetches a URL."""
-        place = self._place(url)
-        path = place.with_name(place.name + ".lock")
+        path = _beside(self._place(url), ".lock")
         if path.is_symlink():  # from when others could write here; it would be written through
             path.unlink()
         return FileLock(path)
-
-    def holds(self, url: str) -> bool:
-        """Whether there is a shard, as far as its name tells."""
-        return os.path.lexists(self._place(url))
 
     def open(self, url: str) -> BinaryIO | None:
         """A kept shard opened to read; None where there is none, or it is not as it was fetched."""
         place = self._place(url)
         file = _open_own(place)
         if file is not None:
-            record, size = _read_record(_record(place)), os.fstat(file.fileno()).st_size
+            record, size = _read_record(_beside(place)), os.fstat(file.fileno()).st_size
             if record.get("url") == _digest(url) and record.get("size") == size:
                 os.utime(file.fileno())  # used now
                 return file
@@ -110,31 +105,29 @@ class ShardCache:
 
     def _write(self, url: str, place: Path, copy: Callable[[BinaryIO], str | None]) -> int:
         """Write a shard; gives about how many bytes a full disk lacks, or 0."""
-        partial = PartialFile(place)
+        size = 0
         try:
-            etag = copy(partial.file)
-            partial.file.flush()
-            size = os.fstat(partial.file.fileno()).st_size
-            record = {KIND: 1, "url": _digest(url), "size": size, "etag": etag}
-            _remove_folder(_record(place))
-            write_text(_record(place), json.dumps(record) + "\n")  # first: no shard without one
-            _remove_folder(place)
-            partial.commit()
+            with atomic_file(place) as file:
+                try:
+                    etag = copy(file)
+                finally:
+                    size = file.tell()
+                record = {KIND: 1, "url": _digest(url), "size": size, "etag": etag}
+                _remove_folder(_beside(place))
+                write_text(_beside(place), json.dumps(record) + "\n")  # first: no shard without one
+                _remove_folder(place)
             return 0
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            return 2 * partial.partial.stat().st_size + 1
-        finally:
-            with suppress(OSError):  # which a full disk also raises where the file is closed
-                partial.discard()
+            return 2 * size + 1
 
     def _kept(self) -> list[tuple[float, int, Path]]:
         """Time of the last use, bytes and path of all shards in the cache, the oldest first."""
         return sorted(
             (found.st_mtime, found.st_size, path)
             for path, found in self._files()
-            if OWN.fullmatch(path.name) and os.path.lexists(_record(path))
+            if OWN.fullmatch(path.name) and os.path.lexists(_beside(path))
         )
 
     def _delete(self, kept: list[tuple[float, int, Path]], excess: float) -> int:
@@ -145,17 +138,17 @@ class ShardCache:
             if freed >= excess:
                 break
             path.unlink(missing_ok=True)
-            _record(path).unlink(missing_ok=True)
+            _beside(path).unlink(missing_ok=True)
             freed += size
         return freed
 
     def _sweep(self) -> None:
         """Delete what killed processes left: half a shard, or a record without its shard."""
         for path, found in self._files():
-            left = OWN_PARTIAL.fullmatch(path.name) is not None
-            if OWN_RECORD.fullmatch(path.name):
-                left = not os.path.lexists(path.with_name(path.name.removesuffix(RECORD)))
-            if left and found.st_mtime < time.time() - ABANDONED:
+            shard = path.with_name(path.name.removesuffix(RECORD))
+            is_alone = OWN_RECORD.fullmatch(path.name) and not os.path.lexists(shard)
+            is_old = found.st_mtime < time.time() - ABANDONED
+            if is_old and (is_alone or OWN_PARTIAL.fullmatch(path.name)):
                 path.unlink(missing_ok=True)
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
@@ -172,8 +165,8 @@ def _digest(url: str) -> str:
     return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _record(place: Path) -> Path:
-    return place.with_name(place.name + RECORD)
+def _beside(place: Path, ending: str = RECORD) -> Path:
+    return place.with_name(place.name + ending)
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -150,15 +150,16 @@ class ShardDataModule(pl.LightningDataModule):
             raise UserError(f"data.partitions: {partitions} is no multiple of {rank.count} ranks.")
         counts, faults = self._counted("train")
         for count in counts:
-            total = sum(count.values())
-            if not total:
-                raise UserError(f"No usable sample in the training shards: {'; '.join(faults)}.")
-            if total < partitions:
+            if (total := sum(count.values())) < partitions:
                 raise UserError(
                     f"{len(count)} training shards with {total} samples hold too few samples for "
-                    f"{partitions} readers (ranks x workers): lower num_workers or add samples."
+                    f"{partitions} readers (ranks x workers): lower num_workers or add samples"
+                    f"{''.join(f'; {fault}' for fault in faults)}."
                 )
-        orders = [Order([*count.values()], partitions, self.shuffle, self.seed) for count in counts]
+        # Samples of a partition's turn: with one partition for each worker a turn is a batch.
+        turn = max(1, batch_size * rank.count * max(1, self.num_workers) // partitions)
+        settings = partitions, self.shuffle, self.seed, turn
+        orders = [Order([*count.values()], *settings) for count in counts]
         weights = [*train.values()] if isinstance(train, dict) else [1.0]
         batches = self.epoch_samples and self.epoch_samples // (batch_size * rank.count)
         if batches == 0:
@@ -204,13 +205,11 @@ class ShardDataModule(pl.LightningDataModule):
 
     def _counted(self, split: str) -> tuple[list[dict[str, int]], list[str]]:
         """Samples of the shards of each data set, and what is wrong; one rank counts for all."""
-        found = None
+        found: list[tuple[dict[str, int], list[str]]] = []
         if self.trainer is None or self.trainer.is_global_zero:
-            parts = self._named[split]
-            found = [counted(part, f"data.{split}", self.store) for part in parts]
+            found = [counted(part, f"data.{split}", self.store) for part in self._named[split]]
         if self.trainer is not None:
             found = self.trainer.strategy.broadcast(found)
-        assert found is not None
         return [counts for counts, _ in found], [fault for _, faults in found for fault in faults]
 
     def _check_codes(self, split: str, shards: list[str]) -> None:
@@ -220,21 +219,17 @@ class ShardDataModule(pl.LightningDataModule):
         remote = [path for path in shards if is_url(path)][:1]
         for path in [path for path in shards if not is_url(path)] + remote:
             made_by = statistics(path, self.store).get("made_by", {})
-            for name, whose, wanted in (
-                ("tokenizer", "model.tokenizer", self._tokenizer),
-                ("layout", "the model's [rows, columns, depth]", layout),
+            for name, whose, accepted in (
+                ("tokenizer", "model.tokenizer", [self._tokenizer]),
+                ("layout", "the model's [rows, columns, depth]", [layout]),
+                ("dtype", "what lgpl reads", CODE_TYPES),
             ):
                 found = made_by.get(name)
-                if wanted and found and found != wanted:
+                if found and any(accepted) and found not in accepted:
                     raise UserError(
                         f"data.{split}: {path} holds codes of the {name} {found}, but {whose} is "
-                        f"{wanted}: give that one, or encode again."
+                        f"{' or '.join(map(str, accepted))}: give that one, or encode again."
                     )
-            if (dtype := made_by.get("dtype", CODE_TYPES[0])) not in CODE_TYPES:
-                raise UserError(
-                    f"data.{split}: {path} holds codes of the dtype {dtype}, but "
-                    f"{' or '.join(CODE_TYPES)} is read: encode again."
-                )
 
     def _samples(self, split: str, shards: list[str]) -> Samples:
         training = split == "train"

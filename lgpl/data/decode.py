@@ -12,17 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import members, transforms
 from lgpl.data.filters import Filter
-from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, features_name, member
+from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, guarded, member
 from lgpl.data.transforms import to_uint8
 from lgpl.text.padding import left_pad
 
 Field = Literal["image", "caption", "class", "codes", "text"]
 Sample = dict[str, Any]
-Shapes = dict[Field, tuple[int, ...]]
+Shapes = dict[str, str]  # what has a shape -> the shape, both in the words of messages
 
 LARGEST_LABEL = 2**63 - 1  # that a batch's int64 holds
 MOST_CODES = 2**20  # of a sample, and text features; no model takes more, but for nothing checks
@@ -54,7 +55,7 @@ class SampleDecoder:
         fixed = {"image": IMAGE_EXTENSIONS, "class": ("cls",), "codes": ("codes.npy",)}
         names = {name for f in self.fields for name in fixed.get(f, ())}
         if "text" in self.fields:
-            names |= {features_name(caption) for caption in self.captions}
+            names |= {members.features_name(caption) for caption in self.captions}
         if "caption" in self.fields or self.filter.caption_length:
             names |= {"json" if c.startswith(JSON_CAPTION) else c for c in self.captions}
         if self.filter.json or (self.filter.reads_size and "image" not in self.fields):
@@ -68,18 +69,18 @@ class SampleDecoder:
         return tuple(f for f in self.fields if f in limits and limits[f] is None)
 
     def shapes(self, sample: Sample) -> Shapes:
-        """What all samples of a batch must have in common: layout of the codes, width of the text
-        features, where they are open."""
-        return {
-            f: sample[f].shape[1:] if f == "text" else sample[f].shape for f in self.open_shapes
-        }
+        """What all samples of a batch must have in common, where the model leaves it open."""
+        shapes = {}
+        if "codes" in self.open_shapes:
+            shapes["codes of"] = "x".join(map(str, sample["codes"].shape))
+        if "text" in self.open_shapes:
+            shapes["text features of width"] = str(sample["text"].shape[1])
+        return shapes
 
+    @guarded()
     def __call__(self, raw: Raw, rng: random.Random) -> Sample:
         """Decode one sample: BadSample where a member is missing, broken or out of range, Unwanted
         where the filter leaves it out. Samples of the same `open_shapes` can be collated."""
-        return members.guarded(self._decode, raw, rng)
-
-    def _decode(self, raw: Raw, rng: random.Random) -> Sample:
         sample: Sample = {"key": raw["__key__"]}
         self._filter(raw)
         caption = self._choose_caption(raw, rng)
@@ -93,7 +94,7 @@ class SampleDecoder:
             elif name == "codes":
                 sample["codes"] = self._codes(member(raw, name, ("codes.npy",)), rng)
             elif name == "text":
-                sample["text"] = self._text(member(raw, name, (features_name(caption),)))
+                sample["text"] = self._text(member(raw, name, (members.features_name(caption),)))
         return sample
 
     def _filter(self, raw: Raw) -> None:
@@ -113,7 +114,7 @@ class SampleDecoder:
             there = [
                 name
                 for name in names
-                if ("text" not in wanted or features_name(name) in raw)
+                if ("text" not in wanted or members.features_name(name) in raw)
                 and ("caption" not in wanted or _has_caption(raw, name))
             ]
             weights = [self.captions[name] for name in there]
@@ -148,11 +149,6 @@ class SampleDecoder:
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:
         """One view's codes of the array [views, depth, rows, columns] or [rows, columns]."""
         codes = members.read_array(data, "codes")
-        if codes.ndim == 3:
-            raise BadSample(
-                f"codes {members.describe(codes)} that do not say whether the first dimension is "
-                "views or depth: store [views, depth, rows, columns]"
-            )
         if codes.ndim not in (2, 4) or codes.dtype.kind not in "iu":
             raise BadSample(
                 "codes that are no integers [views, depth, rows, columns] or [rows, columns] but "
@@ -201,32 +197,22 @@ def _has_caption(raw: Raw, name: str) -> bool:
 
 def check_shapes(shapes: Shapes, first: Shapes) -> None:
     """Raises BadSample for a sample that fits into no batch with the first one."""
-    for name, shape in shapes.items():
-        wanted = first.get(name, shape)
-        if shape != wanted:
-            what = "text features of width" if name == "text" else "codes of"
-            has, first_has = members.by(shape), members.by(wanted)
-            raise BadSample(f"{what} {has} where the first sample's are {first_has}")
+    for what, shape in shapes.items():
+        if shape != first.get(what, shape):
+            raise BadSample(f"{what} {shape} where the first sample's are {first[what]}")
 
 
 def collate(samples: Sequence[Sample], text_length: int | None = None) -> dict[str, Any]:
-    """Samples, at least one and all with the same fields, as one batch.
-
-    Returns:
-        `key` and `caption` as lists; `image` [B, 3, H, W] or [B, views, 3, H, W], uint8, see
-        `normalize`; `class` [B]; `codes` [B, *layout.shape]; `text` [B, text_length, D] left-padded
-        with `text_lengths` [B]; by default as long as the longest.
-    """
+    """Samples, at least one and all with the same fields, as one batch: `key` and `caption` as
+    lists; `image` [B, 3, H, W] or [B, views, 3, H, W], uint8, see `normalize`; `class` [B]; `codes`
+    [B, *layout.shape]; `text` [B, text_length, D] left-padded with `text_lengths` [B], by default
+    as long as the longest."""
     batch: dict[str, Any] = {}
     for name in samples[0]:
         values = [sample[name] for sample in samples]
         if name == "text":
             length = text_length or max(map(len, values))
             batch["text"], batch["text_lengths"] = left_pad(values, length)
-        elif isinstance(values[0], Tensor):
-            batch[name] = torch.stack(values)
-        elif isinstance(values[0], int):
-            batch[name] = torch.tensor(values)
         else:
-            batch[name] = values
+            batch[name] = default_collate(values)
     return batch

@@ -9,8 +9,6 @@ from typing import Any
 from lgpl.data.members import Unwanted, check_finite
 from lgpl.errors import UserError
 
-Scalar = bool | int | float | str
-
 
 @dataclass
 class JsonCondition:
@@ -24,7 +22,7 @@ class JsonCondition:
 
     min: float | None = None
     max: float | None = None
-    only: list[Scalar] | None = None
+    only: list[bool | int | float | str] | None = None
 
     def holds(self, value: Any) -> bool:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,26 +1,30 @@
 """How many samples each shard holds: from an index file, img2dataset's statistics, or the headers.
 
 An index is a JSON file, `{"lgpl_index": 1, "shards": {"00000.tar": 9871, ...}}`, with the shards'
-names relative to its own place. It stands for its shards wherever a list of shards is wanted.
+names relative to its own place. It stands for its shards wherever a list of shards is wanted. One
+that was fetched is a stranger's: its names could otherwise have any file of this machine read into
+the training data, or run commands.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import posixpath
+import re
+import urllib.parse
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from lgpl.atomic import write_text
-from lgpl.data.entries import place_of
 from lgpl.data.shards import Shard, expand
 from lgpl.data.store import Store
-from lgpl.data.transfer import HTTP, Unreachable, is_url, scheme
+from lgpl.data.transfer import GCS, HTTP, S3, Unreachable, is_url, scheme
 from lgpl.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,16 +33,20 @@ MANY = 100  # shards from which counting is worth a progress bar and a word abou
 THREADS = 16  # counts are waited for: a seek on a disk, an answer of a store
 KIND = "lgpl_index"
 MOST_SAMPLES = 10**8  # of a shard; a count above is nonsense, and the order of a pass would not fit
+LOCAL = ("file", "local")
+REMOTE = (*HTTP, *S3, *GCS)
+FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
+BEFORE_COLON = re.compile(r"[^/?#]*:")  # a drive, or a scheme such as `file:` without slashes
 
 
 def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, int | None]:
     """The shards that patterns and index files (`.json`) stand for, with their samples where an
-    index tells them; raises as `expand`, `read_index` and `Store.check_cache`."""
+    index tells them; raises as `expand`, `read_index` and `Store.check`."""
     shards: dict[str, int | None] = {}
     for path in expand(patterns, what, store):
         shards |= read_index(path, store) if is_index(path) else {path: None}
-    if any(map(is_url, shards)):
-        store.check_cache()  # now, and not first in a worker process
+    for path in shards:
+        store.check(path)  # now, and not first in a worker process
     return shards
 
 
@@ -53,10 +61,9 @@ def counted(
     many = len(unknown) >= MANY
     if many:
         log.info("%s: `lgpl data index` counts once for all runs.", what)
-    with ThreadPoolExecutor(THREADS) as pool:
-        jobs = pool.map(lambda path: count_samples(path, store), unknown)
-        progress = tqdm(jobs, desc=f"counting {what}", total=len(unknown), disable=not many)
-        found = dict(zip(unknown, progress, strict=True))
+    count, bar = functools.partial(count_samples, store=store), f"counting {what}"
+    counts = thread_map(count, unknown, max_workers=THREADS, desc=bar, disable=not many)
+    found = dict(zip(unknown, counts, strict=True))
     faults = [f"{path} {damage}" for path, (_, damage) in found.items() if damage]
     for fault in faults:
         log.warning("%s: %s", what, fault)
@@ -128,3 +135,48 @@ def read_index(path: str, store: Store) -> dict[str, int | None]:
     if not counts:
         raise UserError(f"{path}: the index names no shards.")
     return {place_of(name, path, store.allow_local): number for name, number in counts.items()}
+
+
+def place_of(name: str, index: str, allow_local: bool) -> str:
+    """Path or URL of a shard by its name in an index, itself a path or URL; a `UserError` where a
+    remote index names what it may not, such as, without `allow_local`, a local file."""
+    is_remote, is_local = is_url(index) and scheme(index) not in LOCAL, _is_local(name)
+    if is_remote and not (_is_allowed(name, index) or (allow_local and is_local)):
+        local = " or set data.store.allow_local" if is_local else ""
+        raise UserError(
+            f"{index}: the entry {name!r} is not read from a remote index, which may name shards "
+            f"in or below its own folder and http(s)://, s3:// and gs:// URLs; correct it{local}."
+        )
+    if is_url(name) or name.startswith("/"):
+        return name
+    place = index.partition("?")[0] if scheme(index) in HTTP else index
+    return posixpath.join(place.rpartition("/")[0], name)
+
+
+def _is_allowed(name: str, index: str) -> bool:
+    if FORBIDDEN.search(name):
+        return False
+    if not is_url(name):
+        return scheme(index) != "pipe" and _is_below(name, index)  # a command has no folder
+    kind = scheme(name)
+    start, _, rest = name.partition("://")
+    if kind in HTTP:  # by urllib, to which :: is nothing but a part of IPv6 addresses
+        return start.lower() == kind and "::" not in rest.partition("/")[2]
+    return start.lower() in REMOTE and "::" not in rest  # fsspec's sign for chained protocols
+
+
+def _is_below(name: str, index: str) -> bool:
+    """Whether a relative name stays in the folder of its index, also as a server reads it."""
+    if scheme(index) in HTTP:
+        name = re.split(r"[?#]", name, maxsplit=1)[0]
+    for path in (name, urllib.parse.unquote(name)):
+        if not path or path.startswith("/") or "::" in path or FORBIDDEN.search(path):
+            return False
+        if BEFORE_COLON.match(path) or posixpath.normpath(path).partition("/")[0] == "..":
+            return False
+    return True
+
+
+def _is_local(name: str) -> bool:
+    is_plain = "::" not in name and not FORBIDDEN.search(name)
+    return is_plain and (name.startswith("/") or name.partition("://")[0].lower() in LOCAL)

@@ -7,16 +7,17 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from lgpl.data import streams
 from lgpl.data.order import Mixture, PartitionState, Position
 from lgpl.data.store import is_url
-from lgpl.data.streams import Batch, Chunk, Rank, ReadRequest, Samples, pinned
-from lgpl.data.workers import SkippedCounts, answered
+from lgpl.data.streams import Batch, Chunk, Rank, ReadRequest, Samples
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +31,12 @@ class SamplerState(NamedTuple):
 
 
 def partitions_in_turn(
-    mixture: Mixture, begin: SamplerState, turn: int, remote: bool
+    mixture: Mixture, begin: SamplerState, remote: bool
 ) -> Iterator[ReadRequest]:
-    """Requests without end for one rank's partitions in turn, of `turn` samples each; where shards
-    are remote, those that come next are named, to be fetched in time."""
+    """Requests without end for one rank's partitions in turn; where shards are remote, those that
+    come next are named, to be fetched in time."""
     places = {partition: place for partition, (place, _) in begin.partitions.items()}
-    partitions, number = list(places), begin.rest
+    partitions, number, turn = list(places), begin.rest, mixture.turn
     look_ahead: dict[int, int] = {}  # by partition: samples drawn when it is worthwhile again
     reach = turn + max(max(order.shuffle, *order.counts) for order in mixture.orders)
     first = partitions.index(begin.partition)
@@ -87,9 +88,10 @@ def _joined(parts: list[tuple[Batch, slice]]) -> Batch:
         if name == "text":  # padded on the left to the longest of its chunk
             values = [F.pad(text, (0, 0, longest - text.shape[1], 0)) for text in values]
         joined[name] = torch.cat(values) if torch.is_tensor(first) else [*itertools.chain(*values)]
-    return pinned(joined) if torch.cuda.is_available() else joined
+    return streams.pinned(joined) if torch.cuda.is_available() else joined
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """Batches without end, from this rank's partitions in turn; a checkpoint can go on after any.
 
@@ -97,27 +99,21 @@ class TrainLoader:
     have made in advance, make no difference.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        mixture: Mixture,
-        rank: Rank,
-        workers: int,
-        batch_size: int,
-        batches: int | None,  # of one pass, Lightning's epoch; None is one pass without end
-        fingerprint: str,  # of the data that the mixture is about
-        max_bad: float,  # share of bad samples that is borne
-    ) -> None:
-        self.samples, self.mixture, self.rank, self.workers = samples, mixture, rank, workers
-        self.batch_size, self.batches, self.fingerprint = batch_size, batches, fingerprint
-        one_pass = sum(order.total for order in mixture.orders) // rank.count
-        self.skipped_counts = SkippedCounts("training", max_bad, one_pass)
+    samples: Samples
+    mixture: Mixture
+    rank: Rank
+    workers: int
+    batch_size: int
+    batches: int | None  # of one pass, Lightning's epoch; None is one pass without end
+    fingerprint: str  # of the data that the mixture is about
+    max_bad: float  # share of bad samples that is borne
+
+    def __post_init__(self) -> None:
+        one_pass = sum(order.total for order in self.mixture.orders) // self.rank.count
+        self.skipped_counts = streams.SkippedCounts("training", self.max_bad, one_pass)
         self.skipped = self.skipped_counts.skipped  # samples so far, by cause
-        # Samples of a partition's turn: with one partition for each worker a turn is a batch.
-        self.turn = max(1, batch_size * rank.count * max(1, workers) // mixture.partitions)
-        mixture.set_partitions(mixture.partitions, self.turn)
-        start = PartitionState(0, (Position(),) * len(mixture.orders))
-        self._begin([start] * mixture.partitions, rank.index, self.turn)
+        start = PartitionState(0, (Position(),) * len(self.mixture.orders))
+        self._begin([start] * self.mixture.partitions, self.rank.index, self.mixture.turn)
 
     def _begin(self, places: Sequence[PartitionState], partition: int, rest: int) -> None:
         """Stand at these places of all partitions, in the turn of one with a rest of it left."""
@@ -133,9 +129,9 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self._running is None:
             remote = any(map(is_url, self.samples.shards))
-            requests = partitions_in_turn(self.mixture, self._state, self.turn, remote)
+            requests = partitions_in_turn(self.mixture, self._state, remote)
             # Nothing in there refers to this loader: in a cycle the workers would end too late.
-            chunks = answered(self.samples, self.workers, requests, self.skipped_counts)
+            chunks = streams.answered(self.samples, self.workers, requests, self.skipped_counts)
             self._running = assembled(chunks, self._state, self.batch_size)
         for batch, state in itertools.islice(self._running, self.batches):
             # A loader of known length is asked for a batch when the last one was trained on; an
@@ -160,7 +156,7 @@ class TrainLoader:
         return {
             "data": self.fingerprint,
             "partitions": self.mixture.partitions,
-            "turn": self.turn,
+            "turn": self.mixture.turn,
             "places": {
                 partition: [place.drawn, [list(position) for position in place.positions]]
                 for partition, place in all_places.items()
@@ -173,13 +169,10 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint stood.
-
-        The same samples follow in the same order, whatever the number of workers, where the
-        partitions of the checkpoint divide evenly among the ranks; else what is left of the epoch
-        is cut into new partitions, and no sample of it is lost or seen twice. Other data or
-        another order of them begin anew.
-        """
+        """Go on where a checkpoint stood: with the same samples in the same order, whatever the
+        number of workers, where the partitions of the checkpoint divide evenly among the ranks;
+        else what is left of the epoch is cut into new partitions, and no sample of it is lost or
+        seen twice. Other data or another order of them begin anew."""
         if not state:
             return
         if state["data"] != self.fingerprint:
@@ -194,37 +187,30 @@ class TrainLoader:
         ]
         for order, left in zip(self.mixture.orders, state["left"], strict=True):
             order.left = {epoch: runs.numpy() for epoch, runs in left.items()}
-        partitions, turn = self.mixture.partitions, self.turn
+        partitions, turn = self.mixture.partitions, self.mixture.turn
         self.mixture.set_partitions(state["partitions"], state["turn"])
-        partition, rest = self.rank.index, self.turn
-        if state["partitions"] % self.rank.count == 0:
-            self.turn = rest = state["turn"]
-            if len(state["turns"]) == self.rank.count:
-                partition, rest = state["turns"][self.rank.index]
-        else:
+        if state["partitions"] % self.rank.count:
             log.warning(
                 "The checkpoint's %d partitions of data do not divide evenly among %d ranks: "
                 "what is left of the epoch is cut into %d, and its samples come in another order.",
                 *(state["partitions"], self.rank.count, partitions),
             )
             places = self.mixture.recut(places, partitions, turn)
-        self._begin(places, partition, rest)
+        elif len(state["turns"]) == self.rank.count:
+            return self._begin(places, *state["turns"][self.rank.index])
+        self._begin(places, self.rank.index, self.mixture.turn)
 
 
+@dataclass(eq=False)
 class PassLoader:
     """One pass: batches made of the answers to a list of requests."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        requests: Callable[[], Iterable[ReadRequest]],  # makes those of a pass
-        workers: int,
-        batches: int | None,  # how many, where it is known
-        split: str,  # name of the samples, for messages
-    ) -> None:
-        self.samples, self.requests, self.workers = samples, requests, workers
-        self.batches, self.split = batches, split
-        self.skipped: Counter[str] = Counter()  # samples so far, by cause
+    samples: Samples
+    requests: Callable[[], Iterable[ReadRequest]]  # makes those of a pass
+    workers: int
+    batches: int | None  # how many, where it is known
+    split: str  # name of the samples, for messages
+    skipped: Counter[str] = field(default_factory=Counter)  # samples so far, by cause
 
     def __len__(self) -> int:
         if self.batches is None:
@@ -237,26 +223,22 @@ class PassLoader:
             yield chunk.batch
 
     def _answered(self) -> Iterator[tuple[ReadRequest, Chunk]]:
-        counts = SkippedCounts(self.split)
+        counts = streams.SkippedCounts(self.split)
         self.skipped = counts.skipped
-        return answered(self.samples, self.workers, self.requests(), counts)
+        return streams.answered(self.samples, self.workers, self.requests(), counts)
 
 
 class ShardwiseLoader(PassLoader):
-    """One pass shard by shard: no batch spans two, and a shard's last one says so.
-
-    Adds to a batch `members` (the samples' own texts as bytes), `shard` and `end_of_shard`. A shard
-    without a good sample gives no batch.
-    """
+    """One pass shard by shard: adds to a batch `members` (the samples' own texts as bytes), `shard`
+    and `end_of_shard`. No batch spans two shards, and one without a good sample gives none."""
 
     def __iter__(self) -> Iterator[Batch]:
-        held: Batch | None = None  # until it is known whether it is the last of its shard
-        for request, chunk in self._answered():
-            shard = self.samples.shards[int(request.span.shards[0])]
-            if held is not None and (chunk.batch is not None or held["shard"] != shard):
-                yield held | {"end_of_shard": held["shard"] != shard}
-                held = None
-            if chunk.batch is not None:
-                held = chunk.batch | {"shard": shard, "members": chunk.members}
-        if held is not None:
-            yield held | {"end_of_shard": True}
+        shards = self.samples.shards
+        batches = (
+            chunk.batch | {"shard": shards[request.span.shards[0]], "members": chunk.members}
+            for request, chunk in self._answered()
+            if chunk.batch is not None
+        )
+        end: Batch = {"shard": None}
+        for batch, following in itertools.pairwise(itertools.chain(batches, [end])):
+            yield batch | {"end_of_shard": batch["shard"] != following["shard"]}

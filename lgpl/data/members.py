@@ -9,8 +9,9 @@ import functools
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from lgpl.errors import UserError
 from lgpl.text.captions import clean
 
 Raw = dict[str, Any]  # extension -> bytes, and "__key__", "__shard__"
-Result = TypeVar("Result")
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JSON_CAPTION = "json:"  # before the key of a caption that stands in the JSON
@@ -36,11 +36,12 @@ class Unwanted(Exception):
     """A sound sample that the filter leaves out; the message is the cause."""
 
 
-def guarded(read: Callable[..., Result], *args: Any) -> Result:
-    """What `read` gives; whatever it raises, save `Unwanted` and `UserError`, is the sample's
-    fault and becomes a `BadSample`, foreseen or not."""
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Whatever is raised inside, save `Unwanted` and `UserError`, is the sample's fault and becomes
+    a `BadSample`, foreseen or not."""
     try:
-        return read(*args)
+        yield
     except (BadSample, Unwanted, UserError):
         raise
     except Exception as error:  # a codec's, or memory that an absurd member asks for
@@ -155,9 +156,5 @@ def _npy_header(line: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
     return dtype, shape, len(line) + 1
 
 
-def by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
 def describe(array: np.ndarray) -> str:
-    return f"{array.dtype} {by(array.shape)}"
+    return f"{array.dtype} {'x'.join(map(str, array.shape))}"

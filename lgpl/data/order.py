@@ -5,15 +5,14 @@ stream can be named, stored in a checkpoint and come back to without reading wha
     the row, cut into equal pieces      ─►  a partition each; a reader has one or more partitions
     a partition, shuffled block by block     ─►  the order in which its samples are read
 
-A partition reads its own shards only, and all partitions of an epoch have the same length, but
-for a sample.
+A partition reads its own shards only; all of an epoch are of one length, but for a sample.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -69,15 +68,9 @@ class Order:
         self._rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._blocks: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
-    def set_partitions(self, partitions: int, turn: int) -> None:
-        self.partitions, self.turn = partitions, turn
-        self._blocks.clear()
-
     def take(self, partition: int, position: Position, number: int) -> tuple[Span, Position]:
-        """The next samples of a partition, and the position after; an epoch may end between.
-
-        Only a partition of an order with at least as many samples as partitions may be asked.
-        """
+        """The next samples of a partition, and the position after; an epoch may end between. There
+        must be at least as many samples as partitions."""
         epoch, done = position
         none = np.zeros(0, np.int64)
         parts = [(none, none, none)]
@@ -201,6 +194,10 @@ class Mixture:
     def partitions(self) -> int:
         return self.orders[0].partitions
 
+    @property
+    def turn(self) -> int:
+        return self.orders[0].turn
+
     def recut(
         self, places: Sequence[PartitionState], partitions: int, turn: int
     ) -> list[PartitionState]:
@@ -213,8 +210,7 @@ class Mixture:
         return [PartitionState(0, tuple(first))] * partitions
 
     def set_partitions(self, partitions: int, turn: int) -> None:
-        for order in self.orders:
-            order.set_partitions(partitions, turn)
+        self.orders = [replace(o, partitions=partitions, turn=turn) for o in self.orders]
 
     def take(self, partition: int, at: PartitionState, number: int) -> tuple[Span, PartitionState]:
         """The next samples of a partition; shards are numbered through all data sets."""

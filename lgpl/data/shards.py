@@ -6,19 +6,16 @@ sample next to each other. Nothing in a shard is executed or unpickled here.
 
 from __future__ import annotations
 
-import bz2
 import glob
-import gzip
-import lzma
 import os
-import sys
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, suppress
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import braceexpand
+from fsspec.compression import compr
 
 from lgpl.data.members import BadSample, Raw
 from lgpl.data.store import Store
@@ -28,19 +25,13 @@ from lgpl.errors import UserError
 
 LARGEST_MEMBER = 256 * 2**20  # bytes; a larger one is read as missing
 LARGEST_SAMPLE = 512 * 2**20  # bytes of all members that are read
-TOGETHER = 2**20  # bytes of members that are read at once and then cut apart
 # A compressed shard may come to so many times the bytes that were read of it. Pictures and codes
 # reach 5, labels 100 (gzip) to 240 (bzip2), one label or caption throughout 150 to 520 (xz).
 LARGEST_RATIO = 600
 ALWAYS_UNPACKED = 64 * 2**20  # bytes, whatever the ratio
 LARGEST_UNPACKED = 64 * 2**30  # bytes
-COMPRESSED: tuple[tuple[bytes, Callable[..., Any]], ...] = (
-    (b"\x1f\x8b", gzip.open),
-    (b"BZh", bz2.open),
-    (b"\xfd7zXZ", lzma.open),
-)
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz"}  # fsspec's, by first bytes
 OPEN_AT_ONCE = 128  # shards
-GAP = 8192  # bytes between members that are still read together
 
 
 def expand(
@@ -82,58 +73,37 @@ class Shard(Table):
             self._file, damage = _unpacked(store.open(path))
         except OSError as error:
             damage = f"cannot be read ({error.strerror or error})"
-        super().__init__(None if self._file is None else self._file.fileno(), damage)
+        super().__init__(self._file.fileno() if self._file else None, damage)
 
     def read(self, sample: int, extensions: Collection[str] | None = None) -> Raw:
         """The bytes of a sample's members with these extensions (None: all of them), without those
-        that are larger than anyone needs or that the file does not hold any more.
-
-        Raises:
-            IndexError: the shard has fewer samples.
-            BadSample: these members, or their number, are larger than any sample's, or the disk
-                does not give them.
-        """
-        places = self._places(sample)
+        that are larger than anyone needs or that the file does not hold any more; an IndexError
+        where the shard has fewer samples, a BadSample where these members or their number are
+        larger than any sample's, or the disk does not give them."""
+        if not self.reach(sample):
+            raise IndexError(sample)
+        if sample in self.crowded:
+            raise BadSample(f"sample of more than {MOST_MEMBERS} members")
         assert self._file is not None
-        raw: Raw = {"__key__": self.key(sample), "__shard__": self.path}
+        places, file, total = self.members(sample), self._file.fileno(), 0
+        raw: Raw = {"__key__": self.keys[sample], "__shard__": self.path}
         if extensions is None:
             extensions = {name for name in places if not name.startswith("__")}  # `Raw` has those
-        wanted: list[tuple[str, int, int]] = []
-        first, end, total = sys.maxsize, 0, 0
-        for extension, (offset, size) in places.items():
-            if size <= LARGEST_MEMBER and extension in extensions:
-                wanted.append((extension, offset, size))
-                total += size
-                first = offset if offset < first else first
-                end = offset + size if offset + size > end else end
-        if total > LARGEST_SAMPLE:
-            raise BadSample(f"sample of more than {LARGEST_SAMPLE} bytes")
-        near = end - first <= total + GAP and total <= TOGETHER
         try:
-            together = os.pread(self._file.fileno(), end - first, first) if wanted and near else b""
-            for extension, offset, size in wanted:
-                if near:
-                    data = together[offset - first : offset - first + size]
-                else:
-                    data = os.pread(self._file.fileno(), size, offset)
+            for name, (offset, size) in places.items():
+                if size > LARGEST_MEMBER or name not in extensions:
+                    continue
+                total += size
+                if total > LARGEST_SAMPLE:
+                    raise BadSample(f"sample of more than {LARGEST_SAMPLE} bytes")
+                data = os.pread(file, size, offset)
                 if len(data) == size:
-                    raw[extension] = data
+                    raw[name] = data
         except (OSError, MemoryError) as error:
             raise BadSample(f"sample that cannot be read ({str(error) or 'no memory'})") from error
         return raw
 
     __getitem__ = read
-
-    def sizes(self, sample: int) -> dict[str, int]:
-        """Extension -> bytes of a sample's members; BadSample where there are too many."""
-        return {name: size for name, (_, size) in self._places(sample).items()}
-
-    def _places(self, sample: int) -> dict[str, tuple[int, int]]:
-        if not self.reach(sample):
-            raise IndexError(sample)
-        if sample in self.crowded:
-            raise BadSample(f"sample of more than {MOST_MEMBERS} members")
-        return self.members(sample)
 
     def close(self) -> None:
         if self._file is not None:
@@ -153,10 +123,10 @@ class OpenShards:
             self._open.move_to_end(path)
             return self._open[path]
         shard = self._open[path] = Shard(path, self.store)
-        kept = sum(shard.seen for shard in self._open.values())
+        kept = sum(len(shard.keys) for shard in self._open.values())
         while len(self._open) > 2:
             oldest = next(iter(self._open.values()))
-            kept -= oldest.seen
+            kept -= len(oldest.keys)
             if kept < 2 * self.samples and len(self._open) <= OPEN_AT_ONCE:
                 break
             self._open.pop(oldest.path).close()
@@ -166,20 +136,18 @@ class OpenShards:
 def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
     """A file of the tar itself, a temporary one where it was compressed, and why it ends early."""
     head = os.pread(file.fileno(), 8, 0)
-    opener = next((opener for magic, opener in COMPRESSED if head.startswith(magic)), None)
-    if opener is None:
+    form = next((form for magic, form in COMPRESSED.items() if head.startswith(magic)), None)
+    if form is None:
         return file, None
     damage = None
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115
     try:
-        with file, opener(file) as stream:
+        with file, compr[form](file, mode="rb") as stream:
             while piece := stream.read(PIECE):
                 size = unpacked.tell() + len(piece)
-                if size > max(ALWAYS_UNPACKED, LARGEST_RATIO * file.tell()):
-                    damage = f"unpacks to more than {LARGEST_RATIO} times its size"
-                    break
-                if size > LARGEST_UNPACKED:
-                    damage = f"unpacks to more than {LARGEST_UNPACKED} bytes"
+                if size > min(LARGEST_UNPACKED, max(ALWAYS_UNPACKED, LARGEST_RATIO * file.tell())):
+                    bounds = f"{LARGEST_RATIO} times its size or {LARGEST_UNPACKED} bytes"
+                    damage = f"unpacks to more than {bounds}"
                     break
                 unpacked.write(piece)
     except Exception as error:  # each codec raises its own, and MemoryError for a huge dictionary

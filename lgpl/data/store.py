@@ -7,13 +7,13 @@ its name only when it is complete; so a connection that breaks costs a new try a
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -59,52 +59,47 @@ class Store:
                 raise UserError(f"data.store.{name}: {getattr(self, name)} is below {least}.")
 
     def check(self, path: str) -> None:
-        """Refuse, with a `UserError`, a `pipe:` without `allow_pipe`."""
+        """Refuse, with a `UserError`, a `pipe:` without `allow_pipe`, and where a URL would come
+        through a cache that others can write to."""
         if scheme(path) == "pipe" and not self.allow_pipe:
             raise UserError(
                 f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL, "
                 "or set data.store.allow_pipe."
             )
-
-    def check_cache(self) -> None:
-        """Refuse, with a `UserError`, a cache that others can write to."""
-        self._cache.check()
+        if is_url(path):
+            self._cache.check()
 
     def open(self, path: str) -> BinaryIO:
-        """A path, or a local copy of a URL, opened to read: deleting the copy does no harm then.
-
-        Raises:
-            OSError: the path cannot be opened.
-            Unreachable: a URL could not be fetched, or the cache cannot take it.
-            UserError: see `check` and `check_cache`.
-        """
+        """A path, or a local copy of a URL, opened to read: deleting the copy does no harm then. An
+        OSError where the path cannot be opened, an Unreachable where a URL cannot be fetched or the
+        cache cannot take it, a UserError as in `check`."""
         if not is_url(path):
             try:
                 return open(path, "rb")
             except ValueError as error:  # a zero byte in the name
                 raise OSError(str(error)) from error
         self.check(path)
+        cache = self._cache
+        fetch = functools.partial(cache.add, path, lambda to: transfer(path, to, self.timeout))
         try:
-            return self._from_cache(path)
+            cache.make()
+            with cache.lock(path):
+                for _ in range(OPENINGS):
+                    if (file := cache.open(path)) is not None:
+                        return file
+                    self._with_retries(path, fetch)
+            raise OSError(f"{cache.folder} does not keep it")
         except OSError as error:
             raise error if isinstance(error, Unreachable) else Unreachable(str(error)) from error
 
-    def _from_cache(self, url: str) -> BinaryIO:
-        cache = self._cache
-        cache.make()
-        fetch = functools.partial(cache.add, url, lambda to: transfer(url, to.write, self.timeout))
-        with cache.lock(url):
-            for _ in range(OPENINGS):
-                if (file := cache.open(url)) is not None:
-                    return file
-                self._with_retries(url, fetch)
-        raise OSError(f"{cache.folder} does not keep it")
-
     def prefetch(self, path: str) -> None:
-        """Begin to fetch a URL in the background."""
-        if is_url(path) and path not in self._ahead and not self._cache.holds(path):
-            self._ahead.add(path)
-            self._background.submit(self._quietly, path)
+        """Begin to fetch a URL in the background; a failure is told when the shard's turn has come,
+        and not tried again before."""
+        if is_url(path):
+            pool, asked = self._background
+            last = asked.get(path)
+            if last is None or (last.done() and not last.exception()):
+                asked[path] = pool.submit(lambda: self.open(path).close())
 
     def read(self, path: str) -> bytes:
         """A small file, such as an index, past the cache; `Unreachable` where it cannot be had."""
@@ -116,21 +111,12 @@ class Store:
             raise Unreachable(str(error)) from error
 
     def __getstate__(self) -> dict[str, Any]:  # a worker process makes its own threads
-        hidden = ("_background", "_ahead")
-        return {name: value for name, value in self.__dict__.items() if name not in hidden}
+        return {name: value for name, value in self.__dict__.items() if name != "_background"}
 
     @functools.cached_property
-    def _background(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-
-    @functools.cached_property
-    def _ahead(self) -> set[str]:
-        return set()
-
-    def _quietly(self, path: str) -> None:
-        with suppress(OSError):  # told when the shard's turn has come
-            self.open(path).close()
-            self._ahead.discard(path)
+    def _background(self) -> tuple[ThreadPoolExecutor, dict[str, Future[None]]]:
+        """A thread, and the latest that it was asked for of each URL."""
+        return ThreadPoolExecutor(1, thread_name_prefix="prefetch"), {}
 
     @property
     def _cache(self) -> ShardCache:
@@ -157,13 +143,14 @@ class Store:
                 number += 1
 
 
-def _read(url: str, timeout: float) -> bytes:
-    found = bytearray()
-
-    def write(piece: bytes) -> None:
-        found.extend(piece)
-        if len(found) > LARGEST_READ:
+class _Bounded(io.BytesIO):
+    def write(self, piece: Any) -> int:
+        if self.tell() + len(piece) > LARGEST_READ:
             raise Unreachable(f"more than {LARGEST_READ} bytes")
+        return super().write(piece)
 
-    transfer(url, write, timeout)
-    return bytes(found)
+
+def _read(url: str, timeout: float) -> bytes:
+    found = _Bounded()
+    transfer(url, found, timeout)
+    return found.getvalue()

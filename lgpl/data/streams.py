@@ -10,8 +10,10 @@ import dataclasses
 import itertools
 import logging
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from lgpl.data.decode import Sample, SampleDecoder, Shapes, check_shapes, collate
 from lgpl.data.filters import Filter
@@ -33,6 +35,8 @@ from lgpl.errors import UserError
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+DEATHS = 5  # of workers without a chunk in between, after which it is no accident
+JUDGED_FROM = 1000  # samples; the share of bad ones among fewer says little
 COPIED = ("txt", "cls", "json")  # members that a code shard takes over, beside other captions
 
 
@@ -60,14 +64,9 @@ class Chunk:
 
     batch: Batch | None = None  # the good samples, collated; None where there are none
     good: list[int] = field(default_factory=list)  # their places in the request
-    skipped: Counter[str] = field(default_factory=Counter)  # the others, by cause
-    where: dict[str, str] = field(default_factory=dict)  # a sample for each cause
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # the others: cause, and where
     unwanted: int = 0  # of the skipped ones: sound, but left out by the filter
     members: list[Raw] = field(default_factory=list)  # texts of the good, where they are copied
-
-    @property
-    def bad(self) -> int:
-        return self.skipped.total() - self.unwanted
 
     def pin_memory(self) -> Chunk:
         """Called by torch's loader, for fast copies to a GPU."""
@@ -91,13 +90,9 @@ class Samples(Dataset):
     keep_open: int = 0  # samples whose shards stay open between two requests
     copies: bool = False  # also give the samples' own texts
 
-    @cached_property
-    def _open(self) -> OpenShards:
-        return OpenShards(self.store, self.keep_open)
-
-    @cached_property
-    def _copied(self) -> set[str]:
-        return {*COPIED, *self.decoder.captions} if self.copies else set()
+    def __post_init__(self) -> None:
+        self._open = OpenShards(self.store, self.keep_open)
+        self._copied = {*COPIED, *self.decoder.captions} if self.copies else set()
 
     def __getitem__(self, request: ReadRequest) -> Chunk:
         """Decode what a request names."""
@@ -111,45 +106,44 @@ class Samples(Dataset):
                 chunk.good.append(i)
         if request.slots is not None:
             missing = request.slots - len(samples)
-            samples += [samples[-1] if samples else self._first_good()] * missing
+            samples += [samples[-1] if samples else self._first_usable()] * missing
         if samples:
             chunk.batch = collate(samples, self.text_length)
             if request.slots is not None:
                 chunk.batch["valid"] = torch.arange(request.slots) < len(chunk.good)
         return chunk
 
-    def _first_good(self) -> Sample:
+    def _first_usable(self) -> Sample:
         """Some sample that decodes, to fill what has none."""
-        chunk = Chunk()
-        for path in self.shards:
-            shard = self._open[path]
-            for place in range(len(shard)):
-                sample = self._sample(0, shard, place, chunk)
-                if sample is not None:
-                    return sample
-            if shard.damage:
-                chunk.skipped[f"{path}: {shard.damage}"] += 1
-        causes = "; ".join(chunk.skipped) or "they are empty"
-        raise UserError(f"No usable sample in the validation shards: {causes}.")
+        causes: dict[str, None] = {}
+        for sample in self._sound(self.decoder, causes):
+            if self.decoder.shapes(sample) == self._shapes:
+                return sample
+        raise UserError(
+            f"No usable sample in the validation shards: {'; '.join(causes) or 'they are empty'}."
+        )
 
     @cached_property
     def _shapes(self) -> Shapes:
         """Those that the model leaves open, as the first sound sample of the list has them, and so
         the same on all ranks and in any order; empty where there is none."""
-        decoder = dataclasses.replace(
-            self.decoder, fields=self.decoder.open_shapes, augment=False, filter=Filter()
-        )
+        fields = self.decoder.open_shapes
+        decoder = dataclasses.replace(self.decoder, fields=fields, augment=False, filter=Filter())
+        return next(map(decoder.shapes, self._sound(decoder, {})), {})
+
+    def _sound(self, decoder: SampleDecoder, causes: dict[str, None]) -> Iterator[Sample]:
+        """What can be decoded of the list; why other samples cannot is added to `causes`."""
         for path in self.shards:
             with closing(Shard(path, self.store)) as shard:
                 for place in itertools.count():
                     try:
-                        raw = shard.read(place, decoder.members)
-                        return decoder.shapes(decoder(raw, random.Random(0)))
-                    except BadSample:
-                        continue
+                        yield decoder(shard.read(place, decoder.members), random.Random(0))
+                    except (BadSample, Unwanted) as error:
+                        causes[str(error)] = None
                     except IndexError:
                         break
-        return {}
+                if shard.damage:
+                    causes[f"{path}: {shard.damage}"] = None
 
     def _sample(self, epoch: int, shard: Shard, place: int, chunk: Chunk) -> Sample | None:
         where = f"sample {place} of {shard.path}"
@@ -166,21 +160,18 @@ class Samples(Dataset):
         except IndexError:
             cause = "sample of a damaged or vanished shard"
             where += f" ({shard.damage or 'the shard is shorter than its index says'})"
-        except BadSample as error:
+        except (BadSample, Unwanted) as error:
             cause = str(error)
-        except Unwanted as error:
-            cause = str(error)
-            chunk.unwanted += 1
-        chunk.skipped[cause] += 1
-        chunk.where[cause] = where
+            chunk.unwanted += isinstance(error, Unwanted)
+        chunk.skipped.append((cause, where))
         return None
 
 
 def every_sample_once(counts: Sequence[int], rank: Rank, batch_size: int) -> list[ReadRequest]:
-    """Requests of one rank for every sample exactly once over all ranks.
+    """Requests of one rank, which takes a contiguous range of the samples, for each exactly once.
 
-    All ranks get batches of the same number and sizes. A rank takes a contiguous range of the
-    samples; where ranges are uneven, the last batch has a slot without a sample.
+    All ranks get batches of the same number and sizes; where ranges are uneven, the last batch has
+    a slot without a sample.
     """
     order = Order(counts, rank.count)
     per_rank = -(-order.total // rank.count)
@@ -205,3 +196,95 @@ def shard_by_shard(samples: Samples, batch_size: int) -> Iterator[ReadRequest]:
         for first in range(0, number, batch_size):
             places = np.arange(first, min(first + batch_size, number))
             yield ReadRequest(Span(np.zeros_like(places), np.full_like(places, index), places))
+
+
+class SkippedCounts:
+    """Counts what was skipped of a split, by cause, and says when it is too much: when a larger
+    share than `max_bad` (None: any) is bad, or none of the samples of `one_pass` is good."""
+
+    def __init__(self, split: str, max_bad: float | None = None, one_pass: int = 0) -> None:
+        self.split, self.max_bad, self.one_pass = split, max_bad, one_pass
+        self.skipped: Counter[str] = Counter()
+        self.good = self.bad = 0
+        self._where: dict[str, str] = {}  # the latest sample of each cause
+
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk; a `UserError` where too many samples are bad."""
+        self.good += len(chunk.good)
+        self.bad += len(chunk.skipped) - chunk.unwanted
+        for cause, where in chunk.skipped:
+            self.count(cause, where)
+        if self.max_bad is None or not self.skipped:
+            return
+        cause, count = self.skipped.most_common(1)[0]
+        if not self.good and self.skipped.total() >= self.one_pass:
+            raise UserError(
+                f"No usable sample in the {self.split} shards; most often ({count} times): "
+                f"{cause}, such as {self._where[cause]}."
+            )
+        judged = self.good + self.bad
+        if judged >= JUDGED_FROM and self.bad > self.max_bad * judged:
+            raise UserError(
+                f"{self.bad} of {judged} {self.split} samples are bad, more than data.max_bad, "
+                f"{self.max_bad:g}, allows; most often ({count} times): {cause}."
+            )
+
+    def count(self, cause: str, where: str) -> None:
+        self._where[cause] = where
+        self.skipped[cause] += 1
+        # 1, 2, 4, 8, ...: logged at once, but never the same thing on every step
+        if self.skipped[cause].bit_count() == 1:
+            log.warning("skipped %d so far: %s (%s)", self.skipped[cause], cause, where)
+
+
+def answered(
+    samples: Samples, workers: int, requests: Iterable[ReadRequest], skipped: SkippedCounts
+) -> Iterator[tuple[ReadRequest, Chunk]]:
+    """Chunks of `samples` for requests, in their order and counted, by so many worker processes (0:
+    by this one); goes on when one of them is killed."""
+    to_ask = iter(requests)
+    unanswered: deque[ReadRequest] = deque()
+
+    def asked() -> Iterator[ReadRequest]:
+        yield from list(unanswered)  # where a worker took them with it
+        for request in to_ask:
+            unanswered.append(request)
+            yield request
+
+    deaths = 0
+    while True:
+        try:
+            for chunk in _loaded(samples, workers, asked()):
+                deaths = 0
+                skipped.add(chunk)
+                yield unanswered.popleft(), chunk
+            return
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            deaths += 1
+            skipped.count("worker killed", "another reads its samples again, none is lost")
+            if deaths == DEATHS:
+                raise UserError(
+                    "The data workers are killed again and again, most likely for want of "
+                    "memory: lower data.num_workers or data.shuffle."
+                ) from error
+
+
+def _loaded(samples: Samples, workers: int, requests: Iterator[ReadRequest]) -> Iterator[Chunk]:
+    loader = DataLoader(
+        samples,
+        batch_size=None,
+        sampler=requests,  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or every pass would draw from the model's
+    )
+    handler = signal.getsignal(signal.SIGCHLD)
+    chunks = iter(loader)
+    # torch's handler raises the death of a worker wherever this process is at the time, such as in
+    # the middle of a step. Without it the loader raises it when a chunk is asked for.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    return chunks

@@ -1,10 +1,8 @@
 """Where the samples of a tar file lie, read from its headers alone.
 
-With this table any sample is one read away, so a reader touches nothing that another one trains on.
-The headers are parsed here because `tarfile` spends 20 microseconds on each, which is more than all
-the rest that a sample of codes costs. POSIX ustar, pax and GNU long names are understood.
-
-Nothing is unpacked, and no name in a tar ever becomes a path.
+So a reader touches nothing that another one trains on. Nothing is unpacked, and no name in a tar
+ever becomes a path. The headers are parsed here because `tarfile` spends 20 microseconds on each,
+more than all the rest that a sample of codes costs. POSIX ustar, pax and GNU long names are read.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ class Table:
     def __init__(self, file: int | None, damage: str | None = None) -> None:
         self.damage = damage  # why the file ends early, as far as it has been read
         self.crowded: set[int] = set()  # samples of more than MOST_MEMBERS, the rest unknown
-        self._keys: list[str] = []
+        self.keys: list[str] = []  # of the samples whose headers have been read so far
         self._first = array("q")  # member of each sample, and one entry more at the end
         self._extensions: list[str] = []
         self._offsets = array("q")
@@ -48,33 +46,20 @@ class Table:
     def __len__(self) -> int:
         """Number of samples; reads all headers, which nothing else here does."""
         self.reach(sys.maxsize)
-        return len(self._keys)
-
-    @property
-    def seen(self) -> int:
-        """Samples whose headers have been read so far."""
-        return len(self._keys)
+        return len(self.keys)
 
     def reach(self, sample: int) -> bool:
         """Read headers until all members of a sample are known; False where there is none."""
         try:
-            while self._members is not None and len(self._keys) <= sample + 1:
+            while self._members is not None and len(self.keys) <= sample + 1:
                 next(self._members)
-            return sample < len(self._keys)
         except StopIteration:
-            pass
+            self._members = None
+            self._first.append(len(self._sizes))
         except (DamagedTar, OSError) as error:
-            self.damage = str(error)
-            if self._keys:  # it may have lost members
-                self._keys.pop()
-                start = self._first.pop()
-                del self._extensions[start:], self._offsets[start:], self._sizes[start:]
-        self._first.append(len(self._sizes))
-        self._members = None
-        return sample < len(self._keys)
-
-    def key(self, sample: int) -> str:
-        return self._keys[sample]
+            self._members, self.damage = None, str(error)
+            del self.keys[-1:]  # it may have lost members; where it begins, the others end
+        return sample < len(self.keys)
 
     def members(self, sample: int) -> dict[str, tuple[int, int]]:
         """Extension in lower case -> (offset, size) of a member, bytes; of two the last."""
@@ -97,8 +82,8 @@ class Table:
                 raise DamagedTar(f"cut off at byte {end}")
             if not header[0] and not any(header):
                 return  # the end mark
-            kind, size = header[156:157], _number(header[124:136], offset)
-            if sum(header) - sum(header[148:156]) + 8 * 32 != _number(header[148:156], offset):
+            kind, size, checksum = header[156:157], _number(header[124:136]), header[148:156]
+            if size < 0 or sum(header) - sum(checksum) + 8 * 32 != _number(checksum):
                 raise DamagedTar(f"no header at byte {offset}")
             content = offset + BLOCK
             has_content = kind in REGULAR or kind in EXTENDED
@@ -131,11 +116,11 @@ class Table:
         if not dot:
             return
         key = folder + slash + stem
-        if not self._keys or key != self._keys[-1]:
-            self._keys.append(key)
+        if not self.keys or key != self.keys[-1]:
+            self.keys.append(key)
             self._first.append(len(self._sizes))
         elif len(self._sizes) - self._first[-1] >= MOST_MEMBERS:
-            self.crowded.add(len(self._keys) - 1)
+            self.crowded.add(len(self.keys) - 1)
             return
         self._extensions.append(sys.intern(extension.lower()))
         self._offsets.append(offset)
@@ -149,17 +134,14 @@ def _name(header: bytes) -> bytes:
     return name
 
 
-def _number(text: bytes, offset: int) -> int:
-    """A number of the header at `offset`, in octal or in GNU's form for large ones."""
+def _number(text: bytes) -> int:
+    """A number of a header, in octal or in GNU's form for large ones; below 0 where it is none."""
     if text[0] == 0x80:
         return int.from_bytes(text[1:], "big")
     try:
-        number = int(text.partition(b"\0")[0] or b"0", 8)
+        return int(text.partition(b"\0")[0] or b"0", 8)
     except ValueError:
-        number = -1
-    if number < 0:
-        raise DamagedTar(f"no header at byte {offset}")
-    return number
+        return -1
 
 
 def _pax_path(records: bytes, offset: int) -> bytes | None:

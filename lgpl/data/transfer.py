@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import http.client
+import shutil
 import string
 import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import fsspec
-
-Write = Callable[[bytes], object]
 
 PIECE = 2**20  # bytes copied at a time
 BUSY = (408, 425, 429)  # answers of a server that another try may change
@@ -34,25 +32,31 @@ def scheme(path: str) -> str:
     return path.partition(":")[0].lower() if is_url(path) else ""
 
 
-def transfer(url: str, write: Write, timeout: float) -> str | None:
-    """Write the whole body of a URL and give its ETag, where the server has one.
+def transfer(url: str, to: BinaryIO, timeout: float) -> str | None:
+    """Write the whole body of a URL to a new file and give its ETag, where the server has one.
 
-    Raises:
-        Unreachable: it is not there; another try would not help.
-        Exception: anything else, as the store's client raises it; another try may help.
+    An Unreachable where another try would not help, such as for what is not there; anything else
+    that the store's client raises may pass.
     """
     kind = scheme(url)
     if kind in HTTP:
-        return _http(url, write, timeout)
-    if kind != "pipe":
-        return _by_fsspec(kind, url, write, timeout)
-    command = url.partition(":")[2]
+        size, etag = _http(url, to, timeout)
+    elif kind != "pipe":
+        size, etag = _by_fsspec(kind, url, to, timeout)
+    else:
+        size, etag = _by_shell(url.partition(":")[2], to)
+    if size is not None and to.tell() != size:
+        raise OSError(f"the connection broke after {to.tell()} of {size} bytes")
+    return etag
+
+
+def _by_shell(command: str, to: BinaryIO) -> tuple[None, None]:
     with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        _copy(process.stdout, write)
+        shutil.copyfileobj(process.stdout, to, PIECE)
     if process.returncode:
         raise OSError(f"the command ended with status {process.returncode}")
-    return None
+    return None, None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -66,22 +70,20 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, to)
 
 
-def _http(url: str, write: Write, timeout: float) -> str | None:
+def _http(url: str, to: BinaryIO, timeout: float) -> tuple[int | None, str | None]:
     """By urllib: fsspec's client calls every fault a file that is not there."""
     try:
         opener = urllib.request.build_opener(_Redirects)
         with opener.open(_request(url), timeout=timeout) as body:
-            seen = _copy(body, write)
-            promised, etag = body.headers.get("Content-Length"), body.headers.get("ETag")
+            shutil.copyfileobj(body, to, PIECE)
+            size, etag = body.headers.get("Content-Length"), body.headers.get("ETag")
     except urllib.error.HTTPError as error:
         if error.code < 500 and error.code not in BUSY:
             raise Unreachable(f"the server answers {error.code} {error.reason}") from error
         raise
     except http.client.InvalidURL as error:
         raise Unreachable(f"no URL ({error})") from error
-    if promised is not None and seen != int(promised):
-        raise OSError(f"the connection broke after {seen} of {promised} bytes")
-    return etag
+    return size and int(size), etag
 
 
 def _request(url: str) -> urllib.request.Request:
@@ -101,25 +103,15 @@ def _request(url: str) -> urllib.request.Request:
     return request
 
 
-def _by_fsspec(kind: str, url: str, write: Write, timeout: float) -> str | None:
+def _by_fsspec(kind: str, url: str, to: BinaryIO, timeout: float) -> tuple[int | None, str | None]:
     limits: dict[str, Any] = {}  # what each store's client calls a timeout
     if kind in S3:
         limits["config_kwargs"] = {"connect_timeout": timeout, "read_timeout": timeout}
     elif kind in GCS:
         limits["requests_timeout"] = timeout
     with fsspec.open(kind + url[len(kind) :], "rb", **limits).open() as body:
-        seen = _copy(body, write)
+        shutil.copyfileobj(body, to, PIECE)
         details = getattr(body, "details", None)
     known = details if isinstance(details, dict) else {}
-    if isinstance(known.get("size"), int) and seen != known["size"]:
-        raise OSError(f"the connection broke after {seen} of {known['size']} bytes")
-    return known.get("ETag") or known.get("etag")
-
-
-def _copy(body: IO[bytes], write: Write) -> int:
-    """Copy to the end; gives the number of bytes."""
-    seen = 0
-    while piece := body.read(PIECE):
-        write(piece)
-        seen += len(piece)
-    return seen
+    size = known.get("size")
+    return size if isinstance(size, int) else None, known.get("ETag") or known.get("etag")

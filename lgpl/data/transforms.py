@@ -1,8 +1,7 @@
 """Pictures to tensors: decode, crop, to [-1, 1]; Pillow and torch, no torchvision.
 
 Evaluation and code extraction decode in full and crop as the field's reference statistics were
-made: `open_image`, then `center_crop` or `ten_crops`. Training trades a little exactness for speed:
-`random_crop`.
+made: `open_image`, then `center_crop` or `ten_crops`. Training is a little less exact, but faster.
 """
 
 from __future__ import annotations
@@ -52,14 +51,11 @@ def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
 
 
 def ten_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.Image]:
-    """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`).
+    """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`): top
+    left, top right, bottom left, bottom right, centre, then the same five flipped horizontally.
 
     They lie in the centre crop of `scale` x `size` (height, width): the ends of a long image, which
     no evaluation looks at, are not learned from either. The paper's scales are `TEN_CROP_SCALES`.
-
-    Returns:
-        Ten views: top left, top right, bottom left, bottom right, centre, then the same five
-        flipped horizontally.
     """
     height, width = size
     middle = center_crop(image, (int(height * scale), int(width * scale)))
@@ -75,9 +71,8 @@ def random_crop(
     """A random crop of `size` (height, width) of the encoded image, as `open_image` would give it,
     that was scaled to cover between 1 and `largest` times `size`.
 
-    For training only: a JPEG is decoded at the lowest resolution that its DCT offers and that is
-    no lower than needed, and one resampling both scales and crops. The crop lies where it would
-    after a full decode, but its pixels differ a little.
+    For training only: a JPEG is decoded at the lowest resolution of its DCT that is enough, and one
+    resampling both scales and crops. The crop lies where it would, but its pixels differ a little.
     """
     image = _open(data)
     full, (height, width) = image.size, size
@@ -168,11 +163,8 @@ def _covering(full: tuple[int, int], size: ImageSize) -> tuple[int, int]:
 def _box(
     full: tuple[int, int], scaled: tuple[int, int], corner: tuple[int, int], size: ImageSize
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom, in the image's own pixels, of a crop of the scaled image.
-
-    Resampling this box gives what scaling the image and then cropping gives, without the
-    scaled image: one of 20000 x 1 would be of 1.3 gigapixels.
-    """
+    """Left, top, right and bottom of a crop of the scaled image in the image's own pixels: to be
+    resampled without the scaled image, which of one of 20000 x 1 would be of 1.3 gigapixels."""
     (left, top), (width, height), (scaled_width, scaled_height) = corner, full, scaled
     return (  # each product before its quotient, lest rounding put an edge outside the picture
         left * width / scaled_width,

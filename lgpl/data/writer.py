@@ -1,7 +1,11 @@
-"""Samples -> shards."""
+"""Samples -> shards, under keys that do no harm.
+
+One from elsewhere such as `../../home/me/x` would lead whoever unpacks the shard out of the folder.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,7 +14,11 @@ from pathlib import Path
 from webdataset import TarWriter
 
 from lgpl.atomic import ENDING, PartialFile, remove_partials
-from lgpl.data.keys import clean_extension, clean_key
+
+FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no name in UTF-8 holds the last
+DRIVE = re.compile(r"^([A-Za-z]):")
+# A file name has 255 bytes at most, a path on Linux 4096.
+LONGEST_PART, LONGEST_KEY, LONGEST_EXTENSION = 200, 1000, 50
 
 
 class ShardWriter:
@@ -66,8 +74,37 @@ def _above(key: str) -> list[str]:
 def remove_left(paths: Sequence[Path]) -> None:
     """Delete what a killed run left of files, where nobody writes them now; each folder of theirs
     is read once, for it may hold as many."""
+    ours = set(paths)
     for folder in {path.parent for path in paths}:
-        left = {partial.name.rsplit(".", 2)[0] for partial in folder.glob(f"*{ENDING}")}
-        for path in paths:
-            if path.parent == folder and path.name in left:
+        for partial in folder.glob(f"*{ENDING}"):
+            path = folder / partial.name.rsplit(".", 2)[0]
+            if path in ours:
                 remove_partials(path)
+
+
+def clean_key(key: str) -> str:
+    """The key as a path that stays below the folder it is unpacked into, and reads back as it is.
+
+    What leads elsewhere, what no file name holds, and dots in the last part, where a key ends with
+    the first, become `_`; a key too long for a path becomes its end and a digest.
+    """
+    *folders, last = ("_" if part == ".." else FORBIDDEN.sub("_", part) for part in key.split("/"))
+    folders = [part for part in folders if part not in ("", ".")]
+    cleaned = DRIVE.sub(r"\1_", "/".join([*folders, last.replace(".", "_") or "_"]))
+    encoded = cleaned.encode()
+    if len(encoded) > LONGEST_KEY or max(map(len, encoded.split(b"/"))) > LONGEST_PART:
+        end = encoded[-100:].decode("utf-8", "ignore")
+        return f"{re.sub('[./]', '_', end)}-{_digest(key)}"
+    return cleaned
+
+
+def clean_extension(extension: str) -> str:
+    """An extension as part of a file name; webdataset leaves out what is empty or begins with _."""
+    cleaned = FORBIDDEN.sub("_", extension).replace("/", "_")
+    if len(cleaned.encode()) > LONGEST_EXTENSION:
+        cleaned = f"{_digest(extension)}.{cleaned.encode()[-24:].decode('utf-8', 'ignore')}"
+    return cleaned if cleaned and cleaned[0] != "_" else f"x{cleaned}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

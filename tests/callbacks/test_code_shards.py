@@ -103,7 +103,7 @@ def test_codes_are_written_and_read_by_their_layout(
         (CodeLayout(4, 4), "abc", None, r"layout \[4, 6, 1\], but the model's .* is \[4, 4, 1\]"),
         (CodeLayout(4, 6, 2), "abc", None, r"layout \[4, 6, 1\], but .* is \[4, 6, 2\]"),
         (CodeLayout(4, 6), "xyz", None, "tokenizer abc, but model.tokenizer is xyz"),
-        (CodeLayout(4, 6), "abc", "int8", "dtype int8, but uint16 or uint32 is read"),
+        (CodeLayout(4, 6), "abc", "int8", "dtype int8, but what lgpl reads is uint16 or uint32"),
     ],
 )
 def test_codes_of_another_model_are_refused(

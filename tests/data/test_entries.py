@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from lgpl.data.entries import place_of
-from lgpl.data.index import count_samples, named, read_index, statistics
+from lgpl.data.index import count_samples, named, place_of, read_index, statistics
 from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
 from lgpl.errors import UserError

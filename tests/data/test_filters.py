@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lgpl.data.decode import BadSample, SampleDecoder, features_name
+from lgpl.data.decode import BadSample, SampleDecoder
 from lgpl.data.filters import Filter, JsonCondition, Unwanted
+from lgpl.data.members import features_name
 from lgpl.errors import UserError
 from tests.data.test_datamodule import module, take, train
 from tests.data.test_decode import npy

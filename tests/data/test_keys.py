@@ -10,9 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lgpl.data.keys import clean_extension, clean_key
 from lgpl.data.shards import read_shard
-from lgpl.data.writer import ShardWriter
+from lgpl.data.writer import ShardWriter, clean_extension, clean_key
 
 
 def written(path: Path, keys: list[str], names: tuple[str, ...] = ("txt", "cls")) -> list[str]:

@@ -29,7 +29,7 @@ def content(path: Path) -> dict[str, dict[str, bytes]]:
     found, data = table(path), path.read_bytes()
     assert found.damage is None
     return {
-        found.key(i): {name: data[o : o + size] for name, (o, size) in found.members(i).items()}
+        found.keys[i]: {name: data[o : o + size] for name, (o, size) in found.members(i).items()}
         for i in range(len(found))
     }
 
@@ -156,7 +156,7 @@ def test_headers_are_read_as_far_as_asked(tmp_path: Path) -> None:
             add(tar, f"{number}.jpg", b"")
     with open(path, "rb") as file:
         found = Table(file.fileno())
-        assert found.reach(3) and found.seen == 5 and found.key(3) == "3"
+        assert found.reach(3) and len(found.keys) == 5 and found.keys[3] == "3"
         assert not found.reach(50) and len(found) == 50
 
 
@@ -208,7 +208,7 @@ def test_pax_records_that_are_none(tmp_path: Path, records: bytes) -> None:
     found = table(path)
     assert found.damage and "no pax header at byte 2560" in found.damage
     # What comes before the damage counts, but for the sample that may have lost members.
-    assert len(found) == 0 and not list(found._keys)
+    assert len(found) == 0 and not list(found.keys)
 
 
 @pytest.mark.parametrize("kind", [b"0", b"7", b"x", b"g", b"L", b"K", b"5", b"2", b"S", b"?"])
@@ -244,7 +244,7 @@ def test_a_sample_of_very_many_members(tmp_path: Path) -> None:
             add(tar, f"b.{number}", b"")
         add(tar, "c.jpg", b"c")
     found = table(path)
-    assert [found.key(i) for i in range(len(found))] == ["a", "b", "c"]
+    assert [found.keys[i] for i in range(len(found))] == ["a", "b", "c"]
     assert found.crowded == {1} and found.damage is None
     assert len(found.members(0)) == MOST_MEMBERS == len(found.members(1))
     assert set(found.members(2)) == {"jpg"}

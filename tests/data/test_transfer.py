@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from lgpl.data.transfer import Unreachable, is_url, scheme, transfer
 
 
 def body(url: str) -> bytes:
-    pieces: list[bytes] = []
-    transfer(url, pieces.append, 5)
-    return b"".join(pieces)
+    found = io.BytesIO()
+    transfer(url, found, 5)
+    return found.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -35,9 +36,10 @@ def test_schemes(path: str, kind: str) -> None:
 def test_capital_letters_and_tags(tmp_path: Path, serve: Any) -> None:
     (tmp_path / "a").write_bytes(b"content")
     url = serve(tmp_path).url
-    pieces: list[bytes] = []
-    tag = transfer(url.replace("http", "HTTP") + "/a", pieces.append, 5)
-    assert pieces == [b"content"] and tag == f'"{hashlib.md5(b"content").hexdigest()}"'
+    found = io.BytesIO()
+    tag = transfer(url.replace("http", "HTTP") + "/a", found, 5)
+    assert found.getvalue() == b"content"
+    assert tag == f'"{hashlib.md5(b"content").hexdigest()}"'
     assert body(f"FILE://{tmp_path}/a") == b"content"
 
 

@@ -91,7 +91,7 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
     if expected != len(shard) and not shard.damage:
         report.damage.append((None, f"{len(shard)} samples instead of {expected}"))
     for place in range(len(shard)):
-        key = shard.key(place)
+        key = shard.keys[place]
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         report.keys[place] = int.from_bytes(digest, "little")
         try:
@@ -100,7 +100,7 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
             report.damage.append((key, str(error)))
             continue
         report.damage.extend((key, cause) for cause in faults(raw) + misfits(raw, report.shapes))
-        for name in shard.sizes(place).keys() - raw.keys():
+        for name in shard.members(place).keys() - raw.keys():
             report.damage.append((key, f"member .{name} that is too large to be read"))
         report.unread.update(n for n in names(raw) if not is_read(n) and not is_pickle(n))
     shard.close()
@@ -122,7 +122,7 @@ def repeated(
         for place in places:
             if place >= len(shard):  # it changed in the meantime
                 break
-            key = shard.key(place)
+            key = shard.keys[place]
             if key in seen:
                 yield path, key
             seen.add(key)

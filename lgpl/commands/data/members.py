@@ -53,7 +53,8 @@ def _faults(raw: Raw, name: str) -> list[str]:
 
 def _causes(read: Callable[..., Any], *args: Any) -> list[str]:
     try:
-        members.guarded(read, *args)
+        with members.guarded():
+            read(*args)
     except BadSample as error:
         return [str(error)]
     return []

@@ -25,11 +25,10 @@ from lgpl.commands.data.processes import in_processes
 from lgpl.commands.data.sources import Picture, Skipped, Source
 from lgpl.commands.parsing import require_positive
 from lgpl.data.index import count_samples, write_index
-from lgpl.data.keys import clean_key
 from lgpl.data.members import BadSample
 from lgpl.data.shards import LARGEST_MEMBER
 from lgpl.data.store import Store
-from lgpl.data.writer import ShardWriter, remove_left
+from lgpl.data.writer import ShardWriter, clean_key, remove_left
 from lgpl.errors import UserError
 
 RECORD = ".pack.json"  # tells the shards of one plan from those of another

@@ -62,7 +62,7 @@ def run(options: Namespace) -> None:
         try:
             raw = shard[place]
         except BadSample as error:
-            summary.fault(str(error), f"{shard.key(place)} in {shard.path}")
+            summary.fault(str(error), f"{shard.keys[place]} in {shard.path}")
             continue
         if summary.add(raw) and out and number in pictured:
             tiles += tile(raw)
@@ -125,7 +125,8 @@ class Summary:
         causes = faults(raw)
         if not causes:
             try:
-                members.guarded(self._take, raw)
+                with members.guarded():
+                    self._take(raw)
             except BadSample as error:
                 causes = [str(error)]
         for cause in causes:
