@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
 class Described:
     """Remembers the arguments of its constructor; a base of whatever a checkpoint rebuilds."""
 
+    # Arguments that may be the path of a file, and what reads it: a config holds what was read, as
+    # only its writer has the file.
+    files: Mapping[str, Callable[[str], Any]] = {}
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -45,6 +49,22 @@ def describe(value: Any) -> Any:
     if isinstance(value, Described):
         return _of_object(value)
     raise Undescribable(f"{type(value).__name__} does not remember its arguments")
+
+
+def with_contents(config: Any) -> Any:
+    """A config of classes that are imported, with the contents of their `files`."""
+    if isinstance(config, list):
+        return [with_contents(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    found = {key: with_contents(part) for key, part in config.items()}
+    module, _, name = str(found.get("class_path")).rpartition(".")
+    cls, arguments = getattr(sys.modules.get(module), name, None), found.get("init_args", {})
+    if isinstance(cls, type) and issubclass(cls, Described):
+        for argument, read in cls.files.items():
+            if isinstance(arguments.get(argument), str):
+                arguments[argument] = read(arguments[argument])
+    return found
 
 
 def _of_object(value: Described) -> dict[str, Any]:

@@ -20,13 +20,17 @@ from lgpl.tokenizer import Autoencoder, Quantized, Quantizer
 
 
 class MeanColours(Condition):
-    """The mean colours of an image's quarters. A prompt is four of them, such as #ff8000."""
+    """The mean colours of an image's quarters. A prompt is four of them, such as #ff8000.
+
+    Its arguments are as people write them: some without a type, one named as a part of lgpl has it.
+    """
 
     length = 4
     fields = ("image",)
 
-    def __init__(self, dim: int, dropout: float = 0.1) -> None:
+    def __init__(self, dim, dropout=0.1, names: str = "quarters") -> None:  # type: ignore
         super().__init__(dropout)
+        self.names = names
         self.fc = nn.Linear(3, dim)
         self.nothing = nn.Parameter(torch.zeros(4, 3))
 

@@ -199,7 +199,7 @@ def test_sample(fails: Fails, chain: Chain, tmp_path: Path) -> None:
 
     assert "The prompt '' is empty" in sample("--prompt", "")
     assert "tokens; the limit is 12" in sample("--prompt", "word " * 30)
-    assert sample() == "The checkpoint takes --prompt, not --label."
+    assert sample() == "The checkpoint takes --prompt; give one at least."
     assert sample("--label", "3") == "The checkpoint takes --prompt, not --label."
     assert "top_k must be >= 0, got -1" in sample("--prompt", "a", "--top-k", "-1")
     assert "--guidance: Expected a float" in sample("--prompt", "a", "--guidance", "much")

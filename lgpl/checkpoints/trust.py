@@ -115,13 +115,21 @@ def imported(class_path: Any) -> Any:
 
 
 def only_classes(value: Any) -> None:
-    """Raises UserError where a parsed config of lgpl's own names anything but classes."""
+    """Raises UserError where a parsed config of lgpl's own names anything but classes, or a file in
+    place of its contents, whose lines a page would show to anybody."""
     if isinstance(value, jsonargparse.Namespace):
         value = vars(value)
     if isinstance(value, dict):
         path = value.get("class_path")
-        if str(path).startswith("lgpl.") and not inspect.isclass(imported(path)):
+        named = imported(path) if path else None
+        if str(path).startswith("lgpl.") and not inspect.isclass(named):
             raise UserError(f"The config names {path}, which is no class.")
+        arguments = dict(value.get("init_args") or {})
+        for name in getattr(named, "files", ()) if inspect.isclass(named) else ():
+            if isinstance(arguments.get(name), str):
+                raise UserError(
+                    f"The config takes {name} from {arguments[name]}; a checkpoint has its own."
+                )
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for part in value:

@@ -86,5 +86,6 @@ def chosen(
     wanted = given.pop(condition.option)
     ((other, unwanted),) = given.items()
     if unwanted or not wanted:
-        raise UserError(f"The checkpoint takes --{condition.option}, not --{other}.")
+        instead = f", not --{other}" if unwanted else "; give one at least"
+        raise UserError(f"The checkpoint takes --{condition.option}{instead}.")
     return [prompt for prompt in wanted for _ in range(count)]

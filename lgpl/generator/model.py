@@ -20,7 +20,8 @@ class Model(Described, nn.Module, ABC):
 
     The least that one needs is `forward`: codes [B, N] and the inputs of the condition to logits
     [B, N, codebook_size], those at i for code i, which see no code from i on. One that is not
-    autoregressive has a `loss` and a `decoder` of its own instead.
+    autoregressive has a `loss` and a `decoder` of its own instead. A config gives the constructor
+    `condition: Callable[[int], Condition]`, which it calls with the width of its prefix.
     """
 
     condition: Condition

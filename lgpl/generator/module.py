@@ -16,7 +16,6 @@ from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs
-from lgpl.generator.conditions.classes import with_names
 from lgpl.generator.decoders import Decoder, Progress, generate
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.model import Model
@@ -66,6 +65,11 @@ class GeneratorModule(TrainingModule):
         decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(transformer, nn.Module):
+            raise UserError(
+                "transformer: give what builds the model, such as functools.partial(Transformer, "
+                f"...), not a {type(transformer).__name__} itself."
+            )
         self.build = transformer
         self.transformer: Model | None = None
         self.tokenizer_path, self.init_from = tokenizer, init_from
@@ -75,15 +79,6 @@ class GeneratorModule(TrainingModule):
         self.val_loss = MeanMetric()
         # Frozen and saved elsewhere, so no submodule: neither in checkpoints nor in DDP's buckets.
         self._tokenizer: list[TokenizerModule] = []
-
-    @property
-    def config(self) -> dict[str, Any] | None:
-        """Names of classes stand in it themselves: who gets the checkpoint has no file of them."""
-        return with_names(super().config)
-
-    @config.setter
-    def config(self, config: dict[str, Any] | None) -> None:
-        self._config = config
 
     def configure_model(self) -> None:
         if self.transformer is not None:

@@ -101,6 +101,11 @@ class Transformer(Model):
         self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
         self.condition = condition(dim)
         self.prefix_length = self.condition.length
+        if self.prefix_length < 1:
+            raise UserError(
+                f"condition: {type(self.condition).__name__} has a prefix of length "
+                f"{self.prefix_length}; the first code is predicted from at least 1 position."
+            )
         self.tok_embeddings = nn.Embedding(depth * codebook_size, dim)
         self.token_dropout = nn.Dropout(token_dropout)
         paths = torch.linspace(0.0, drop_path, layers, device="cpu").tolist()

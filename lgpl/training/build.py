@@ -69,7 +69,8 @@ def _built(config: dict[str, Any], without: tuple[str, ...], kind: str | None) -
         inner = functools.reduce(lambda part, name: part.get(name, {}), parents, built)
         inner[last] = None
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--module", type=TrainingModule)
+    # As on the command line, a class of somebody's own need not have its arguments typed.
+    parser.add_function_arguments(_whole, fail_untyped=False)
     parsed = parser.parse_object({"module": built})  # nothing is built by that
     if kind is not None:
         named = parsed.module.class_path
@@ -79,6 +80,10 @@ def _built(config: dict[str, Any], without: tuple[str, ...], kind: str | None) -
     module = parser.instantiate(parsed).module
     module.config = built
     return module
+
+
+def _whole(module: TrainingModule) -> None:
+    """What a config holds."""
 
 
 def _check_size(config: Any) -> None:
@@ -92,9 +97,7 @@ def _check_size(config: Any) -> None:
         if seen > MOST_VALUES or grows:
             raise UserError("The config is larger than that of any model.")
         if isinstance(value, dict):
-            names, value = value.get("names"), list(value.values())
-            if isinstance(names, str):  # whose lines a page would show to anybody
-                raise UserError(f"The config takes names from {names}; a checkpoint has its own.")
+            value = list(value.values())
         left += value if isinstance(value, (list, tuple)) else ()
 
 

@@ -17,7 +17,7 @@ from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, read_checkp
 from lgpl.checkpoints.trust import only_trusted
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
-from lgpl.described import Described, Undescribable, describe
+from lgpl.described import Described, Undescribable, describe, with_contents
 from lgpl.errors import UserError
 from lgpl.training.optimizers import Schedule
 
@@ -40,14 +40,14 @@ class TrainingModule(Described, pl.LightningModule):
         with; None where that cannot be written down."""
         if self._config is None:
             try:
-                return describe(self)
+                return with_contents(describe(self))
             except Undescribable as error:
                 log.warning("The checkpoint will not say how its module is built: %s.", error)
         return self._config
 
     @config.setter
     def config(self, config: dict[str, Any] | None) -> None:
-        self._config = config
+        self._config = with_contents(config)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -200,8 +200,11 @@ def test_a_prompt_has_a_part_for_each_condition() -> None:
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
-        ("3", "The prompt '3' has 1 parts; give 2, with | between them."),
-        ("3 | a | b", "The prompt '3 | a | b' has 3 parts; give 2, with | between them."),
+        ("3", "The condition has 2 parts, with | between them; the prompt '3' has 1."),
+        (
+            "3 | a | b",
+            "The condition has 2 parts, with | between them; the prompt '3 | a | b' has 3.",
+        ),
         ("5 | a", "'5' is no class: give one from 0 to 4."),
     ],
 )
@@ -325,3 +328,25 @@ def test_a_checkpoint_carries_the_names_themselves(tmp_path: Path) -> None:
     assert isinstance(module, GeneratorModule)
     assert isinstance(module.model.condition, ClassCondition)
     assert module.model.condition.names == names
+
+
+class Nothing(MeanColours):
+    """Reads nothing of a batch."""
+
+    def inputs(self, batch: Any) -> Inputs:
+        return {}
+
+
+class Short(MeanColours):
+    length = 0
+
+
+def test_a_condition_of_ones_own_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="Short has a prefix of length 0; the first code is"):
+        Transformer(Short, (1, 2, 8), 16, (2, 2))
+    condition = Nothing(8)
+    with pytest.raises(UserError, match="inputs and parse give at least one tensor"):
+        condition(condition.inputs({}))
+    several = Conditions(8, [partial(ClassCondition, num_classes=5), Nothing])
+    with pytest.raises(UserError, match="inputs and parse give at least one tensor"):
+        several(several.inputs({"class": torch.tensor([1, 2])}))

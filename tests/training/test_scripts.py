@@ -105,3 +105,8 @@ def test_what_cannot_be_written_down_is_said(tmp_path: Path, tokenizer: Path) ->
     runner.save_checkpoint(tmp_path / "own.ckpt")
     with pytest.raises(UserError, match="does not say how it was built"):
         lgpl.load(tmp_path / "own.ckpt")
+
+
+def test_a_model_in_place_of_its_builder_is_refused() -> None:
+    with pytest.raises(UserError, match=r"functools\.partial\(Transformer, \.\.\.\), not a Transf"):
+        GeneratorModule(transformer=BUILDERS["functions"]())

@@ -42,7 +42,7 @@ class Condition(Described, nn.Module, ABC):
         dropout: probability of the null condition in training.
     """
 
-    length: int  # positions of the prefix, L
+    length: int  # positions of the prefix, L; a Transformer needs one at least
     fields: tuple[str, ...] = ()  # of a batch that it reads, any one of which is enough
     option = "prompt"  # of the commands that takes its prompts; or `label`
     # How many prefixes there are, where each is a single row of a table, which an LLM engine can
@@ -55,7 +55,8 @@ class Condition(Described, nn.Module, ABC):
 
     @abstractmethod
     def inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        """What it reads of a batch; a UserError names a field of data.fields that it lacks."""
+        """What it reads of a batch, at least one tensor; a UserError names a field of data.fields
+        that it lacks."""
 
     @abstractmethod
     def null(self, inputs: Inputs) -> Inputs:
@@ -76,13 +77,13 @@ class Condition(Described, nn.Module, ABC):
     def forward(self, inputs: Inputs) -> Prefix:
         """The prefixes of inputs, in training with some of them dropped; floating-point inputs are
         cast to the dtype of the condition's parameters."""
-        parameter = next(self.parameters(), None)
+        batch, parameter = rows(inputs), next(self.parameters(), None)
         if parameter is not None:
             floats = {name: x for name, x in inputs.items() if x.is_floating_point()}
             inputs = inputs | {name: x.to(parameter.dtype) for name, x in floats.items()}
         if self.training and self.dropout:
-            some = next(iter(inputs.values()))
-            dropped = torch.rand(len(some), device=some.device) < self.dropout
+            device = next(iter(inputs.values())).device
+            dropped = torch.rand(batch, device=device) < self.dropout
             null = self.null(inputs)
             inputs = {
                 name: torch.where(dropped.view(-1, *[1] * (x.dim() - 1)), null[name], x)
@@ -151,5 +152,7 @@ def join(parts: Sequence[Inputs]) -> Inputs:
 
 
 def rows(inputs: Inputs) -> int:
-    """Samples of a batch of inputs."""
+    """Samples of a batch of inputs; a UserError where there are none to tell."""
+    if not inputs:
+        raise UserError("condition: inputs and parse give at least one tensor, the batch first.")
     return len(next(iter(inputs.values())))

@@ -14,6 +14,17 @@ from lgpl.errors import UserError
 from lgpl.generator.conditions.base import Condition, Inputs, Prefix, Question
 
 
+def read_names(path: str) -> list[str]:
+    """The lines of a file of names; a UserError where one is empty, or it cannot be read."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"condition.names: {path} cannot be read as text ({error}).") from error
+    if not lines or not all(line.strip() for line in lines):
+        raise UserError(f"condition.names: {path} should hold a name on every line.")
+    return [line.strip() for line in lines]
+
+
 class ClassCondition(Condition):
     """One prefix position per class; the last row of the table is the null condition.
 
@@ -30,6 +41,7 @@ class ClassCondition(Condition):
     length = 1
     fields = ("class",)
     option = "label"
+    files = {"names": read_names}
 
     def __init__(
         self,
@@ -105,26 +117,3 @@ class ClassCondition(Condition):
 
     def of_tokens(self, tokens: Tensor) -> Inputs:
         return {"class": tokens}
-
-
-def with_names(config: Any) -> Any:
-    """A config with the names of classes in place of their file, which only its writer has."""
-    if isinstance(config, list):
-        return [with_names(part) for part in config]
-    if not isinstance(config, dict):
-        return config
-    found = {key: with_names(part) for key, part in config.items()}
-    if isinstance(found.get("names"), str):
-        found["names"] = read_names(found["names"])
-    return found
-
-
-def read_names(path: str) -> list[str]:
-    """The lines of a file of names; a UserError where one is empty, or it cannot be read."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"condition.names: {path} cannot be read as text ({error}).") from error
-    if not lines or not all(line.strip() for line in lines):
-        raise UserError(f"condition.names: {path} should hold a name on every line.")
-    return [line.strip() for line in lines]

@@ -91,8 +91,8 @@ class Conditions(Condition):
         texts = [text.strip() for text in prompt.split(BETWEEN)]
         if len(texts) != len(self.parts):
             raise UserError(
-                f"The prompt {prompt[:80]!r} has {len(texts)} parts; give {len(self.parts)}, with "
-                f"{BETWEEN} between them."
+                f"The condition has {len(self.parts)} parts, with {BETWEEN} between them; the "
+                f"prompt {prompt[:80]!r} has {len(texts)}."
             )
         return list(zip(self._parts(), texts, strict=True))
 

@@ -116,7 +116,7 @@ def generate(
     finally:
         model.train(was_training)
     if not drawn.all():
-        raise RuntimeError(f"{type(decoder).__name__} has left codes undrawn.")
+        raise UserError(f"decoder: {type(decoder).__name__} has left codes undrawn.")
     return model.layout.unflatten(codes.clone())  # a tensor for any use again
 
 
