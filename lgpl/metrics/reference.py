@@ -51,14 +51,10 @@ def reference(
         if not adm or extractor.name != INCEPTION:
             return made, provenance
         features, provenance["mu"] = made.features, f"{source}: mu, sigma"
-    elif not adm:
+    elif not adm or extractor.name != INCEPTION:
         raise UserError(
-            f"{source} is no reference: an npz of images has arr_0, one of statistics mu and sigma."
-        )
-    elif extractor.name != INCEPTION:
-        raise UserError(
-            f"{source} holds the mean and covariance of Inception's features, and no images to "
-            f"take those of {extractor.name} from; evaluate with --extractor inception."
+            f"{source} is no reference for {extractor.name}: an npz of images has arr_0, one of "
+            "Inception's statistics mu and sigma, which serve --extractor inception alone."
         )
     arrays = read_arrays(source, ARRAYS)
     spatial = _gaussian(arrays, "_s", ADM_COUNT) if {"mu_s", "sigma_s"} <= arrays.keys() else None
