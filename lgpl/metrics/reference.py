@@ -22,7 +22,7 @@ from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.images import ImageSource, NpzImages, open_images
 from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.ranks import current_rank
-from lgpl.metrics.summary import FeatureSummary, Gaussian, ImageSet
+from lgpl.metrics.summary import KEPT, FeatureSummary, Gaussian, ImageSet
 
 CACHE = "runs/references"
 # All that is read of an npz of statistics, ours or ADM's.
@@ -108,11 +108,10 @@ def summarise(
     """One pass over images on disk, with a progress bar, resized to `size` (height, width) where it
     is given; all ranks must call this. It keeps the features of so many `neighbours`, drawn from
     all over the set: a data set may be sorted by class. None keeps the first in their order."""
-    numbers, keep = torch.arange(images.count), {}
+    numbers = torch.arange(images.count)
     if neighbours is not None:
-        keep = {"keep": neighbours}
         numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
-    made = ImageSet(extractor, images.count, size=size, name=images.source, **keep)
+    made = ImageSet(extractor, images.count, neighbours or KEPT, size=size, name=images.source)
     for batch, indices in batches(images, batch_size, doing):
         made.update(batch, numbers[indices])
     return made.compute()

@@ -19,6 +19,7 @@ from lgpl.metrics.extractors import Extractor, resize
 log = logging.getLogger(__name__)
 
 SPLITS = 10  # of the inception score
+KEPT = 50_000  # images; ADM's evaluator keeps the features of as many samples
 
 
 class Gaussian(NamedTuple):
@@ -133,8 +134,8 @@ class ImageSet(nn.Module):
         self,
         extractor: Extractor,
         total: int,
-        keep: int = 50_000,  # images whose features are kept for neighbours; ADM's keeps as many
-        numbers: int | None = None,  # the images' lie below it, evenly; None: they are 0 to total
+        keep: int = KEPT,  # images whose features are kept, for the metrics of neighbours
+        numbers: int | None = None,  # the images' lie below it, evenly; None: below `total`
         size: ImageSize | None = None,  # to which images are resized; None leaves them as they are
         name: str = "the set",
     ) -> None:
