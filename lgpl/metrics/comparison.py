@@ -13,9 +13,6 @@ from lgpl.errors import UserError
 from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary, Gaussian
 
-KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-PRECISION_K = 3  # arXiv 1904.06991
-DENSITY_K = 5  # arXiv 2002.09797
 ROWS = 1024  # of a block of distances
 
 
@@ -56,9 +53,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     return max(0.0, distance.item())
 
 
-def kernel_distance(
-    real: Tensor, fake: Tensor, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE
-) -> float:
+def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 100, size: int = 1000) -> float:
     """Mean of the unbiased squared MMD with the kernel (x·y / D + 1)³ (arXiv 1801.01401) of random
     subsets of the features [N, D] and [M, D], the same ones in every call; sets of no more than
     `size` features are compared whole."""
@@ -73,7 +68,7 @@ def kernel_distance(
     return torch.stack(distances).mean().item()
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_K) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
     """Shares of the fake within the real manifold and the reverse (arXiv 1904.06991): the union of
     the balls around a set's points that reach to the k-th nearest of the others."""
     precision = _inside(real, _radii(real, k), fake).gt(0)
@@ -81,7 +76,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_K) -> tuple[
     return precision.double().mean().item(), recall.double().mean().item()
 
 
-def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_K) -> tuple[float, float]:
+def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
     """Mean number of real balls around a fake over k, and the share of real balls with a fake in
     them (arXiv 2002.09797)."""
     radii = _radii(real, k)

@@ -36,11 +36,11 @@ class Extractor(nn.Module):
 
     name: str  # part of the name of every metric made with it
     preprocessing: str  # what happens to an image before the network, for the provenance
-    _empty: Tensor  # knows the device, also of a module without weights
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("_empty", torch.empty(0), persistent=False)
+        # Knows the device, also of a module without weights.
+        self._empty = nn.Buffer(torch.empty(0), persistent=False)
         self._spatial: list[Tensor] = []
 
     @property

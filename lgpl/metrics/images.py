@@ -205,8 +205,6 @@ class SampleFile:
 
     def finish(self) -> None:
         """The npz takes its name when it is whole."""
-        if self.path.exists():
-            return
         remove_partials(self.path)
         with atomic_file(self.path) as file, zipfile.ZipFile(file, "w") as archive:
             archive.write(self.partial, f"{IMAGES}.npy")

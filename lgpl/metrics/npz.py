@@ -83,9 +83,7 @@ def member(path: str, name: str) -> Iterator[Member]:
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
     """Those of the named arrays that the file has; a UserError as of `member` or for their size."""
     found: dict[str, np.ndarray] = {}
-    for name in dict.fromkeys(names_in(path)):
-        if name not in names:
-            continue
+    for name in sorted({*names} & {*names_in(path)}):
         with member(path, name) as opened:
             if opened.size + sum(array.nbytes for array in found.values()) > LARGEST_WHOLE:
                 raise UserError(

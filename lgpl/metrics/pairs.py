@@ -67,10 +67,8 @@ class CLIPScore(MeanMetric):
         self.length = self.clip.config.text_config.max_position_embeddings
         # What every CLIP was trained with.
         mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-        self.register_buffer("pixel_mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(std)[:, None, None], persistent=False)
-        self.pixel_mean: Tensor
-        self.pixel_std: Tensor
+        self.pixel_mean = nn.Buffer(torch.tensor(mean)[:, None, None], persistent=False)
+        self.pixel_std = nn.Buffer(torch.tensor(std)[:, None, None], persistent=False)
 
     @torch.no_grad()
     def scores(self, image: Tensor, captions: list[str]) -> Tensor:

@@ -22,7 +22,7 @@ from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.images import ImageSource, NpzImages, open_images
 from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.ranks import current_rank
-from lgpl.metrics.summary import FeatureSummary, Gaussian, ImageSet
+from lgpl.metrics.summary import KEPT, FeatureSummary, Gaussian, ImageSet
 
 CACHE = "runs/references"
 # All that is read of an npz of statistics, ours or ADM's.
@@ -51,14 +51,10 @@ def reference(
         if not adm or extractor.name != INCEPTION:
             return made, provenance
         features, provenance["mu"] = made.features, f"{source}: mu, sigma"
-    elif not adm:
+    elif not adm or extractor.name != INCEPTION:
         raise UserError(
-            f"{source} is no reference: an npz of images has arr_0, one of statistics mu and sigma."
-        )
-    elif extractor.name != INCEPTION:
-        raise UserError(
-            f"{source} holds the mean and covariance of Inception's features, and no images to "
-            f"take those of {extractor.name} from; evaluate with --extractor inception."
+            f"{source} is no reference for {extractor.name}: an npz of images has arr_0, one of "
+            "Inception's statistics mu and sigma, which serve --extractor inception alone."
         )
     arrays = read_arrays(source, ARRAYS)
     spatial = _gaussian(arrays, "_s", ADM_COUNT) if {"mu_s", "sigma_s"} <= arrays.keys() else None
@@ -112,11 +108,10 @@ def summarise(
     """One pass over images on disk, with a progress bar, resized to `size` (height, width) where it
     is given; all ranks must call this. It keeps the features of so many `neighbours`, drawn from
     all over the set: a data set may be sorted by class. None keeps the first in their order."""
-    numbers, keep = torch.arange(images.count), {}
+    numbers = torch.arange(images.count)
     if neighbours is not None:
-        keep = {"keep": neighbours}
         numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
-    made = ImageSet(extractor, images.count, size=size, name=images.source, **keep)
+    made = ImageSet(extractor, images.count, neighbours or KEPT, size=size, name=images.source)
     for batch, indices in batches(images, batch_size, doing):
         made.update(batch, numbers[indices])
     return made.compute()

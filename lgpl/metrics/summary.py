@@ -19,6 +19,7 @@ from lgpl.metrics.extractors import Extractor, resize
 log = logging.getLogger(__name__)
 
 SPLITS = 10  # of the inception score
+KEPT = 50_000  # images; ADM's evaluator keeps the features of as many samples
 
 
 class Gaussian(NamedTuple):
@@ -35,7 +36,6 @@ class FeatureGaussian(Metric):
     total: Tensor
     products: Tensor
     count: Tensor
-    full_state_update = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -62,11 +62,10 @@ class FeatureBank(Metric):
 
     features: list[Tensor]
     numbers: list[Tensor]
-    full_state_update = False
 
-    def __init__(self, dim: int, keep: int) -> None:
+    def __init__(self, keep: int) -> None:
         super().__init__()
-        self.dim, self.keep = dim, keep
+        self.keep = keep
         self.add_state("features", [], "cat")
         self.add_state("numbers", [], "cat")
 
@@ -88,7 +87,6 @@ class StreamedInceptionScore(Metric):
     entropy: Tensor
     marginal: Tensor
     count: Tensor
-    full_state_update = False
 
     def __init__(self, classes: int, total: int) -> None:
         super().__init__()
@@ -130,22 +128,15 @@ class FeatureSummary:
 
 class ImageSet(nn.Module):
     """Summarises images as they come, those of all ranks together, `total` in number; a UserError
-    where they are too few for the covariance.
-
-    Args:
-        keep: number of images whose features are kept, for the metrics of neighbours; ADM's
-            evaluator takes those of all its 50 000 samples.
-        numbers: the images' numbers lie below it, evenly; by default they are those below `total`.
-        size: height and width to which images are resized, pixels; None leaves them as they are.
-    """
+    where they are too few for the covariance."""
 
     def __init__(
         self,
         extractor: Extractor,
         total: int,
-        keep: int = 50_000,
-        numbers: int | None = None,
-        size: ImageSize | None = None,
+        keep: int = KEPT,  # images whose features are kept, for the metrics of neighbours
+        numbers: int | None = None,  # the images' lie below it, evenly; None: below `total`
+        size: ImageSize | None = None,  # to which images are resized; None leaves them as they are
         name: str = "the set",
     ) -> None:
         super().__init__()
@@ -159,7 +150,7 @@ class ImageSet(nn.Module):
                 f"{name} has {total}."
             )
         numbers = numbers or total
-        self.pooled, self.bank = FeatureGaussian(dim), FeatureBank(dim, keep * numbers // total)
+        self.pooled, self.bank = FeatureGaussian(dim), FeatureBank(keep * numbers // total)
         self.spatial, self.score = None, None
         if spatial is not None and total > spatial.shape[1]:
             self.spatial = FeatureGaussian(spatial.shape[1])
@@ -169,6 +160,8 @@ class ImageSet(nn.Module):
         if logits is not None:
             self.score = StreamedInceptionScore(logits.shape[1], numbers)
         self.to(extractor.device)
+        # An empty list, of a rank without an image, has no shape and could not be gathered.
+        self.bank.update(pooled[:0], torch.empty(0, dtype=torch.int64, device=pooled.device))
 
     def update(self, image: Tensor, number: Tensor) -> None:
         """Add images [B, 3, H, W], uint8, or in [-1, 1] and rounded as a file would round them, and
@@ -190,9 +183,6 @@ class ImageSet(nn.Module):
 
     def compute(self) -> FeatureSummary:
         """All ranks must call this, also those without an image."""
-        # An empty list has no shape, and could not be gathered.
-        empty = torch.empty(0, self.bank.dim, device=self.bank.device)
-        self.bank.update(empty, torch.empty(0, dtype=torch.int64, device=self.bank.device))
         spatial = None if self.spatial is None else self.spatial.compute()
         score = None if self.score is None else self.score.compute()
         return FeatureSummary(self.pooled.compute(), spatial, self.bank.compute(), score)

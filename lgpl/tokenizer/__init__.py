@@ -3,32 +3,20 @@
 from typing import TYPE_CHECKING
 
 from lgpl.lazy import lazily
-from lgpl.tokenizer.autoencoder import VQModel
-from lgpl.tokenizer.base import Autoencoder
-from lgpl.tokenizer.discriminators import PatchGAN
-from lgpl.tokenizer.losses import TokenizerLoss
-from lgpl.tokenizer.perceptual import LPIPS
-from lgpl.tokenizer.quantizers import BSQ, FSQ, IBQ, Quantized, Quantizer
-from lgpl.tokenizer.quantizers.residual import ResidualQuantizer
-from lgpl.tokenizer.quantizers.vector import VectorQuantizer
+from lgpl.tokenizer.autoencoder import VQModel as VQModel
+from lgpl.tokenizer.base import Autoencoder as Autoencoder
+from lgpl.tokenizer.discriminators import PatchGAN as PatchGAN
+from lgpl.tokenizer.losses import TokenizerLoss as TokenizerLoss
+from lgpl.tokenizer.perceptual import LPIPS as LPIPS
+from lgpl.tokenizer.quantizers import BSQ as BSQ
+from lgpl.tokenizer.quantizers import FSQ as FSQ
+from lgpl.tokenizer.quantizers import IBQ as IBQ
+from lgpl.tokenizer.quantizers import Quantized as Quantized
+from lgpl.tokenizer.quantizers import Quantizer as Quantizer
+from lgpl.tokenizer.quantizers import ResidualQuantizer as ResidualQuantizer
+from lgpl.tokenizer.quantizers import VectorQuantizer as VectorQuantizer
 
 if TYPE_CHECKING:
-    from lgpl.tokenizer.module import TokenizerModule
-
-__all__ = [
-    "Autoencoder",
-    "BSQ",
-    "FSQ",
-    "IBQ",
-    "LPIPS",
-    "PatchGAN",
-    "Quantized",
-    "Quantizer",
-    "ResidualQuantizer",
-    "TokenizerLoss",
-    "TokenizerModule",
-    "VQModel",
-    "VectorQuantizer",
-]
+    from lgpl.tokenizer.module import TokenizerModule as TokenizerModule
 
 __getattr__ = lazily(__name__, {"module": ("TokenizerModule",)})

@@ -30,14 +30,10 @@ class LeCam(nn.Module):
     """Keeps a discriminator's logits near averages of the other kind's, which decay with each step
     (arXiv 2104.03310, equation 4); that steadies a GAN on few images."""
 
-    real: Tensor
-    fake: Tensor
-
     def __init__(self, decay: float = 0.99) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("real", torch.zeros(()))
-        self.register_buffer("fake", torch.zeros(()))
+        self.real, self.fake = nn.Buffer(torch.zeros(())), nn.Buffer(torch.zeros(()))
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
         """mean (D(x) - average D(x'))^2 + mean (D(x') - average D(x))^2 of logits."""

@@ -74,8 +74,7 @@ class TokenizerModule(TrainingModule):
             for part in (*autoencoder.children(), *loss.children()):
                 if not isinstance(part, Quantizer):
                     part.compile()
-        self.register_buffer("train_step", torch.zeros((), dtype=torch.int64))
-        self.train_step: Tensor
+        self.train_step = nn.Buffer(torch.zeros((), dtype=torch.int64))
         self._batches, self._peak = 0, lr
         size = autoencoder.codebook_size
         self.train_usage = CodebookUsage(size, window=65536, sync_on_compute=False)
@@ -151,7 +150,7 @@ class TokenizerModule(TrainingModule):
             named = {"loss": loss_d.detach(), **parts_d}
             parts |= {f"discriminator/{name}": value for name, value in named.items()}
 
-        self.train_step += 1
+        self.train_step.add_(1)
         self._batches += 1
         self.train_usage.update(quantized.codes)
         self.log("train/loss", loss.detach(), prog_bar=True)

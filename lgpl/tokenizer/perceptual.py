@@ -63,10 +63,8 @@ class LPIPS(Described, nn.Module):
         self.heads = nn.ParameterList(torch.zeros(w) for w in width)
         shift = torch.tensor([-0.030, -0.088, -0.188])[:, None, None]
         scale = torch.tensor([0.458, 0.448, 0.450])[:, None, None]
-        self.register_buffer("shift", shift, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-        self.shift: Tensor
-        self.scale: Tensor
+        self.shift = nn.Buffer(shift, persistent=False)
+        self.scale = nn.Buffer(scale, persistent=False)
         self.requires_grad_(False)
         if not self.heads[0].is_meta:
             self._load(weights)

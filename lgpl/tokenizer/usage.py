@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from typing import Any
 
@@ -20,8 +21,7 @@ class CodebookUsage(Metric):
         super().__init__(**kwargs)
         self.codebook_size, self.window = codebook_size, window
         self.add_state("counts", torch.zeros(codebook_size, dtype=torch.int64), "sum")
-        self._recent: deque[tuple[int, Tensor]] = deque()
-        self._held = 0
+        self._recent: deque[tuple[int, Tensor]] = deque()  # number and counts of each batch
 
     def update(self, codes: Tensor) -> None:
         """Count codes of any shape."""
@@ -31,11 +31,8 @@ class CodebookUsage(Metric):
         if self.window is None:
             return
         self._recent.append((codes.numel(), counts))
-        self._held += codes.numel()
-        while self._held - self._recent[0][0] >= self.window:
-            number, oldest = self._recent.popleft()
-            self.counts = self.counts - oldest
-            self._held -= number
+        while sum(number for number, _ in itertools.islice(self._recent, 1, None)) >= self.window:
+            self.counts = self.counts - self._recent.popleft()[1]
 
     def compute(self) -> dict[str, Tensor]:
         """`usage` in [0, 1] and `perplexity` in [1, codebook_size]."""
@@ -45,4 +42,4 @@ class CodebookUsage(Metric):
 
     def reset(self) -> None:
         super().reset()
-        self._recent, self._held = deque(), 0
+        self._recent.clear()

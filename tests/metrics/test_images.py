@@ -253,10 +253,10 @@ def test_references_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds images of 16x16 px, the others have 32x32 px"):
         reference(str(tmp_path / "a.npz"), extractor(), (32, 32))
     np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    with pytest.raises(UserError, match="of Inception's features, and no images"):
+    with pytest.raises(UserError, match=r"for Pixels: .* mu and sigma, which serve --extractor"):
         reference(str(tmp_path / "adm.npz"), extractor(), (16, 16))
     np.savez(tmp_path / "else.npz", weights=np.zeros(3))
-    with pytest.raises(UserError, match="is no reference: an npz of images has arr_0"):
+    with pytest.raises(UserError, match="no reference for Pixels: an npz of images has arr_0"):
         reference(str(tmp_path / "else.npz"), extractor(), (16, 16))
     np.savez(tmp_path / "pickled.npz", mu=np.array([{}]), sigma=np.eye(3), provenance="{}")
     with pytest.raises(UserError, match="cannot be read as an npz of plain arrays"):

@@ -150,7 +150,7 @@ def test_inception_score_by_its_definition() -> None:
 
 
 def test_features_are_kept_in_the_order_of_their_numbers() -> None:
-    bank, features = FeatureBank(2, keep=5), torch.arange(20.0).view(10, 2)
+    bank, features = FeatureBank(keep=5), torch.arange(20.0).view(10, 2)
     for part in torch.tensor([7, 2, 9, 0, 4, 1, 8, 3, 6, 5]).split(3):
         bank.update(features[part], part)
     assert torch.equal(bank.compute(), features[:5])

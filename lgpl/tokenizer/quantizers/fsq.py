@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lgpl.errors import UserError
 from lgpl.tokenizer.quantizers.base import Quantized, Quantizer, channels_last, straight_through
@@ -25,17 +25,14 @@ class FSQ(Quantizer):
         levels: values of each dimension, at least 3.
     """
 
-    levels: Tensor
-    places: Tensor
-
     def __init__(self, levels: Sequence[int] = (8, 8, 8, 6, 5)) -> None:
         super().__init__()
         if not levels or min(levels) < 3:
             raise UserError(f"levels: {[*levels]} must hold a number of at least 3 for each.")
         self.codebook_size, self.dim = math.prod(levels), len(levels)
         places = [math.prod(levels[:i]) for i in range(len(levels))]
-        self.register_buffer("levels", torch.tensor([*levels]), persistent=False)
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.levels = nn.Buffer(torch.tensor([*levels]), persistent=False)
+        self.places = nn.Buffer(torch.tensor(places), persistent=False)
 
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):

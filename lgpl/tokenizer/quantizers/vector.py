@@ -54,12 +54,10 @@ class VectorQuantizer(base.Quantizer):
         self.gradient = gradient
         self.codebook = nn.Embedding(codebook_size, dim)
         nn.init.uniform_(self.codebook.weight, -1.0 / codebook_size, 1.0 / codebook_size)
-        if l2_norm:
-            with torch.no_grad():
-                self.codebook.weight.copy_(F.normalize(self.codebook.weight, dim=-1))
+        with torch.no_grad():
+            self.codebook.weight.copy_(self.vectors())
         # Batches since each code was last used; negative: k-means has still to be run.
-        self.register_buffer("idle", torch.full((codebook_size,), -1 if kmeans_iterations else 0))
-        self.idle: Tensor
+        self.idle = nn.Buffer(torch.full((codebook_size,), -1 if kmeans_iterations else 0))
 
     def vectors(self) -> Tensor:
         """The codebook as it is compared and looked up, [K, D], float32."""
@@ -91,11 +89,8 @@ class VectorQuantizer(base.Quantizer):
     @torch.no_grad()
     def observe(self, z: Tensor, codes: Tensor) -> dict[str, Any]:
         """k-means on the first call, then the revival of dead codes; equal on all ranks."""
-        if not self.kmeans_iterations and not self.revive_after:
-            return {}
-        flat = _gather(self._flatten(z))
         if self.kmeans_iterations and (self.idle < 0).all():
-            self.codebook.weight.copy_(self._kmeans(flat))
+            self.codebook.weight.copy_(self._kmeans(_gather(self._flatten(z))))
             self.idle.zero_()
             return {}
         if not self.revive_after:
@@ -104,6 +99,7 @@ class VectorQuantizer(base.Quantizer):
         self.idle.add_(1).masked_fill_(used, 0)
         dead = (self.idle >= self.revive_after).nonzero().flatten()
         if len(dead):
+            flat = _gather(self._flatten(z))
             picked = _same_everywhere(torch.randint(len(flat), (len(dead),), device=flat.device))
             self.codebook.weight[dead] = flat[picked]
             self.idle[dead] = 0
