@@ -67,8 +67,8 @@ def _causes(read: Callable[..., Any], *args: Any) -> list[str]:
 
 
 def by_cause(broken: Sequence[tuple[str, str]]) -> list[tuple[int, str]]:
-    """How many there are of each cause, the commonest first, and the cause with its first place;
-    of places, such as files or keys, and what is wrong there."""
+    """How often each cause occurs, the commonest first, and the cause with the first place that has
+    it; of pairs of a place, such as a file or a key, and what is wrong there."""
     first = {cause: place for place, cause in reversed(broken)}
     counts = Counter(cause for _, cause in broken)
     return [(n, f"{cause}, such as {first[cause]}") for cause, n in counts.most_common()]

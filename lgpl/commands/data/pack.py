@@ -69,10 +69,9 @@ def run(options: Namespace) -> None:
     try:
         begin(out, plan, source)
         done, skipped = pack(plan, options.workers)
-        splits = finish(out, plan, done)
+        finish(out, plan, done, source, skipped + source.skipped + held.skipped)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror}).") from error
-    report(out, splits, source, skipped + source.skipped + held.skipped)
 
 
 def divided(options: Namespace) -> tuple[Source, Source]:
@@ -230,20 +229,15 @@ def _content(file: Path) -> bytes:
         raise BadSample("file that cannot be read") from error
 
 
-def finish(out: Path, plan: list[Planned], done: dict[Path, int]) -> dict[str, dict[str, int]]:
-    """Index the splits; gives their shards with the samples of each."""
+def finish(
+    out: Path, plan: list[Planned], done: dict[Path, int], source: Source, skipped: Skipped
+) -> None:
+    """Say what was left out, index the splits; a UserError with nothing to train on."""
     splits: dict[str, dict[str, int]] = defaultdict(dict)
     for split, path, *_ in plan:
         if path.exists():
             number = done.get(path) or count_samples(str(path), Store())[0]
             splits[split][str(path)] = number
-    for split, counts in splits.items():
-        write_index(out / f"{split}.json", counts)
-    return splits
-
-
-def report(out: Path, splits: dict[str, dict[str, int]], source: Source, skipped: Skipped) -> None:
-    """Say what there is now and what was left out; a UserError with nothing to train on."""
     causes = by_cause(skipped)
     if "train" not in splits:
         most = causes[0][1]
@@ -253,5 +247,6 @@ def report(out: Path, splits: dict[str, dict[str, int]], source: Source, skipped
     if source.classes is not None:
         print(f"{out}/{CLASSES}: {len(source.classes)} classes")
     for split, counts in splits.items():
+        write_index(out / f"{split}.json", counts)
         total = sum(counts.values())
         print(f"data.{split}: {out}/{split}.json  # {total} samples in {len(counts)} shards")
