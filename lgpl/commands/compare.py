@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 from lgpl.plots import plot
 
 Curves = dict[str, list[tuple[float, float]]]
@@ -52,11 +53,9 @@ def main(args: list[str]) -> None:
 def read_config(run: Path) -> dict[str, str]:
     """Every value of a run's config.yaml by its dotted key."""
     path = run / "config.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{run} is no folder of a run: {path} cannot be read ({error}).") from error
-    return flatten(content)
+    said = f"{run} is no folder of a run: {path} cannot be read"
+    with as_user_error(said, OSError, yaml.YAMLError):
+        return flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def flatten(value: Any, key: str = "") -> dict[str, str]:
@@ -95,11 +94,11 @@ def read_curves(run: Path) -> Curves:
 
 def short_names(runs: list[Path]) -> list[str]:
     """The folders without what they have in common at either end."""
-    parts = [run.resolve().parts for run in runs]
-    first = next((i for i, p in enumerate(zip(*parts, strict=False)) if len(set(p)) > 1), None)
-    if first is None:
+    paths = [run.resolve() for run in runs]
+    common = os.path.commonpath(paths)
+    tails = [path.relative_to(common).parts for path in paths]
+    if () in tails:  # a single run, or one that holds the others
         return [run.name for run in runs]
-    tails = [p[first:] for p in parts]
     while all(len(tail) > 1 for tail in tails) and len({tail[-1] for tail in tails}) == 1:
         tails = [tail[:-1] for tail in tails]
     return ["/".join(tail) for tail in tails]

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from lgpl.atomic import atomic_file, remove_partials
 from lgpl.checkpoints import add_trust, read_checkpoint, write_checkpoint
 from lgpl.checkpoints.released.llamagen import to_llamagen
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 
 def parser() -> ArgumentParser:
@@ -34,11 +34,9 @@ def main(args: list[str]) -> None:
         write_checkpoint(out, checkpoint.kind, checkpoint.described(), checkpoint.weights())
     else:
         content = to_llamagen(checkpoint, options.trust)
-        try:
+        with as_user_error(f"--out: {out} cannot be written", OSError, RuntimeError):
             out.parent.mkdir(parents=True, exist_ok=True)
             remove_partials(out)
             with atomic_file(out) as file:
                 torch.save(content, file)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"--out: {out} cannot be written ({error}).") from error
     print(f"{out}: the {checkpoint.kind} of {checkpoint.path}")

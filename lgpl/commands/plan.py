@@ -73,15 +73,15 @@ def main(args: list[str]) -> None:
 def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> dict[str, int]:
     """Bytes on each of so many devices, by what they are for; `sharded` is FSDP instead of DDP, and
     `averaged` an EMA of the weights. The step is of a device that holds the whole model."""
-    parts = gpus if sharded else 1
     lines = {
-        "parameters": -(-step.parameters // parts),
-        "gradients": -(-step.gradients // parts),
-        "optimizer state": -(-step.optimizer // parts),
+        "parameters": step.parameters,
+        "gradients": step.gradients,
+        "optimizer state": step.optimizer,
     }
     if averaged:
-        lines["moving average"] = -(-step.parameters // parts)
+        lines["moving average"] = step.parameters
     if sharded:
+        lines = {name: -(-size // gpus) for name, size in lines.items()}
         lines["gathered by FSDP"] = step.gathered
     elif gpus > 1:
         lines["buckets of DDP"] = step.gradients

@@ -13,7 +13,7 @@ from lgpl.checkpoints import add_trust
 from lgpl.codes import ImageSize, in_pixels, to_image_size
 from lgpl.commands.parsing import ArgumentParser
 from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 from lgpl.generator.module import PERCEPTUAL
 from lgpl.image_files import grid, image_path, save
 from lgpl.inference import usable_device
@@ -91,10 +91,8 @@ def cropped(path: str, size: ImageSize | None, tokenizer: Autoencoder) -> Image.
 
 def opened(path: str) -> Image.Image:
     """The RGB picture of a file."""
-    try:
+    with as_user_error(f"{path} cannot be read as a picture", OSError, ValueError):
         return open_image(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}).") from error
 
 
 def similarity(lpips: str, side: int) -> Similarity:

@@ -324,7 +324,7 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
         *("--captions", table, "--file-column", "file", "--caption-column", "caption")
     )
     gone = write_table(tmp_path / "gone.jsonl", [{"file_name": "b.jpg", "text": "b"}])
-    assert pack("--captions", gone).endswith("nothing to pack; most often: no such file.")
+    assert pack("--captions", gone).endswith("most often: no such file, such as b.jpg.")
     assert "is neither .csv nor .jsonl" in pack("--captions", tmp_path / "t.xlsx")
     assert "cannot be read (" in pack("--captions", tmp_path / "none.csv")
     (tmp_path / "bad.jsonl").write_text('{"file_name": "a.jpg", "text": "a"}\nhello\n')
@@ -458,5 +458,5 @@ def test_full_disk_ends_with_a_sentence(
     monkeypatch.setattr(ShardWriter, "write", full)
     class_folder(tmp_path / "in", {"a": 3})
     said = fails("data", "pack", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
-    assert said == f"{tmp_path}/out/train-0.tar cannot be written (No space left on device)."
+    assert said == f"--out: {tmp_path}/out cannot be written (No space left on device)."
     assert not list((tmp_path / "out").glob("*.tar*"))

@@ -117,7 +117,7 @@ def test_what_cannot_be_done_is_named(
         (reconstruct, (tmp_path / "none.png", out), "none.png cannot be read as a picture"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of an image"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path), "is a folder"),
-        (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "--image-size: An image of 30x30"),
+        (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "--image-size: image of 30x30"),
         (
             reconstruct,
             (PHOTOGRAPHS[0], out, "--image-size", 8, 8, 8),

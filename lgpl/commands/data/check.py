@@ -15,7 +15,7 @@ import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from lgpl.commands.data.members import faults, is_pickle, is_read, misfits, names
+from lgpl.commands.data.members import faults, is_pickle, is_read, names
 from lgpl.commands.data.processes import in_processes
 from lgpl.commands.parsing import require_positive
 from lgpl.data.decode import Shapes, check_shapes
@@ -99,7 +99,7 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
         except BadSample as error:
             report.damage.append((key, str(error)))
             continue
-        report.damage.extend((key, cause) for cause in faults(raw) + misfits(raw, report.shapes))
+        report.damage.extend((key, cause) for cause in faults(raw, report.shapes))
         for name in shard.members(place).keys() - raw.keys():
             report.damage.append((key, f"member .{name} that is too large to be read"))
         report.unread.update(n for n in names(raw) if not is_read(n) and not is_pickle(n))

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lgpl.data.index import counted, named, write_index
 from lgpl.data.store import Store
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 
 def parser() -> ArgumentParser:
@@ -32,11 +32,9 @@ def run(options: Namespace) -> None:
     usable = {path: number for path, number in counts.items() if number}
     if not usable:
         raise UserError(f"SHARDS: no sample to count: {'; '.join(faults)}.")
-    try:
+    with as_user_error(f"--out: {out} cannot be written", OSError):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_index(out, usable)
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written ({error.strerror}).") from error
     print(f"{out}: {len(usable)} shards, {sum(usable.values())} samples")
     if faults:
         sys.exit(1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lgpl.data import members
@@ -31,24 +32,30 @@ def is_pickle(name: str) -> bool:
     return name.rpartition(".")[2] in PICKLES
 
 
-def faults(raw: Raw) -> list[str]:
+def faults(raw: Raw, first: dict[str, Shapes] | None = None) -> list[str]:
     """What is wrong with a sample: every member that a run could read is decoded as in a run, and
-    the causes are those that its log would give."""
-    found = [cause for name in names(raw) for cause in _faults(raw, name)]
+    the causes are those that its log would give. With the shapes of the `first` samples by member,
+    to which those of a new member are added, also what fits into no batch with them."""
+    first = {} if first is None else first
+    found = []
+    for name in names(raw):
+        if is_pickle(name):
+            found.append(f"a pickle (.{name}), which lgpl never opens and others would execute")
+        elif name == "json":
+            found += _json_faults(raw)
+        else:
+            found += _causes(_decode, raw, name, first)
     if not any(name in raw for name in (*IMAGE_EXTENSIONS, CODES)):
         found.append("neither picture nor codes")
     return found
 
 
-def _faults(raw: Raw, name: str) -> list[str]:
-    if is_pickle(name):
-        return [f"a pickle (.{name}), which lgpl never opens and others would execute"]
-    if name == "json":
-        return _json_faults(raw)
+def _decode(raw: Raw, name: str, first: dict[str, Shapes]) -> None:
     decode = decoder(name)
-    if decode is None:
-        return []
-    return _causes(decode, {"__key__": raw["__key__"], name: raw[name]}, random.Random(0))
+    if decode is not None:
+        sample = decode({"__key__": raw["__key__"], name: raw[name]}, random.Random(0))
+        shapes = decode.shapes(sample)  # those that the model leaves open
+        check_shapes(shapes, first.setdefault(name, shapes))
 
 
 def _causes(read: Callable[..., Any], *args: Any) -> list[str]:
@@ -60,19 +67,12 @@ def _causes(read: Callable[..., Any], *args: Any) -> list[str]:
     return []
 
 
-def misfits(raw: Raw, first: dict[str, Shapes]) -> list[str]:
-    """What fits into no batch with the first samples, where the model leaves shapes open; the
-    shapes of a member that is new are added to the first ones."""
-    found = []
-    for name in names(raw):
-        decode = decoder(name)
-        if decode is not None and decode.open_shapes:
-            try:
-                shapes = decode.shapes(decode(raw, random.Random(0)))
-            except BadSample:
-                continue  # one of the faults
-            found += _causes(check_shapes, shapes, first.setdefault(name, shapes))
-    return found
+def by_cause(broken: Sequence[tuple[str, str]]) -> list[tuple[int, str]]:
+    """How often each cause occurs, the commonest first, and the cause with the first place that has
+    it; of pairs of a place, such as a file or a key, and what is wrong there."""
+    first = {cause: place for place, cause in reversed(broken)}
+    counts = Counter(cause for _, cause in broken)
+    return [(n, f"{cause}, such as {first[cause]}") for cause, n in counts.most_common()]
 
 
 @functools.lru_cache(1000)

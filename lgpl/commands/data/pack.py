@@ -10,7 +10,7 @@ import json
 import math
 import os
 import random
-from collections import Counter
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lgpl.atomic import write_text
 from lgpl.commands.data import sources
-from lgpl.commands.data.members import faults
+from lgpl.commands.data.members import by_cause, faults
 from lgpl.commands.data.processes import in_processes
 from lgpl.commands.data.sources import Picture, Skipped, Source
 from lgpl.commands.parsing import require_positive
@@ -36,16 +36,13 @@ CLASSES = "classes.txt"
 
 
 class Planned(NamedTuple):
-    """A shard to be."""
+    """A shard to be. All are planned before anything is written: any process can write each, and
+    the next pack finds those that are missing."""
 
+    split: str  # train or val
     path: Path  # its final name
     folder: Path  # of the pictures
     samples: list[tuple[str, Picture]]  # key and picture of each
-
-
-# The shards of train and val, planned before anything is written: any process can write each, and
-# the next pack finds those that are missing.
-Plan = dict[str, list[Planned]]
 
 
 def parser() -> ArgumentParser:
@@ -67,15 +64,13 @@ def run(options: Namespace) -> None:
     require_positive(options, "shard_samples", "shard_mb", "workers")
     source, held = divided(options)
     out, keys = Path(options.out), set[str]()
-    plan = {"train": planned("train", source, keys, options)}
-    plan["val"] = planned("val", held, keys, options)
+    plan = planned("train", source, keys, options) + planned("val", held, keys, options)
     try:
         begin(out, plan, source)
         done, skipped = pack(plan, options.workers)
-        splits = finish(out, plan, done)
+        finish(out, plan, done, source, skipped + source.skipped + held.skipped)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror}).") from error
-    report(out, splits, source, skipped + source.skipped + held.skipped)
 
 
 def divided(options: Namespace) -> tuple[Source, Source]:
@@ -89,8 +84,8 @@ def divided(options: Namespace) -> tuple[Source, Source]:
         table = Path(options.captions)
         source = sources.from_table(folder, table, options.file_column, options.caption_column)
     if not source.pictures:
-        causes = Counter(cause for _, cause in source.skipped)
-        raise UserError(f"{folder}: nothing to pack; most often: {causes.most_common(1)[0][0]}.")
+        most = by_cause(source.skipped)[0][1]
+        raise UserError(f"{folder}: nothing to pack; most often: {most}.")
     if not val.is_dir():
         return hold_out(source, options.val, options.seed)
     if options.captions is not None:
@@ -128,12 +123,12 @@ def planned(split: str, source: Source, keys: set[str], options: Namespace) -> l
     total = sum(picture.size for picture in source.pictures)
     shards = max(len(samples) / options.shard_samples, total / (options.shard_mb * 1_000_000))
     count = math.ceil(shards)
-    digits = len(str(count - 1))
-    paths = [Path(options.out, f"{split}-{i:0{digits}}.tar") for i in range(count)]
-    parts = [
-        samples[len(samples) * i // count : len(samples) * (i + 1) // count] for i in range(count)
-    ]
-    return [Planned(path, source.folder, part) for path, part in zip(paths, parts, strict=True)]
+    digits, plan = len(str(count - 1)), []
+    for i in range(count):
+        path = Path(options.out, f"{split}-{i:0{digits}}.tar")
+        part = samples[len(samples) * i // count : len(samples) * (i + 1) // count]
+        plan.append(Planned(split, path, source.folder, part))
+    return plan
 
 
 def unique_key(file: str, taken: set[str]) -> str:
@@ -150,34 +145,33 @@ def readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def begin(out: Path, plan: Plan, source: Source) -> None:
+def begin(out: Path, plan: list[Planned], source: Source) -> None:
     """Put the plan on record, or find it there from a pack that was interrupted; a UserError where
     the folder holds shards of something else."""
     out.mkdir(parents=True, exist_ok=True)
-    shards = list(itertools.chain(*plan.values()))
     digest = hashlib.sha256(repr(source.classes).encode("utf-8", "replace"))
-    for shard in shards:
+    for shard in plan:
         digest.update(repr((shard.path.name, shard.samples)).encode("utf-8", "replace"))
     record = {"source": str(source.folder), "plan": digest.hexdigest()}
     try:
         before = json.loads((out / RECORD).read_bytes())
     except (OSError, ValueError):
         before = None
-    paths = [shard.path for shard in shards]
+    paths = [shard.path for shard in plan]
     strange = set(out.glob("*.tar")).difference(paths if before == record else ())
     if strange:
         said = f"{min(strange)} is no shard of these pictures and options"
         raise UserError(f"--out: {said}; name another folder or delete it.")
-    names = (RECORD, CLASSES, *(f"{split}.json" for split in plan))
-    remove_left([*paths, *(out / name for name in names)])
+    others = (RECORD, CLASSES, "train.json", "val.json")
+    remove_left([*paths, *(out / name for name in others)])
     write_text(out / RECORD, json.dumps(record) + "\n")
     if source.classes is not None:
         write_text(out / CLASSES, "".join(f"{readable(name)}\n" for name in source.classes))
 
 
-def pack(plan: Plan, workers: int) -> tuple[dict[Path, int], Skipped]:
+def pack(plan: list[Planned], workers: int) -> tuple[dict[Path, int], Skipped]:
     """Write the shards that are missing; gives the samples of these, and what was skipped."""
-    missing = [shard for shard in itertools.chain(*plan.values()) if not shard.path.exists()]
+    missing = [shard for shard in plan if not shard.path.exists()]
     done, skipped = {}, []
     total = sum(len(shard.samples) for shard in missing)
     packed = in_processes(pack_shard, missing, workers)
@@ -206,8 +200,6 @@ def pack_shard(shard: Planned) -> tuple[int, Skipped]:
                 writer.write(key, members)
         if writer.samples:
             writer.close()
-    except OSError as error:
-        raise UserError(f"{shard.path} cannot be written ({error.strerror}).") from error
     finally:
         writer.discard()
     return writer.samples, skipped
@@ -236,31 +228,24 @@ def _content(file: Path) -> bytes:
         raise BadSample("file that cannot be read") from error
 
 
-def finish(out: Path, plan: Plan, done: dict[Path, int]) -> dict[str, dict[str, int]]:
-    """Index the splits; gives their shards with the samples of each."""
-    splits = {}
-    for split, part in plan.items():
-        paths = [shard.path for shard in part if shard.path.exists()]
-        counts = {
-            str(path): done.get(path) or count_samples(str(path), Store())[0] for path in paths
-        }
-        if counts:
-            splits[split] = counts
-            write_index(out / f"{split}.json", counts)
-    return splits
-
-
-def report(out: Path, splits: dict[str, dict[str, int]], source: Source, skipped: Skipped) -> None:
-    """Say what there is now and what was left out; a UserError with nothing to train on."""
-    causes = Counter(cause for _, cause in skipped).most_common()
-    told = {cause: f"{cause}, such as {file}" for file, cause in reversed(skipped)}
+def finish(
+    out: Path, plan: list[Planned], done: dict[Path, int], source: Source, skipped: Skipped
+) -> None:
+    """Say what was left out, index the splits; a UserError with nothing to train on."""
+    splits: dict[str, dict[str, int]] = defaultdict(dict)
+    for split, path, *_ in plan:
+        if path.exists():
+            number = done.get(path) or count_samples(str(path), Store())[0]
+            splits[split][str(path)] = number
+    causes = by_cause(skipped)
     if "train" not in splits:
-        most = told[causes[0][0]]
+        most = causes[0][1]
         raise UserError(f"{source.folder}: no picture can be trained on; most often: {most}.")
-    for cause, count in causes:
-        print(f"skipped {count}: {told[cause]}")
+    for count, cause in causes:
+        print(f"skipped {count}: {cause}")
     if source.classes is not None:
         print(f"{out}/{CLASSES}: {len(source.classes)} classes")
     for split, counts in splits.items():
+        write_index(out / f"{split}.json", counts)
         total = sum(counts.values())
         print(f"data.{split}: {out}/{split}.json  # {total} samples in {len(counts)} shards")

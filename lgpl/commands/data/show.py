@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lgpl.commands.data.members import faults, is_read, names
+from lgpl.commands.data.members import by_cause, faults, is_read, names
 from lgpl.commands.parsing import require_positive
 from lgpl.data import members
 from lgpl.data.index import named
@@ -56,13 +56,13 @@ def run(options: Namespace) -> None:
     summary, tiles = Summary(), []
     for shard in shards:
         if shard.damage:
-            summary.fault(f"shard: {shard.damage}", shard.path)
+            summary.broken.append((shard.path, f"shard: {shard.damage}"))
     pictured = set(_evenly(range(len(places)), PICTURES))
     for number, (shard, place) in enumerate(tqdm(places, unit="sample", leave=False)):
         try:
             raw = shard[place]
         except BadSample as error:
-            summary.fault(str(error), f"{shard.keys[place]} in {shard.path}")
+            summary.broken.append((f"{shard.keys[place]} in {shard.path}", str(error)))
             continue
         if summary.add(raw) and out and number in pictured:
             tiles += tile(raw)
@@ -114,11 +114,8 @@ class Summary:
         self.sizes: list[tuple[int, int]] = []  # width and height of each picture, pixels
         self.captions: dict[str, list[str]] = defaultdict(list)  # by member, cleaned
         self.classes: Counter[int] = Counter()
-        self.arrays: dict[str, Counter[str]] = defaultdict(Counter)  # type and shape, by member
-        self.keys: Counter[str] = Counter()  # of the JSON objects
-        self.unread: Counter[str] = Counter()  # members that no field reads
-        self.broken: Counter[str] = Counter()  # samples by cause
-        self.such_as: dict[str, str] = {}  # one of them for each cause
+        self.others: dict[str, Counter[str]] = defaultdict(Counter)  # by the name of the figure
+        self.broken: list[tuple[str, str]] = []  # where samples are, and what is wrong with them
 
     def add(self, raw: Raw) -> bool:
         """Take up a sample and say whether it is sound; of a broken one only the causes count."""
@@ -129,13 +126,8 @@ class Summary:
                     self._take(raw)
             except BadSample as error:
                 causes = [str(error)]
-        for cause in causes:
-            self.fault(cause, f"{raw['__key__']} in {raw['__shard__']}")
+        self.broken += [(f"{raw['__key__']} in {raw['__shard__']}", cause) for cause in causes]
         return not causes
-
-    def fault(self, cause: str, where: str) -> None:
-        self.broken[cause] += 1
-        self.such_as.setdefault(cause, where)
 
     def _take(self, raw: Raw) -> None:
         for name in names(raw):
@@ -146,12 +138,13 @@ class Summary:
             elif name == "cls":
                 self.classes[int(raw[name])] += 1
             elif name == "json":
-                self.keys.update(list(members.read_json(raw)))
+                for key in members.read_json(raw):
+                    self.others["JSON keys"][key] += 1
             elif not is_read(name):
-                self.unread[f".{name}"] += 1
+                self.others["never read"][f".{name}"] += 1
             elif name.endswith(".npy"):
                 array = members.read_array(raw[name], name)
-                self.arrays[name][f"{array.dtype} {list(array.shape)}"] += 1
+                self.others[f".{name}"][f"{array.dtype} {list(array.shape)}"] += 1
             else:
                 self.captions[name].append(members.read_caption(raw, name))
 
@@ -170,15 +163,11 @@ class Summary:
         if self.classes:
             yield "classes", f"{len(self.classes)}, {min(self.classes)} to {max(self.classes)}"
             yield "  samples of each", _counts(dict(sorted(self.classes.items())))
-        for name, kinds in self.arrays.items():
-            yield f".{name}", _counts(kinds)
-        if self.keys:
-            yield "JSON keys", _counts(self.keys)
-        if self.unread:
-            yield "never read", _counts(self.unread)
+        for name, kinds in self.others.items():
+            yield name, _counts(kinds)
         yield "broken", "" if self.broken else "nothing"
-        for cause, number in self.broken.most_common():
-            yield "", f"{number}: {cause}, such as {self.such_as[cause]}"
+        for number, cause in by_cause(self.broken):
+            yield "", f"{number}: {cause}"
 
 
 def _spread(values: Iterable[int]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from lgpl.data.members import IMAGE_EXTENSIONS
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 Skipped = list[tuple[str, str]]  # files that cannot be packed, and why
 READ = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -118,25 +118,22 @@ def from_table(folder: Path, table: Path, file_column: str, caption_column: str)
 def _rows(table: Path) -> Iterator[dict[str, Any]]:
     if table.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--captions: {table} is neither .csv nor .jsonl.")
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:  # as spreadsheets write it
-            if table.suffix == ".csv":
-                for row in csv.DictReader(file, restkey=""):
-                    yield {name: value for name, value in row.items() if name and value is not None}
-                return
-            for number, line in enumerate(file, 1):
-                try:
-                    # NaN and Infinity, which Python's tables hold for what is missing, are no JSON.
-                    row = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{table}: line {number} is no JSON ({error}).") from error
-                if not isinstance(row, dict):
-                    raise UserError(f"{table}: line {number} is no JSON object.")
-                yield row
-    except UnicodeDecodeError as error:
-        raise UserError(f"--captions: {table} is not UTF-8 ({error.reason}).") from error
-    except (OSError, csv.Error) as error:
-        raise UserError(f"--captions: {table} cannot be read ({error}).") from error
+    with (
+        as_user_error(f"--captions: {table} is not UTF-8", UnicodeDecodeError),
+        as_user_error(f"--captions: {table} cannot be read", OSError, csv.Error),
+        open(table, encoding="utf-8-sig", newline="") as file,  # as spreadsheets write it
+    ):
+        if table.suffix == ".csv":
+            for row in csv.DictReader(file, restkey=""):
+                yield {name: value for name, value in row.items() if name and value is not None}
+            return
+        for number, line in enumerate(file, 1):
+            with as_user_error(f"{table}: line {number} is no JSON", ValueError, RecursionError):
+                # NaN and Infinity, which Python's tables hold for what is missing, are no JSON.
+                row = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
+            if not isinstance(row, dict):
+                raise UserError(f"{table}: line {number} is no JSON object.")
+            yield row
 
 
 def _finite(text: str) -> float | None:
