@@ -139,7 +139,7 @@ def test_what_cannot_be_done_is_named(
             (PHOTOGRAPHS[0], out, "--label", 1, "--rows", 6),
             "--rows must be from 1 to 5 of",
         ),
-        (complete, (PHOTOGRAPHS[0], out), "The checkpoint takes --label, not --prompt."),
+        (complete, (PHOTOGRAPHS[0], out), "The checkpoint takes --label; give one at least."),
     ):
         with pytest.raises(SystemExit):
             command(models, *args)
