@@ -5,29 +5,19 @@ from typing import TYPE_CHECKING
 from lgpl.lazy import lazily
 
 if TYPE_CHECKING:
-    from lgpl.generator.conditions import ClassCondition, Condition, Conditions, TextCondition
-    from lgpl.generator.decoders import Decoder, Raster, UncachedRaster, generate
-    from lgpl.generator.model import Model
-    from lgpl.generator.module import GeneratorModule
-    from lgpl.generator.order import RandomOrder
-    from lgpl.generator.sampling import Sampling
-    from lgpl.generator.transformer import Transformer
-
-__all__ = [
-    "ClassCondition",
-    "Condition",
-    "Conditions",
-    "Decoder",
-    "GeneratorModule",
-    "Model",
-    "RandomOrder",
-    "Raster",
-    "Sampling",
-    "TextCondition",
-    "Transformer",
-    "UncachedRaster",
-    "generate",
-]
+    from lgpl.generator.conditions import ClassCondition as ClassCondition
+    from lgpl.generator.conditions import Condition as Condition
+    from lgpl.generator.conditions import Conditions as Conditions
+    from lgpl.generator.conditions import TextCondition as TextCondition
+    from lgpl.generator.decoders import Decoder as Decoder
+    from lgpl.generator.decoders import Raster as Raster
+    from lgpl.generator.decoders import UncachedRaster as UncachedRaster
+    from lgpl.generator.decoders import generate as generate
+    from lgpl.generator.model import Model as Model
+    from lgpl.generator.module import GeneratorModule as GeneratorModule
+    from lgpl.generator.order import RandomOrder as RandomOrder
+    from lgpl.generator.sampling import Sampling as Sampling
+    from lgpl.generator.transformer import Transformer as Transformer
 
 __getattr__ = lazily(
     __name__,
