@@ -19,11 +19,8 @@ from lgpl.text import TextEncoder
 
 
 def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> dict[str, Any]:
-    """What the codes of these data depend on: plain values, which stand beside each code shard.
-
-    Args:
-        module: a TokenizerModule, or what has its `autoencoder` and `fingerprint`.
-    """
+    """What the codes of these data depend on: plain values, which stand beside each code shard. A
+    TokenizerModule or what has its `autoencoder` and `fingerprint` has encoded them."""
     tokenizer = module.autoencoder
     layout = tokenizer.layout(*data.image_size)
     return {
@@ -40,14 +37,8 @@ def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> 
 def code_members(
     codes: Tensor, texts: Sequence[dict[str, bytes]], made_by: dict[str, Any]
 ) -> list[dict[str, bytes]]:
-    """The members of each sample: `codes.npy` and its own texts.
-
-    Args:
-        codes: [B, *layout.shape] or [B, views, *layout.shape].
-
-    Raises:
-        UserError: the tokenizer gives codes of another shape than its layout.
-    """
+    """The members of each sample: `codes.npy` and its own texts; a UserError where codes are not
+    [B, *layout.shape], or with ten crops [B, views, *layout.shape]."""
     views, layout = made_by["views"], CodeLayout(*made_by["layout"])
     expected = (views, *layout.shape) if made_by["ten_crop"] else layout.shape
     if codes.shape[1:] != expected:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,12 @@ class Conditions(Condition):
         super().__init__(dropout=0.0)
         if not parts:
             raise UserError("condition.parts: give at least one condition.")
-        built = [part(dim) for part in parts]
-        self.parts = nn.ModuleList(built)
-        self.length = sum(part.length for part in built)
+        modules = nn.ModuleList(part(dim) for part in parts)
+        self.parts: Sequence[Condition] = modules  # type: ignore[assignment]
+        self.length = sum(part.length for part in self.parts)
 
     def inputs(self, batch: Mapping[str, Any]) -> Inputs:
-        return self._merged([part.inputs(batch) for part in self._parts()])
+        return self._merged([part.inputs(batch) for part in self.parts])
 
     def null(self, inputs: Inputs) -> Inputs:
         return self._merged([part.null(own) for part, own in self._split(inputs)])
@@ -60,31 +60,28 @@ class Conditions(Condition):
                 part.check(text)
 
     def check_fields(self, available: Collection[str]) -> None:
-        for part in self._parts():
+        for part in self.parts:
             part.check_fields(available)
 
     def load(self) -> None:
-        for part in self._parts():
+        for part in self.parts:
             part.load()
 
     def asks(self) -> Question:
-        return Question(f" {BETWEEN} ".join(part.asks().label for part in self._parts()))
+        return Question(f" {BETWEEN} ".join(part.asks().label for part in self.parts))
 
     def zeros(self, batch_size: int) -> Inputs:
-        return self._merged([part.zeros(batch_size) for part in self._parts()])
+        return self._merged([part.zeros(batch_size) for part in self.parts])
 
     def limits(self) -> dict[str, Any]:
-        return {name: value for part in self._parts() for name, value in part.limits().items()}
+        return {name: value for part in self.parts for name, value in part.limits().items()}
 
     def captions(self, batch: Mapping[str, Any]) -> list[str] | None:
-        found = [texts for part in self._parts() if (texts := part.captions(batch)) is not None]
+        found = [texts for part in self.parts if (texts := part.captions(batch)) is not None]
         return [f" {BETWEEN} ".join(texts) for texts in zip(*found, strict=True)] or None
 
     def positions(self, inputs: Inputs) -> int:
         return sum(part.positions(own) for part, own in self._split(inputs))
-
-    def _parts(self) -> list[Condition]:
-        return list(self.parts)  # type: ignore[arg-type]
 
     def _texts(self, prompt: str) -> list[tuple[Condition, str]]:
         """Each part with its part of a prompt."""
@@ -94,7 +91,7 @@ class Conditions(Condition):
                 f"The condition has {len(self.parts)} parts, with {BETWEEN} between them; the "
                 f"prompt {prompt[:80]!r} has {len(texts)}."
             )
-        return list(zip(self._parts(), texts, strict=True))
+        return list(zip(self.parts, texts, strict=True))
 
     @staticmethod
     def _merged(own: list[Inputs]) -> Inputs:
@@ -102,7 +99,7 @@ class Conditions(Condition):
 
     def _split(self, inputs: Inputs) -> Iterator[tuple[Condition, Inputs]]:
         """Each part with its own of what is merged."""
-        for i, part in enumerate(self._parts()):
+        for i, part in enumerate(self.parts):
             start = f"{i}."
             own = {n.removeprefix(start): v for n, v in inputs.items() if n.startswith(start)}
             yield part, own
