@@ -4,8 +4,6 @@ Until then they stand beside it as `NAME.RANDOM.partial`: no two writers share o
 through a link, and one that is killed leaves what had the name before.
 """
 
-from __future__ import annotations
-
 import ctypes
 import glob
 import os

@@ -1,7 +1,5 @@
 """The `lgpl` command: finds the command that is asked for, and imports nothing else."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """Objects that remember how they were made, so that a checkpoint can say it."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

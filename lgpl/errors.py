@@ -1,7 +1,5 @@
 """The one exception for what a user can mend; the command line prints it without a traceback."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

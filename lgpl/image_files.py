@@ -1,7 +1,5 @@
 """Image files, and grids of images with their captions underneath."""
 
-from __future__ import annotations
-
 import io
 import textwrap
 from pathlib import Path

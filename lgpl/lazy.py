@@ -1,8 +1,6 @@
 """Names of a package that are imported when they are asked for: a model is used with torch alone;
 Lightning and its like come with the modules that train it."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Plots of curves, by matplotlib."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A checkpoint at the end of every epoch."""
 
-from __future__ import annotations
-
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 

@@ -1,7 +1,5 @@
 """Images -> code shards: the callback of `lgpl predict` that writes them."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

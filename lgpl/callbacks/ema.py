@@ -1,7 +1,5 @@
 """Exponential moving average of the weights, used wherever the model is evaluated."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ They use the moving average where there is one, as validation does. They do not 
 the random numbers are put back, and the modules' modes are Lightning's to set.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from functools import cached_property, partial

@@ -1,7 +1,5 @@
 """Runs that go wrong: gradients not finite, collapsing codebooks, saturated discriminators."""
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Images in the loggers: reconstructions beside originals, samples with their captions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What is logged beside the losses: speed, memory, codes, gradients, config, skipped samples."""
 
-from __future__ import annotations
-
 import copy
 import resource
 import sys

@@ -9,8 +9,6 @@
 With EMA the first two hold the average as their weights, so what is read here is the average.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -3,8 +3,6 @@
 torch unpickles the index of the shards, and every value that is no tensor, with everything allowed.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

@@ -5,8 +5,6 @@ lgpl's own models are always built. Classes of other packages need the word of t
 for a training is a program of the user's, and may name any class.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import inspect

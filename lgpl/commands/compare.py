@@ -1,7 +1,5 @@
 """`lgpl compare`: a table of the config values that differ and of the last metrics, and curves."""
 
-from __future__ import annotations
-
 import csv
 import os
 from pathlib import Path

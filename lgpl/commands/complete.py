@@ -1,8 +1,6 @@
 """`lgpl complete`: images that begin as a given one does, whose first rows of codes are kept while
 the rest is drawn. The given one stands at the left."""
 
-from __future__ import annotations
-
 import torch
 
 from lgpl.commands import parsing

@@ -1,8 +1,6 @@
 """`lgpl evaluate`: metrics of a checkpoint, or of images made elsewhere, by a named protocol, with
 all they depend on."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Iterator

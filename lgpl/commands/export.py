@@ -1,8 +1,6 @@
 """`lgpl export`: write the model of a checkpoint, its moving average where it was trained with one,
 without optimizer and discriminator."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """`lgpl import`: read a checkpoint of LlamaGen, find out which model it is, write lgpl's form."""
 
-from __future__ import annotations
-
 from lgpl.checkpoints import write_checkpoint
 from lgpl.checkpoints.released.llamagen import read_released
 from lgpl.commands.parsing import ArgumentParser, require_positive

@@ -1,7 +1,5 @@
 """A parser whose errors are one sentence, and the options of the commands that draw images."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Collection, Sequence

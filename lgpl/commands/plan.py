@@ -1,7 +1,5 @@
 """`lgpl plan`: memory, tokens and FLOPs of a training step, before it is queued."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -4,8 +4,6 @@ Runs the README's commands one after the other and prints each before it starts,
 draws. The next run continues an interrupted one.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import shlex

@@ -1,8 +1,6 @@
 """`lgpl reconstruct`: pictures through a tokenizer and back, originals at the left, reconstructions
 at the right, with PSNR, SSIM and LPIPS."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

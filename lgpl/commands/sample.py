@@ -1,7 +1,5 @@
 """`lgpl sample`: images of prompts or classes, from a generator's checkpoint."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from itertools import cycle, islice

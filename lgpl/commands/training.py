@@ -1,7 +1,5 @@
 """`lgpl fit | validate | test | predict`: LightningCLI for lgpl's two modules and its shards."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any, NoReturn

@@ -5,8 +5,6 @@ to it, links in it are not followed, and a shard counts only with the record of 
 The cache knows its files by names that no other program gives, and touches no others.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

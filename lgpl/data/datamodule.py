@@ -1,7 +1,5 @@
 """ShardDataModule: one Lightning data module for the tokenizer and the generator."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from typing import Any

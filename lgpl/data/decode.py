@@ -1,7 +1,5 @@
 """Bytes -> sample: image, caption, class, codes, text features; nothing that executes."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Which samples are wanted: conditions on the picture's size, the caption and the JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -6,8 +6,6 @@ that was fetched is a stranger's: its names could otherwise have any file of thi
 the training data, or run commands.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

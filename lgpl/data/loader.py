@@ -1,8 +1,6 @@
 """Chunks -> batches: the endless training loader that can be stopped anywhere, and the loaders of
 one pass over validation or prediction samples."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections import Counter

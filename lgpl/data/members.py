@@ -3,8 +3,6 @@
 Whatever is wrong with a member becomes a `BadSample` here, so that no sample ends a run.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import json

@@ -8,8 +8,6 @@ stream can be named, stored in a checkpoint and come back to without reading wha
 A partition reads its own shards only; all of an epoch are of one length, but for a sample.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

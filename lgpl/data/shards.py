@@ -4,8 +4,6 @@ A shard is a tar file (optionally compressed) in webdataset's layout: members KE
 sample next to each other. Nothing in a shard is executed or unpickled here.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 import tempfile

@@ -4,8 +4,6 @@ A remote shard is fetched whole, once for all processes of a machine, and appear
 its name only when it is complete; so a connection that breaks costs a new try and never a sample.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import logging

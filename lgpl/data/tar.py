@@ -5,8 +5,6 @@ ever becomes a path. The headers are parsed here because `tarfile` spends 20 mic
 more than all the rest that a sample of codes costs. POSIX ustar, pax and GNU long names are read.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from array import array

@@ -1,7 +1,5 @@
 """The bytes of a URL: http by urllib, s3 and the like by fsspec, `pipe:` by a shell."""
 
-from __future__ import annotations
-
 import base64
 import http.client
 import shutil

@@ -4,8 +4,6 @@ Evaluation and code extraction decode in full and crop as the field's reference 
 made: `open_image`, then `center_crop` or `ten_crops`. Training is a little less exact, but faster.
 """
 
-from __future__ import annotations
-
 import io
 import random
 from contextlib import suppress

@@ -3,8 +3,6 @@
 One from elsewhere such as `../../home/me/x` would lead whoever unpacks the shard out of the folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The blocks of the generator: pre-norm attention and SwiGLU, without biases."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Cross-entropy over a large codebook without float32 copies of the logits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

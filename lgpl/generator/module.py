@@ -1,7 +1,5 @@
 """GeneratorModule: trains, evaluates and samples from a generator model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The order in which an image's codes are predicted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Weights laid out for a CPU's products, for sampling, whose steps have few rows."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

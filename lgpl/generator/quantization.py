@@ -1,7 +1,5 @@
 """Weights of 8 bits for sampling, whose steps take as long as reading the weights."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from lgpl.generator.model import Model

@@ -1,7 +1,5 @@
 """Rotary positions in two dimensions: half of a head's dimension for rows, half for columns."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """How codes are to be drawn; without torch, for who only reads options."""
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Callable

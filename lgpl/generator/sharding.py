@@ -1,7 +1,5 @@
 """FSDP2: parameters, gradients and optimizer sharded over the ranks (arXiv 2304.11277)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The one loop that draws: requests in, images out, a batch at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence

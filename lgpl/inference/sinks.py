@@ -1,7 +1,5 @@
 """Where drawn images go."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Metrics of two sets of features: of their Gaussians, by a kernel, by nearest neighbours."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,8 +1,6 @@
 """Feature extractors: images [B, 3, H, W] in [-1, 1] -> features. A metric carries its extractor's
 name, `FID[effnet-lite0]`; only Inception's have plain names."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import pickle

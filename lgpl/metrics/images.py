@@ -4,8 +4,6 @@ Their `batches` are uint8 [B, 3, H, W], which several ranks take in turn. Nothin
 fifty thousand images of 256 px are ten gigabytes.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,7 +1,5 @@
 """Untrusted npz files: the shape and size of an array are checked before it is read."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -1,7 +1,5 @@
 """Metrics of pairs: a reconstruction and its original, an image and its caption."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

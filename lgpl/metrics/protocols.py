@@ -4,8 +4,6 @@
 `gfid`: N generated images against ADM's reference batch, or against the training images.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

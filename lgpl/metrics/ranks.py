@@ -1,7 +1,5 @@
 """Metrics over several ranks."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Reference statistics: computed once, kept in a file with their provenance, and ADM's batches."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A set of images in the features of one extractor: sums that are streamed, over all ranks."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The routes of the OpenAI images API over an engine."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hmac

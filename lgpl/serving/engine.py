@@ -1,7 +1,5 @@
 """What all engines share: the queue of images to draw, the threads, and PNG encoding."""
 
-from __future__ import annotations
-
 import io
 import logging
 import threading

@@ -1,7 +1,5 @@
 """Errors in OpenAI's format: `{"error": {message, type, param, code}}`."""
 
-from __future__ import annotations
-
 import json
 import reprlib
 from collections.abc import Mapping

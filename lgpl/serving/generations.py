@@ -1,7 +1,5 @@
 """Answers requests for images: checks, queues and waits, as one answer or as a stream."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -1,7 +1,5 @@
 """What a request may ask for, and how long a client may take."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 LARGEST_BODY = 2**16  # bytes

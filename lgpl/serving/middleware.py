@@ -1,7 +1,5 @@
 """Refuses bodies that are too large or too slow, and Host headers of other sites."""
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import re

@@ -5,8 +5,6 @@ Batches are static: when one is drawn, what waits becomes the next, up to the ba
 is rendered while the next is drawn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The bodies of requests and answers: OpenAI's fields and lgpl's own."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any, Literal, get_type_hints
 

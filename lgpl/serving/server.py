@@ -1,7 +1,5 @@
 """The process of a server: uvicorn with limits for slow clients, which ends with the engine."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

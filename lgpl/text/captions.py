@@ -1,7 +1,5 @@
 """Captions and prompts: how both are cleaned, how a file of prompts is read."""
 
-from __future__ import annotations
-
 import html
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """Frozen text encoders: captions -> token features."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 from pathlib import Path

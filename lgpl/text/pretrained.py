@@ -1,7 +1,5 @@
 """Models of the transformers library, from a hub or a folder; code of their own never runs."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from pathlib import Path

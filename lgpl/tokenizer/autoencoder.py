@@ -5,8 +5,6 @@ Architecture: VQGAN (arXiv 2012.09841, appendix) as used by LlamaGen (arXiv 2406
 middle, strided convolution down and nearest-neighbour up.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial

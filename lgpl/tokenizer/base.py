@@ -1,7 +1,5 @@
 """The contract between a tokenizer and what trains it or draws with it."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Discriminators: image [B, 3, H, W] -> logits of realness."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from lgpl.described import Described

@@ -1,8 +1,6 @@
 """The tokenizer's objective: reconstruction + perceptual + adversarial + codebook terms, as of
 LlamaGen (arXiv 2406.06525, section 2.2), after VQGAN (arXiv 2012.09841, section 3.1)."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -6,8 +6,6 @@ max_steps and the checkpoints' distance; clipping and accumulation happen here, 
 Trainer's flags refuse manual optimization; training batches are counted in a buffer.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

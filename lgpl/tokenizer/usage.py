@@ -1,7 +1,5 @@
 """How much of a codebook is in use."""
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from typing import Any

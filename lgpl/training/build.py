@@ -1,7 +1,5 @@
 """Configs -> modules: a checkpoint's, which builds what is trusted alone, and the user's own."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import re

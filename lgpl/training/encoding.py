@@ -1,7 +1,5 @@
 """Codes and captions of images -> the members of code shards, which `CodeShardWriter` writes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any

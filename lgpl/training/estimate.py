@@ -4,8 +4,6 @@ The step is the module's own forward, backward and optimizer. So the numbers fol
 config says. Only what a sharded strategy gathers, and DDP's buckets, are added by rule.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import weakref

@@ -1,7 +1,5 @@
 """TrainingModule: what the modules of tokenizers and generators share."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules of both modules."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

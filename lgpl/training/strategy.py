@@ -1,7 +1,5 @@
 """FSDP2 whose checkpoint folders are whole or not there, and run nothing when they are read."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ number of heads: they come from the rotary table where the file holds it, the he
 paper's sizes and the grid from the file's name.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Iterable, Mapping

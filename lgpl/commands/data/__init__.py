@@ -1,7 +1,5 @@
 """`lgpl data`: shards made, counted, shown and checked."""
 
-from __future__ import annotations
-
 from jsonargparse import ArgumentParser
 
 from lgpl.commands.data import check, index, pack, show

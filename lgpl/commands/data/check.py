@@ -1,8 +1,6 @@
 """`lgpl data check`: read every member of every sample and list what is damaged; exit status 1 says
 that something is."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

@@ -1,8 +1,6 @@
 """`lgpl data index`: count the samples of shards into an index file, once for all runs. Damaged
 shards are named, and exit status 1 says that there are some."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the members of a sample are to lgpl, and what is wrong with them."""
 
-from __future__ import annotations
-
 import functools
 import random
 from collections import Counter

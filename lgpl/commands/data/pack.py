@@ -2,8 +2,6 @@
 beside each picture, or with a table of captions. The pictures are taken over byte for byte,
 shuffled; broken ones are skipped and counted. An interrupted pack goes on with the same command."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Work on shards in several processes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,8 +1,6 @@
 """`lgpl data show`: what shards hold, in figures of some of the samples (least / median / largest),
 spread evenly over the shards, and on a contact sheet."""
 
-from __future__ import annotations
-
 import io
 import os
 import random

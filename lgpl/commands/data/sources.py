@@ -1,7 +1,5 @@
 """Pictures on disk and what is known of them: class folders, captions beside them or in a table."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

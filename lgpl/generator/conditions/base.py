@@ -4,8 +4,6 @@ Classifier-free guidance (arXiv 2207.12598): in training a condition is replaced
 condition with probability `dropout`; in sampling both are evaluated.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A class label as a condition."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from pathlib import Path

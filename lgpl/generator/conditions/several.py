@@ -1,7 +1,5 @@
 """Several conditions at once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 

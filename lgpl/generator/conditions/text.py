@@ -1,7 +1,5 @@
 """Features of a text encoder as a condition."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

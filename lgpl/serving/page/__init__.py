@@ -1,7 +1,5 @@
 """A web page on the server itself: a prompt, images that grow, a history."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from importlib.resources import files
 

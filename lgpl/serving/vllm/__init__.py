@@ -4,8 +4,6 @@ vLLM finds `register` through the entry point `vllm.general_plugins` of the inst
 module imports vLLM only on use.
 """
 
-from __future__ import annotations
-
 from lgpl.checkpoints.files import ARCHITECTURE, MODEL_TYPE
 from lgpl.serving.vllm.client import Client
 

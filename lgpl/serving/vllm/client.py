@@ -1,7 +1,5 @@
 """Prompts for an engine, and the codes it returns; only `Client.params` needs vLLM."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """vLLM behind the HTTP server: requests with any guidance in one continuous batch."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing.connection
 import os

@@ -1,7 +1,5 @@
 """lgpl's Transformer on vLLM's paged cache; `lgpl.serving.vllm` describes the design."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

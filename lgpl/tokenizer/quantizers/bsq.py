@@ -1,7 +1,5 @@
 """Binary spherical quantization (arXiv 2406.07548)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Finite scalar quantization (arXiv 2309.15505)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

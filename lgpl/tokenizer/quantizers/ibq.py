@@ -1,7 +1,5 @@
 """Index backpropagation quantization (arXiv 2412.02692)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Residual quantization: several codes a place (arXiv 2203.01941, section 3.1)."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

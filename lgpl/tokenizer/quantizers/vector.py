@@ -1,7 +1,5 @@
 """Vector quantization with a learned codebook."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch
