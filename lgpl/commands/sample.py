@@ -1,5 +1,7 @@
 """`lgpl sample`: images of prompts or classes, from a generator's checkpoint."""
 
+from __future__ import annotations  # or they would import torch
+
 import os
 from collections.abc import Sequence
 from itertools import cycle, islice
