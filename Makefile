@@ -52,8 +52,10 @@ $(STAMP): pyproject.toml constraints.txt requirements-offline.txt
 quickstart: $(STAMP)  ## train and sample a small model from start to end, into runs/quickstart
 	$(BIN)/lgpl quickstart --out runs/quickstart
 
+# Two workers with a core each take less than half of what one takes with two.
+test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)  ## the default suite: no GPU, no network
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take long or fetch packages
 	$(BIN)/python -m pytest -m '(slow or network) and not gpu'
