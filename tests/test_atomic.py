@@ -154,7 +154,7 @@ def test_a_killed_export_leaves_the_old_or_the_new(tmp_path: Path, form: str) ->
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as parent:
         assert parent.stdin is not None and parent.stdout is not None
-        for _ in range(6):
+        for _ in range(12):
             parent.stdin.write("begin\n")
             child = int(parent.stdout.readline())
             deadline = time.monotonic() + 60

@@ -97,7 +97,7 @@ def check(chain: Chain, folder: Path, workers: int, samples: int, kills: int) ->
 
 
 def test_killed_and_started_again(chain: Chain, tmp_path: Path) -> None:
-    check(chain, tmp_path, workers=2, samples=400, kills=1)
+    check(chain, tmp_path, workers=2, samples=400, kills=2)
 
 
 @pytest.mark.slow

@@ -147,6 +147,11 @@ class SampleDecoder:
     def _codes(self, data: bytes, rng: random.Random) -> Tensor:
         """One view's codes of the array [views, depth, rows, columns] or [rows, columns]."""
         codes = members.read_array(data, "codes")
+        if codes.ndim == 3:
+            raise BadSample(
+                f"codes {members.describe(codes)} that do not say whether the first dimension is "
+                "views or depth: store [views, depth, rows, columns]"
+            )
         if codes.ndim not in (2, 4) or codes.dtype.kind not in "iu":
             raise BadSample(
                 "codes that are no integers [views, depth, rows, columns] or [rows, columns] but "
@@ -168,15 +173,18 @@ class SampleDecoder:
 
     def _text(self, data: bytes) -> Tensor:
         features = members.read_array(data, "text features")
-        described = members.describe(features)
         if features.ndim != 2 or features.dtype.kind != "f":
-            raise BadSample(f"text features that are no floats [length, width] but {described}")
+            raise BadSample(
+                f"text features that are no floats [length, width] but {members.describe(features)}"
+            )
         if self.text_features is not None and features.shape[1] != self.text_features:
             raise BadSample(
                 f"text features {features.shape[1]} wide where the model takes {self.text_features}"
             )
         if features.size > MOST_FEATURES:
-            raise BadSample(f"text features of {described}, more than {MOST_FEATURES}")
+            raise BadSample(
+                f"text features of {members.describe(features)}, more than {MOST_FEATURES}"
+            )
         with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
             features = features.astype(np.float32)
         if not np.isfinite(features).all():

@@ -1,9 +1,9 @@
 """Which sample comes when: pure arithmetic on counts and a seed, so that any place in the training
 stream can be named, stored in a checkpoint and come back to without reading what lies before it.
 
-    shards, shuffled for each epoch     ─►  one long row of samples
-    the row, cut into equal pieces      ─►  a partition each; a reader has one or more partitions
-    a partition, shuffled block by block     ─►  the order in which its samples are read
+    shards, shuffled for each epoch       ─►  one long row of samples
+    the row, cut into equal pieces        ─►  a partition each; a reader has one or more partitions
+    a partition, shuffled block by block  ─►  the order in which its samples are read
 
 A partition reads its own shards only; all of an epoch are of one length, but for a sample.
 """

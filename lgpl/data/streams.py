@@ -99,7 +99,8 @@ class Samples(Dataset):
         for shard in request.ahead:
             self.store.prefetch(self.shards[shard])
         chunk, samples = Chunk(), []
-        for i, (epoch, shard, place) in enumerate(zip(*map(list, request.span), strict=True)):
+        wanted = zip(*(column.tolist() for column in request.span), strict=True)
+        for i, (epoch, shard, place) in enumerate(wanted):
             sample = self._sample(epoch, self._open[self.shards[shard]], place, chunk)
             if sample is not None:
                 samples.append(sample)

@@ -30,7 +30,8 @@ class Picker:
         # Whether any image is guided: then logits of null rows stand behind the others.
         self.guided = any(is_guided)
         # Of an image without guidance the logits are the conditional ones to the bit.
-        self._unguided = ~torch.tensor(is_guided, device=device)[:, None]
+        mixed = self.guided and not all(is_guided)
+        self._unguided = ~torch.tensor(is_guided, device=device)[:, None] if mixed else None
         scales = torch.tensor([one.scales(count) for one in task.sampling], device=device)
         self._scales = scales.T.unsqueeze(-1)  # [N, B, 1], float32
         # Images that `pick` treats alike, whatever their guidance.
@@ -39,8 +40,7 @@ class Picker:
             groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
         self._groups = [(task.sampling[images[0]], images) for images in groups.values()]
         self._uniform = task.uniform
-        none = torch.full(task.uniform.shape, -1)
-        self._given = (none if task.given is None else task.given).to(device)
+        self._given = None if task.given is None else task.given.to(device)
 
     def doubled(self, x: Tensor) -> Tensor:
         """Where guided twice, for one forward pass of conditional rows and null rows behind."""
@@ -50,8 +50,9 @@ class Picker:
         """Codes [B] of logits [B, K], or where guided [2B, K], for the code at `index`."""
         if self.guided:
             logits = logits.float()
-            guided = guide(logits, self._scales[index])
-            logits = torch.where(self._unguided, logits[: len(guided)], guided)
+            conditional, logits = logits[: len(logits) // 2], guide(logits, self._scales[index])
+            if self._unguided is not None:
+                logits = torch.where(self._unguided, conditional, logits)
         uniform = self._uniform[:, index]
         if len(self._groups) == 1:
             codes = pick(logits, self._groups[0][0], uniform)
@@ -59,6 +60,8 @@ class Picker:
             codes = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
             for one, images in self._groups:
                 codes[images] = pick(logits[images], one, uniform[images])
+        if self._given is None:
+            return codes
         given = self._given[:, index]
         return torch.where(given < 0, codes, given)
 

@@ -106,7 +106,7 @@ class GeneratorModule(TrainingModule):
 
     def setup(self, stage: str) -> None:
         model, data = self._outline(), getattr(self.trainer, "datamodule", None)
-        check_decoder(model, self.decoder)
+        check_decoder(model, self.own_decoder or model.decoder())
         if self.tokenizer_path is not None:
             self.check_tokenizer()
         if isinstance(data, ShardDataModule):

@@ -72,17 +72,17 @@ def test_generation(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_sweep_is_a_table_and_a_plot(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = ("--guidance", "1", "3", "--temperature", "0.5", "1")
+    sweep = ("--guidance", "1", "3", "--top-k", "4", "0", "--temperature", "0.5", "1")
     reports = evaluate(tmp_path / "sweep.json", "generation", *drawing(chain, *sweep))
-    found = [(one["guidance"], one["temperature"]) for one in reports]
-    assert found == list(itertools.product((1, 3), (0.5, 1)))
-    assert len({one["metrics"]["FID[Pixels]"] for one in reports}) == 4
+    found = [(one["guidance"], one["top_k"], one["temperature"]) for one in reports]
+    assert found == list(itertools.product((1, 3), (4, 0), (0.5, 1)))
+    assert len({one["metrics"]["FID[Pixels]"] for one in reports}) == 8
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:3] == ["guidance", "temperature", "FID[Pixels]"]
-    rows = [tuple(map(float, line.split()[:2])) for line in lines[1:5]]
+    assert lines[0].split()[:4] == ["guidance", "top_k", "temperature", "FID[Pixels]"]
+    rows = [tuple(map(float, line.split()[:3])) for line in lines[1:9]]
     assert rows == found
-    best = min(range(4), key=lambda i: reports[i]["metrics"]["FID[Pixels]"])
-    assert [line.endswith("<- best") for line in lines[1:5]] == [i == best for i in range(4)]
+    best = min(range(8), key=lambda i: reports[i]["metrics"]["FID[Pixels]"])
+    assert [line.endswith("<- best") for line in lines[1:9]] == [i == best for i in range(8)]
     assert Image.open(tmp_path / "sweep.png").width > 500
 
 

@@ -27,7 +27,7 @@ def cached(store: Store) -> list[Path]:
     return [p for p in Path(str(store.cache)).glob("*-*") if p.suffix == ".tar"]
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_connection_costs_no_sample(
     tmp_path: Path, serve: Any, store: Store, workers: int
 ) -> None:

@@ -117,9 +117,9 @@ def test_float32_image_does_not_depend_on_the_batch_size(spread: float, sampling
     torch.manual_seed(0)
     model = transformer((2, 12, 768), grid=(2, 2), num_classes=20).eval()
     torch.nn.init.normal_(model.output.weight, 0.0, spread)
-    classes = labels(*range(8))
-    alone = torch.cat([generate(model, some(classes, [i]), sampling, [i]) for i in range(8)])
-    for batch in (3, 5, 8):
+    classes = labels(*range(16))
+    alone = torch.cat([generate(model, some(classes, [i]), sampling, [i]) for i in range(16)])
+    for batch in (3, 5, 8, 16):
         together = generate(model, some(classes, slice(batch)), sampling, list(range(batch)))
         assert torch.equal(together, alone[:batch])
 

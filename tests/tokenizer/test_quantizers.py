@@ -72,10 +72,7 @@ def test_gradients_reach_input_and_codebook(quantizer: Quantizer) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in quantizer.parameters())
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("rotation", "bsq")]
-
-
-@pytest.mark.parametrize("name", ["emoji", "fsq", "ibq", *SLOW])
+@pytest.mark.parametrize("name", ["emoji", "rotation", "fsq", "bsq", "ibq"])
 def test_training_on_the_emoji(name: str, tmp_path: Path) -> None:
     """By the configs as they stack; then codes of the checkpoint decode to its reconstructions."""
     stacked = [] if name == "emoji" else ["-c", f"configs/tokenizer/quantizer/{name}.yaml"]

@@ -145,6 +145,8 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     for line in ("parameters        1.44 GiB", "optimizer state   2.88 GiB", "gathered by FSDP"):
         assert line in said
     assert "3096.7M" in said and "147,456" in said and "does NOT fit" in said
+    main([*command, "--gpus", "8", "--memory", "141", "--data.batch_size", "4"])
+    assert "\nfits, " in capsys.readouterr().out
 
 
 def test_mistakes_are_named(fails: Callable[..., str]) -> None:
