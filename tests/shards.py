@@ -1,4 +1,4 @@
-"""Real shards for tests: pictures encoded by Pillow in tar files written by webdataset."""
+"""Real shards for tests: images encoded by Pillow in tar files written by webdataset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EMOJI_TRAIN = "data/emoji/train-*.tar.gz"
 EMOJI_VAL = "data/emoji/val-*.tar.gz"
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 32), kind: str = "jpeg") -> bytes:
+def image_bytes(seed: int, size: tuple[int, int] = (40, 32), kind: str = "jpeg") -> bytes:
     rng = random.Random(seed)
     small = Image.new("RGB", (4, 4))
     small.putdata([tuple(rng.randrange(256) for _ in range(3)) for _ in range(16)])
@@ -30,8 +30,8 @@ def samples(count: int, first: int = 0) -> list[dict[str, Any]]:
     return [
         {
             "__key__": f"{i:05d}",
-            "jpg": picture(i),
-            "txt": f"picture {i}".encode(),
+            "jpg": image_bytes(i),
+            "txt": f"image {i}".encode(),
             "cls": b"%d" % (i % 3),
         }
         for i in range(first, first + count)

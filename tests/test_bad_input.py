@@ -41,8 +41,8 @@ def test_shards_without_a_usable_sample(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("this is no tar file " * 100)
     assert "text.tar is damaged" in fit(str(tmp_path / "text.tar"))
     broken = write_shard(tmp_path / "broken.tar", [{"__key__": "a", "jpg": b"x", "txt": b"y"}])
-    assert "picture that does not decode" in fit(broken)
-    assert "picture that does not decode" in fit(broken, "--data.num_workers", "1")
+    assert "image that does not decode" in fit(broken)
+    assert "image that does not decode" in fit(broken, "--data.num_workers", "1")
     uncaptioned: list[dict[str, Any]] = samples(4)
     for sample in uncaptioned:
         del sample["txt"]
@@ -128,7 +128,7 @@ def test_start_from_the_wrong_weights(fails: Fails, chain: Chain) -> None:
 
 
 def test_start_from_another_attention_or_a_larger_grid(fails: Fails, chain: Chain) -> None:
-    """Shapes alone would let these pass, and pictures would be noise."""
+    """Shapes alone would let these pass, and images would be noise."""
     start = ("--model.init_args.init_from", chain.stage2)
     size, rope, grid = (f"--model.init_args.transformer.init_args.{k}" for k in SILENT)
     assert "trained with heads 2, but the config's transformer has 1" in fails(
@@ -209,8 +209,8 @@ def test_sample(fails: Fails, chain: Chain, tmp_path: Path) -> None:
     )
     assert "--count must be >= 1, got 0" in sample("--prompt", "a", "--count", "0")
     assert "--columns must be >= 1, got 0" in sample("--prompt", "a", "--columns", "0")
-    assert "no ending of an image" in sample("--prompt", "a", out="picture")
-    assert "no ending of an image in colours" in sample("--prompt", "a", out="picture.xbm")
+    assert "no ending of an image" in sample("--prompt", "a", out="image")
+    assert "no ending of an image in colours" in sample("--prompt", "a", out="image.xbm")
     assert "--device: nowhere cannot be used" in sample("--prompt", "a", "--device", "nowhere")
     assert "cannot be read as text" in sample("--prompts", str(tmp_path / "none.txt"))
     (tmp_path / "blank.txt").write_text("\n \n")

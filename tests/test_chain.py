@@ -1,4 +1,4 @@
-"""From shards to pictures by the commands of the READMEs, in seconds instead of minutes."""
+"""From shards to images by the commands of the READMEs, in seconds instead of minutes."""
 
 from __future__ import annotations
 

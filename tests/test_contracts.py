@@ -23,7 +23,7 @@ from lgpl.errors import UserError
 from lgpl.inference import load_generator
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import TOKEN, in_process, serve
-from tests.shards import EMOJI_TRAIN, EMOJI_VAL, picture
+from tests.shards import EMOJI_TRAIN, EMOJI_VAL, image_bytes
 
 Config = dict[str, Any]
 COLOURS = "#ff8000 #00ff00 #0000ff #ffffff"
@@ -227,18 +227,18 @@ def test_it_is_evaluated(trained: Trained, tmp_path: Path) -> None:
 def test_images_go_through_it_and_are_completed(trained: Trained, tmp_path: Path) -> None:
     size = [str(side) for side in trained.case.image_size]
     for i in range(2):
-        (tmp_path / f"{i}.jpg").write_bytes(picture(i, (140, 120)))
-    pictures = [str(tmp_path / f"{i}.jpg") for i in range(2)]
+        (tmp_path / f"{i}.jpg").write_bytes(image_bytes(i, (140, 120)))
+    images = [str(tmp_path / f"{i}.jpg") for i in range(2)]
     height, width = trained.case.image_size
     out = str(tmp_path / "pairs.png")
     main(
-        ["reconstruct", *pictures, out, "--checkpoint", trained.tokenizer, *trained.trust,
+        ["reconstruct", *images, out, "--checkpoint", trained.tokenizer, *trained.trust,
          "--image-size", *size, "--lpips", "none"]
     )  # fmt: skip
     assert Image.open(out).width >= 2 * width and Image.open(out).height >= 2 * height
     if trained.case.layout[0] > 1:
         main(
-            ["complete", pictures[0], out, "--checkpoint", trained.generator, *trained.trust,
+            ["complete", images[0], out, "--checkpoint", trained.generator, *trained.trust,
              trained.case.option, trained.case.prompts[0], "--rows", "2", "--count", "2"]
         )  # fmt: skip
         assert Image.open(out).width >= 3 * width

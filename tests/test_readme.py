@@ -30,7 +30,7 @@ from lgpl.commands import (
 )
 from lgpl.commands.training import CommandLine
 from tests.conftest import ROOT
-from tests.shards import count, picture, samples, write_shard, write_shards
+from tests.shards import count, image_bytes, samples, write_shard, write_shards
 
 READMES = (
     "README.md",
@@ -216,23 +216,23 @@ def test_blocks_are_whole(name: str) -> None:
         assert isinstance(yaml.safe_load(config), dict)
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """What the commands of data/README.md are about, in small."""
     for i in range(6):
         for place in ("train/n01440764", "train/n01443537", "val/n01440764"):
             path = folder / "ILSVRC2012" / place / f"{i}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(picture(i))
-        (folder / "pictures").mkdir(exist_ok=True)
-        (folder / f"pictures/{i}.jpg").write_bytes(picture(i))
-        (folder / f"pictures/{i}.txt").write_text(f"picture {i}")
+            path.write_bytes(image_bytes(i))
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / f"images/{i}.jpg").write_bytes(image_bytes(i))
+        (folder / f"images/{i}.txt").write_text(f"image {i}")
     rows = [f'{i}.jpg,"red, green, {i}"\n' for i in range(6)]
     (folder / "captions.csv").write_text("".join(["path,caption\n", *rows]))
     write_shards(folder / "data/laion_coco", [2, 3])
 
 
 def test_the_commands_for_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     monkeypatch.chdir(tmp_path)
     for command in commands(DATA):
         main(shlex.split(command)[1:])
@@ -255,7 +255,7 @@ def test_the_configs_for_shards(
 
 def test_the_snippet_for_any_other_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, snippet = blocks(DATA, "python")
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     (tmp_path / "data/own").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "data/README.md", "exec"), {"__name__": "snippet"})

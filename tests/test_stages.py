@@ -67,10 +67,10 @@ def emoji_with_two_captions(folder: Path) -> None:
     samples = []
     for i, raw in enumerate(raws):
         label = raw["txt"].decode()
-        picture = Image.open(io.BytesIO(raw["webp"]))
+        image = Image.open(io.BytesIO(raw["webp"]))
         side = 64 if i % 4 else 48
         png = io.BytesIO()
-        picture.convert("RGB").resize((side, side)).save(png, "png")
+        image.convert("RGB").resize((side, side)).save(png, "png")
         known: dict[str, Any] = {"width": side, "height": side}
         if i % 3:
             known["AESTHETIC_SCORE"] = 5.5 + i % 3 / 2  # 6.0 or 6.5
@@ -78,7 +78,7 @@ def emoji_with_two_captions(folder: Path) -> None:
         sample = {
             "__key__": raw["__key__"],
             "png": png.getvalue(),
-            "txt": f"a picture of {label}".encode(),
+            "txt": f"an image of {label}".encode(),
             "json": json.dumps(known).encode(),
         }
         if i % 2:
@@ -151,7 +151,7 @@ def test_both_stages(chain: Chain, tmp_path: Path, seen: Seen) -> None:
     assert 10 < len(wanted) < 24
     assert {sample["key"] for sample in seen.samples} == wanted
     assert all(sample["codes"].shape == (8, 8) for sample in seen.samples)
-    assert all(sample["caption"].startswith("a picture of ") for sample in seen.samples)
+    assert all(sample["caption"].startswith("an image of ") for sample in seen.samples)
     before, after = (load_module(path, "generator").state_dict() for path in (stage1, stage2))
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)  # at a rate of 0

@@ -1,4 +1,4 @@
-"""`lgpl reconstruct`: pictures through a tokenizer and back, originals at the left, reconstructions
+"""`lgpl reconstruct`: images through a tokenizer and back, originals at the left, reconstructions
 at the right, with PSNR, SSIM and LPIPS."""
 
 import sys
@@ -26,11 +26,11 @@ FOR_LPIPS = 32  # what its nets halve several times
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="lgpl reconstruct", description=__doc__)
-    p.add_argument("pictures", nargs="+", help="JPEG, PNG, WebP or GIF")
-    p.add_argument("out", help="picture to write")
+    p.add_argument("images", nargs="+", help="JPEG, PNG, WebP or GIF")
+    p.add_argument("out", help="image to write")
     p.add_argument("--checkpoint", required=True, help="checkpoint of a tokenizer")
     add_trust(p)
-    size = "side of a centre crop, or its height and width; the whole picture by default"
+    size = "side of a centre crop, or its height and width; the whole image by default"
     p.add_argument("--image-size", type=int, nargs="+", help=size)
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -44,27 +44,27 @@ def main(args: list[str]) -> None:
     module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)
     size = options.image_size and to_image_size(options.image_size, "--image-size")
-    originals = [cropped(path, size, module.autoencoder) for path in options.pictures]
-    sizes = sorted({picture.size for picture in originals})
+    originals = [cropped(path, size, module.autoencoder) for path in options.images]
+    sizes = sorted({image.size for image in originals})
     if len(sizes) > 1:
         said = ", ".join(f"{width}x{height}" for width, height in sizes)
-        raise UserError(f"The pictures are of different sizes ({said}); give --image-size.")
+        raise UserError(f"The images are of different sizes ({said}); give --image-size.")
     pairs = similarity(options.lpips, min(sizes[0])).to(device)
     shown, found = [], []
-    for picture in originals:
-        image = normalize(to_uint8(picture)[None]).to(device)
+    for original in originals:
+        image = normalize(to_uint8(original)[None]).to(device)
         with torch.inference_mode():
             rebuilt = module(image).float().clamp(-1, 1)
         pairs.update(image, rebuilt)
         found.append(pairs.compute())
         pairs.reset()
         shown += [image.cpu(), rebuilt.cpu()]
-    names = list(options.pictures)
+    names = list(options.images)
     if len(found) > 1:
         names.append(f"mean of {len(found)}")
         found.append({key: sum(one[key] for one in found) / len(found) for key in found[0]})
-    for name, figures in zip(names, found, strict=True):
-        print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in figures.items())}")
+    for name, metrics in zip(names, found, strict=True):
+        print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in metrics.items())}")
     save(grid(torch.cat(shown), columns=2), out)
     print(f"{out}: originals at the left")
 
@@ -88,14 +88,14 @@ def cropped(path: str, size: ImageSize | None, tokenizer: Autoencoder) -> Image.
 
 
 def opened(path: str) -> Image.Image:
-    """The RGB picture of a file."""
-    with as_user_error(f"{path} cannot be read as a picture", OSError, ValueError):
+    """The RGB image of a file."""
+    with as_user_error(f"{path} cannot be read as an image", OSError, ValueError):
         return open_image(Path(path).read_bytes())
 
 
 def similarity(lpips: str, side: int) -> Similarity:
     """Without LPIPS where its weights cannot be had, or a side has too few pixels for its nets: the
-    picture is what was asked for."""
+    image is what was asked for."""
     if lpips != "none":
         try:
             if side < FOR_LPIPS:

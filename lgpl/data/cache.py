@@ -96,7 +96,7 @@ class ShardCache:
         self._sweep()
 
     def _place(self, url: str) -> Path:
-        """Where a URL is kept: its last name is for people, the digest tells it from others."""
+        """Where a URL is kept: its last name is for people, the digest makes it unique."""
         last = url.partition("?")[0].rpartition("/")[2]
         name = re.sub(r"[^A-Za-z0-9._-]", "", last)[-100:]
         return self.folder / f"{_digest(url)[:32]}-{name}"

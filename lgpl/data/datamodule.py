@@ -35,7 +35,7 @@ class ShardDataModule(pl.LightningDataModule):
         image_size: side of the crop, or its height and width, pixels; multiples of the tokenizer's
             downsampling.
         augment: random crops and flips in training; validation always takes the centre.
-        flip: flip half of the augmented pictures.
+        flip: flip half of the augmented images.
         captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
             it is taken in training; anything else takes the first.
         filter: which samples are wanted.
@@ -116,7 +116,7 @@ class ShardDataModule(pl.LightningDataModule):
         self._expected = {"layout": layout, **limits}
 
     def setup(self, stage: str) -> None:
-        """Expand the patterns, so that a mistake in them is told before anything else is done."""
+        """Expand the patterns: a mistake in them ends the run before anything else is done."""
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             patterns = self.patterns[split]
             if patterns is None:
@@ -186,7 +186,7 @@ class ShardDataModule(pl.LightningDataModule):
         return ShardwiseLoader(samples, requests, self.num_workers, None, "predict")
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Pictures to float32 in [-1, 1], on the device: as bytes they travel four times faster."""
+        """Images to float32 in [-1, 1], on the device: as bytes they travel four times faster."""
         if "image" in batch:
             batch["image"] = normalize(batch["image"])
         return batch

@@ -1,4 +1,4 @@
-"""Which samples are wanted: conditions on the picture's size, the caption and the JSON."""
+"""Which samples are wanted: conditions on the image's size, the caption and the JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Filter:
     """The samples that a run wants; what is not set lets everything pass.
 
     Attributes:
-        min_side: least shorter side of the picture, pixels.
+        min_side: least shorter side of the image, pixels.
         max_aspect_ratio: of the longer side to the shorter.
         caption_length: least and largest number of characters of the cleaned caption.
         json: conditions on the values of `KEY.json` by name, such as an aesthetic score, a
@@ -60,7 +60,7 @@ class Filter:
         return self.min_side is not None or self.max_aspect_ratio is not None
 
     def check_size(self, width: int, height: int) -> None:
-        """Raises Unwanted for a picture of another size."""
+        """Raises Unwanted for an image of another size."""
         if self.min_side is not None and min(width, height) < self.min_side:
             raise Unwanted(f"side below {self.min_side} px")
         longest = (self.max_aspect_ratio or float("inf")) * min(width, height)

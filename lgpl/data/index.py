@@ -39,7 +39,7 @@ BEFORE_COLON = re.compile(r"[^/?#]*:")  # a drive, or a scheme such as `file:` w
 
 def named(patterns: str | Iterable[str], what: str, store: Store) -> dict[str, int | None]:
     """The shards that patterns and index files (`.json`) stand for, with their samples where an
-    index tells them; raises as `expand`, `read_index` and `Store.check`."""
+    index counts them; raises as `expand`, `read_index` and `Store.check`."""
     shards: dict[str, int | None] = {}
     for path in expand(patterns, what, store):
         shards |= read_index(path, store) if is_index(path) else {path: None}
@@ -53,7 +53,7 @@ def counted(
 ) -> tuple[dict[str, int], list[str]]:
     """Samples of each of the `named` shards, and what is wrong with shards, logged under `what`.
 
-    Those that no index tells are counted by img2dataset's statistics beside them or by headers.
+    Those that no index counts are counted by img2dataset's statistics beside them or by headers.
     """
     unknown = [path for path, number in shards.items() if number is None]
     many = len(unknown) >= MANY

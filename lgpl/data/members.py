@@ -83,10 +83,10 @@ def check_finite(value: Any) -> None:
 
 
 def read_size(values: dict[str, Any]) -> tuple[int, int]:
-    """Width and height of the picture by the JSON beside it, pixels."""
+    """Width and height of the image by the JSON beside it, pixels."""
     width, height = values.get("width"), values.get("height")
     if width is None or height is None:
-        raise BadSample("JSON without the picture's width and height")
+        raise BadSample("JSON without the image's width and height")
     check_finite(width)
     check_finite(height)
     try:
@@ -94,7 +94,7 @@ def read_size(values: dict[str, Any]) -> tuple[int, int]:
     except (TypeError, ValueError):
         width = height = 0
     if not (0 < width < MOST_PIXELS_A_SIDE and 0 < height < MOST_PIXELS_A_SIDE):
-        raise BadSample("JSON in which the picture's width and height are no pixels")
+        raise BadSample("JSON in which the image's width and height are no pixels")
     return width, height
 
 

@@ -23,7 +23,7 @@ from lgpl.errors import UserError
 
 LARGEST_MEMBER = 256 * 2**20  # bytes; a larger one is read as missing
 LARGEST_SAMPLE = 512 * 2**20  # bytes of all members that are read
-# A compressed shard may come to so many times the bytes that were read of it. Pictures and codes
+# A compressed shard may come to so many times the bytes that were read of it. Images and codes
 # reach 5, labels 100 (gzip) to 240 (bzip2), one label or caption throughout 150 to 520 (xz).
 LARGEST_RATIO = 600
 ALWAYS_UNPACKED = 64 * 2**20  # bytes, whatever the ratio

@@ -91,8 +91,8 @@ class Store:
             raise error if isinstance(error, Unreachable) else Unreachable(str(error)) from error
 
     def prefetch(self, path: str) -> None:
-        """Begin to fetch a URL in the background; a failure is told when the shard's turn has come,
-        and not tried again before."""
+        """Begin to fetch a URL in the background; a failure is reported, and tried again, when the
+        shard's turn has come."""
         if is_url(path):
             pool, asked = self._background
             last = asked.get(path)

@@ -1,4 +1,4 @@
-"""Pictures to tensors: decode, crop, to [-1, 1]; Pillow and torch, no torchvision.
+"""Images to tensors: decode, crop, to [-1, 1]; Pillow and torch, no torchvision.
 
 Evaluation and code extraction decode in full and crop as the field's reference statistics were
 made: `open_image`, then `center_crop` or `ten_crops`. Training is a little less exact, but faster.
@@ -17,7 +17,7 @@ from lgpl.codes import ImageSize
 from lgpl.data.members import BadSample
 
 LARGEST_RATIO = 1 / 0.8  # of the scaled image to the crop, LlamaGen's training (arXiv 2406.06525)
-CENTER_CROP = "centre, ADM's: halved by boxes, then bicubic"  # for the provenance of figures
+CENTER_CROP = "centre, ADM's: halved by boxes, then bicubic"  # for the provenance of metrics
 TEN_CROP_SCALES = (1.1, 1.05)  # of the square to the views, LlamaGen's code extraction
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # no other decoder of Pillow's sees the bytes
@@ -25,7 +25,7 @@ MAX_PIXELS = 2**26  # more than a 61-megapixel camera's; 256 MiB once decoded
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An RGB picture decoded in full: the first frame, upright, transparent parts on white; a
+    """An RGB image decoded in full: the first frame, upright, transparent parts on white; a
     `BadSample` where it is of no format in `FORMATS`, damaged, or of more than `MAX_PIXELS`."""
     return _finish(_decode(_open(data)))
 
@@ -85,13 +85,13 @@ def random_crop(
         left, top, right, bottom = (edge / reduction for edge in box)
         box = left, top, right, bottom
     # Bicubic is a sixth faster than Lanczos, and what LlamaGen trains with. The gap shrinks large
-    # pictures of other formats first, as the draft does a JPEG.
+    # images of other formats first, as the draft does a JPEG.
     crop = _decode(image).resize((width, height), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
     return _finish(crop)
 
 
 def to_uint8(image: Image.Image) -> Tensor:
-    """[3, H, W] of an RGB picture, uint8 in 0..255: a quarter of the bytes of `normalize`'s."""
+    """[3, H, W] of an RGB image, uint8 in 0..255: a quarter of the bytes of `normalize`'s."""
     return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
 
@@ -109,27 +109,27 @@ def header_size(data: bytes) -> tuple[int, int]:
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """The picture of [3, H, W] in [-1, 1]; what lies outside is clipped."""
+    """The image of [3, H, W] in [-1, 1]; what lies outside is clipped."""
     array = tensor.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).byte()
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 
 def _open(data: bytes) -> Image.Image:
-    """The picture's header; no pixel is decoded yet."""
+    """The image's header; no pixel is decoded yet."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         too_large = image.width * image.height > MAX_PIXELS
     except Image.DecompressionBombError:
         too_large = True
     except Exception as error:  # Pillow raises whatever its codecs raise
-        raise BadSample(f"picture that does not decode: none of {', '.join(FORMATS)}") from error
+        raise BadSample(f"image that does not decode: none of {', '.join(FORMATS)}") from error
     if too_large:
-        raise BadSample(f"picture that does not decode: more than {MAX_PIXELS} pixels")
+        raise BadSample(f"image that does not decode: more than {MAX_PIXELS} pixels")
     return image
 
 
 def _decode(image: Image.Image) -> Image.Image:
-    """The pixels of `_open`'s picture as RGB, or as RGBA where some may be transparent."""
+    """The pixels of `_open`'s image as RGB, or as RGBA where some may be transparent."""
     try:
         image.load()
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
@@ -137,11 +137,11 @@ def _decode(image: Image.Image) -> Image.Image:
         mode = "RGBA" if image.has_transparency_data else "RGB"
         return image if image.mode == mode else image.convert(mode)
     except Exception as error:
-        raise BadSample("picture that does not decode: damaged") from error
+        raise BadSample("image that does not decode: damaged") from error
 
 
 def _finish(image: Image.Image) -> Image.Image:
-    """`_decode`'s picture, or a square of it, upright and on white."""
+    """`_decode`'s image, or a square of it, upright and on white."""
     with suppress(Exception):  # broken EXIF, while the pixels are whole
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB":
@@ -164,7 +164,7 @@ def _box(
     """Left, top, right and bottom of a crop of the scaled image in the image's own pixels: to be
     resampled without the scaled image, which of one of 20000 x 1 would be of 1.3 gigapixels."""
     (left, top), (width, height), (scaled_width, scaled_height) = corner, full, scaled
-    return (  # each product before its quotient, lest rounding put an edge outside the picture
+    return (  # each product before its quotient, lest rounding put an edge outside the image
         left * width / scaled_width,
         top * height / scaled_height,
         (left + size[1]) * width / scaled_width,

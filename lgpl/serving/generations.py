@@ -34,14 +34,14 @@ class Metrics:
         own: Any = {"registry": CollectorRegistry()}
         self.registry = own["registry"]
         self.requests = Counter("lgpl_requests", "Requests for images.", ["status"], **own)
-        self.images = Counter("lgpl_pictures", "Images sent.", **own)
+        self.images = Counter("lgpl_images", "Images sent.", **own)
         self.seconds = Histogram(
             "lgpl_request_seconds", "Seconds of an answered request.", buckets=SECONDS, **own
         )
         self.batch = Histogram(
-            "lgpl_batch_pictures", "Images of a batch.", buckets=[2**i for i in range(9)], **own
+            "lgpl_batch_images", "Images of a batch.", buckets=[2**i for i in range(9)], **own
         )
-        self.waiting = Gauge("lgpl_waiting_pictures", "Images in the queue.", **own)
+        self.waiting = Gauge("lgpl_waiting_images", "Images in the queue.", **own)
 
     def count(self, status: int, begun: float) -> None:
         """Count a request that began at a `time.monotonic()`; 499 means that the client left."""

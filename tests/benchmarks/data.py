@@ -1,6 +1,6 @@
 """Images a second from shards of photographs to batches [B, 3, 256, 256], against four peers.
 
-    python -m tests.benchmarks.data [--images 700] [--repeats 3] [--parts pictures codes ...]
+    python -m tests.benchmarks.data [--images 700] [--repeats 3] [--parts images codes ...]
 
 Every peer reads the same JPEGs (512 to 1024 px, from the photographs in scikit-image), scales the
 short side to 256 up to 320 px, takes a random square and flips half of them. The arms alternate; a
@@ -42,7 +42,7 @@ Batches = Iterator[Any]
 
 
 def full(image: Image.Image) -> Tensor:
-    """What the peers do with a picture: decode in full, scale, crop, flip."""
+    """What the peers do with an image: decode in full, scale, crop, flip."""
     image = image.convert("RGB")
     short = random.randint(SIZE, round(SIZE / 0.8))
     ratio = short / min(image.size)
@@ -74,11 +74,11 @@ def lgpl(shards: list[str], workers: int, **options: Any) -> Batches:
 
 def pillow(shards: list[str], workers: int) -> Batches:
     """The limit: a loop over bytes in memory that decodes and resizes, and no more."""
-    pictures = [raw["jpg"] for shard in shards for raw in read_shard(shard)]
+    images = [raw["jpg"] for shard in shards for raw in read_shard(shard)]
     while True:
-        for first in range(0, len(pictures) - BATCH + 1, BATCH):
+        for first in range(0, len(images) - BATCH + 1, BATCH):
             batch = []
-            for data in pictures[first : first + BATCH]:
+            for data in images[first : first + BATCH]:
                 image = Image.open(io.BytesIO(data)).convert("RGB")
                 ratio = SIZE / min(image.size)
                 batch.append(image.resize([round(s * ratio) for s in image.size], Image.BICUBIC))  # type: ignore[arg-type]
@@ -119,15 +119,15 @@ def datasets(shards: list[str], workers: int) -> Batches:
 def litdata(shards: list[str], workers: int) -> Batches:
     from litdata import StreamingDataLoader, StreamingDataset
 
-    class Pictures(StreamingDataset):
+    class Images(StreamingDataset):
         def __getitem__(self, index: Any) -> Tensor:
             return from_bytes(super().__getitem__(index))
 
     folder = str(Path(shards[0]).parent / "litdata")
-    pictures = Pictures(folder, shuffle=True)
+    images = Images(folder, shuffle=True)
     while True:
         yield from StreamingDataLoader(
-            pictures, batch_size=BATCH, num_workers=workers, drop_last=True
+            images, batch_size=BATCH, num_workers=workers, drop_last=True
         )
 
 
@@ -137,8 +137,8 @@ def write_litdata(shards: list[str]) -> None:
 
     folder = Path(shards[0]).parent / "litdata"
     writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-    pictures = (raw["jpg"] for shard in shards for raw in read_shard(shard))
-    for index, data in enumerate(pictures):
+    images = (raw["jpg"] for shard in shards for raw in read_shard(shard))
+    for index, data in enumerate(images):
         writer.add_item(index, data)
     writer.done()
     writer.merge()
@@ -155,7 +155,7 @@ def rate(batches: Batches, count: int) -> float:
     return seen / (time.perf_counter() - begin)
 
 
-def pictures(folder: Path, images: int, repeats: int) -> None:
+def images(folder: Path, images: int, repeats: int) -> None:
     shards = photos.write(folder / "photos", images, 100, seed=0)
     write_litdata(shards)
     arms: dict[str, Callable[[list[str], int], Batches]] = {
@@ -247,14 +247,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--images", type=int, default=700)
     parser.add_argument("--repeats", type=int, default=3)
-    parts = ["pictures", "codes", "shards", "memory"]
+    parts = ["images", "codes", "shards", "memory"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if "pictures" in options.parts:
-            pictures(folder, options.images, options.repeats)
+        if "images" in options.parts:
+            images(folder, options.images, options.repeats)
         if "codes" in options.parts:
             codes(folder, options.repeats)
         if "shards" in options.parts:

@@ -4,8 +4,8 @@
         [--codes "runs/emoji/codes64/val-*.tar"] [--dtype float32]
 
 The held-out loss with and without, how often the likeliest next code is the same where both read
-the same codes before it, and how many codes of greedily drawn pictures are the same: after the
-first that is another, a picture goes its own way.
+the same codes before it, and how many codes of greedily drawn images are the same: after the
+first that is another, an image goes its own way.
 """
 
 from __future__ import annotations

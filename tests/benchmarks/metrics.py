@@ -58,11 +58,11 @@ ARMS: dict[str, Callable[[int], Callable[[Tensor], None]]] = {
 
 def stream(images: int, features: int, seed: int = 0) -> Iterator[Tensor]:
     """Batches of correlated features, drawn from one matrix that is made beforehand."""
-    dice = torch.Generator().manual_seed(seed)
-    pool = torch.randn(4 * BATCH, features, generator=dice)
+    rng = torch.Generator().manual_seed(seed)
+    pool = torch.randn(4 * BATCH, features, generator=rng)
     pool[:, 1:] += pool[:, :-1] / 2
     for _ in range(0, images, BATCH):
-        yield pool[torch.randint(len(pool), (BATCH,), generator=dice)] + 0.3
+        yield pool[torch.randint(len(pool), (BATCH,), generator=rng)] + 0.3
 
 
 def peak() -> float:

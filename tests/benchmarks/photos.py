@@ -25,7 +25,7 @@ PHOTOGRAPHS = (
     "retina.jpg",
     "rocket.jpg",
 )
-SIDES = (512, 1024)  # of a picture, pixels, at the least and at the most
+SIDES = (512, 1024)  # of an image, pixels, at the least and at the most
 QUALITY = 90
 LARGEST_ZOOM = 1.25
 
@@ -68,9 +68,9 @@ def _sample(name: str, photograph: Image.Image, rng: random.Random) -> dict[str,
     left = rng.uniform(0, photograph.width - width / scale)
     top = rng.uniform(0, photograph.height - height / scale)
     box = (left, top, left + width / scale, top + height / scale)
-    picture = photograph.resize((width, height), Image.Resampling.BICUBIC, box)
+    image = photograph.resize((width, height), Image.Resampling.BICUBIC, box)
     jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=QUALITY)
+    image.save(jpeg, "JPEG", quality=QUALITY)
     geometry: dict[str, Any] = {"photograph": name, "box": box, "width": width, "height": height}
     return {
         "jpg": jpeg.getvalue(),

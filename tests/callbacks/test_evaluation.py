@@ -130,7 +130,7 @@ def test_the_metrics_are_those_of_the_average(chain: Chain, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_the_metrics_do_not_depend_on_the_number_of_ranks(chain: Chain, tmp_path: Path) -> None:
-    """The same images, and reconstructions of an odd number of pictures counted once."""
+    """The same images, and reconstructions of an odd number of images counted once."""
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     processes = []
     for name, ranks in (("one", []), ("two", two)):

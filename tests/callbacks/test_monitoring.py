@@ -107,24 +107,24 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_tokenizer_in_wandb(wandb: Any, tmp_path: Path) -> None:
-    """Scalars, a histogram, pictures as images, and the config; CSV beside it takes what it can."""
+    """Scalars, a histogram, images as images, and the config; CSV beside it takes what it can."""
     loggers = [
         {"class_path": "lightning.pytorch.loggers.WandbLogger",
          "init_args": {"project": "lgpl", "save_dir": str(tmp_path), "offline": True}},
         {"class_path": "lightning.pytorch.loggers.CSVLogger",
          "init_args": {"save_dir": str(tmp_path), "name": "csv", "version": ""}},
     ]  # fmt: skip
-    pictures = {"class_path": "lgpl.callbacks.ReconstructionImages", "init_args": {"count": 4}}
+    images = {"class_path": "lgpl.callbacks.ReconstructionImages", "init_args": {"count": 4}}
     config = tmp_path / "loggers.yaml"
-    callbacks = [one for one in ALL if one is not RECONSTRUCTION] + [pictures]
+    callbacks = [one for one in ALL if one is not RECONSTRUCTION] + [images]
     config.write_text(yaml.safe_dump({"trainer": {"logger": loggers, "callbacks": callbacks}}))
     quick = ("--data.epoch_samples", "16", "--trainer.limit_val_batches", "1")
     main(["fit", *tokenizer("-c", str(config)), *short(*quick)])
     wandb.finish()
     wandb.teardown()  # returns when all is written
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    (picture,) = (run / "files/media/images/val").glob("reconstructions_*.png")
-    with Image.open(picture) as image:
+    (image,) = (run / "files/media/images/val").glob("reconstructions_*.png")
+    with Image.open(image) as image:
         assert image.width >= 2 * 64 and len(image.getcolors(2**20)) > 100
     said = b"".join(path.read_bytes() for path in run.glob("run-*.wandb"))
     names = ("train/loss", "val/psnr", "train/images_per_second", "val/codes", "VQModel")

@@ -421,12 +421,12 @@ def test_packages_are_trusted_by_name(
         opened = lgpl.load(path, trust=granted).module
         assert isinstance(opened, TokenizerModule)
         assert isinstance(opened.loss.discriminator, Silent)
-    picture = str(tmp_path / "two.png")
-    line = ["reconstruct", ".github/page-light.png", picture, "--checkpoint", path,
+    image = str(tmp_path / "two.png")
+    line = ["reconstruct", ".github/page-light.png", image, "--checkpoint", path,
             "--image-size", "64", "--lpips", "none"]  # fmt: skip
     assert "--trust tests" in fails(*line)
     main([*line, "--trust", "other", "--trust", "tests"])
-    assert Path(picture).exists()
+    assert Path(image).exists()
     monkeypatch.setenv("LGPL_TRUST", "other, tests")
     main(line)
     monkeypatch.setenv("LGPL_TRUST", "")

@@ -26,8 +26,8 @@ def test_two_runs_with_different_loggers(
               *logger])  # fmt: skip
     runs = [str(tmp_path / name / "tokenizer") for name in ("high", "low")]
     capsys.readouterr()
-    picture = tmp_path / "compare.png"
-    main(["compare", *runs, "--out", str(picture)])
+    image = tmp_path / "compare.png"
+    main(["compare", *runs, "--out", str(image)])
     said = capsys.readouterr().out
     lines = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
     assert lines["config"] == ["high", "low"] and lines["model.init_args.lr"] == ["0.001", "0.0001"]
@@ -36,7 +36,7 @@ def test_two_runs_with_different_loggers(
     (step_of, last) = max(read_curves(Path(runs[0]))["val/psnr"])
     assert float(value) == pytest.approx(last, abs=1e-4) and int(step) == step_of == 5
     assert set(read_curves(Path(runs[1]))) >= {"val/psnr", "train/loss"}
-    assert Image.open(picture).width > 500
+    assert Image.open(image).width > 500
 
     assert "no run has metrics named val/none; there are" in fails(
         "compare", *runs, "--metrics", "val/none"

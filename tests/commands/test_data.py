@@ -19,7 +19,7 @@ from lgpl.cli import main
 from lgpl.data import ShardDataModule
 from lgpl.data.index import read_index
 from lgpl.data.store import Store
-from tests.shards import EMOJI_TRAIN, EMOJI_VAL, picture, samples, write_shard, write_shards
+from tests.shards import EMOJI_TRAIN, EMOJI_VAL, image_bytes, samples, write_shard, write_shards
 
 Fails = Callable[..., str]
 
@@ -128,8 +128,8 @@ def npy(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     ("members", "cause"),
     [
-        ({"jpg": picture(1)[:-400]}, "picture that does not decode"),
-        ({"webp": b"RIFF"}, "picture that does not decode"),
+        ({"jpg": image_bytes(1)[:-400]}, "image that does not decode"),
+        ({"webp": b"RIFF"}, "image that does not decode"),
         ({"txt": "Füchse".encode("latin-1")}, "caption that is not UTF-8"),
         ({"short.txt": b""}, "empty caption"),
         ({"cls": b"fox"}, "class that is no number"),
@@ -162,7 +162,7 @@ def test_check_finds_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = write_shard(tmp_path / "a.tar", [{"__key__": "a", "txt": b"a", "xml": b"<a/>"}])
     assert checked(path) == 1
     said = capsys.readouterr().out
-    assert f"{path}: a: neither picture nor codes" in said
+    assert f"{path}: a: neither image nor codes" in said
     assert "1 samples hold a .xml, which nothing reads" in said
     assert checked(write_shard(tmp_path / "b.tar", [{**samples(1)[0], "xml": b""}])) == 0
 
@@ -226,7 +226,7 @@ def test_figures_of_a_known_set(tmp_path: Path, capsys: pytest.CaptureFixture[st
     content: list[dict[str, Any]] = [
         {
             "__key__": str(i),
-            "png" if i % 2 else "jpg": picture(i, (20 + i, 40), "png" if i % 2 else "jpeg"),
+            "png" if i % 2 else "jpg": image_bytes(i, (20 + i, 40), "png" if i % 2 else "jpeg"),
             "txt": b"x" * (i + 1),
             "short.txt": b"s",
             "cls": b"%d" % (i % 3),
@@ -242,7 +242,7 @@ def test_figures_of_a_known_set(tmp_path: Path, capsys: pytest.CaptureFixture[st
     figures = shown(capsys, path)
     assert figures["shards"] == f"1: {Path(path).stat().st_size / 1e6:.1f} MB"
     assert figures["samples"] == "10, all looked at"
-    assert figures["pictures"] == "JPEG (5), PNG (4)"
+    assert figures["images"] == "JPEG (5), PNG (4)"
     assert figures["width"] == "20 / 24 / 28 px" and figures["height"] == "40 / 40 / 40 px"
     assert figures["captions .txt"] == "9, 1 / 5 / 9 characters"
     assert figures["captions .short.txt"] == "9, 1 / 1 / 1 characters"
@@ -263,7 +263,7 @@ def test_show_looks_at_some_samples_of_some_shards(
     figures = shown(capsys, tmp_path / "*.tar", "--samples", 20)
     assert figures["shards"].startswith("32 of 40, spread evenly: ")
     assert figures["samples"] == "96, 20 looked at, spread evenly"
-    assert figures["pictures"] == "JPEG (20)" and figures["broken"] == "nothing"
+    assert figures["images"] == "JPEG (20)" and figures["broken"] == "nothing"
 
 
 def test_show_tells_of_damaged_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,5 +287,5 @@ def test_what_show_cannot_do(fails: Fails, tmp_path: Path) -> None:
     assert "matches no file" in fails("data", "show", "nowhere/*.tar")
     assert "--samples must be >= 1, got 0" in fails("data", "show", path, "--samples", "0")
     assert "no ending of an image" in fails("data", "show", path, "--out", "sheet")
-    assert "no sound picture" in fails("data", "show", path, "--out", str(tmp_path / "a.png"))
+    assert "no sound image" in fails("data", "show", path, "--out", str(tmp_path / "a.png"))
     assert "--workers must be >= 1, got 0" in fails("data", "check", path, "--workers", "0")

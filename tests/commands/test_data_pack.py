@@ -1,4 +1,4 @@
-"""`lgpl data pack`: class folders and captioned pictures become shards."""
+"""`lgpl data pack`: class folders and captioned images become shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lgpl.data.store import Store
 from lgpl.data.writer import ShardWriter
 from lgpl.errors import UserError
 from tests.conftest import ROOT
-from tests.shards import picture, samples, write_shard
+from tests.shards import image_bytes, samples, write_shard
 
 Fails = Callable[..., str]
 KINDS = {"jpg": "jpeg", "JPEG": "jpeg", "png": "png", "webp": "webp"}
@@ -47,7 +47,7 @@ def class_folder(folder: Path, counts: dict[str, int]) -> dict[str, bytes]:
         (folder / name).mkdir(parents=True)
         for i in range(count):
             extension, kind = list(KINDS.items())[i % len(KINDS)]
-            content = picture(zlib.crc32(f"{name} {i}".encode()), kind=kind)
+            content = image_bytes(zlib.crc32(f"{name} {i}".encode()), kind=kind)
             (folder / name / f"{i}.{extension}").write_bytes(content)
             found[f"{name}_{i}"] = content
     return found
@@ -70,17 +70,17 @@ def captions(out: Path) -> dict[str, str]:
 
 def test_class_folder_becomes_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = class_folder(tmp_path / "in", {"n02": 30, "n01": 30, "n03": 30})
-    (tmp_path / "in/n01/broken.jpg").write_bytes(picture(1, (400, 300))[:-300])
-    (tmp_path / "in/n01/old.gif").write_bytes(picture(1, kind="gif"))
+    (tmp_path / "in/n01/broken.jpg").write_bytes(image_bytes(1, (400, 300))[:-300])
+    (tmp_path / "in/n01/old.gif").write_bytes(image_bytes(1, kind="gif"))
     (tmp_path / "in/n01/.hidden.jpg").write_bytes(b"")
     (tmp_path / "in/n01/notes.md").write_text("nobody's business")
-    (tmp_path / "in/loose.jpg").write_bytes(picture(1))
+    (tmp_path / "in/loose.jpg").write_bytes(image_bytes(1))
     out = tmp_path / "out"
     pack(tmp_path / "in", out, "--shard-samples", 20, "--val", 0.2)
     said = capsys.readouterr().out
-    assert "skipped 1: picture that does not decode: damaged, such as n01/broken.jpg" in said
+    assert "skipped 1: image that does not decode: damaged, such as n01/broken.jpg" in said
     assert "skipped 1: .gif is none of .jpg .jpeg .png .webp, such as n01/old.gif" in said
-    assert "skipped 1: picture outside of the class folders, such as loose.jpg" in said
+    assert "skipped 1: image outside of the class folders, such as loose.jpg" in said
     assert f"data.train: {out}/train.json" in said
     assert "hidden" not in said and "notes" not in said
 
@@ -156,23 +156,23 @@ def test_held_out_folder_keeps_the_classes_of_the_training_folder(
     assert said.endswith("val/d is the folder of a class that SOURCE lacks.")
 
 
-def test_captions_beside_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_captions_beside_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
     texts = {"a": "a red fox, “quoted”", "sub/b": "ein Fuchs im Grünen\n", "c": "狐"}
     for i, (name, text) in enumerate(texts.items()):
-        (folder / f"{name}.jpg").write_bytes(picture(i))
+        (folder / f"{name}.jpg").write_bytes(image_bytes(i))
         (folder / f"{name}.txt").write_text(text, "utf-8")
     for name, content in (("latin", "Füchse".encode("latin-1")), ("empty", b" ")):
-        (folder / f"{name}.png").write_bytes(picture(9, kind="png"))
+        (folder / f"{name}.png").write_bytes(image_bytes(9, kind="png"))
         (folder / f"{name}.txt").write_bytes(content)
-    (folder / "alone.jpg").write_bytes(picture(8))
+    (folder / "alone.jpg").write_bytes(image_bytes(8))
     pack(folder, tmp_path / "out", "--val", 0)
     assert captions(tmp_path / "out") == {k.replace("/", "_"): v for k, v in texts.items()}
     said = capsys.readouterr().out
     assert "skipped 1: caption that is not UTF-8, such as latin.png" in said
     assert "skipped 1: empty caption, such as empty.png" in said
-    assert "skipped 1: picture without a .txt beside it, such as alone.jpg" in said
+    assert "skipped 1: image without a .txt beside it, such as alone.jpg" in said
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -196,10 +196,10 @@ def test_captions_in_a_table(tmp_path: Path, name: str, capsys: pytest.CaptureFi
     }
     for file in texts:
         kind = KINDS.get(file.rpartition(".")[2], "webp")
-        (tmp_path / "in" / file).write_bytes(picture(len(file), kind=kind))
+        (tmp_path / "in" / file).write_bytes(image_bytes(len(file), kind=kind))
     rows = [{"path": file, "caption": text, "short": file[0]} for file, text in texts.items()]
     rows += [{"path": "gone.jpg", "caption": "nothing there", "short": ""}]
-    rows += [{"path": "notes.md", "caption": "no picture", "short": ""}]
+    rows += [{"path": "notes.md", "caption": "no image", "short": ""}]
     table = write_table(tmp_path / name, rows)
     columns = ("--file-column", "path", "--caption-column", "caption")
     pack(tmp_path / "in", tmp_path / "out", "--captions", table, *columns, "--val", 0)
@@ -224,7 +224,7 @@ def test_a_table_with_what_is_no_json(tmp_path: Path, monkeypatch: pytest.Monkey
     """Missing numbers, as pandas writes them, and files that no run would read."""
     (tmp_path / "in").mkdir()
     for name in "abc":
-        (tmp_path / f"in/{name}.jpg").write_bytes(picture(1))
+        (tmp_path / f"in/{name}.jpg").write_bytes(image_bytes(1))
     (tmp_path / "in/c.jpg").write_bytes(bytes(20_000))
     monkeypatch.setattr("lgpl.commands.data.pack.LARGEST_MEMBER", 19_999)
     table = tmp_path / "table.jsonl"
@@ -241,11 +241,11 @@ def test_a_table_with_what_is_no_json(tmp_path: Path, monkeypatch: pytest.Monkey
     main(["data", "check", "--workers", "1", str(tmp_path / "out/train.json")])
 
 
-def test_a_picture_with_several_captions_is_never_on_both_sides(tmp_path: Path) -> None:
+def test_an_image_with_several_captions_is_never_on_both_sides(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     rows = []
     for i in range(10):
-        (tmp_path / f"in/{i}.jpg").write_bytes(picture(i))
+        (tmp_path / f"in/{i}.jpg").write_bytes(image_bytes(i))
         rows += [{"file_name": f"{i}.jpg", "text": f"caption {n} of {i}"} for n in range(5)]
     table = write_table(tmp_path / "table.csv", rows)
     pack(tmp_path / "in", tmp_path / "out", "--captions", table, "--val", 0.3)
@@ -266,7 +266,7 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
     (tmp_path / "in/a").mkdir(parents=True)
     names = ["x" * 180, "größe 狐", os.fsdecode(b"latin-\xe4")]
     for i, name in enumerate(names):
-        (tmp_path / "in/a" / f"{name}.jpg").write_bytes(picture(i))
+        (tmp_path / "in/a" / f"{name}.jpg").write_bytes(image_bytes(i))
     (tmp_path / "in" / os.fsdecode(b"klasse-\xe4")).mkdir()
     (tmp_path / "in" / os.fsdecode(b"klasse-\xe4") / "x.jpg").write_bytes(b"broken")
     pack(tmp_path / "in", tmp_path / "out", "--val", 0)
@@ -313,8 +313,8 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
 
     assert pack() == f"SOURCE: {source} is no folder."
     source.mkdir()
-    assert pack() == f"{source} holds no pictures (.jpg .jpeg .png .webp)."
-    (source / "a.jpg").write_bytes(picture(0))
+    assert pack() == f"{source} holds no images (.jpg .jpeg .png .webp)."
+    (source / "a.jpg").write_bytes(image_bytes(0))
     assert "neither in a folder for each class nor beside a .txt each" in pack()
     table = write_table(tmp_path / "t.csv", [{"file": "a.jpg", "text": "a"}])
     assert pack("--captions", table) == (
@@ -337,7 +337,7 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
     for share in ("much", "-0.1", "nan", "inf", "1.5"):
         said = pack("--val", share, source=classes)
         assert said.startswith(f"--val: '{share}' is neither a share below 1, a number")
-    assert pack("--val", 3, source=classes) == "--val: 3 of 3 pictures leaves none to train on."
+    assert pack("--val", 3, source=classes) == "--val: 3 of 3 images leaves none to train on."
     assert pack("--shard-samples", 0, source=classes) == "--shard-samples must be >= 1, got 0"
     assert pack("--workers", 0, source=classes) == "--workers must be >= 1, got 0"
     assert "--val: with --captions" in pack(
@@ -345,17 +345,17 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
     )
     assert not list(out.glob("*.tar"))
     for path in classes.rglob("*.*"):
-        path.write_bytes(b"no picture")
-    assert "no picture can be trained on; most often: picture that does not decode" in pack(
+        path.write_bytes(b"no image")
+    assert "no image can be trained on; most often: image that does not decode" in pack(
         source=classes
     )
     write_shard(out / "other.tar", samples(1))
-    assert f"{out}/other.tar is no shard of these pictures and options" in pack(source=classes)
+    assert f"{out}/other.tar is no shard of these images and options" in pack(source=classes)
     (out / "other.tar").unlink()
     class_folder(tmp_path / "new", {"a": 3})
     main(["data", "pack", str(tmp_path / "new"), "--out", str(out)])
     said = pack("--val", 2, source=tmp_path / "new")
-    assert f"{out}/train-0.tar is no shard of these pictures and options" in said
+    assert f"{out}/train-0.tar is no shard of these images and options" in said
     (tmp_path / "file").write_text("")
     out = tmp_path / "file/out"
     assert "cannot be written (Not a directory)" in pack(source=classes)

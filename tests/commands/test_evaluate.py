@@ -61,7 +61,7 @@ def test_generation(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert again["metrics"] == one["metrics"]
     elsewhere = evaluate(tmp_path / "e.json", "generation", "--samples", str(npz))
     assert elsewhere["metrics"] == pytest.approx(one["metrics"])
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{i:03d}.png")

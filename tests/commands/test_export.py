@@ -64,15 +64,15 @@ def test_weights_are_the_average_bit_for_bit(chain: Chain, exported: Chain) -> N
 
 
 def test_sample(chain: Chain, exported: Chain, tmp_path: Path) -> None:
-    pictures = []
+    images = []
     for name, run in (("ckpt", chain), ("folder", exported)):
         out = tmp_path / f"{name}.png"
         main(
             ["sample", "--checkpoint", run.stage2, "--tokenizer", run.tokenizer,
              "--prompt", "pizza", "--out", str(out)]
         )  # fmt: skip
-        pictures.append(out.read_bytes())
-    assert pictures[0] == pictures[1]
+        images.append(out.read_bytes())
+    assert images[0] == images[1]
 
 
 @pytest.mark.slow

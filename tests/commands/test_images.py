@@ -40,7 +40,7 @@ def complete(models: Path, *args: object) -> None:
 
 
 def tiles(sheet: Path, width: int, height: int) -> list[np.ndarray]:
-    """The pictures of a grid's first row."""
+    """The images of a grid's first row."""
     pixels = np.asarray(Image.open(sheet).convert("RGB"))
     step = width + MARGIN
     return [
@@ -62,7 +62,7 @@ def test_a_photograph_stands_beside_its_reconstruction(
     assert f"in.png: PSNR {-10 * np.log10(mse):.4g}, SSIM " in said and "LPIPS" in said
 
 
-def test_a_small_picture_is_rebuilt_without_lpips(
+def test_a_small_image_is_rebuilt_without_lpips(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reconstruct(models, PHOTOGRAPHS[0], tmp_path / "out.png", "--image-size", 8, lpips="alex")
@@ -71,7 +71,7 @@ def test_a_small_picture_is_rebuilt_without_lpips(
     assert len(tiles(tmp_path / "out.png", 8, 8)) == 2
 
 
-def test_a_picture_need_not_be_square(models: Path, tmp_path: Path) -> None:
+def test_an_image_need_not_be_square(models: Path, tmp_path: Path) -> None:
     reconstruct(models, PHOTOGRAPHS[0], tmp_path / "out.png", "--image-size", 64, 96)
     original, rebuilt = tiles(tmp_path / "out.png", 96, 64)
     source = center_crop(Image.open(PHOTOGRAPHS[0]).convert("RGB"), (64, 96))
@@ -103,8 +103,8 @@ def test_the_first_rows_are_kept_and_the_rest_is_drawn(models: Path, tmp_path: P
     codes = module.sample_codes(labels(7, 7, 7), Sampling(), seeds, given=begun)
     assert torch.equal(codes.flatten(1)[:, : 4 * 6], begun[:, : 4 * 6])
     assert len({tuple(rest.tolist()) for rest in codes[:, 4:].flatten(1)}) == 3
-    for picture, expected in zip(drawn, module.decode(codes), strict=True):
-        assert (picture == np.asarray(to_image(expected))).all()
+    for tile, expected in zip(drawn, module.decode(codes), strict=True):
+        assert (tile == np.asarray(to_image(expected))).all()
 
 
 def test_what_cannot_be_done_is_named(
@@ -113,8 +113,8 @@ def test_what_cannot_be_done_is_named(
     broken, out = tmp_path / "broken.jpg", tmp_path / "out.png"
     broken.write_bytes(PHOTOGRAPHS[0].read_bytes()[:200])
     for command, args, said in (
-        (reconstruct, (broken, out), "broken.jpg cannot be read as a picture"),
-        (reconstruct, (tmp_path / "none.png", out), "none.png cannot be read as a picture"),
+        (reconstruct, (broken, out), "broken.jpg cannot be read as an image"),
+        (reconstruct, (tmp_path / "none.png", out), "none.png cannot be read as an image"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path / "out"), "no ending of an image"),
         (reconstruct, (PHOTOGRAPHS[0], tmp_path), "is a folder"),
         (reconstruct, (PHOTOGRAPHS[0], out, "--image-size", 30), "--image-size: image of 30x30"),
@@ -133,7 +133,7 @@ def test_what_cannot_be_done_is_named(
             (PHOTOGRAPHS[0], out, "--label", "dog"),
             "'dog' is no class: give one from 0",
         ),
-        (complete, (broken, out, "--label", 1), "broken.jpg cannot be read as a picture"),
+        (complete, (broken, out, "--label", 1), "broken.jpg cannot be read as an image"),
         (
             complete,
             (PHOTOGRAPHS[0], out, "--label", 1, "--rows", 6),

@@ -1,4 +1,4 @@
-"""`lgpl sample` into a folder: the same pictures whatever the ranks, and after a stop."""
+"""`lgpl sample` into a folder: the same images whatever the ranks, and after a stop."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_another_setting_is_refused(
     assert said.count("--out") == 1 and "another seed (0, not 5)" in said
 
 
-def test_pictures_of_unknown_settings_are_refused(
+def test_images_of_unknown_settings_are_refused(
     generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a"
@@ -148,7 +148,7 @@ def test_bf16_is_drawn_in_bf16(
 def test_a_full_memory_halves_the_batch(
     room: int, generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drawing and decoding; no picture is lost or another."""
+    """Drawing and decoding; no image is lost or another."""
     sample_codes, decode = GeneratorModule.sample_codes, GeneratorModule.decode
     allowed, drawn = 7, []
 
@@ -193,7 +193,7 @@ def test_a_grid_is_drawn_in_halves_too(
     assert run("halved.png") == whole and drawn == [2, 2, 1]
 
 
-def test_no_room_for_one_picture_is_told(
+def test_no_room_for_one_image_is_told(
     generator: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,7 +214,7 @@ def test_a_rank_encodes_its_own_prompts(
     """And only what its folder lacks; a mistake in any of them fails before the first image."""
     text = generator.parent / "text"
     export_generator(text, MINILM)
-    prompts = [f"a picture of {what}" for what in ("a cat", "two dogs", "the red car", "it")]
+    prompts = [f"an image of {what}" for what in ("a cat", "two dogs", "the red car", "it")]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     encoded: list[str] = []
     encode = TextEncoder.encode

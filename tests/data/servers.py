@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, folder: Path, failing: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.failing, self.dice = folder, failing, random.Random(0)
+        self.folder, self.failing, self.rng = folder, failing, random.Random(0)
         self.requests: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.redirects: dict[str, str] = {}
@@ -63,8 +63,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(401)
             return
         fault = None
-        if self.server.dice.random() < self.server.failing:
-            fault = self.server.dice.choice(("error", "drop", "stall"))
+        if self.server.rng.random() < self.server.failing:
+            fault = self.server.rng.choice(("error", "drop", "stall"))
             self.server.failed[fault] += 1
         if fault == "error" or not path.is_file():
             self.send_error(500 if fault else 404)

@@ -128,11 +128,11 @@ def test_training_goes_on_past_faults_and_counts_them(
     keys = take(loader, 9)
     assert {"00002", "00005"}.isdisjoint(keys) and len(keys) == 36
     assert set(loader.skipped) == {
-        f"picture that does not decode: none of {', '.join(FORMATS)}",
+        f"image that does not decode: none of {', '.join(FORMATS)}",
         "sample without its caption (.txt)",
     }
     for part in (
-        "skipped 1 so far: picture that does not decode",
+        "skipped 1 so far: image that does not decode",
         f"(00002 in {whole})",
         f"{truncated} is damaged or cannot be read after",
         "c.tar holds no samples",

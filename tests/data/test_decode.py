@@ -16,7 +16,7 @@ from lgpl.codes import CodeLayout
 from lgpl.data.decode import BadSample, Field, SampleDecoder, collate
 from lgpl.data.transforms import center_crop, normalize, open_image, to_image, to_uint8
 from lgpl.text.padding import left_pad
-from tests.shards import picture
+from tests.shards import image_bytes
 
 
 def npy(array: Any) -> bytes:
@@ -32,7 +32,7 @@ def decode(fields: list[Field], raw: dict[str, bytes], **limits: Any) -> dict[st
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_image_is_the_centre(kind: str) -> None:
-    data = picture(1, (40, 32), kind)
+    data = image_bytes(1, (40, 32), kind)
     image = decode(["image"], {kind.replace("jpeg", "jpg"): data})["image"]
     assert image.shape == (3, 16, 16) and image.dtype == torch.uint8
     assert torch.equal(image, to_uint8(center_crop(open_image(data), (16, 16))))
@@ -44,15 +44,15 @@ def test_transparent_is_white() -> None:
     assert (decode(["image"], {"png": buffer.getvalue()})["image"] == 255).all()
 
 
-def test_augmentation_repeats_by_its_dice_and_differs_between_them() -> None:
+def test_augmentation_repeats_by_its_rng_and_differs_between_them() -> None:
     decoder = SampleDecoder(["image"], image_size=(16, 16), augment=True)
-    raw = {"__key__": "k", "__shard__": "s", "jpg": picture(3)}
+    raw = {"__key__": "k", "__shard__": "s", "jpg": image_bytes(3)}
     a, b, c = (decoder(raw, random.Random(seed))["image"] for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-def test_tensor_and_picture_round_trip() -> None:
-    image = Image.open(io.BytesIO(picture(5, kind="png")))
+def test_tensor_and_image_round_trip() -> None:
+    image = Image.open(io.BytesIO(image_bytes(5, kind="png")))
     assert to_image(normalize(to_uint8(image))).tobytes() == image.tobytes()
 
 
@@ -61,8 +61,8 @@ def test_tensor_and_picture_round_trip() -> None:
     [
         (["image"], {"txt": b"a"}, "without its image"),
         (["caption"], {"jpg": b""}, "without its caption"),
-        (["image"], {"jpg": b"not a picture"}, "does not decode"),
-        (["image"], {"jpg": picture(1)[:200]}, "does not decode"),
+        (["image"], {"jpg": b"not an image"}, "does not decode"),
+        (["image"], {"jpg": image_bytes(1)[:200]}, "does not decode"),
         (["caption"], {"txt": b"\xff\xfe\xfa"}, "not UTF-8"),
         (["caption"], {"txt": b" <b></b> "}, "empty caption"),
         (["class"], {"cls": b"10"}, "class outside 0 to 9"),

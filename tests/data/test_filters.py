@@ -17,15 +17,15 @@ from lgpl.data.members import features_name
 from lgpl.errors import UserError
 from tests.data.test_datamodule import module, take, train
 from tests.data.test_decode import npy
-from tests.shards import picture, write_shard
+from tests.shards import image_bytes, write_shard
 
 
 def sample(i: int, **values: Any) -> dict[str, Any]:
     size = values.pop("size", (40, 32))
     return {
         "__key__": f"{i:05d}",
-        "jpg": picture(i, size),
-        "txt": values.pop("txt", f"picture {i}").encode(),
+        "jpg": image_bytes(i, size),
+        "txt": values.pop("txt", f"image {i}").encode(),
         "json": json.dumps(values).encode(),
     }
 

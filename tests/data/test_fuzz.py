@@ -36,7 +36,7 @@ from lgpl.data.shards import Shard, read_shard
 from lgpl.data.store import Store
 from lgpl.data.streams import ReadRequest, Samples
 from tests.data.test_tar import block, inside, mend, octal, table
-from tests.shards import picture, write_shard
+from tests.shards import image_bytes, write_shard
 
 FIELDS = ("image", "caption", "class", "codes", "text")
 KINDS = ("jpeg", "png", "webp")
@@ -66,8 +66,8 @@ def seeds(folder: Path) -> list[bytes]:
         content = [
             {
                 "__key__": f"{i:03d}",
-                kind.replace("jpeg", "jpg"): picture(i, (24, 20), kind),
-                "txt": f"picture {i}".encode(),
+                kind.replace("jpeg", "jpg"): image_bytes(i, (24, 20), kind),
+                "txt": f"image {i}".encode(),
                 "cls": b"%d" % i,
                 "codes.npy": npy(np.full((2, 2), i, np.uint16)),
                 "text.npy": npy(np.zeros((3, 4), np.float16)),
@@ -181,7 +181,7 @@ def check(found: Counter[str], count: int) -> None:
     print(dict(found.most_common()))
     assert found["good"] > count  # most damage leaves something
     assert found["sample of a damaged or vanished shard"] >= 2 * count
-    for cause in ("picture that does not decode", "codes that are no", "sample without its"):
+    for cause in ("image that does not decode", "codes that are no", "sample without its"):
         assert any(name.startswith(cause) for name in found)
 
 
@@ -199,7 +199,7 @@ def test_the_trap_would_work(tmp_path: Path) -> None:
     assert (tmp_path / "executed").exists()
 
 
-def test_a_program_in_a_picture_is_not_run(tmp_path: Path) -> None:
+def test_a_program_in_an_image_is_not_run(tmp_path: Path) -> None:
     """Pillow would hand PostScript to Ghostscript."""
     target = tmp_path / "executed"
     program = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({target}) (w) file\n".encode()
@@ -208,7 +208,7 @@ def test_a_program_in_a_picture_is_not_run(tmp_path: Path) -> None:
     one = np.zeros(1, np.int64)
     chunk = samples[ReadRequest(Span(one, one, one))]
     ((cause, _),) = chunk.skipped
-    assert cause.startswith("picture that does not decode") and not target.exists()
+    assert cause.startswith("image that does not decode") and not target.exists()
 
 
 # Whatever hypothesis finds: members
@@ -241,9 +241,9 @@ def arrays() -> st.SearchStrategy[bytes]:
     return st.builds(made, kinds, shapes, st.binary(min_size=1, max_size=8))
 
 
-def pictures() -> st.SearchStrategy[bytes]:
+def images() -> st.SearchStrategy[bytes]:
     def damaged(kind: str, size: tuple[int, int], place: float, byte: int) -> bytes:
-        data = bytearray(picture(1, size, kind))
+        data = bytearray(image_bytes(1, size, kind))
         data[int(place * (len(data) - 1))] ^= byte
         return bytes(data)
 
@@ -258,8 +258,8 @@ def members() -> st.SearchStrategy[Members]:
     return st.fixed_dictionaries(
         {},
         optional={
-            "jpg": pictures() | anything,
-            "webp": pictures() | anything,
+            "jpg": images() | anything,
+            "webp": images() | anything,
             "cls": text_of_numbers() | anything,
             "codes.npy": arrays() | anything,
             "text.npy": arrays() | anything,

@@ -17,7 +17,7 @@ from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
 from tests.data.servers import Server
 from tests.data.test_datamodule import module, take, train
-from tests.shards import picture
+from tests.shards import image_bytes
 
 
 @pytest.mark.network
@@ -37,10 +37,10 @@ def test_shards_of_img2dataset(tmp_path: Path) -> None:
         for i in range(60):
             name = f"{i}.jpg"
             if i % 10 == 3:
-                (tmp_path / "web" / name).write_text("no picture")
+                (tmp_path / "web" / name).write_text("no image")
             elif i % 10 != 4:  # that one is not there
-                (tmp_path / "web" / name).write_bytes(picture(i, (200 + i, 100)))
-            rows.writerow([f"{server.url}/{name}", f"picture {i}, it says “{i}”", i])
+                (tmp_path / "web" / name).write_bytes(image_bytes(i, (200 + i, 100)))
+            rows.writerow([f"{server.url}/{name}", f"image {i}, it says “{i}”", i])
     subprocess.run(
         [
             *(environment / "bin/img2dataset", "--url_list", tmp_path / "list.csv"),

@@ -20,7 +20,7 @@ from lgpl.data.order import Span
 from lgpl.data.store import Store
 from lgpl.data.streams import Chunk, ReadRequest, Samples
 from lgpl.errors import UserError
-from tests.shards import picture, write_shard
+from tests.shards import image_bytes, write_shard
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -32,7 +32,7 @@ def npy(array: np.ndarray) -> bytes:
 def sound(number: int, **members: bytes) -> dict[str, Any]:
     return {
         "__key__": f"{number:03d}",
-        "jpg": picture(number),
+        "jpg": image_bytes(number),
         "txt": b"a red fox",
         "cls": b"7",
         "codes.npy": npy(np.full((2, 2), 3, np.uint16)),
@@ -64,7 +64,7 @@ def checked(shard: str, capsys: pytest.CaptureFixture[str]) -> Counter[str]:
 
 
 NOT_FINITE = "JSON with a number that no float64 holds, such as NaN or Infinity"
-NO_PIXELS = "JSON in which the picture's width and height are no pixels"
+NO_PIXELS = "JSON in which the image's width and height are no pixels"
 SURROGATE = "JSON with a lone surrogate, half a character, in a text"
 NO_NPY = "codes that are no .npy array of numbers"
 LARGE = Filter(min_side=8, max_aspect_ratio=3.0)
@@ -217,7 +217,7 @@ def test_members_named_like_what_lgpl_notes(
 
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
-        for name, data in (("a.__key__", b"b"), ("a.__shard__", b"b"), ("a.jpg", picture(1))):
+        for name, data in (("a.__key__", b"b"), ("a.__shard__", b"b"), ("a.jpg", image_bytes(1))):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))

@@ -79,11 +79,11 @@ def test_every_sample_has_its_four_members(samples: list[dict[str, bytes]]) -> N
     assert all(sample["txt"].decode().strip() for sample in samples)
 
 
-def test_every_picture_is_64x64_rgb(samples: list[dict[str, bytes]]) -> None:
+def test_every_image_is_64x64_rgb(samples: list[dict[str, bytes]]) -> None:
     for sample in samples:
-        picture = Image.open(io.BytesIO(sample["webp"]))
-        picture.load()
-        assert (picture.format, picture.mode, picture.size) == ("WEBP", "RGB", (64, 64))
+        image = Image.open(io.BytesIO(sample["webp"]))
+        image.load()
+        assert (image.format, image.mode, image.size) == ("WEBP", "RGB", (64, 64))
 
 
 def test_every_shard_holds_all_nine_groups(
@@ -117,14 +117,14 @@ def test_metadata_agrees_with_the_other_members(
     ]
 
 
-def test_a_known_emoji_is_its_picture_on_white(
+def test_a_known_emoji_is_its_image_on_white(
     shards: dict[str, dict[str, dict[str, bytes]]],
 ) -> None:
     (grinning,) = (shard["1f600"] for shard in shards.values() if "1f600" in shard)
     assert grinning["txt"] == b"grinning face"
-    picture = Image.open(io.BytesIO(grinning["webp"]))
-    assert min(picture.getpixel((0, 0))) > 245
-    red, green, blue = picture.getpixel((32, 12))
+    image = Image.open(io.BytesIO(grinning["webp"]))
+    assert min(image.getpixel((0, 0))) > 245
+    red, green, blue = image.getpixel((32, 12))
     assert red > 200 and green > 150 and blue < 120
 
 
@@ -199,7 +199,7 @@ def test_interrupted_build_leaves_no_part_of_a_shard(
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 @pytest.mark.skipif(
     features.version("webp") != "1.6.0",
-    reason="the committed pictures were encoded with libwebp 1.6.0",
+    reason="the committed images were encoded with libwebp 1.6.0",
 )
 def test_rebuilding_gives_the_committed_bytes(tmp_path: Path) -> None:
     result = run_recipe("emoji.py", "--out", tmp_path, "--resolution", "64")

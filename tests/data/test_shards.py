@@ -23,7 +23,7 @@ from lgpl.data.store import Store
 from lgpl.data.streams import ReadRequest, Samples
 from lgpl.errors import UserError
 from tests.data.test_tar import END, add, block, octal
-from tests.shards import EMOJI_TRAIN, picture, samples, write_shard, write_shards
+from tests.shards import EMOJI_TRAIN, image_bytes, samples, write_shard, write_shards
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def large(path: Path, members: dict[str, int]) -> str:
             for name, size in ({"txt": 0} | sizes).items():
                 file.write(block(f"{number}.{name}".encode(), b"0", octal(size)))
                 file.seek(-(-size // 512) * 512, os.SEEK_CUR)
-            data = picture(number)
+            data = image_bytes(number)
             file.write(block(f"{number}.jpg".encode(), b"0", octal(len(data)), data))
         file.write(END)
     return str(path)
@@ -189,7 +189,7 @@ def test_a_sample_of_very_many_members_is_skipped_and_counted(
     path = str(tmp_path / "a.tar")
     with tarfile.open(path, "w") as tar:
         for number in range(3):
-            add(tar, f"{number}.jpg", picture(number))
+            add(tar, f"{number}.jpg", image_bytes(number))
             for name in range(1001 if number == 1 else 999):
                 add(tar, f"{number}.{name}", b"")
     places, none = np.arange(3), np.zeros(3, np.int64)

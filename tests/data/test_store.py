@@ -106,7 +106,7 @@ def test_a_shard_deleted_while_it_is_read_stays_readable(
 def test_killed_while_it_fetches(tmp_path: Path, serve: Any, store: Store) -> None:
     write_shards(tmp_path / "data", [10])
     server = serve(tmp_path / "data", failing=1.0)
-    server.dice.choice = lambda _: "stall"  # type: ignore[method-assign]
+    server.rng.choice = lambda _: "stall"  # type: ignore[method-assign]
     url = f"{server.url}/0000.tar"
     code = f"from lgpl.data.store import Store; Store(cache={store.cache!r}).open({url!r})"
     process = subprocess.Popen([sys.executable, "-c", code])

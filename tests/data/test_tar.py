@@ -90,7 +90,7 @@ def test_as_gnu_tar_writes_them(tmp_path: Path, form: str) -> None:
 def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
-        add(tar, "a.jpg", b"picture")
+        add(tar, "a.jpg", b"image")
         for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
             add(tar, "a.png", b"", type=kind, linkname="/etc/passwd")
         add(tar, "README", b"no sample")
@@ -98,7 +98,7 @@ def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
         add(tar, "../../etc/b.txt", b"a name, never a path")
         add(tar, ".hidden", b"")
     found = content(path)
-    assert found.pop("a") == {"jpg": b"picture", "txt": b"caption"}
+    assert found.pop("a") == {"jpg": b"image", "txt": b"caption"}
     assert found == {"../../etc/b": {"txt": b"a name, never a path"}, "": {"hidden": b""}}
 
 

@@ -1,4 +1,4 @@
-"""Pictures as they are found, decoded, cropped and turned into tensors."""
+"""Images as they are found, decoded, cropped and turned into tensors."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def lossless(image: Image.Image) -> tuple[bytes, Image.Image]:
 
 
 def seen_through(mode: str, kind: str) -> tuple[bytes, Image.Image]:
-    """A picture whose left half is transparent."""
+    """An image whose left half is transparent."""
     image = photograph().convert(mode)
     seen = image.convert("RGB")
     left = (0, 0, SIDE // 2, SIDE)
@@ -124,7 +124,7 @@ def jpeg(mode: str = "RGB", **options: Any) -> tuple[bytes, Image.Image]:
     return encode(image, "jpeg", quality=95, **options), image.convert("RGB")
 
 
-PICTURES: dict[str, Callable[[], tuple[bytes, Image.Image]]] = {
+IMAGES: dict[str, Callable[[], tuple[bytes, Image.Image]]] = {
     "jpeg": lambda: jpeg(subsampling=0),
     "progressive jpeg": lambda: jpeg(subsampling=0, progressive=True),
     "grey jpeg": lambda: jpeg("L"),
@@ -145,13 +145,13 @@ PICTURES: dict[str, Callable[[], tuple[bytes, Image.Image]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_kind_of_picture_shows_what_it_shows(name: str) -> None:
-    data, expected = PICTURES[name]()
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_kind_of_image_shows_what_it_shows(name: str) -> None:
+    data, expected = IMAGES[name]()
     image = open_image(data)
     assert image.mode == "RGB"
     assert difference(image, expected).mean() <= (3 if "jpeg" in name else 0)
-    # The whole picture as a training crop: the same colours by the other way.
+    # The whole image as a training crop: the same colours by the other way.
     crop = random_crop(data, (SIDE, SIDE), random.Random(0), largest=1)
     assert crop.mode == "RGB" and difference(crop, image).max() == 0
 
@@ -186,7 +186,7 @@ def test_exif_orientation_is_followed(orientation: int, kind: str) -> None:
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01"]
 )
-def test_broken_exif_does_not_spoil_a_whole_picture(exif: bytes) -> None:
+def test_broken_exif_does_not_spoil_a_whole_image(exif: bytes) -> None:
     assert difference(open_image(encode(photograph(), "png", exif=exif)), photograph()).max() == 0
 
 
@@ -194,7 +194,7 @@ def test_broken_exif_does_not_spoil_a_whole_picture(exif: bytes) -> None:
     "data",
     [
         b"",
-        b"no picture",
+        b"no image",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
         encode(Image.new("F", (9, 9), 0.5), "tiff"),
         encode(Image.new("RGB", (9, 9)), "bmp"),
@@ -208,7 +208,7 @@ def test_other_formats_are_not_even_tried(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
-def test_truncated_pictures_are_refused(kind: str, share: float) -> None:
+def test_truncated_images_are_refused(kind: str, share: float) -> None:
     data = encode(photograph(), kind)
     refused(data[: int(len(data) * share)], "does not decode")
 
@@ -305,12 +305,12 @@ def test_oblong_crops_cover_the_size_and_no_more(
 def test_random_crop_is_scaling_the_short_side_then_cropping(width: int, height: int) -> None:
     data, size = encode(photograph(width, height), "png"), 48
     for seed in range(8):
-        dice = random.Random(seed)
-        short = dice.randint(size, round(size * 1.25))
+        rng = random.Random(seed)
+        short = rng.randint(size, round(size * 1.25))
         scaled = tuple(
             max(short, round(side * short / min(width, height))) for side in (width, height)
         )
-        left, top = (dice.randint(0, side - size) for side in scaled)
+        left, top = (rng.randint(0, side - size) for side in scaled)
         whole = open_image(data).resize(scaled, Image.Resampling.BICUBIC)
         expected = whole.crop((left, top, left + size, top + size))
         crop = random_crop(data, (size, size), random.Random(seed))
@@ -339,7 +339,7 @@ def test_a_line_of_pixels_needs_no_gigapixel() -> None:
 def drafted_and_full(
     data: bytes, size: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> np.ndarray:
-    """How far the training crop is from the same crop of the picture decoded in full."""
+    """How far the training crop is from the same crop of the image decoded in full."""
     drafted = random_crop(data, (size, size), random.Random(seed))
     with monkeypatch.context() as patch:
         patch.setattr(JpegImageFile, "draft", lambda *_: None)
@@ -415,7 +415,7 @@ def test_tensors_are_of_minus_one_to_one() -> None:
     assert to_image(tensor).tobytes() == image.tobytes()
 
 
-def test_normalize_gives_a_batch_the_bits_of_its_pictures() -> None:
+def test_normalize_gives_a_batch_the_bits_of_its_images() -> None:
     images = [photograph(), photograph().transpose(Image.Transpose.ROTATE_90)]
     pixels = torch.stack([to_uint8(image) for image in images])
     assert pixels.dtype == torch.uint8 and pixels.shape == (2, 3, SIDE, SIDE)

@@ -131,11 +131,11 @@ def test_a_class_is_drawn_by_its_name(tmp_path: Path, fails: Callable[..., str])
     options = {"class_path": "lgpl.generator.ClassCondition", "init_args": {"names": NAMES}}
     export_generator(tmp_path / "generator", options)
     sample = ["sample", "--checkpoint", str(tmp_path / "generator"), "--label"]
-    pictures = []
+    images = []
     for label in ("1", "golden retriever"):
         main([*sample, label, "--out", str(tmp_path / "a.png")])
-        pictures.append((tmp_path / "a.png").read_bytes())
-    assert pictures[0] == pictures[1]
+        images.append((tmp_path / "a.png").read_bytes())
+    assert images[0] == images[1]
     main([*sample, "0", "Tabby CAT", "2", "--out", str(tmp_path / "grid.png")])
     grid = Image.open(tmp_path / "grid.png")
     assert grid.width == 3 * (20 + 6) + 6  # by numbers and names beside each other

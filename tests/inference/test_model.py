@@ -1,4 +1,4 @@
-"""A checkpoint in Python: `lgpl.load`, and the pictures that the command draws."""
+"""A checkpoint in Python: `lgpl.load`, and the images that the command draws."""
 
 from __future__ import annotations
 

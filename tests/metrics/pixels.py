@@ -1,4 +1,4 @@
-"""A quick extractor with real, if simple, features: the picture on a grid of 4 x 4."""
+"""A quick extractor with real, if simple, features: the image on a grid of 4 x 4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of a real extractor grow with the damage done to real pictures."""
+"""The metrics of a real extractor grow with the damage done to real images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cifar10(folder: Path) -> list[Tensor]:
 
 
 def emoji(folder: Path) -> list[Tensor]:
-    """The same pictures twice: there are no others of which the covariance could be taken."""
+    """The same images twice: there are no others of which the covariance could be taken."""
     images = torch.cat([*open_images(EMOJI_TRAIN, 64).batches(COUNT)])[:COUNT]
     return [images, images]
 
@@ -59,8 +59,8 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     ids=["emoji", "CIFAR-10"],
 )
 def test_metrics_grow_with_blur_and_noise(data, size: int, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """FID and KID rise from the untouched pictures on, recall and coverage fall. Precision does not
-    have to: a slight blur moves pictures to the middle of the real ones."""
+    """FID and KID rise from the untouched images on, recall and coverage fall. Precision does not
+    have to: a slight blur moves images to the middle of the real ones."""
     reference, images = data(tmp_path)
     extractor = EfficientNetLite0(size)
     real, _ = summarise(reference, extractor)

@@ -21,7 +21,7 @@ from lgpl.metrics.extractors import Extractor, ModuleFeatures, resize
 from lgpl.metrics.images import SampleFile, open_images
 from lgpl.metrics.reference import read_summary, reference, summarise, write_summary
 from tests.metrics.pixels import Pixels
-from tests.shards import picture, samples, write_shard, write_shards
+from tests.shards import image_bytes, samples, write_shard, write_shards
 
 
 def pixels(count: int, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -49,25 +49,25 @@ def test_an_npz_is_read_as_numpy_writes_it(tmp_path: Path) -> None:
 
 
 def test_the_same_images_from_a_folder_and_an_npz(tmp_path: Path) -> None:
-    images, folder = pixels(20), tmp_path / "pictures/deep"
+    images, folder = pixels(20), tmp_path / "images/deep"
     folder.mkdir(parents=True)
     for i, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
-    source = open_images(str(tmp_path / "pictures"))
+    source = open_images(str(tmp_path / "images"))
     assert torch.equal(torch.cat([*source.batches(6)]), images) and source.count == 20
-    (folder / "100.png").write_bytes(picture(0, (20, 20), "png"))
+    (folder / "100.png").write_bytes(image_bytes(0, (20, 20), "png"))
     with pytest.raises(UserError, match=r"100\.png is 20x20, the first image 16x16: give --im"):
-        list(open_images(str(tmp_path / "pictures")).batches(6))
+        list(open_images(str(tmp_path / "images")).batches(6))
     (folder / "100.png").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"100\.png: picture that does not decode"):
-        list(open_images(str(tmp_path / "pictures")).batches(6))
+    with pytest.raises(UserError, match=r"100\.png: image that does not decode"):
+        list(open_images(str(tmp_path / "images")).batches(6))
 
 
 def test_images_need_not_be_square(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(3):
-        (tmp_path / f"pictures/{i}.jpg").write_bytes(picture(i, (120, 80 + i)))
-    (folder,) = open_images(str(tmp_path / "pictures"), (64, 96)).batches(3)
+        (tmp_path / f"images/{i}.jpg").write_bytes(image_bytes(i, (120, 80 + i)))
+    (folder,) = open_images(str(tmp_path / "images"), (64, 96)).batches(3)
     (shard,) = open_images(write_shards(tmp_path, [3])[0], (64, 96)).batches(3)
     assert folder.shape == shard.shape == (3, 3, 64, 96)
     assert resize(folder, (32, 48)).shape == (3, 3, 32, 48)
@@ -198,8 +198,8 @@ def test_a_damaged_npz_is_told_by_its_name(tmp_path: Path, save: Any) -> None:
 def test_ranks_take_the_batches_in_turn(tmp_path: Path, suffix: str) -> None:
     path = npz(tmp_path / "a.npz", pixels(23))
     if suffix == "folder":
-        path = str(tmp_path / "pictures")
-        (tmp_path / "pictures").mkdir()
+        path = str(tmp_path / "images")
+        (tmp_path / "images").mkdir()
         for i, image in enumerate(pixels(23)):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(f"{path}/{i:02d}.png")
     elif suffix == "shards":
@@ -228,7 +228,7 @@ def test_a_reference_is_computed_once_and_kept_with_its_provenance(tmp_path: Pat
     assert [kept] == [*Path(cache).glob("*.npz")]
     reference(pattern, extractor(), (8, 8), cache, 32)
     assert len([*Path(cache).glob("*.npz")]) == 2
-    write_shard(Path(shards[0]), samples(40, 5000))  # other pictures, as many
+    write_shard(Path(shards[0]), samples(40, 5000))  # other images, as many
     reference(pattern, extractor(), (16, 16), cache, 32)
     assert len([*Path(cache).glob("*.npz")]) == 3
     named, _ = reference(str(kept), extractor(), (16, 16), cache)
@@ -264,7 +264,7 @@ def test_references_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_neighbours_of_a_reference_come_from_all_over_it(tmp_path: Path) -> None:
-    """A data set may be sorted by class: its first pictures are not a sample of it."""
+    """A data set may be sorted by class: its first images are not a sample of it."""
     shades = torch.arange(200, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
     images = open_images(npz(tmp_path / "sorted.npz", shades))
     found = [summarise(images, extractor(), 32, "a", neighbours=60).features for _ in range(2)]

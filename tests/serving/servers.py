@@ -60,7 +60,7 @@ class Server:
 
     def accepted(self) -> float:
         """Images that wait, are drawn or are complete."""
-        return self.metric("lgpl_waiting_pictures") + self.metric("lgpl_batch_pictures_sum")
+        return self.metric("lgpl_waiting_images") + self.metric("lgpl_batch_images_sum")
 
     @functools.cached_property
     def module(self) -> GeneratorModule:

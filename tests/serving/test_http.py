@@ -79,7 +79,7 @@ def test_the_readmes_client(
 def test_many_users_at_once(server: Server) -> None:
     """No answer is lost or mixed up, and images of different users are drawn together, whatever
     they ask for."""
-    before = [server.metric(f"lgpl_batch_pictures_{part}") for part in ("sum", "count")]
+    before = [server.metric(f"lgpl_batch_images_{part}") for part in ("sum", "count")]
 
     def ask(i: int) -> bytes:
         body = {"prompt": str(i % 10), "seed": i, "guidance": 1.0 + i % 5, "top_k": i % 3}
@@ -95,7 +95,7 @@ def test_many_users_at_once(server: Server) -> None:
             i % 10, i, Sampling(guidance=1.0 + i % 5, top_k=i % 3)
         )
     images, batches = (
-        server.metric(f"lgpl_batch_pictures_{part}") - was
+        server.metric(f"lgpl_batch_images_{part}") - was
         for part, was in zip(("sum", "count"), before, strict=True)
     )
     assert images == 24 and batches <= 7  # the first may have been alone
@@ -249,13 +249,13 @@ def test_metrics_are_prometheus(server: Server) -> None:
     kinds = {name: f.type for name, f in families.items() if not name.endswith("_created")}
     assert kinds == {
         "lgpl_requests": "counter",
-        "lgpl_pictures": "counter",
+        "lgpl_images": "counter",
         "lgpl_request_seconds": "histogram",
-        "lgpl_batch_pictures": "histogram",
-        "lgpl_waiting_pictures": "gauge",
+        "lgpl_batch_images": "histogram",
+        "lgpl_waiting_images": "gauge",
     }
     answered = {s.labels["status"]: s.value for s in families["lgpl_requests"].samples if s.labels}
-    assert answered["200"] >= 1 and families["lgpl_pictures"].samples[0].value >= 2
+    assert answered["200"] >= 1 and families["lgpl_images"].samples[0].value >= 2
 
 
 def test_fuzzed_by_its_own_schema(server: Server, tmp_path: Path) -> None:
@@ -301,14 +301,14 @@ def test_full_queue_and_leaving(narrow: Server) -> None:
     full = [answer for answer in answers if answer.status_code == 429]
     assert len(full) in (5, 6) and all(a.status_code in (200, 429) for a in answers)
     assert full[0].json()["error"]["code"] == "queue_full" and full[0].headers["Retry-After"]
-    done = narrow.metric("lgpl_pictures_total")
+    done = narrow.metric("lgpl_images_total")
     narrow.gate.unlink()
     with pytest.raises(httpx.ReadTimeout):
         narrow.post({**body, "n": 2}, timeout=0.3)  # and hangs up
     wait_until(lambda: narrow.metric('lgpl_requests_total{status="499"}') == 1)
     narrow.gate.touch()
     assert narrow.post(body).status_code == 200
-    assert narrow.metric("lgpl_pictures_total") == done + 1
+    assert narrow.metric("lgpl_images_total") == done + 1
     with narrow.client().images.generate(prompt="1", stream=True, partial_images=3) as stream:
         assert next(iter(stream)).type == "image_generation.partial_image"
     assert narrow.post(body).status_code == 200

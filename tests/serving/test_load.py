@@ -61,7 +61,7 @@ def test_every_answer_is_the_samplers(classes: Server) -> None:
     assert seen.memory[REQUESTS] - seen.memory[500] < MEMORY
     families = text_string_to_metric_families(httpx.get(f"{classes.url}/metrics").text)
     values = {sample.name: sample.value for f in families for sample in f.samples}
-    assert values["lgpl_pictures_total"] >= REQUESTS and values["lgpl_waiting_pictures"] == 0
+    assert values["lgpl_images_total"] >= REQUESTS and values["lgpl_waiting_images"] == 0
 
 
 def test_every_answer_to_text_is_the_samplers(tmp_path: Path) -> None:
@@ -113,24 +113,24 @@ def test_clients_that_leave_and_clients_that_read_slowly(tmp_path: Path) -> None
         left = asyncio.run(_leave(server))
         assert left == CONNECTIONS
         server.gate.touch()
-        wait_until(lambda: server.metric("lgpl_waiting_pictures") == 0)
+        wait_until(lambda: server.metric("lgpl_waiting_images") == 0)
         for _ in range(2):  # with what a large batch takes and allocators keep
             _all_read_slowly(server)
         before = resident(server.process.pid)
         _all_read_slowly(server)
         assert resident(server.process.pid) - before < MEMORY
-        assert server.metric("lgpl_pictures_total") == 3 * (1 + CONNECTIONS)
+        assert server.metric("lgpl_images_total") == 3 * (1 + CONNECTIONS)
 
 
 def _all_read_slowly(server: Server) -> None:
     """Behind another request, so that they are drawn in one batch each time."""
     server.gate.unlink()
-    before = server.metric("lgpl_batch_pictures_sum")
+    before = server.metric("lgpl_batch_images_sum")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(server.post, {"prompt": "1"})
-        wait_until(lambda: server.metric("lgpl_batch_pictures_sum") == before + 1)
+        wait_until(lambda: server.metric("lgpl_batch_images_sum") == before + 1)
         events = pool.submit(asyncio.run, _read_slowly(server))
-        wait_until(lambda: server.metric("lgpl_waiting_pictures") == CONNECTIONS)
+        wait_until(lambda: server.metric("lgpl_waiting_images") == CONNECTIONS)
         server.gate.touch()
         assert first.result().status_code == 200 and events.result() == [4] * CONNECTIONS
 

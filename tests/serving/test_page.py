@@ -106,7 +106,7 @@ def test_the_image_grows(browser: Browser, server: Server) -> None:
 @pytest.mark.slow
 @needs_chromium
 def test_cancelled_images_are_not_drawn(browser: Browser, server: Server) -> None:
-    drawn = server.metric("lgpl_pictures_total")
+    drawn = server.metric("lgpl_images_total")
     with opened(browser, server.url, TOKEN) as page:
         ask(page, prompt=1, n=4, seed=3)
         page.locator("#images img").first.wait_for()
@@ -115,7 +115,7 @@ def test_cancelled_images_are_not_drawn(browser: Browser, server: Server) -> Non
         assert page.locator("figure").count() == page.locator("figure a").count() < 4
         expect(page.locator("#error")).to_be_hidden()
         wait_until(lambda: server.metric('lgpl_requests_total{status="499"}') > 0)
-        assert server.metric("lgpl_pictures_total") < drawn + 4
+        assert server.metric("lgpl_images_total") < drawn + 4
 
 
 @needs_chromium

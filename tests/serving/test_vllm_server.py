@@ -86,12 +86,12 @@ def all_at_once(server: Server, prompts: list[str]) -> list[bytes]:
 
 
 def test_classes_of_every_guidance_in_one_batch(classes: Server) -> None:
-    before = [classes.metric(f"lgpl_batch_pictures_{part}") for part in ("sum", "count")]
+    before = [classes.metric(f"lgpl_batch_images_{part}") for part in ("sum", "count")]
     pngs = all_at_once(classes, [str(i) for i in range(8)])
     for i, (png, kind) in enumerate(zip(pngs, KINDS, strict=True)):
         assert png == classes.offline(i, 0, Sampling(temperature=0, **kind))
     images, steps = (
-        classes.metric(f"lgpl_batch_pictures_{part}") - was
+        classes.metric(f"lgpl_batch_images_{part}") - was
         for part, was in zip(("sum", "count"), before, strict=True)
     )
     assert images / steps > 1.5  # lgpl's own engine takes one guidance a batch
@@ -159,7 +159,7 @@ def test_leaving_frees_the_queue(slow: Server) -> None:
         assert next(iter(stream)).type == "image_generation.partial_image"
     wait_until(lambda: slow.metric('lgpl_requests_total{status="499"}') == 2)
     assert slow.post({"prompt": "1"}).status_code == 200
-    assert slow.metric("lgpl_pictures_total") == 1
+    assert slow.metric("lgpl_images_total") == 1
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: slow.post({"prompt": "1"}).status_code, range(6)))
     assert set(answers) == {200, 429}

@@ -21,7 +21,7 @@ def small(**changes: object) -> VQModel:
 @pytest.mark.parametrize("name", ["VQ-16", "VQ-8"])
 @torch.inference_mode()
 def test_golden_numbers(name: str, tmp_path: Path) -> None:
-    """Codes, losses and pictures of a model that comes out of a released file."""
+    """Codes, losses and images of a model that comes out of a released file."""
     golden = GOLDEN[name]
     module = load_module(import_golden(name, tmp_path), "tokenizer")
     assert isinstance(module, TokenizerModule)

@@ -67,8 +67,8 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     is no such file, holds code, or lacks weights.
 
     Args:
-        grid: codes on a side of a generator's image, where the file does not tell.
-        heads: heads of a generator of no size of the paper, where the file does not tell.
+        grid: codes on a side of a generator's image, where the file does not say.
+        heads: heads of a generator of no size of the paper, where the file does not say.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,8 +94,8 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     }
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
     options = config["init_args"][MODEL[kind]]["init_args"]
-    told = options | options.get("condition", {}).get("init_args", {})
-    plain = [f"{key} {value}" for key, value in told.items() if not isinstance(value, dict)]
+    named = options | options.get("condition", {}).get("init_args", {})
+    plain = [f"{key} {value}" for key, value in named.items() if not isinstance(value, dict)]
     summary = ", ".join([kind, f"{millions:.1f}M weights", *plain])
     return Released(kind, config, weights, summary)
 
@@ -204,12 +204,14 @@ def _generator_config(
     sizes = {(n, width): h for n, h, width in SIZES.values()}
     heads = heads or sizes.get((layers, dim))
     if heads is None:
-        raise UserError(f"{path} ({layers} layers of {dim}) does not tell its heads: give --heads.")
+        raise UserError(
+            f"{path} ({layers} layers of {dim}) has unknown heads: give --heads."
+        )
     if grid is None:
         sides = {int(side) // DOWNSAMPLING for side in re.findall(r"_(256|384|512)", path.stem)}
         if len(sides) != 1:
             raise UserError(
-                f"{path} does not tell the size of its images, neither in its name (_256, _384, "
+                f"{path} does not say the size of its images, neither in its name (_256, _384, "
                 "_512) nor inside: give --grid, the codes on a side (24 for 384 px)."
             )
         (grid,) = sides

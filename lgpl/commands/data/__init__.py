@@ -5,9 +5,9 @@ from jsonargparse import ArgumentParser
 from lgpl.commands.data import check, index, pack, show
 
 COMMANDS = {
-    "pack": (pack, "make shards of a folder of pictures"),
+    "pack": (pack, "make shards of a folder of images"),
     "index": (index, "count the samples of shards once for all runs"),
-    "show": (show, "what shards hold, in figures and pictures"),
+    "show": (show, "what shards hold, in numbers and on a contact sheet"),
     "check": (check, "read everything and list what is damaged"),
 }
 

@@ -49,7 +49,7 @@ def run(options: Namespace) -> None:
     causes, unread, keys = Counter[str](), Counter[str](), []
     first: dict[str, Shapes] = {}  # by member
 
-    def tell(path: str, key: str | None, cause: str) -> None:
+    def log(path: str, key: str | None, cause: str) -> None:
         tqdm.write(": ".join(part for part in (path, key, cause) if part))
         causes[cause] += 1
 
@@ -57,16 +57,16 @@ def run(options: Namespace) -> None:
     reports = in_processes(work, list(shards.items()), options.workers)
     for path, report in zip(tqdm(shards, unit="shard"), reports, strict=True):
         for key, cause in report.damage:
-            tell(path, key, cause)
+            log(path, key, cause)
         for name, shapes in report.shapes.items():
             try:
                 check_shapes(shapes, first.setdefault(name, shapes))
             except BadSample as error:
-                tell(path, None, str(error))
+                log(path, None, str(error))
         unread += report.unread
         keys.append(report.keys)
     for path, key in repeated(list(shards), keys, store):
-        tell(path, key, "key of an earlier sample")
+        log(path, key, "key of an earlier sample")
 
     for name, count in unread.most_common():
         print(f"{count} samples hold a .{name}, which nothing reads")
@@ -78,7 +78,7 @@ def run(options: Namespace) -> None:
 
 
 def check_shard(named: tuple[str, int | None], store: Store) -> Report:
-    """Read a shard, of a path and, where an index tells it, a number of samples, to its end."""
+    """Read a shard, of a path and, where an index counts it, a number of samples, to its end."""
     path, expected = named
     shard = Shard(path, store)
     report = Report([], Counter(), np.zeros(len(shard), np.uint64), {})

@@ -44,7 +44,7 @@ def faults(raw: Raw, first: dict[str, Shapes] | None = None) -> list[str]:
         else:
             found += _causes(_decode, raw, name, first)
     if not any(name in raw for name in (*IMAGE_EXTENSIONS, CODES)):
-        found.append("neither picture nor codes")
+        found.append("neither image nor codes")
     return found
 
 

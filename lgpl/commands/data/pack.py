@@ -1,5 +1,5 @@
-"""`lgpl data pack`: shards of a folder of pictures with one folder for each class, with a .txt
-beside each picture, or with a table of captions. The pictures are taken over byte for byte,
+"""`lgpl data pack`: shards of a folder of images with one folder for each class, with a .txt
+beside each image, or with a table of captions. The images are taken over byte for byte,
 shuffled; broken ones are skipped and counted. An interrupted pack goes on with the same command."""
 
 import hashlib
@@ -20,7 +20,7 @@ from lgpl.atomic import write_text
 from lgpl.commands.data import sources
 from lgpl.commands.data.members import by_cause, faults
 from lgpl.commands.data.processes import in_processes
-from lgpl.commands.data.sources import Picture, Skipped, Source
+from lgpl.commands.data.sources import ImageFile, Skipped, Source
 from lgpl.commands.parsing import require_positive
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.members import BadSample
@@ -29,7 +29,7 @@ from lgpl.data.store import Store
 from lgpl.data.writer import ShardWriter, clean_key, remove_left
 from lgpl.errors import UserError
 
-RECORD = ".pack.json"  # tells the shards of one plan from those of another
+RECORD = ".pack.json"  # identifies the plan whose shards these are
 CLASSES = "classes.txt"
 
 
@@ -39,15 +39,15 @@ class Planned(NamedTuple):
 
     split: str  # train or val
     path: Path  # its final name
-    folder: Path  # of the pictures
-    samples: list[tuple[str, Picture]]  # key and picture of each
+    folder: Path  # of the images
+    samples: list[tuple[str, ImageFile]]  # key and image of each
 
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(description=__doc__)
-    p.add_argument("source", metavar="SOURCE", help="folder of the pictures")
+    p.add_argument("source", metavar="SOURCE", help="folder of the images")
     p.add_argument("--out", required=True, help="folder of the shards and their indexes")
-    p.add_argument("--captions", help=".csv or .jsonl with the pictures' captions")
+    p.add_argument("--captions", help=".csv or .jsonl with the images' captions")
     p.add_argument("--file-column", default="file_name", help="its column of paths in SOURCE")
     p.add_argument("--caption-column", default="text", help="its column of captions")
     p.add_argument("--val", default="0.01", help="held out: share, number, or folder like SOURCE")
@@ -72,7 +72,7 @@ def run(options: Namespace) -> None:
 
 
 def divided(options: Namespace) -> tuple[Source, Source]:
-    """What is trained on and what is held out; a UserError where one lacks pictures."""
+    """What is trained on and what is held out; a UserError where one lacks images."""
     folder, val = Path(options.source), Path(options.val)
     if not folder.is_dir():
         raise UserError(f"SOURCE: {folder} is no folder.")
@@ -81,7 +81,7 @@ def divided(options: Namespace) -> tuple[Source, Source]:
     else:
         table = Path(options.captions)
         source = sources.from_table(folder, table, options.file_column, options.caption_column)
-    if not source.pictures:
+    if not source.images:
         most = by_cause(source.skipped)[0][1]
         raise UserError(f"{folder}: nothing to pack; most often: {most}.")
     if not val.is_dir():
@@ -95,8 +95,8 @@ def divided(options: Namespace) -> tuple[Source, Source]:
 
 
 def hold_out(source: Source, val: str, seed: int) -> tuple[Source, Source]:
-    """Split off a share below 1 or a number of pictures, with all that a table says of them."""
-    files = sorted({picture.file for picture in source.pictures})
+    """Split off a share below 1 or a number of images, with all that a table says of them."""
+    files = sorted({image.file for image in source.images})
     try:
         wanted = float(val)
     except ValueError:
@@ -106,19 +106,19 @@ def hold_out(source: Source, val: str, seed: int) -> tuple[Source, Source]:
     share = round(wanted * len(files)) or math.ceil(wanted)
     count = share if wanted < 1 else int(wanted)
     if count >= len(files):
-        raise UserError(f"--val: {val} of {len(files)} pictures leaves none to train on.")
+        raise UserError(f"--val: {val} of {len(files)} images leaves none to train on.")
     held = set(random.Random(seed).sample(files, count))
-    kept = [picture for picture in source.pictures if picture.file not in held]
-    rest = [picture for picture in source.pictures if picture.file in held]
-    return replace(source, pictures=kept), replace(source, pictures=rest, skipped=[])
+    kept = [image for image in source.images if image.file not in held]
+    rest = [image for image in source.images if image.file in held]
+    return replace(source, images=kept), replace(source, images=rest, skipped=[])
 
 
 def planned(split: str, source: Source, keys: set[str], options: Namespace) -> list[Planned]:
     """The shards of a split, shuffled and of one size, give or take a sample; their samples' keys
     are added to those that are taken."""
-    samples = [(unique_key(picture.file, keys), picture) for picture in source.pictures]
+    samples = [(unique_key(image.file, keys), image) for image in source.images]
     random.Random(options.seed).shuffle(samples)
-    total = sum(picture.size for picture in source.pictures)
+    total = sum(image.size for image in source.images)
     shards = max(len(samples) / options.shard_samples, total / (options.shard_mb * 1_000_000))
     count = math.ceil(shards)
     digits, plan = len(str(count - 1)), []
@@ -158,7 +158,7 @@ def begin(out: Path, plan: list[Planned], source: Source) -> None:
     paths = [shard.path for shard in plan]
     strange = set(out.glob("*.tar")).difference(paths if before == record else ())
     if strange:
-        said = f"{min(strange)} is no shard of these pictures and options"
+        said = f"{min(strange)} is no shard of these images and options"
         raise UserError(f"--out: {said}; name another folder or delete it.")
     others = (RECORD, CLASSES, "train.json", "val.json")
     remove_left([*paths, *(out / name for name in others)])
@@ -173,7 +173,7 @@ def pack(plan: list[Planned], workers: int) -> tuple[dict[Path, int], Skipped]:
     done, skipped = {}, []
     total = sum(len(shard.samples) for shard in missing)
     packed = in_processes(pack_shard, missing, workers)
-    with tqdm(total=total, unit="picture", disable=not missing) as bar:
+    with tqdm(total=total, unit="image", disable=not missing) as bar:
         for shard, (number, without) in zip(missing, packed, strict=True):
             done[shard.path] = number
             skipped += without
@@ -186,14 +186,14 @@ def pack_shard(shard: Planned) -> tuple[int, Skipped]:
     skipped = []
     writer = ShardWriter(shard.path)
     try:
-        for key, picture in shard.samples:
+        for key, image in shard.samples:
             try:
-                members = read(shard.folder, picture)
+                members = read(shard.folder, image)
                 causes = faults({"__key__": key, **members})
             except BadSample as error:
                 causes = [str(error)]
             if causes:
-                skipped.append((picture.file, causes[0]))
+                skipped.append((image.file, causes[0]))
             else:
                 writer.write(key, members)
         if writer.samples:
@@ -203,17 +203,17 @@ def pack_shard(shard: Planned) -> tuple[int, Skipped]:
     return writer.samples, skipped
 
 
-def read(folder: Path, picture: Picture) -> dict[str, bytes]:
+def read(folder: Path, image: ImageFile) -> dict[str, bytes]:
     """The members of a sample; a BadSample where a file cannot be read."""
-    members = {sources.extension(picture.file): _content(folder / picture.file)}
-    if picture.text is not None:
-        members["txt"] = _content(folder / picture.text)
-    if picture.caption is not None:
-        members["txt"] = picture.caption.encode("utf-8", "replace")
-    if picture.label is not None:
-        members["cls"] = str(picture.label).encode()
-    if picture.more is not None:
-        members["json"] = json.dumps(picture.more, ensure_ascii=False).encode("utf-8", "replace")
+    members = {sources.extension(image.file): _content(folder / image.file)}
+    if image.text is not None:
+        members["txt"] = _content(folder / image.text)
+    if image.caption is not None:
+        members["txt"] = image.caption.encode("utf-8", "replace")
+    if image.label is not None:
+        members["cls"] = str(image.label).encode()
+    if image.more is not None:
+        members["json"] = json.dumps(image.more, ensure_ascii=False).encode("utf-8", "replace")
     return members
 
 
@@ -238,7 +238,7 @@ def finish(
     causes = by_cause(skipped)
     if "train" not in splits:
         most = causes[0][1]
-        raise UserError(f"{source.folder}: no picture can be trained on; most often: {most}.")
+        raise UserError(f"{source.folder}: no image can be trained on; most often: {most}.")
     for count, cause in causes:
         print(f"skipped {count}: {cause}")
     if source.classes is not None:

@@ -34,12 +34,12 @@ def in_processes(
 def _begin(work: Callable[[Any], Any], items: Sequence[Any]) -> None:
     global _task
     _task = work, items
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to tell
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent reports an interrupt
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
 def _end_with_the_parent() -> None:
-    """A parent that is killed tells nobody: its workers would wait for their next item for ever."""
+    """A killed parent ends no workers: they would wait for their next item for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,5 +1,5 @@
-"""`lgpl data show`: what shards hold, in figures of some of the samples (least / median / largest),
-spread evenly over the shards, and on a contact sheet."""
+"""`lgpl data show`: what shards hold: counts and sizes (least / median / largest) of some of the
+samples, spread evenly over the shards, and a contact sheet."""
 
 import io
 import os
@@ -26,10 +26,10 @@ from lgpl.errors import UserError
 from lgpl.image_files import grid, image_path, save
 
 OPENED = 32  # shards at the most; a remote one is fetched whole
-WIDTH = 22  # characters of a figure's name
+WIDTH = 22  # characters of a row's name
 CAPTIONS = 5  # that are given word for word
 KINDS = 20  # of one thing that are given one by one
-PICTURES, TILE = 40, 128  # on the sheet, and pixels of each
+IMAGES, TILE = 40, 128  # on the sheet, and pixels of each
 
 
 def parser() -> ArgumentParser:
@@ -55,14 +55,14 @@ def run(options: Namespace) -> None:
     for shard in shards:
         if shard.damage:
             summary.broken.append((shard.path, f"shard: {shard.damage}"))
-    pictured = set(_evenly(range(len(places)), PICTURES))
+    shown = set(_evenly(range(len(places)), IMAGES))
     for number, (shard, place) in enumerate(tqdm(places, unit="sample", leave=False)):
         try:
             raw = shard[place]
         except BadSample as error:
             summary.broken.append((f"{shard.keys[place]} in {shard.path}", str(error)))
             continue
-        if summary.add(raw) and out and number in pictured:
+        if summary.add(raw) and out and number in shown:
             tiles += tile(raw)
 
     size = sum(_size(store, shard.path) for shard in shards if len(shard))
@@ -75,9 +75,9 @@ def run(options: Namespace) -> None:
         print(f"{name:<{WIDTH}}{text}".rstrip())
     if out:
         if not tiles:
-            raise UserError("--out: no sound picture in the samples that were looked at.")
-        pictures, captions = zip(*tiles, strict=True)
-        save(grid(list(pictures), list(captions)), out)
+            raise UserError("--out: no sound image in the samples that were looked at.")
+        images, captions = zip(*tiles, strict=True)
+        save(grid(list(images), list(captions)), out)
         print(f"{'contact sheet':<{WIDTH}}{out}")
 
 
@@ -93,7 +93,7 @@ def _evenly(items: Sequence, number: int) -> list:
 
 
 def tile(raw: Raw) -> list[tuple[Image.Image, str]]:
-    """A sample's picture and what is written under it; nothing where it has none."""
+    """A sample's image and what is written under it; nothing where it has none."""
     data = [raw[name] for name in IMAGE_EXTENSIONS if name in raw]
     text = raw["__key__"]
     if "txt" in raw:
@@ -108,11 +108,11 @@ class Summary:
     """What samples hold: of each kind how many."""
 
     def __init__(self) -> None:
-        self.formats: Counter[str] = Counter()  # of the pictures
-        self.sizes: list[tuple[int, int]] = []  # width and height of each picture, pixels
+        self.formats: Counter[str] = Counter()  # of the images
+        self.sizes: list[tuple[int, int]] = []  # width and height of each image, pixels
         self.captions: dict[str, list[str]] = defaultdict(list)  # by member, cleaned
         self.classes: Counter[int] = Counter()
-        self.others: dict[str, Counter[str]] = defaultdict(Counter)  # by the name of the figure
+        self.others: dict[str, Counter[str]] = defaultdict(Counter)  # by the name of the row
         self.broken: list[tuple[str, str]] = []  # where samples are, and what is wrong with them
 
     def add(self, raw: Raw) -> bool:
@@ -147,10 +147,10 @@ class Summary:
                 self.captions[name].append(members.read_caption(raw, name))
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Each figure's name and what it is."""
+        """Each row's name and its text."""
         if self.sizes:
             widths, heights = zip(*self.sizes, strict=True)
-            yield "pictures", _counts(self.formats)
+            yield "images", _counts(self.formats)
             yield "  width", f"{_spread(widths)} px"
             yield "  height", f"{_spread(heights)} px"
             yield "  shorter side", f"{_spread(map(min, self.sizes))} px"

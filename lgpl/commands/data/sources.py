@@ -1,4 +1,4 @@
-"""Pictures on disk and what is known of them: class folders, captions beside them or in a table."""
+"""Images on disk and what is known of them: class folders, captions beside them or in a table."""
 
 import csv
 import json
@@ -18,8 +18,8 @@ Skipped = list[tuple[str, str]]  # files that cannot be packed, and why
 READ = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
-class Picture(NamedTuple):
-    """A picture to pack."""
+class ImageFile(NamedTuple):
+    """An image to pack."""
 
     file: str  # path in the source's folder
     size: int  # bytes
@@ -31,40 +31,40 @@ class Picture(NamedTuple):
 
 @dataclass
 class Source:
-    """A folder of pictures."""
+    """A folder of images."""
 
     folder: Path
-    pictures: list[Picture] = field(default_factory=list)  # in a fixed order
+    images: list[ImageFile] = field(default_factory=list)  # in a fixed order
     classes: list[str] | None = None  # their names, where the folder is one of classes
     skipped: Skipped = field(default_factory=list)
 
     def add(self, file: str, **known: Any) -> None:
         try:
-            self.pictures.append(Picture(file, os.path.getsize(self.folder / file), **known))
+            self.images.append(ImageFile(file, os.path.getsize(self.folder / file), **known))
         except OSError:
             self.skipped.append((file, "no such file"))
 
 
 def find(folder: Path) -> Source:
-    """The pictures of a folder: with captions where `.txt` files lie beside them, else by classes;
+    """The images of a folder: with captions where `.txt` files lie beside them, else by classes;
     a UserError where they are neither."""
     found = _files(folder)
-    pictures = list(filter(_is_picture, found))
+    images = list(filter(_is_image, found))
     texts = {file for file in found if file.endswith(".txt")}
-    if any(_text_of(file) in texts for file in pictures):
+    if any(_text_of(file) in texts for file in images):
         source = Source(folder, skipped=_unread(found))
-        for file in pictures:
+        for file in images:
             if _text_of(file) in texts:
                 source.add(file, text=_text_of(file))
             else:
-                source.skipped.append((file, "picture without a .txt beside it"))
+                source.skipped.append((file, "image without a .txt beside it"))
         return source
-    if any("/" in file for file in pictures):
+    if any("/" in file for file in images):
         return by_class(folder)
-    if not pictures:
-        raise UserError(f"{folder} holds no pictures ({READ}).")
+    if not images:
+        raise UserError(f"{folder} holds no images ({READ}).")
     raise UserError(
-        f"{folder}: the pictures lie neither in a folder for each class nor beside a .txt each; "
+        f"{folder}: the images lie neither in a folder for each class nor beside a .txt each; "
         "give --captions, a table of captions."
     )
 
@@ -74,10 +74,10 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
     where there are none, or others than those that are known from elsewhere."""
     found = _files(folder)
     source = Source(folder)
-    inside = [file for file in found if _is_picture(file) and "/" in file]
+    inside = [file for file in found if _is_image(file) and "/" in file]
     names = sorted({file.partition("/")[0] for file in inside})
     if not names:
-        raise UserError(f"{folder} holds no folders of pictures ({READ}), one for each class.")
+        raise UserError(f"{folder} holds no folders of images ({READ}), one for each class.")
     strange = set(names).difference(classes or names)
     if strange:
         raise UserError(f"{folder / min(strange)} is the folder of a class that SOURCE lacks.")
@@ -85,14 +85,14 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
     labels = {name: label for label, name in enumerate(source.classes)}
     for file in inside:
         source.add(file, label=labels[file.partition("/")[0]])
-    outside = (file for file in found if _is_picture(file) and "/" not in file)
-    source.skipped += [(file, "picture outside of the class folders") for file in outside]
+    outside = (file for file in found if _is_image(file) and "/" not in file)
+    source.skipped += [(file, "image outside of the class folders") for file in outside]
     source.skipped += _unread(found)
     return source
 
 
 def from_table(folder: Path, table: Path, file_column: str, caption_column: str) -> Source:
-    """The pictures that a table in UTF-8 names by their paths in the folder: a `.csv` with a header
+    """The images that a table in UTF-8 names by their paths in the folder: a `.csv` with a header
     or a `.jsonl` with an object a line. Each row is a sample, other columns are kept as they are; a
     UserError where it cannot be read or lacks a column."""
     source = Source(folder)
@@ -102,7 +102,7 @@ def from_table(folder: Path, table: Path, file_column: str, caption_column: str)
         file, caption = row.pop(file_column, None), row.pop(caption_column, None)
         if not isinstance(file, str) or not isinstance(caption, str):
             source.skipped.append((f"row {number} of {table}", "row without file or caption"))
-        elif not _is_picture(file):
+        elif not _is_image(file):
             source.skipped.append((file, f"file that is none of {READ}"))
         else:
             source.add(file, caption=caption, more=row or None)
@@ -148,12 +148,12 @@ def _files(folder: Path) -> list[str]:
     return found
 
 
-def _is_picture(file: str) -> bool:
+def _is_image(file: str) -> bool:
     return extension(file) in IMAGE_EXTENSIONS
 
 
 def _unread(files: list[str]) -> Skipped:
-    """Pictures in formats that no field reads; other files are nobody's business."""
+    """Images in formats that no field reads; other files are nobody's business."""
     formats = Image.registered_extensions().keys() - {f".{e}" for e in IMAGE_EXTENSIONS}
     endings = ((file, f".{extension(file)}") for file in files)
     return [(file, f"{ending} is none of {READ}") for file, ending in endings if ending in formats]

@@ -150,7 +150,7 @@ def join(parts: Sequence[Inputs]) -> Inputs:
 
 
 def rows(inputs: Inputs) -> int:
-    """Samples of a batch of inputs; a UserError where there are none to tell."""
+    """Samples of a batch of inputs; a UserError where there are no inputs."""
     if not inputs:
         raise UserError("condition: inputs and parse give at least one tensor, the batch first.")
     return len(next(iter(inputs.values())))

@@ -273,7 +273,7 @@ form.addEventListener("submit", (event) => {
   if (model && !running) draw();
 });
 cancelButton.addEventListener("click", () => running.abort());
-document.getElementById("dice").addEventListener("click", () => {
+document.getElementById("new-seed").addEventListener("click", () => {
   fields.seed.value = randomSeed();
 });
 document.getElementById("forget").addEventListener("click", () => {
