@@ -200,7 +200,7 @@ def test_mistakes_are_named(fails: Callable[..., str], tmp_path: Path) -> None:
         return fails("import", str(tmp_path / name), "--out", str(tmp_path / "out"), *told)
 
     sized = ("--grid", "4", "--heads", "4")
-    assert "does not tell its heads: give --heads" in run(state, "--grid", "4")
+    assert "has unknown heads: give --heads" in run(state, "--grid", "4")
     assert "give --grid, the codes on a side" in run(state, "--heads", "4")
     assert "--grid must be >= 1, got 0" in run(state, "--grid", "0")
     assert "no such file" in fails("import", "nowhere.pt", "--out", str(tmp_path / "out"))
