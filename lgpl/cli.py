@@ -1,10 +1,9 @@
 """The `lgpl` command: finds the command that is asked for, and imports nothing else."""
 
-import difflib
 import importlib
 import sys
 
-from lgpl.errors import UserError, behind
+from lgpl.errors import UserError, behind, nearest
 
 HELP = """usage: lgpl COMMAND [options], each with its own --help
 
@@ -27,6 +26,7 @@ plain commands:
   import      LlamaGen's released weights, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
   plan        memory, tokens and FLOPs of a training step, before it is queued
+  configs     the recipes that -c takes by name: listed, or copied to be changed
   quickstart  tokenizer, codes, generator and images on the embedded emoji, in minutes
 
 with every command that reads a checkpoint:
@@ -35,7 +35,7 @@ with every command that reads a checkpoint:
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (
     *("data", "sample", "complete", "reconstruct", "evaluate", "compare", "serve", "import"),
-    *("export", "plan", "quickstart"),
+    *("export", "plan", "quickstart", "configs"),
 )
 
 
@@ -69,8 +69,7 @@ def run(args: list[str]) -> None:
         sys.argv[1:] = args  # LightningCLI warns where both are given
         CommandLine()
     else:
-        near = difflib.get_close_matches(args[0], [*TRAINING, *COMMANDS], 1)
-        meant = f"; did you mean {near[0]}?" if near else ". `lgpl --help` lists them."
+        meant = nearest(args[0], (*TRAINING, *COMMANDS)) or ". `lgpl --help` lists them."
         raise UserError(f"{args[0]!r} is no command{meant}")
 
 

@@ -1,6 +1,7 @@
 """The one exception for what a user can mend; the command line prints it without a traceback."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -23,3 +24,9 @@ def as_user_error(what: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise UserError(f"{what} ({error}).") from error
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The part of a message that offers the known word that is most like this one, if any is."""
+    found = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -68,8 +68,6 @@ def parser() -> ArgumentParser:
 
 def main(args: list[str]) -> None:
     out = Path(parser().parse_args(args).out)
-    if not Path("configs/tokenizer/emoji.yaml").is_file():
-        raise UserError("quickstart reads configs/ and data/: run it in the repository's root.")
     begin = time.perf_counter()
     train(out)
     trained = time.perf_counter()
@@ -84,17 +82,17 @@ def train(out: Path) -> None:
     """Tokenizer, codes and generator, both stages, by the commands that the README gives."""
     tokenizer = out / "tokenizer/checkpoints/last.ckpt"
     logs = ("--trainer.logger.init_args.save_dir", str(out))
-    _run("fit", "-c", "configs/tokenizer/emoji.yaml", *logs, *_resume(tokenizer))
+    _run("fit", "-c", "tokenizer/emoji.yaml", *logs, *_resume(tokenizer))
     init: tuple[str, ...] = ()
     for stage, size in (("stage1", IMAGE_SIZE // 2), ("stage2", IMAGE_SIZE)):
         codes, checkpoint = out / f"codes{size}", out / stage / "checkpoints/last.ckpt"
         _run(
-            *("predict", "-c", "configs/tokenizer/emoji.yaml"),
-            *("-c", "configs/tokenizer/encode_emoji.yaml", "--ckpt_path", str(tokenizer)),
+            *("predict", "-c", "tokenizer/emoji.yaml"),
+            *("-c", "tokenizer/encode_emoji.yaml", "--ckpt_path", str(tokenizer)),
             *("--data.image_size", str(size), "--trainer.callbacks.init_args.out", str(codes)),
         )
         _run(
-            *("fit", "-c", f"configs/generator/emoji_{stage}.yaml", *logs),
+            *("fit", "-c", f"generator/emoji_{stage}.yaml", *logs),
             *("--data.train", f"{codes}/train-*.tar", "--data.val", f"{codes}/val-*.tar"),
             *("--model.init_args.tokenizer", str(tokenizer), *init, *_resume(checkpoint)),
         )

@@ -1,5 +1,6 @@
 """`lgpl fit | validate | test | predict`: LightningCLI for lgpl's two modules and its shards."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lgpl import shipped
 from lgpl.atomic import write_text
 from lgpl.callbacks import SkippedSamples
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
@@ -21,6 +23,18 @@ from lgpl.commands.parsing import innermost
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.training import ShardedStrategy, TrainingModule
+
+
+def with_recipes(args: list[str]) -> list[str]:
+    """The command line with the files in place of the recipes' names that follow -c."""
+    found = []
+    for before, arg in itertools.pairwise(["", *args]):
+        option, equals, path = arg.rpartition("=") if arg.startswith("--config=") else ("", "", arg)
+        is_file = path.endswith((".yaml", ".yml", ".json"))
+        if is_file and (equals or before in ("-c", "--config")):
+            arg = f"{option}{equals}{shipped.config(path)}"
+        found.append(arg)
+    return found
 
 
 class SaveTrainingConfig(cli.SaveConfigCallback):
@@ -71,7 +85,7 @@ class CommandLine(cli.LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Apart from the config, which is saved: trust is given anew with every command.
         self.trust, rest = split_trust(sys.argv[1:] if args is None else list(args))
-        self.config = parser.parse_args(rest)
+        self.config = parser.parse_args(with_recipes(rest))
         config = self.of_command
         path = config.get("ckpt_path")
         if path is None and self.config.get("subcommand") in ("validate", "test", "predict"):

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import braceexpand
 from fsspec.compression import compr
 
+from lgpl import shipped
 from lgpl.data.members import BadSample, Raw
 from lgpl.data.store import Store
 from lgpl.data.tar import MOST_MEMBERS, Table
@@ -53,6 +54,7 @@ def expand(
                 found = sorted(glob.glob(path))
             else:
                 found = [path] if os.path.isfile(path) else []
+            found = found or shipped.shards(path)
             if not found:
                 raise UserError(f"{what}: {path!r} matches no file; give a path, pattern or URL.")
             shards.update(dict.fromkeys(found))
