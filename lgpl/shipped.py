@@ -46,4 +46,4 @@ def described(name: str) -> str:
     lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
     top = itertools.takewhile(lambda line: line.strip("# "), lines)
     comment = " ".join(line.lstrip("# ") for line in top if line.startswith("#"))
-    return re.split(r"[.;:]( |$)", comment)[0]
+    return re.split(r"[.;] |: lgpl |[.:]$", comment)[0]
