@@ -43,12 +43,12 @@ def main(args: list[str]) -> None:
 
     from lgpl.data.transforms import to_image
     from lgpl.image_files import grid, image_path, save
-    from lgpl.text.captions import read_lines
+    from lgpl.text.captions import read_prompts
 
     out = Path(options.out) if many else image_path(options.out)
     given = list(options.prompt)
     if options.prompts:
-        given += filter(None, read_lines(options.prompts))
+        given += read_prompts(options.prompts)
     where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
     dtype = getattr(torch, inference.DTYPES[options.dtype])
     module = inference.load_generator(*where, dtype, options.int8, options.trust)

@@ -23,7 +23,7 @@ from lgpl.generator.sampling import Sampling
 from lgpl.metrics.comparison import compute_metrics
 from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary
-from lgpl.text.captions import read_lines
+from lgpl.text import captions
 
 RFID, GFID = "rfid", "gfid"
 
@@ -35,11 +35,7 @@ def read_prompts(path: str | list[str]) -> list[str]:
         data.setup("test")
         kept = (itertools.compress(b["caption"], b["valid"]) for b in data.test_dataloader())
         return list(itertools.chain.from_iterable(kept))
-    lines = read_lines(path)
-    if "" in lines:
-        where = f"line {lines.index('') + 1} of {path}"
-        raise UserError(f"prompts: {where} is empty; each line is the prompt of an image.")
-    return lines
+    return captions.read_prompts(path)
 
 
 def report(

@@ -5,11 +5,11 @@ import re
 import unicodedata
 from pathlib import Path
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,200}>")
 URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
-FILE_NAME = re.compile(r"\b\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?)\b", re.IGNORECASE)
+FILE_ENDING = re.compile(r"\.(?:jpe?g|png|webp|gif|bmp|tiff?)\b", re.IGNORECASE)
 SPACE = re.compile(r"\s+")
 
 
@@ -20,18 +20,36 @@ def clean(caption: str) -> str:
     """
     text = html.unescape(html.unescape(caption))  # web captions are often escaped twice
     text = unicodedata.normalize("NFKC", text)
-    for noise in (TAG, URL, FILE_NAME):
+    for noise in (TAG, URL):
         text = noise.sub(" ", text)
-    return SPACE.sub(" ", text).strip()
+    return SPACE.sub(" ", re.sub(r"\S+", lambda word: _without_file_name(word[0]), text)).strip()
 
 
-def read_lines(path: str) -> list[str]:
-    """The prompts of a text file, one a line; raises a UserError where there are none."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: {path} cannot be read as text ({error}).") from error
-    lines = [line.strip() for line in text.splitlines()]
-    if not any(lines):
+def _without_file_name(word: str) -> str:
+    """A word without the name of an image file in it: from its first letter to the last ending.
+
+    One regular expression would look for an ending from every letter, for seconds where a language
+    has no spaces.
+    """
+    *_, last = [None, *FILE_ENDING.finditer(word)]
+    first = re.search(r"\w", word)
+    if last is None or first is None or first.start() >= last.start():
+        return word
+    return f"{word[: first.start()]} {word[last.end() :]}"
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of a text file: prompt i is line i, and only the end may have empty lines.
+
+    A UserError where the file cannot be read, holds no prompt, or has an empty line between two.
+    """
+    with as_user_error(f"prompts: {path} cannot be read as text", OSError, UnicodeDecodeError):
+        text = Path(path).read_text(encoding="utf-8-sig")
+    # Not by splitlines, for which a form feed or U+2028 inside a prompt ends a line.
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    if lines == [""]:
         raise UserError(f"prompts: {path} holds no prompts; write one a line.")
+    if "" in lines:
+        where = f"line {lines.index('') + 1} of {path}"
+        raise UserError(f"prompts: {where} is empty; each line is the prompt of an image.")
     return lines

@@ -242,7 +242,7 @@ def test_a_rank_encodes_its_own_prompts(
     encoded.clear()
     (tmp_path / "two" / "000003.png").unlink()
     assert run("two") == whole and encoded == prompts[3:]
-    (tmp_path / "prompts.txt").write_text("\n".join([*prompts, "", "word " * 40]))
+    (tmp_path / "prompts.txt").write_text("\n".join([*prompts, "word " * 40]))
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(SystemExit):
