@@ -4,8 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jsonargparse.typing import register_type
+
 from lgpl.data.members import Unwanted, check_finite
 from lgpl.errors import UserError
+
+
+class Scalar:
+    """A number, a truth value or a text as it stands in YAML or JSON.
+
+    The texts of a union of these jsonargparse would read once more: "no" would be false, "007" 7.
+    """
+
+    @staticmethod
+    def read(value: Any) -> Any:
+        if not isinstance(value, (bool, int, float, str)):
+            raise ValueError(f"expected a number, a truth value or a text, got {value!r}")
+        return value
+
+
+register_type(Scalar, lambda value: value, Scalar.read, type_check=lambda *_: False)
 
 
 @dataclass
@@ -20,12 +38,14 @@ class JsonCondition:
 
     min: float | None = None
     max: float | None = None
-    only: list[bool | int | float | str] | None = None
+    only: list[Scalar] | None = None
 
     def holds(self, value: Any) -> bool:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_bool = isinstance(value, bool)  # which Python counts among the numbers
+        is_number = isinstance(value, (int, float)) and not is_bool
+        equal = (w for w in self.only or () if w == value and isinstance(w, bool) == is_bool)
         return (
-            (self.only is None or value in self.only)
+            (self.only is None or next(equal, None) is not None)
             and (self.min is None or (is_number and value >= self.min))
             and (self.max is None or (is_number and value <= self.max))
         )
@@ -52,6 +72,11 @@ class Filter:
         for name, condition in self.json.items():
             if condition.min is None and condition.max is None and condition.only is None:
                 raise UserError(f"data.filter.json.{name}: give min, max or only.")
+            if {bool, str} <= set(map(type, condition.only or ())):
+                raise UserError(
+                    f"data.filter.json.{name}.only: {condition.only} mixes texts and truth values; "
+                    "YAML reads no, off, yes and on as truth values: put texts in quotes."
+                )
         if self.max_aspect_ratio is not None and self.max_aspect_ratio < 1:
             raise UserError(f"data.filter.max_aspect_ratio: {self.max_aspect_ratio} is below 1.")
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from lgpl.cli import main
 from lgpl.data.decode import BadSample, SampleDecoder
 from lgpl.data.filters import Filter, JsonCondition, Unwanted
 from lgpl.data.members import features_name
@@ -155,3 +157,26 @@ def test_mistakes_are_named() -> None:
         module(train="a.tar", captions={"txt": 0.0})
     with pytest.raises(UserError, match=r"data.train: weights of data sets are above 0"):
         module(train={"a.tar": 0.0})
+
+
+@pytest.mark.parametrize("by", ["file", "option"])
+def test_text_stays_text(tmp_path: Path, by: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the list of Norway's and other languages, and of postal codes."""
+    values = ("no", "en", False, 7, "007", "7", "null", 1, True)
+    shard = write_shard(tmp_path / "a.tar", [sample(i, x=x) for i, x in enumerate(values)])
+    given = '{x: {only: ["no", "007", "null", 1]}}'
+    file = tmp_path / "filter.yaml"
+    file.write_text(f"data: {{filter: {{json: {given}}}}}")
+    option = ("-c", str(file)) if by == "file" else ("--data.filter.json", given)
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", "tokenizer/emoji.yaml", *option, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["data"]["filter"]["json"]["x"]["only"]
+    assert printed == ["no", "007", "null", 1] and type(printed[3]) is int
+    wanted = Filter(json={"x": JsonCondition(only=printed)})
+    loader = train(module(train=shard, filter=wanted, batch_size=4, epoch_samples=100))
+    assert set(take(loader, 3)) == {"00000", "00004", "00006", "00007"}
+
+
+def test_a_text_that_yaml_takes_for_false_is_told() -> None:
+    with pytest.raises(UserError, match=r"x.only: \['en', False\] mixes texts and truth values"):
+        Filter(json={"x": JsonCondition(only=yaml.safe_load("[en, no]"))})
