@@ -78,8 +78,7 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
     names = sorted({file.partition("/")[0] for file in inside})
     if not names:
         raise UserError(f"{folder} holds no folders of images ({READ}), one for each class.")
-    strange = set(names).difference(classes or names)
-    if strange:
+    if strange := set(names).difference(classes or names):
         raise UserError(f"{folder / min(strange)} is the folder of a class that SOURCE lacks.")
     source.classes = list(classes or names)
     labels = {name: label for label, name in enumerate(source.classes)}
