@@ -63,10 +63,8 @@ def find(folder: Path) -> Source:
         return by_class(folder)
     if not images:
         raise UserError(f"{folder} holds no images ({READ}).")
-    raise UserError(
-        f"{folder}: the images lie neither in a folder for each class nor beside a .txt each; "
-        "give --captions, a table of captions."
-    )
+    fault = "the images lie neither in a folder for each class nor beside a .txt each"
+    raise UserError(f"{folder}: {fault}; give --captions, a table of captions.")
 
 
 def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
