@@ -1,15 +1,12 @@
-"""What a shard list is: expanded from patterns, counted, opened, read.
-
-A shard is a tar file (optionally compressed) in webdataset's layout: members KEY.EXT, those of one
-sample next to each other. Nothing in a shard is executed or unpickled here.
-"""
+"""Shards, expanded from patterns, opened and read: tar files (optionally compressed) in
+webdataset's layout, members KEY.EXT with those of one sample next to each other. Nothing in a shard
+is executed or unpickled here."""
 
 import glob
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Collection, Iterable
 from typing import BinaryIO
 
 import braceexpand
@@ -152,11 +149,3 @@ def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
         damage = f"damaged compression ({str(error) or type(error).__name__})"
     unpacked.flush()
     return unpacked, damage  # type: ignore[return-value]
-
-
-def read_shard(path: str, store: Store | None = None) -> Iterator[Raw]:
-    """All samples of a shard that can be read, in turn; a damaged shard ends early."""
-    with closing(Shard(path, store or Store())) as shard:
-        for sample in range(len(shard)):
-            with suppress(BadSample):
-                yield shard[sample]

@@ -13,11 +13,10 @@ import pytest
 
 from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.index import count_samples
-from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
 from tests.data.servers import Server
 from tests.data.test_datamodule import module, take, train
-from tests.shards import image_bytes
+from tests.shards import image_bytes, read_shard
 
 
 @pytest.mark.network
