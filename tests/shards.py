@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterator
-from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ from PIL import Image
 from webdataset import TarWriter
 
 from lgpl.data.index import count_samples
-from lgpl.data.members import BadSample, Raw
-from lgpl.data.shards import Shard
 from lgpl.data.store import Store
 
 EMOJI_TRAIN = "data/emoji/train-*.tar.gz"
@@ -64,11 +60,3 @@ def count(shard: str) -> int:
     number, damage = count_samples(shard, Store())
     assert damage is None
     return number
-
-
-def read_shard(path: str, store: Store | None = None) -> Iterator[Raw]:
-    """All samples of a shard that can be read, in turn; a damaged shard ends early."""
-    with closing(Shard(path, store or Store())) as shard:
-        for sample in range(len(shard)):
-            with suppress(BadSample):
-                yield shard[sample]

@@ -21,7 +21,7 @@ from PIL import Image
 from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.data import ShardDataModule
-from lgpl.data.shards import expand
+from lgpl.data.shards import expand, read_shard
 from lgpl.training import load_module
 from tests.conftest import (
     CONDITION,
@@ -34,7 +34,7 @@ from tests.conftest import (
     logs,
     scalars,
 )
-from tests.shards import EMOJI_TRAIN, count, read_shard, samples, write_shard
+from tests.shards import EMOJI_TRAIN, count, samples, write_shard
 
 # Kills itself where its second shard would take its name.
 KILLED = """

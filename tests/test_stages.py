@@ -17,9 +17,10 @@ from PIL import Image
 
 from lgpl.cli import main
 from lgpl.commands.training import CommandLine
+from lgpl.data.shards import read_shard
 from lgpl.training import load_module
 from tests.conftest import CONDITION, TINY, TINY_GENERATOR, TINY_TOKENIZER, Chain, logs
-from tests.shards import read_shard, write_shard
+from tests.shards import write_shard
 
 TRANSFORMER = "--model.init_args.transformer.init_args"
 SMALL = [

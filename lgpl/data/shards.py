@@ -6,7 +6,8 @@ import glob
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, suppress
 from typing import BinaryIO
 
 import braceexpand
@@ -149,3 +150,11 @@ def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
         damage = f"damaged compression ({str(error) or type(error).__name__})"
     unpacked.flush()
     return unpacked, damage  # type: ignore[return-value]
+
+
+def read_shard(path: str, store: Store | None = None) -> Iterator[Raw]:
+    """All samples of a shard that can be read, in turn; a damaged shard ends early."""
+    with closing(Shard(path, store or Store())) as shard:
+        for sample in range(len(shard)):
+            with suppress(BadSample):
+                yield shard[sample]

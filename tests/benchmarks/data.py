@@ -32,9 +32,9 @@ from webdataset import TarWriter
 from lgpl.data import ShardDataModule
 from lgpl.data.index import write_index
 from lgpl.data.loader import TrainLoader
+from lgpl.data.shards import read_shard
 from lgpl.data.transforms import normalize
 from tests.benchmarks import photos
-from tests.shards import read_shard
 
 SIZE, BATCH = 256, 32
 CODES: dict[str, Any] = {"fields": ["codes", "class"]}

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from lgpl.callbacks import CodeShardWriter
 from lgpl.codes import CodeLayout
 from lgpl.data import ShardDataModule
+from lgpl.data.shards import read_shard
 from lgpl.errors import UserError
-from tests.shards import read_shard, write_shards
+from tests.shards import write_shards
 
 SIZE = (64, 96)
 

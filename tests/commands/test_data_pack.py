@@ -25,11 +25,12 @@ from lgpl.commands.data.pack import unique_key
 from lgpl.commands.data.processes import in_processes
 from lgpl.data import ShardDataModule
 from lgpl.data.index import read_index
+from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
 from lgpl.data.writer import ShardWriter
 from lgpl.errors import UserError
 from tests.conftest import ROOT
-from tests.shards import image_bytes, read_shard, samples, write_shard
+from tests.shards import image_bytes, samples, write_shard
 
 Fails = Callable[..., str]
 KINDS = {"jpg": "jpeg", "JPEG": "jpeg", "png": "png", "webp": "webp"}

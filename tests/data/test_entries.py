@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from lgpl.data.index import count_samples, named, place_of, read_index, statistics
+from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
 from lgpl.errors import UserError
-from tests.shards import read_shard, write_shards
+from tests.shards import write_shards
 
 INDEX = "https://host/sets/own/train.json"
 HERE = "https://host/sets/own"

@@ -32,11 +32,11 @@ from lgpl.data.decode import Field, SampleDecoder, collate
 from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.members import BadSample, Unwanted
 from lgpl.data.order import Span
-from lgpl.data.shards import Shard
+from lgpl.data.shards import Shard, read_shard
 from lgpl.data.store import Store
 from lgpl.data.streams import ReadRequest, Samples
 from tests.data.test_tar import block, inside, mend, octal, table
-from tests.shards import image_bytes, read_shard, write_shard
+from tests.shards import image_bytes, write_shard
 
 FIELDS = ("image", "caption", "class", "codes", "text")
 KINDS = ("jpeg", "png", "webp")

@@ -13,10 +13,11 @@ import pytest
 
 from lgpl.data.filters import Filter, JsonCondition
 from lgpl.data.index import count_samples
+from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
 from tests.data.servers import Server
 from tests.data.test_datamodule import module, take, train
-from tests.shards import image_bytes, read_shard
+from tests.shards import image_bytes
 
 
 @pytest.mark.network

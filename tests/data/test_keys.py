@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lgpl.data.shards import read_shard
 from lgpl.data.writer import ShardWriter, clean_extension, clean_key
-from tests.shards import read_shard
 
 
 def written(path: Path, keys: list[str], names: tuple[str, ...] = ("txt", "cls")) -> list[str]:

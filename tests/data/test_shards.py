@@ -18,12 +18,12 @@ from lgpl.cli import main
 from lgpl.data.decode import SampleDecoder
 from lgpl.data.index import count_samples
 from lgpl.data.order import Span
-from lgpl.data.shards import ALWAYS_UNPACKED, OpenShards, Shard, expand
+from lgpl.data.shards import ALWAYS_UNPACKED, OpenShards, Shard, expand, read_shard
 from lgpl.data.store import Store
 from lgpl.data.streams import ReadRequest, Samples
 from lgpl.errors import UserError
 from tests.data.test_tar import END, add, block, octal
-from tests.shards import EMOJI_TRAIN, image_bytes, read_shard, samples, write_shard, write_shards
+from tests.shards import EMOJI_TRAIN, image_bytes, samples, write_shard, write_shards
 
 
 def test_patterns(tmp_path: Path) -> None:

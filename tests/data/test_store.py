@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from lgpl.data.index import count_samples, counted, named, write_index
+from lgpl.data.shards import read_shard
 from lgpl.data.store import Store, Unreachable
 from lgpl.errors import UserError
 from tests.conftest import wait_until
 from tests.data.test_datamodule import module, take, train
-from tests.shards import read_shard, samples, write_shard, write_shards
+from tests.shards import samples, write_shard, write_shards
 
 
 def cached(store: Store) -> list[Path]:

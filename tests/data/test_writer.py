@@ -15,9 +15,10 @@ from webdataset import TarWriter
 from lgpl.callbacks.code_shards import CodeShardWriter, code_shard_name
 from lgpl.cli import main
 from lgpl.data.index import write_index
+from lgpl.data.shards import read_shard
 from lgpl.data.writer import ShardWriter, remove_left
 from tests.commands.test_data_pack import class_folder, pack
-from tests.shards import EMOJI_VAL, read_shard, samples, write_shard
+from tests.shards import EMOJI_VAL, samples, write_shard
 
 
 def test_names_of_code_shards() -> None:
