@@ -17,8 +17,6 @@ from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 from lgpl.training.encoding import add_features, code_members, made_by
 
-Batch = dict[str, Any]
-
 
 def code_shard_name(shard: str) -> str:
     """`train-0000.tar` for `…/train-0000.tar.gz`."""
@@ -30,7 +28,6 @@ class CodeShardWriter(Callback):
     """Writes the codes of each predicted shard, with text features and the samples' own texts.
 
     `KEY.codes.npy` is [views, depth, rows, columns], uint16 where the codebook allows, else uint32.
-
     A shard whose code shard stands is skipped; one that was not finished is written anew. Beside
     each stands `NAME_stats.json` with its samples and what made it, and at the end `index.json`
     with those of all.
@@ -60,10 +57,8 @@ class CodeShardWriter(Callback):
                 data.fields.append("caption")  # so that a sample without one is skipped and counted
         shards = data.shards["predict"]
         if twice := [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]:
-            raise UserError(
-                f"data.predict: several shards would be written as {self.out / twice[0]}; "
-                "encode them into different folders."
-            )
+            said = f"data.predict: several shards would be written as {self.out / twice[0]}"
+            raise UserError(f"{said}; encode them into different folders.")
         left = [s for s in shards if not (self.out / code_shard_name(s)).exists()]
         data.shards["predict"] = left
         if trainer.is_global_zero:  # the other ranks have not begun yet
@@ -79,16 +74,13 @@ class CodeShardWriter(Callback):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         self._made_by = made_by(pl_module, data, self.text_encoder)
         for path in sorted(self.out.glob("*.tar")):
-            found = statistics(str(path), data.store).get("made_by", {})
-            for name, value in found.items():
-                if value != self._made_by.get(name):
-                    raise UserError(
-                        f"{path} was made with {name} {value}, not {self._made_by.get(name)}: give "
-                        "another folder as out, or delete the code shards in it."
-                    )
+            for name, value in statistics(str(path), data.store).get("made_by", {}).items():
+                if value != (own := self._made_by.get(name)):
+                    said = f"{path} was made with {name} {value}, not {own}: give another folder"
+                    raise UserError(f"{said} as out, or delete the code shards in it.")
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Any, *_: Any
     ) -> None:
         if self._writer is None:
             self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))

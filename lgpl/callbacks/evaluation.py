@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lgpl.codes import to_image_size
+from lgpl.codes import ImageSize, to_image_size
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import CENTER_CROP
 from lgpl.errors import UserError
@@ -28,8 +28,6 @@ from lgpl.metrics.reference import CACHE, progress, reference
 from lgpl.tokenizer import TokenizerModule
 
 KEYS = 2**32  # what a sample's key is hashed to
-FILE = "metrics.jsonl"
-Size = int | tuple[int, int]  # a side, or height and width
 
 
 class Evaluation(Callback):
@@ -44,7 +42,7 @@ class Evaluation(Callback):
     """
 
     def __init__(
-        self, extractor: str = "inception", every: int = 0, resize: Size | None = None
+        self, extractor: str = "inception", every: int = 0, resize: int | ImageSize | None = None
     ) -> None:
         self.extractor_name, self.every = extractor, every
         self.resize = None if resize is None else to_image_size(resize, "resize")
@@ -78,7 +76,7 @@ class Evaluation(Callback):
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:
             Path(log_dir).mkdir(parents=True, exist_ok=True)
             line = json.dumps({"stage": stage, "step": trainer.global_step, **made})
-            with Path(log_dir, FILE).open("a", encoding="utf-8") as file:
+            with Path(log_dir, "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
 
@@ -175,21 +173,15 @@ class GenerationEvaluation(Evaluation):
         self._known: tuple[FeatureSummary, dict[str, Any], list[str]] | None = None
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         """After the first batch: at the end the average may have been swapped out again."""
-        if batch_idx == 0 and self.due(trainer):
+        if indices[0] == 0 and self.due(trainer):
             assert isinstance(pl_module, GeneratorModule)
             with isolate_rng():
                 self.log_report(trainer, pl_module, self.evaluate(trainer, pl_module))
 
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def evaluate(self, trainer: Trainer, module: GeneratorModule) -> dict[str, Any]:
         """The report; all ranks must call this."""

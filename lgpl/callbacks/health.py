@@ -81,11 +81,9 @@ class NaNGuard(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"health/skipped_steps": self.skipped}, step=trainer.global_step)
         if self._in_a_row >= self.patience:
-            raise UserError(
-                f"{self._in_a_row} steps in a row had gradients that are not finite, the last with "
-                f"the {where}: lower model.lr or model.gradient_clip, or go on from an earlier "
-                "checkpoint."
-            )
+            said = f"{self._in_a_row} steps in a row had gradients that are not finite"
+            advice = "lower model.lr or model.gradient_clip, or go on from an earlier checkpoint"
+            raise UserError(f"{said}, the last with the {where}: {advice}.")
 
 
 class TokenizerHealth(Callback):
