@@ -6,6 +6,7 @@ the random numbers are put back, and the modules' modes are Lightning's to set.
 
 import json
 import zlib
+from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -202,7 +203,7 @@ class GenerationEvaluation(Evaluation):
                 bar.update(min(len(numbers) * world, self.images - bar.n))
         return report(
             GFID, extractor, real, made.compute(), source,
-            sampling=self.sampling, seed=self.seed, resize=self.resize, prompts=self.prompts,
+            **asdict(self.sampling), seed=self.seed, resize=self.resize, prompts=self.prompts,
             precision=str(trainer.precision),
         )  # fmt: skip
 

@@ -1,14 +1,18 @@
 """`lgpl evaluate`: metrics of a checkpoint, or of images made elsewhere, by a named protocol, with
 all they depend on."""
 
+import contextlib
 import itertools
+import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust
@@ -22,9 +26,8 @@ from lgpl.inference import Request, draw_in_turn, load_generator, requests_for, 
 from lgpl.inference.drawing import NO_IMAGE
 from lgpl.metrics import Extractor, FeatureSummary, ImageSet, Similarity, load_extractor, protocols
 from lgpl.metrics.extractors import resize
-from lgpl.metrics.images import SampleFile, open_images
+from lgpl.metrics.images import SampleFile, current_rank, open_images
 from lgpl.metrics.protocols import GFID, RFID, report
-from lgpl.metrics.ranks import current_rank, gathered, joined
 from lgpl.metrics.reference import CACHE, batches, progress, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
@@ -100,7 +103,7 @@ def main(args: list[str]) -> None:
         raise UserError(f"--out: {out} should end in .json.")
     device = torch.device(usable_device(options.device))
     protocols.commit()
-    with joined(device) as mine:
+    with _joined(device) as mine:
         found, first = [], current_rank().index == 0
         if first:
             protocols.require_writable(out)  # before the hours that it may take
@@ -118,6 +121,22 @@ def main(args: list[str]) -> None:
             _plot(out.with_suffix(".png"), found)
             print(f"{out.with_suffix('.png')}: the sweep")
         print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
+
+
+@contextlib.contextmanager
+def _joined(device: torch.device) -> Iterator[torch.device]:
+    """Join the ranks that torchrun has started, if it has; yields this rank's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    backend = "gloo"
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
+    yield device
+    dist.destroy_process_group()  # not after an error, when the others may be waiting
 
 
 def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -203,7 +222,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         fake = _drawn(module, extractor, requests, options.batch_size, side, file)
         yield report(
             GFID, extractor, real, fake, source,
-            sampling=sampling, seed=options.seed, checkpoint=options.checkpoint,
+            **asdict(sampling), seed=options.seed, checkpoint=options.checkpoint,
             image_size=module.image_size, resize=options.resize, prompts=options.prompts,
             precision=options.precision,
         )  # fmt: skip
@@ -220,7 +239,7 @@ def _drawn(
     """The summary of generated images; those that the file has already are not drawn again."""
     if file is not None and file.path.exists():
         return summarise(open_images(str(file.path)), extractor, batch_size, str(file.path))
-    rank, total, seen = current_rank(), len(requests), 0
+    rank, total = current_rank(), len(requests)
     made = ImageSet(extractor, total)
     done = 0 if file is None else file.done  # before any rank adds to it
     turns = draw_in_turn(
@@ -236,20 +255,28 @@ def _drawn(
                 elif file is not None and first != NO_IMAGE:
                     made.update(file.read(first, numbers[-1] + 1), torch.tensor(numbers))
                 if file is not None:
-                    for part in gathered(None if new is None else (first, new.cpu())):
-                        if part is not None:  # in the order of their numbers
-                            file.write(*part)
-                seen = min(seen + batch_size * rank.count, total)
-                bar.update(seen - bar.n)
+                    parts = _gathered(None if new is None else (first, new.cpu()))
+                    for part in filter(None, parts):  # in the order of their numbers
+                        file.write(*part)
+                bar.update(min(batch_size * rank.count, total - bar.n))
         except KeyboardInterrupt:
             kept = f"the same command goes on with {file.path}" if file else "none are kept (--npz)"
             bar.close()
             if rank.index == 0:
-                print(f"lgpl: {seen} of {total} images were drawn: no metric is given; {kept}.")
+                print(f"lgpl: {bar.n} of {total} images were drawn: no metric is given; {kept}.")
             raise
     if file is not None and rank.index == 0:
         file.finish()
     return made.compute()
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The values of all ranks on the first one, an empty list on the others; all must call this."""
+    rank = current_rank()
+    values = [value] * rank.count if rank.index == 0 else None
+    if rank.count > 1:
+        dist.gather_object(value, values)
+    return values or []
 
 
 def table(reports: list[dict[str, Any]]) -> str:
