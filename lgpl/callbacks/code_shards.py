@@ -41,7 +41,6 @@ class CodeShardWriter(Callback):
     def __init__(self, out: str, text_encoder: TextEncoder | None = None) -> None:
         self.out = Path(out)
         self.text_encoder = text_encoder
-        self._captions: list[str] = []
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
 
@@ -51,10 +50,8 @@ class CodeShardWriter(Callback):
             return
         if not isinstance(data, ShardDataModule):
             raise UserError("CodeShardWriter encodes shards and needs the ShardDataModule.")
-        if self.text_encoder is not None:
-            self._captions = list(data.captions)
-            if "caption" not in data.fields:
-                data.fields.append("caption")  # so that a sample without one is skipped and counted
+        if self.text_encoder is not None and "caption" not in data.fields:
+            data.fields.append("caption")  # so that a sample without one is skipped and counted
         shards = data.shards["predict"]
         if twice := [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]:
             said = f"data.predict: several shards would be written as {self.out / twice[0]}"
@@ -86,7 +83,8 @@ class CodeShardWriter(Callback):
             self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))
         members = code_members(outputs, batch["members"], self._made_by)
         if self.text_encoder is not None:
-            add_features(members, self._captions, self.text_encoder, pl_module.device)
+            captions = list(trainer.datamodule.captions)  # type: ignore[attr-defined]
+            add_features(members, captions, self.text_encoder, pl_module.device)
         for key, member in zip(batch["key"], members, strict=True):
             self._writer.write(key, member)
         if batch["end_of_shard"]:

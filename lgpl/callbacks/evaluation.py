@@ -36,10 +36,8 @@ class Evaluation(Callback):
 
     Args:
         extractor: inception, effnet-lite0, or the class path of an nn.Module.
-        every: in training, the least number of optimizer steps between two evaluations; 0
-            evaluates in every validation.
-        resize: side, or height and width, at which images are compared, such as 256 of a model for
-            384.
+        every: least optimizer steps between two evaluations in training; 0 takes every validation.
+        resize: side, or height and width, at which images are compared; 256 of a model for 384.
     """
 
     def __init__(
@@ -58,11 +56,8 @@ class Evaluation(Callback):
 
     def due(self, trainer: Trainer) -> bool:
         """In every validation and test outside of training, in training every so many steps."""
-        if trainer.sanity_checking:
-            return False
-        if trainer.state.fn != "fit" or self._last is None:
-            return True
-        return trainer.global_step - self._last >= self.every
+        waited = self._last is None or trainer.global_step - self._last >= self.every
+        return not trainer.sanity_checking and (trainer.state.fn != "fit" or waited)
 
     @cached_property
     def _extractor(self) -> Extractor:
@@ -76,9 +71,8 @@ class Evaluation(Callback):
         log_dir = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:
             Path(log_dir).mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"stage": stage, "step": trainer.global_step, **made})
             with Path(log_dir, "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                print(json.dumps({"stage": stage, "step": trainer.global_step, **made}), file=file)
 
 
 def stage_of(trainer: Trainer) -> str:
@@ -142,8 +136,7 @@ class ReconstructionEvaluation(Evaluation):
 class GenerationEvaluation(Evaluation):
     """`gfid` of N generated images, the same ones on any number of ranks.
 
-    Image i is drawn from the seed `seed` + i, of the class i modulo the number of classes or of the
-    prompt i modulo the number of prompts.
+    Image i is drawn from the seed `seed` + i, of the class or the prompt i modulo their number.
 
     Args:
         reference: npz (ADM's batch, or statistics), folder or shards of real images.

@@ -123,11 +123,8 @@ class TokenizerHealth(Callback):
     def _advice(self, name: str, value: torch.Tensor, module: TokenizerModule) -> str:
         if name == "train/usage":
             quantizer = getattr(module.autoencoder, "quantizer", module.autoencoder)
-            options = {
-                "revive_after": "set revive_after to 50 or so",
-                "entropy_weight": "raise entropy_weight",
-            }
-            ways = [way for option, way in options.items() if hasattr(quantizer, option)]
+            options = {"revive_after": "set {} to 50 or so", "entropy_weight": "raise {}"}
+            ways = [way.format(name) for name, way in options.items() if hasattr(quantizer, name)]
             return (
                 f"The codebook collapses: {value.item():.1%} of its codes are in use. For the "
                 f"{type(quantizer).__name__}: {', '.join([*ways, 'lower model.lr'])}."

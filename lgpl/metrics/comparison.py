@@ -42,8 +42,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     product = root @ b.covariance @ root
     trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    distance = (mean - b.mean).square().sum()
-    distance = distance + covariance.trace() + b.covariance.trace() - 2 * trace
+    means = (mean - b.mean).square().sum()
+    distance = means + covariance.trace() + b.covariance.trace() - 2 * trace
     return max(0.0, distance.item())
 
 

@@ -128,12 +128,11 @@ def progress(doing: str, images: int, shown: bool = True) -> tqdm:
 
 def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any]) -> None:
     """An npz of plain arrays; the provenance is JSON in one of them."""
-    arrays: dict[str, Any] = {"provenance": np.array(json.dumps(provenance))}
+    arrays: dict[str, Any] = {"provenance": json.dumps(provenance), "count": summary.count}
     for suffix, gaussian in (("", summary.pooled), ("_s", summary.spatial)):
         if gaussian is not None:
             arrays[f"mu{suffix}"] = gaussian.mean.cpu().numpy()
             arrays[f"sigma{suffix}"] = gaussian.covariance.cpu().numpy()
-    arrays["count"] = np.array(summary.count)
     if summary.features is not None:
         arrays["features"] = summary.features.cpu().numpy()
     with as_user_error(f"The reference {path} cannot be written", OSError):
