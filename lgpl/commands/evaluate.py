@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +100,14 @@ def main(args: list[str]) -> None:
     out = Path(options.out)
     if out.suffix != ".json":
         raise UserError(f"--out: {out} should end in .json.")
-    device = torch.device(usable_device(options.device))
     protocols.commit()
-    with _joined(device) as mine:
+    with _joined(torch.device(usable_device(options.device))) as device:
         found, first = [], current_rank().index == 0
         if first:
             protocols.require_writable(out)  # before the hours that it may take
         run = reconstruction if chosen.subcommand == "reconstruction" else generation
         begin = time.perf_counter()
-        for one in run(options, mine):  # each setting of a sweep is kept as soon as it is whole
+        for one in run(options, device):  # each setting of a sweep is kept as soon as it is whole
             end = time.perf_counter()
             found.append({**one, "seconds": round(end - begin)})
             begin = end
@@ -184,14 +182,12 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
 def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The reports of `gfid`, one for each setting of a sweep."""
     extractor = load_extractor(options.extractor).to(device)
-    find = partial(
-        reference, options.reference, extractor, cache=options.cache, batch_size=options.batch_size
-    )
+    kept = (options.cache, options.batch_size)
     if options.samples is not None:
         images = open_images(options.samples, options.resize)
         ImageSet(extractor, images.count, name=options.samples)  # fails at once for too few
         side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
-        real, source = find(side)
+        real, source = reference(options.reference, extractor, side, *kept)
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
         made = {"samples": options.samples, "resize": options.resize}
         yield report(GFID, extractor, real, fake, source, **made)
@@ -207,7 +203,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     prompts = list(itertools.islice(itertools.cycle(prompts), options.images))
     side = options.resize or module.image_size
     ImageSet(extractor, options.images, name="--images")  # fails at once for too few
-    real, source = find(side)
+    real, source = reference(options.reference, extractor, side, *kept)
     sweep = list(itertools.product(*(options[name] for name in SWEPT)))
     for values in sweep:
         sampling = parsing.sampling_of(options, **dict(zip(SWEPT, values, strict=True)))
@@ -242,9 +238,8 @@ def _drawn(
     rank, total = current_rank(), len(requests)
     made = ImageSet(extractor, total)
     done = 0 if file is None else file.done  # before any rank adds to it
-    turns = draw_in_turn(
-        module, requests, batch_size, rank.index, rank.count, lambda numbers: numbers[-1] < done
-    )
+    share = (batch_size, rank.index, rank.count)
+    turns = draw_in_turn(module, requests, *share, lambda numbers: numbers[-1] < done)
     with progress("sampling", total) as bar:
         try:
             for numbers, images in turns:

@@ -117,8 +117,7 @@ class CommandLine(cli.LightningCLI):
         path = self.of_command.get("ckpt_path")
         strategy = self.trainer and self.trainer.strategy
         unpickles = isinstance(strategy, (FSDPStrategy, ModelParallelStrategy))
-        unpickles = unpickles or bool(path and is_sharded(path))
-        if path and unpickles and not isinstance(strategy, ShardedStrategy):
+        if path and (unpickles or is_sharded(path)) and not isinstance(strategy, ShardedStrategy):
             danger = f"{type(strategy).__name__}, which would run what a sharded checkpoint holds"
             add = "-c configs/trainer/fsdp.yaml, whose strategy is lgpl.training.ShardedStrategy"
             raise UserError(f"--ckpt_path: {path} cannot be read by {danger}; add {add}.")
