@@ -233,7 +233,7 @@ def _drawn(
     """The summary of generated images; those that the file has already are not drawn again."""
     if file is not None and file.path.exists():
         return summarise(open_images(str(file.path)), extractor, batch_size, str(file.path))
-    rank, total = current_rank(), len(requests)
+    rank, total, seen = current_rank(), len(requests), 0  # a bar that is disabled does not count
     made = ImageSet(extractor, total)
     done = 0 if file is None else file.done  # before any rank adds to it
     share = (batch_size, rank.index, rank.count)
@@ -251,12 +251,13 @@ def _drawn(
                     parts = _gathered(None if new is None else (first, new.cpu()))
                     for part in filter(None, parts):  # in the order of their numbers
                         file.write(*part)
-                bar.update(min(batch_size * rank.count, total - bar.n))
+                seen = min(seen + batch_size * rank.count, total)
+                bar.update(seen - bar.n)
         except KeyboardInterrupt:
             kept = f"the same command goes on with {file.path}" if file else "none are kept (--npz)"
             bar.close()
             if rank.index == 0:
-                print(f"lgpl: {bar.n} of {total} images were drawn: no metric is given; {kept}.")
+                print(f"lgpl: {seen} of {total} images were drawn: no metric is given; {kept}.")
             raise
     if file is not None and rank.index == 0:
         file.finish()
