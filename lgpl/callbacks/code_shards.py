@@ -17,8 +17,6 @@ from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 from lgpl.training.encoding import add_features, code_members, made_by
 
-Batch = dict[str, Any]
-
 
 def code_shard_name(shard: str) -> str:
     """`train-0000.tar` for `…/train-0000.tar.gz`."""
@@ -30,7 +28,6 @@ class CodeShardWriter(Callback):
     """Writes the codes of each predicted shard, with text features and the samples' own texts.
 
     `KEY.codes.npy` is [views, depth, rows, columns], uint16 where the codebook allows, else uint32.
-
     A shard whose code shard stands is skipped; one that was not finished is written anew. Beside
     each stands `NAME_stats.json` with its samples and what made it, and at the end `index.json`
     with those of all.
@@ -44,7 +41,6 @@ class CodeShardWriter(Callback):
     def __init__(self, out: str, text_encoder: TextEncoder | None = None) -> None:
         self.out = Path(out)
         self.text_encoder = text_encoder
-        self._captions: list[str] = []
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
 
@@ -54,16 +50,12 @@ class CodeShardWriter(Callback):
             return
         if not isinstance(data, ShardDataModule):
             raise UserError("CodeShardWriter encodes shards and needs the ShardDataModule.")
-        if self.text_encoder is not None:
-            self._captions = list(data.captions)
-            if "caption" not in data.fields:
-                data.fields.append("caption")  # so that a sample without one is skipped and counted
+        if self.text_encoder is not None and "caption" not in data.fields:
+            data.fields.append("caption")  # so that a sample without one is skipped and counted
         shards = data.shards["predict"]
         if twice := [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]:
-            raise UserError(
-                f"data.predict: several shards would be written as {self.out / twice[0]}; "
-                "encode them into different folders."
-            )
+            said = f"data.predict: several shards would be written as {self.out / twice[0]}"
+            raise UserError(f"{said}; encode them into different folders.")
         left = [s for s in shards if not (self.out / code_shard_name(s)).exists()]
         data.shards["predict"] = left
         if trainer.is_global_zero:  # the other ranks have not begun yet
@@ -79,22 +71,20 @@ class CodeShardWriter(Callback):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         self._made_by = made_by(pl_module, data, self.text_encoder)
         for path in sorted(self.out.glob("*.tar")):
-            found = statistics(str(path), data.store).get("made_by", {})
-            for name, value in found.items():
-                if value != self._made_by.get(name):
-                    raise UserError(
-                        f"{path} was made with {name} {value}, not {self._made_by.get(name)}: give "
-                        "another folder as out, or delete the code shards in it."
-                    )
+            for name, value in statistics(str(path), data.store).get("made_by", {}).items():
+                if value != (own := self._made_by.get(name)):
+                    said = f"{path} was made with {name} {value}, not {own}: give another folder"
+                    raise UserError(f"{said} as out, or delete the code shards in it.")
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Any, *_: Any
     ) -> None:
         if self._writer is None:
             self._writer = ShardWriter(self.out / code_shard_name(batch["shard"]))
         members = code_members(outputs, batch["members"], self._made_by)
         if self.text_encoder is not None:
-            add_features(members, self._captions, self.text_encoder, pl_module.device)
+            captions = list(trainer.datamodule.captions)  # type: ignore[attr-defined]
+            add_features(members, captions, self.text_encoder, pl_module.device)
         for key, member in zip(batch["key"], members, strict=True):
             self._writer.write(key, member)
         if batch["end_of_shard"]:

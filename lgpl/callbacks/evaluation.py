@@ -6,6 +6,7 @@ the random numbers are put back, and the modules' modes are Lightning's to set.
 
 import json
 import zlib
+from dataclasses import asdict
 from functools import cached_property, partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lgpl.codes import to_image_size
+from lgpl.codes import ImageSize, to_image_size
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import CENTER_CROP
 from lgpl.errors import UserError
@@ -28,8 +29,6 @@ from lgpl.metrics.reference import CACHE, progress, reference
 from lgpl.tokenizer import TokenizerModule
 
 KEYS = 2**32  # what a sample's key is hashed to
-FILE = "metrics.jsonl"
-Size = int | tuple[int, int]  # a side, or height and width
 
 
 class Evaluation(Callback):
@@ -37,14 +36,12 @@ class Evaluation(Callback):
 
     Args:
         extractor: inception, effnet-lite0, or the class path of an nn.Module.
-        every: in training, the least number of optimizer steps between two evaluations; 0
-            evaluates in every validation.
-        resize: side, or height and width, at which images are compared, such as 256 of a model for
-            384.
+        every: least optimizer steps between two evaluations in training; 0 takes every validation.
+        resize: side, or height and width, at which images are compared; 256 of a model for 384.
     """
 
     def __init__(
-        self, extractor: str = "inception", every: int = 0, resize: Size | None = None
+        self, extractor: str = "inception", every: int = 0, resize: int | ImageSize | None = None
     ) -> None:
         self.extractor_name, self.every = extractor, every
         self.resize = None if resize is None else to_image_size(resize, "resize")
@@ -59,11 +56,8 @@ class Evaluation(Callback):
 
     def due(self, trainer: Trainer) -> bool:
         """In every validation and test outside of training, in training every so many steps."""
-        if trainer.sanity_checking:
-            return False
-        if trainer.state.fn != "fit" or self._last is None:
-            return True
-        return trainer.global_step - self._last >= self.every
+        waited = self._last is None or trainer.global_step - self._last >= self.every
+        return not trainer.sanity_checking and (trainer.state.fn != "fit" or waited)
 
     @cached_property
     def _extractor(self) -> Extractor:
@@ -77,9 +71,8 @@ class Evaluation(Callback):
         log_dir = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:
             Path(log_dir).mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"stage": stage, "step": trainer.global_step, **made})
-            with Path(log_dir, FILE).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with Path(log_dir, "metrics.jsonl").open("a", encoding="utf-8") as file:
+                print(json.dumps({"stage": stage, "step": trainer.global_step, **made}), file=file)
 
 
 def stage_of(trainer: Trainer) -> str:
@@ -143,8 +136,7 @@ class ReconstructionEvaluation(Evaluation):
 class GenerationEvaluation(Evaluation):
     """`gfid` of N generated images, the same ones on any number of ranks.
 
-    Image i is drawn from the seed `seed` + i, of the class i modulo the number of classes or of the
-    prompt i modulo the number of prompts.
+    Image i is drawn from the seed `seed` + i, of the class or the prompt i modulo their number.
 
     Args:
         reference: npz (ADM's batch, or statistics), folder or shards of real images.
@@ -175,21 +167,15 @@ class GenerationEvaluation(Evaluation):
         self._known: tuple[FeatureSummary, dict[str, Any], list[str]] | None = None
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         """After the first batch: at the end the average may have been swapped out again."""
-        if batch_idx == 0 and self.due(trainer):
+        if indices[0] == 0 and self.due(trainer):
             assert isinstance(pl_module, GeneratorModule)
             with isolate_rng():
                 self.log_report(trainer, pl_module, self.evaluate(trainer, pl_module))
 
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def evaluate(self, trainer: Trainer, module: GeneratorModule) -> dict[str, Any]:
         """The report; all ranks must call this."""
@@ -210,7 +196,7 @@ class GenerationEvaluation(Evaluation):
                 bar.update(min(len(numbers) * world, self.images - bar.n))
         return report(
             GFID, extractor, real, made.compute(), source,
-            sampling=self.sampling, seed=self.seed, resize=self.resize, prompts=self.prompts,
+            **asdict(self.sampling), seed=self.seed, resize=self.resize, prompts=self.prompts,
             precision=str(trainer.precision),
         )  # fmt: skip
 

@@ -32,7 +32,7 @@ class NaNGuard(Callback):
             raise UserError(f"NaNGuard.patience must be >= 1, got {patience}")
         self.patience = patience
         self.skipped = self._in_a_row = 0
-        self._stepped = self._failed = False
+        self._finite: list[bool] = []  # the gradients of each step of the last batches
         self._keys: list[str] = []  # of the batches since the last step
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,9 +57,8 @@ class NaNGuard(Callback):
         gradients = [p.grad for p in weights if p.grad is not None]
         if not gradients:
             return
-        self._stepped = True
-        if not math.isfinite(total_norm(gradients)):
-            self._failed = True
+        self._finite.append(math.isfinite(total_norm(gradients)))
+        if not self._finite[-1]:
             for weight in weights:
                 weight.grad = None  # which an optimizer leaves alone
 
@@ -67,10 +66,10 @@ class NaNGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._keys += batch["key"]
-        if not self._stepped:  # gradients are still being accumulated
+        if not self._finite:  # gradients are still being accumulated
             return
-        keys, failed = self._keys, self._failed
-        self._keys, self._stepped, self._failed = [], False, False
+        keys, failed = self._keys, not all(self._finite)
+        self._keys, self._finite = [], []
         self._in_a_row = self._in_a_row + 1 if failed else 0
         if not failed:
             return
@@ -81,11 +80,9 @@ class NaNGuard(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({"health/skipped_steps": self.skipped}, step=trainer.global_step)
         if self._in_a_row >= self.patience:
-            raise UserError(
-                f"{self._in_a_row} steps in a row had gradients that are not finite, the last with "
-                f"the {where}: lower model.lr or model.gradient_clip, or go on from an earlier "
-                "checkpoint."
-            )
+            said = f"{self._in_a_row} steps in a row had gradients that are not finite"
+            advice = "lower model.lr or model.gradient_clip, or go on from an earlier checkpoint"
+            raise UserError(f"{said}, the last with the {where}: {advice}.")
 
 
 class TokenizerHealth(Callback):
@@ -125,11 +122,8 @@ class TokenizerHealth(Callback):
     def _advice(self, name: str, value: torch.Tensor, module: TokenizerModule) -> str:
         if name == "train/usage":
             quantizer = getattr(module.autoencoder, "quantizer", module.autoencoder)
-            options = {
-                "revive_after": "set revive_after to 50 or so",
-                "entropy_weight": "raise entropy_weight",
-            }
-            ways = [way for option, way in options.items() if hasattr(quantizer, option)]
+            options = {"revive_after": "set {} to 50 or so", "entropy_weight": "raise {}"}
+            ways = [way.format(name) for name, way in options.items() if hasattr(quantizer, name)]
             return (
                 f"The codebook collapses: {value.item():.1%} of its codes are in use. For the "
                 f"{type(quantizer).__name__}: {', '.join([*ways, 'lower model.lr'])}."

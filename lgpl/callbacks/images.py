@@ -32,15 +32,9 @@ class ReconstructionImages(Callback):
         self.count = count
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
-        if batch_idx or not trainer.is_global_zero or trainer.sanity_checking:
+        if indices[0] or not trainer.is_global_zero or trainer.sanity_checking:
             return
         assert isinstance(pl_module, TokenizerModule)
         pairs = torch.cat((batch["image"], outputs), dim=-1)[: self.count]  # side by side
@@ -61,16 +55,10 @@ class SampleImages(Callback):
         self.count, self.sampling = count, sampling
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         assert isinstance(pl_module, GeneratorModule)
-        if batch_idx or trainer.sanity_checking or pl_module.tokenizer_path is None:
+        if indices[0] or trainer.sanity_checking or pl_module.tokenizer_path is None:
             return
         if not trainer.is_global_zero and pl_module.device_mesh is None:
             return

@@ -1,6 +1,5 @@
 """What is logged beside the losses: speed, memory, codes, gradients, config, skipped samples."""
 
-import copy
 import resource
 import sys
 import time
@@ -57,11 +56,10 @@ class Throughput(Callback):
         if not wanted or not trainer.is_global_zero or not isinstance(data, ShardDataModule):
             return
         if isinstance(pl_module, TrainingModule) and pl_module.config is not None:
-            config = copy.deepcopy(pl_module.config)
-            config["init_args"]["compile"] = False
+            arguments = pl_module.config["init_args"] | {"compile": False}
             with isolate_rng():
                 with torch.device("meta"):
-                    module = build_module(config)
+                    module = build_module(pl_module.config | {"init_args": arguments})
                     module.configure_model()
                 for part in module.modules():
                     if isinstance(part, Block):

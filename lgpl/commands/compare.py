@@ -105,11 +105,8 @@ def short_names(runs: list[Path]) -> list[str]:
 def table(rows: list[list[str]]) -> str:
     rows = [[cell if len(cell) <= WIDTH else cell[: WIDTH - 1] + "…" for cell in r] for r in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _last(curve: list[tuple[float, float]] | None) -> str:

@@ -1,14 +1,17 @@
 """`lgpl evaluate`: metrics of a checkpoint, or of images made elsewhere, by a named protocol, with
 all they depend on."""
 
+import contextlib
 import itertools
+import os
 import time
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jsonargparse import Namespace
 
 from lgpl.checkpoints import add_trust
@@ -22,9 +25,8 @@ from lgpl.inference import Request, draw_in_turn, load_generator, requests_for, 
 from lgpl.inference.drawing import NO_IMAGE
 from lgpl.metrics import Extractor, FeatureSummary, ImageSet, Similarity, load_extractor, protocols
 from lgpl.metrics.extractors import resize
-from lgpl.metrics.images import SampleFile, open_images
+from lgpl.metrics.images import SampleFile, current_rank, open_images
 from lgpl.metrics.protocols import GFID, RFID, report
-from lgpl.metrics.ranks import current_rank, gathered, joined
 from lgpl.metrics.reference import CACHE, batches, progress, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
@@ -98,15 +100,14 @@ def main(args: list[str]) -> None:
     out = Path(options.out)
     if out.suffix != ".json":
         raise UserError(f"--out: {out} should end in .json.")
-    device = torch.device(usable_device(options.device))
     protocols.commit()
-    with joined(device) as mine:
+    with _joined(torch.device(usable_device(options.device))) as device:
         found, first = [], current_rank().index == 0
         if first:
             protocols.require_writable(out)  # before the hours that it may take
         run = reconstruction if chosen.subcommand == "reconstruction" else generation
         begin = time.perf_counter()
-        for one in run(options, mine):  # each setting of a sweep is kept as soon as it is whole
+        for one in run(options, device):  # each setting of a sweep is kept as soon as it is whole
             end = time.perf_counter()
             found.append({**one, "seconds": round(end - begin)})
             begin = end
@@ -118,6 +119,20 @@ def main(args: list[str]) -> None:
             _plot(out.with_suffix(".png"), found)
             print(f"{out.with_suffix('.png')}: the sweep")
         print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
+
+
+@contextlib.contextmanager
+def _joined(device: torch.device) -> Iterator[torch.device]:
+    """Join the ranks that torchrun has started, if it has; yields this rank's device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    yield device
+    dist.destroy_process_group()  # not after an error, when the others may be waiting
 
 
 def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -165,14 +180,12 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
 def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The reports of `gfid`, one for each setting of a sweep."""
     extractor = load_extractor(options.extractor).to(device)
-    find = partial(
-        reference, options.reference, extractor, cache=options.cache, batch_size=options.batch_size
-    )
+    kept = (options.cache, options.batch_size)
     if options.samples is not None:
         images = open_images(options.samples, options.resize)
         ImageSet(extractor, images.count, name=options.samples)  # fails at once for too few
         side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
-        real, source = find(side)
+        real, source = reference(options.reference, extractor, side, *kept)
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
         made = {"samples": options.samples, "resize": options.resize}
         yield report(GFID, extractor, real, fake, source, **made)
@@ -188,7 +201,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     prompts = list(itertools.islice(itertools.cycle(prompts), options.images))
     side = options.resize or module.image_size
     ImageSet(extractor, options.images, name="--images")  # fails at once for too few
-    real, source = find(side)
+    real, source = reference(options.reference, extractor, side, *kept)
     sweep = list(itertools.product(*(options[name] for name in SWEPT)))
     for values in sweep:
         sampling = parsing.sampling_of(options, **dict(zip(SWEPT, values, strict=True)))
@@ -203,7 +216,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         fake = _drawn(module, extractor, requests, options.batch_size, side, file)
         yield report(
             GFID, extractor, real, fake, source,
-            sampling=sampling, seed=options.seed, checkpoint=options.checkpoint,
+            **asdict(sampling), seed=options.seed, checkpoint=options.checkpoint,
             image_size=module.image_size, resize=options.resize, prompts=options.prompts,
             precision=options.precision,
         )  # fmt: skip
@@ -220,12 +233,11 @@ def _drawn(
     """The summary of generated images; those that the file has already are not drawn again."""
     if file is not None and file.path.exists():
         return summarise(open_images(str(file.path)), extractor, batch_size, str(file.path))
-    rank, total, seen = current_rank(), len(requests), 0
+    rank, total, seen = current_rank(), len(requests), 0  # a bar that is disabled does not count
     made = ImageSet(extractor, total)
     done = 0 if file is None else file.done  # before any rank adds to it
-    turns = draw_in_turn(
-        module, requests, batch_size, rank.index, rank.count, lambda numbers: numbers[-1] < done
-    )
+    share = (batch_size, rank.index, rank.count)
+    turns = draw_in_turn(module, requests, *share, lambda numbers: numbers[-1] < done)
     with progress("sampling", total) as bar:
         try:
             for numbers, images in turns:
@@ -236,9 +248,9 @@ def _drawn(
                 elif file is not None and first != NO_IMAGE:
                     made.update(file.read(first, numbers[-1] + 1), torch.tensor(numbers))
                 if file is not None:
-                    for part in gathered(None if new is None else (first, new.cpu())):
-                        if part is not None:  # in the order of their numbers
-                            file.write(*part)
+                    parts = _gathered(None if new is None else (first, new.cpu()))
+                    for part in filter(None, parts):  # in the order of their numbers
+                        file.write(*part)
                 seen = min(seen + batch_size * rank.count, total)
                 bar.update(seen - bar.n)
         except KeyboardInterrupt:
@@ -250,6 +262,15 @@ def _drawn(
     if file is not None and rank.index == 0:
         file.finish()
     return made.compute()
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The values of all ranks on the first one, an empty list on the others; all must call this."""
+    rank = current_rank()
+    values = [value] * rank.count if rank.index == 0 else None
+    if rank.count > 1:
+        dist.gather_object(value, values)
+    return values or []
 
 
 def table(reports: list[dict[str, Any]]) -> str:

@@ -39,11 +39,10 @@ class Plan(CommandLine):
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         sharded = isinstance(trainer.strategy, (ModelParallelStrategy, FSDPStrategy))
         sharded = sharded or str(trainer.strategy).startswith("fsdp")
-        data = self.datamodule
         precision = str(trainer.precision or "32-true")
         accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
-        batch_size = data.train_batch(gpus, accumulate)
-        step = estimate_step(self.model, batch_size, data.image_size, precision, sharded)
+        batch_size, size = self.datamodule.train_batch(gpus, accumulate), self.datamodule.image_size
+        step = estimate_step(self.model, batch_size, size, precision, sharded)
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
         lines = per_device(step, gpus, sharded, averaged)
         used, memory = sum(lines.values()) / GIB, self.config_init.memory

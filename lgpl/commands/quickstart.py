@@ -106,8 +106,7 @@ def _resume(checkpoint: Path) -> tuple[str, ...]:
 
 def _run(*command: str) -> None:
     print(f"\n$ lgpl {shlex.join(command)}", flush=True)
-    status = subprocess.run([sys.executable, "-m", "lgpl.cli", *command]).returncode
-    if status:
+    if status := subprocess.run([sys.executable, "-m", "lgpl.cli", *command]).returncode:
         raise UserError(f"the command above ended with status {status}; what was made is kept.")
 
 

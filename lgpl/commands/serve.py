@@ -80,10 +80,9 @@ def _limits(options: Namespace) -> Limits:
     if options.no_token and token is not None:
         raise UserError("--no-token excludes a token; leave --token and LGPL_TOKEN out")
     if token is None and not is_local and not options.no_token:
-        raise UserError(
-            f"--host must be a loopback address without a token, got {options.host!r}; set "
-            "LGPL_TOKEN in the environment, or give --no-token to let other machines in"
-        )
+        said = f"--host must be a loopback address without a token, got {options.host!r}"
+        ways = "set LGPL_TOKEN in the environment, or give --no-token to let other machines in"
+        raise UserError(f"{said}; {ways}")
     if options.token is not None:
         warning = "the process list shows --token; set LGPL_TOKEN in the environment."
         print(f"lgpl: warning: {warning}", file=sys.stderr)

@@ -96,10 +96,8 @@ class CommandLine(cli.LightningCLI):
                 # The Trainer reads a folder only with the strategy that wrote it, if at all.
                 config["ckpt_path"], self.evaluated = None, str(path)
             elif is_exported(path):
-                raise UserError(
-                    f"--ckpt_path: {path} holds weights and no run to go on with; start from them "
-                    "with --model.init_args.init_from."
-                )
+                said = f"--ckpt_path: {path} holds weights and no run to go on with"
+                raise UserError(f"{said}; start from them with --model.init_args.init_from.")
 
     def _parse_ckpt_path(self) -> None:
         """Disabled: Lightning would take the model's class from a checkpoint's hyperparameters."""
@@ -133,10 +131,7 @@ class CommandLine(cli.LightningCLI):
         path = self.of_command.get("ckpt_path")
         strategy = self.trainer and self.trainer.strategy
         unpickles = isinstance(strategy, (FSDPStrategy, ModelParallelStrategy))
-        unpickles = unpickles or bool(path and is_sharded(path))
-        if path and unpickles and not isinstance(strategy, ShardedStrategy):
-            raise UserError(
-                f"--ckpt_path: {path} cannot be read by {type(strategy).__name__}, which would run "
-                "what a sharded checkpoint holds; add -c configs/trainer/fsdp.yaml, whose strategy "
-                "is lgpl.training.ShardedStrategy."
-            )
+        if path and (unpickles or is_sharded(path)) and not isinstance(strategy, ShardedStrategy):
+            danger = f"{type(strategy).__name__}, which would run what a sharded checkpoint holds"
+            add = "-c configs/trainer/fsdp.yaml, whose strategy is lgpl.training.ShardedStrategy"
+            raise UserError(f"--ckpt_path: {path} cannot be read by {danger}; add {add}.")

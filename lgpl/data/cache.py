@@ -1,9 +1,7 @@
-"""The folder of fetched shards that all processes of a machine share.
-
-What lies in it is read as training data, so it belongs to this user alone: nobody else can write
-to it, links in it are not followed, and a shard counts only with the record of its own fetching.
-The cache knows its files by names that no other program gives, and touches no others.
-"""
+"""The folder of fetched shards that all processes of a machine share. What lies in it is read as
+training data, so it belongs to this user alone: nobody else can write to it, links in it are not
+followed, and a shard counts only with the record of its own fetching. The cache knows its files by
+names that no other program gives, and touches no others."""
 
 import errno
 import hashlib
@@ -54,10 +52,8 @@ class ShardCache:
             fault, cure = f"has mode {mode:o}", f"run `chmod 700 {self.folder}`"
         else:
             return
-        raise UserError(
-            f"data.store.cache: {self.folder} {fault}, so that others could put anything there; "
-            f"{cure}."
-        )
+        risk = "so that others could put anything there"
+        raise UserError(f"data.store.cache: {self.folder} {fault}, {risk}; {cure}.")
 
     def make(self) -> None:
         """Make the folder for this user alone, and `check` it."""
@@ -74,8 +70,7 @@ class ShardCache:
     def open(self, url: str) -> BinaryIO | None:
         """A kept shard opened to read; None where there is none, or it is not as it was fetched."""
         place = self._place(url)
-        file = _open_own(place)
-        if file is not None:
+        if (file := _open_own(place)) is not None:
             record, size = _read_record(_beside(place)), os.fstat(file.fileno()).st_size
             if record.get("url") == _digest(url) and record.get("size") == size:
                 os.utime(file.fileno())  # used now

@@ -21,9 +21,8 @@ CODE_TYPES = ("uint16", "uint32")  # of stored codes, by the size of the codeboo
 
 
 class ShardDataModule(pl.LightningDataModule):
-    """Streams shards to the tokenizer and the generator.
-
-    Shards are paths, braces, globs, URLs (http, s3, gs, ...) or index files, see `lgpl data index`.
+    """Streams shards to the tokenizer and the generator: paths, braces, globs, URLs (http, s3, gs,
+    ...) or index files, see `lgpl data index`.
 
     Args:
         train: training shards; a mapping of patterns to weights mixes data sets, each drawn so
@@ -133,10 +132,8 @@ class ShardDataModule(pl.LightningDataModule):
             return self.batch_size
         batch, rest = divmod(self.global_batch, ranks * accumulate)
         if rest or not batch:
-            raise UserError(
-                f"data.global_batch: {self.global_batch} does not divide by {ranks} ranks x "
-                f"{accumulate} accumulated batches."
-            )
+            by = f"{ranks} ranks x {accumulate} accumulated batches"
+            raise UserError(f"data.global_batch: {self.global_batch} does not divide by {by}.")
         return batch
 
     def train_dataloader(self) -> TrainLoader:
@@ -149,11 +146,10 @@ class ShardDataModule(pl.LightningDataModule):
         counts, faults = self._counted("train")
         for count in counts:
             if (total := sum(count.values())) < partitions:
-                raise UserError(
-                    f"{len(count)} training shards with {total} samples hold too few samples for "
-                    f"{partitions} readers (ranks x workers): lower num_workers or add samples"
-                    f"{''.join(f'; {fault}' for fault in faults)}."
-                )
+                held = f"{len(count)} training shards with {total} samples"
+                few = f"too few samples for {partitions} readers (ranks x workers)"
+                cure = "; ".join(["lower num_workers or add samples", *faults])
+                raise UserError(f"{held} hold {few}: {cure}.")
         # Samples of a partition's turn: with one partition for each worker a turn is a batch.
         turn = max(1, batch_size * rank.count * max(1, self.num_workers) // partitions)
         settings = partitions, self.shuffle, self.seed, turn
@@ -161,10 +157,8 @@ class ShardDataModule(pl.LightningDataModule):
         weights = [*train.values()] if isinstance(train, dict) else [1.0]
         batches = self.epoch_samples and self.epoch_samples // (batch_size * rank.count)
         if batches == 0:
-            raise UserError(
-                f"data.epoch_samples: {self.epoch_samples} is less than one batch of "
-                f"{batch_size} on each of {rank.count} ranks."
-            )
+            least = f"one batch of {batch_size} on each of {rank.count} ranks"
+            raise UserError(f"data.epoch_samples: {self.epoch_samples} is less than {least}.")
         listing = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
         fingerprint = hex(seed_of(listing, weights, self.shuffle, self.seed))
         samples = self._samples("train", [path for count in counts for path in count])
@@ -224,10 +218,9 @@ class ShardDataModule(pl.LightningDataModule):
             ):
                 found = made_by.get(name)
                 if found and any(accepted) and found not in accepted:
-                    raise UserError(
-                        f"data.{split}: {path} holds codes of the {name} {found}, but {whose} is "
-                        f"{' or '.join(map(str, accepted))}: give that one, or encode again."
-                    )
+                    known = " or ".join(map(str, accepted))
+                    fault = f"{path} holds codes of the {name} {found}, but {whose} is {known}"
+                    raise UserError(f"data.{split}: {fault}: give that one, or encode again.")
 
     def _samples(self, split: str, shards: list[str]) -> Samples:
         training = split == "train"
@@ -247,6 +240,5 @@ class ShardDataModule(pl.LightningDataModule):
         return Samples(shards, decoder, self.store, self.seed, self._text_length, kept, copies)
 
     def _rank(self) -> Rank:
-        if self.trainer is None:
-            return Rank()
-        return Rank(self.trainer.global_rank, self.trainer.world_size)
+        trainer = self.trainer
+        return Rank(trainer.global_rank, trainer.world_size) if trainer else Rank()

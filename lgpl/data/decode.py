@@ -16,7 +16,6 @@ from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import members, transforms
 from lgpl.data.filters import Filter
 from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, guarded, member
-from lgpl.data.transforms import to_uint8
 from lgpl.text.padding import left_pad
 
 Field = Literal["image", "caption", "class", "codes", "text"]
@@ -126,13 +125,13 @@ class SampleDecoder:
 
     def _image(self, data: bytes, rng: random.Random) -> Tensor:
         if self.augment:
-            pixels = to_uint8(transforms.random_crop(data, self.image_size, rng))
+            pixels = transforms.to_uint8(transforms.random_crop(data, self.image_size, rng))
             return pixels.flip(-1) if self.flip and rng.random() < 0.5 else pixels
         image = transforms.open_image(data)
         if not self.ten_crop:
-            return to_uint8(transforms.center_crop(image, self.image_size))
+            return transforms.to_uint8(transforms.center_crop(image, self.image_size))
         views = [transforms.ten_crops(image, self.image_size, scale) for scale in self.ten_crop]
-        return torch.stack([to_uint8(view) for view in itertools.chain(*views)])
+        return torch.stack([transforms.to_uint8(view) for view in itertools.chain(*views)])
 
     def _class(self, data: bytes) -> int:
         try:
@@ -148,15 +147,11 @@ class SampleDecoder:
         """One view's codes of the array [views, depth, rows, columns] or [rows, columns]."""
         codes = members.read_array(data, "codes")
         if codes.ndim == 3:
-            raise BadSample(
-                f"codes {members.describe(codes)} that do not say whether the first dimension is "
-                "views or depth: store [views, depth, rows, columns]"
-            )
+            said = f"codes {members.describe(codes)} that do not say whether the first dimension is"
+            raise BadSample(f"{said} views or depth: store [views, depth, rows, columns]")
         if codes.ndim not in (2, 4) or codes.dtype.kind not in "iu":
-            raise BadSample(
-                "codes that are no integers [views, depth, rows, columns] or [rows, columns] but "
-                f"{members.describe(codes)}"
-            )
+            said = "codes that are no integers [views, depth, rows, columns] or [rows, columns]"
+            raise BadSample(f"{said} but {members.describe(codes)}")
         if codes.ndim == 4:
             codes = codes[rng.randrange(len(codes)) if self.augment and len(codes) > 1 else 0]
         *depth, rows, columns = codes.shape
@@ -173,18 +168,13 @@ class SampleDecoder:
 
     def _text(self, data: bytes) -> Tensor:
         features = members.read_array(data, "text features")
+        said, wanted = members.describe(features), self.text_features
         if features.ndim != 2 or features.dtype.kind != "f":
-            raise BadSample(
-                f"text features that are no floats [length, width] but {members.describe(features)}"
-            )
-        if self.text_features is not None and features.shape[1] != self.text_features:
-            raise BadSample(
-                f"text features {features.shape[1]} wide where the model takes {self.text_features}"
-            )
+            raise BadSample(f"text features that are no floats [length, width] but {said}")
+        if wanted is not None and (width := features.shape[1]) != wanted:
+            raise BadSample(f"text features {width} wide where the model takes {wanted}")
         if features.size > MOST_FEATURES:
-            raise BadSample(
-                f"text features of {members.describe(features)}, more than {MOST_FEATURES}"
-            )
+            raise BadSample(f"text features of {said}, more than {MOST_FEATURES}")
         with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite
             features = features.astype(np.float32)
         if not np.isfinite(features).all():

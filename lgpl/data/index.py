@@ -1,10 +1,8 @@
 """How many samples each shard holds: from an index file, img2dataset's statistics, or the headers.
-
 An index is a JSON file, `{"lgpl_index": 1, "shards": {"00000.tar": 9871, ...}}`, with the shards'
 names relative to its own place. It stands for its shards wherever a list of shards is wanted. One
 that was fetched is a stranger's: its names could otherwise have any file of this machine read into
-the training data, or run commands.
-"""
+the training data, or run commands."""
 
 import functools
 import json
@@ -52,9 +50,7 @@ def counted(
     shards: Mapping[str, int | None], what: str, store: Store
 ) -> tuple[dict[str, int], list[str]]:
     """Samples of each of the `named` shards, and what is wrong with shards, logged under `what`.
-
-    Those that no index counts are counted by img2dataset's statistics beside them or by headers.
-    """
+    Those that no index counts are counted by img2dataset's statistics beside them or by headers."""
     unknown = [path for path, number in shards.items() if number is None]
     many = len(unknown) >= MANY
     if many:
@@ -140,11 +136,10 @@ def place_of(name: str, index: str, allow_local: bool) -> str:
     remote index names what it may not, such as, without `allow_local`, a local file."""
     is_remote, is_local = is_url(index) and scheme(index) not in LOCAL, _is_local(name)
     if is_remote and not (_is_allowed(name, index) or (allow_local and is_local)):
-        local = " or set data.store.allow_local" if is_local else ""
-        raise UserError(
-            f"{index}: the entry {name!r} is not read from a remote index, which may name shards "
-            f"in or below its own folder and http(s)://, s3:// and gs:// URLs; correct it{local}."
-        )
+        cure = "correct it or set data.store.allow_local" if is_local else "correct it"
+        allowed = "shards in or below its own folder and http(s)://, s3:// and gs:// URLs"
+        fault = f"the entry {name!r} is not read from a remote index, which may name {allowed}"
+        raise UserError(f"{index}: {fault}; {cure}.")
     if is_url(name) or name.startswith("/"):
         return name
     place = index.partition("?")[0] if scheme(index) in HTTP else index

@@ -92,10 +92,7 @@ def _joined(parts: list[tuple[Batch, slice]]) -> Batch:
 @dataclass(eq=False)
 class TrainLoader:
     """Batches without end, from this rank's partitions in turn; a checkpoint can go on after any.
-
-    The sequence of samples depends on the partitions alone: the number of workers, and what they
-    have made in advance, make no difference.
-    """
+    Samples depend on the partitions alone, not on the workers or what these have made ahead."""
 
     samples: Samples
     mixture: Mixture

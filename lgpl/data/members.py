@@ -1,7 +1,5 @@
 """Bytes of a sample's members -> what they hold: text, JSON, arrays; nothing that executes.
-
-Whatever is wrong with a member becomes a `BadSample` here, so that no sample ends a run.
-"""
+Whatever is wrong with a member becomes a `BadSample` here, so that no sample ends a run."""
 
 import functools
 import io

@@ -179,10 +179,8 @@ class PartitionState(NamedTuple):
 
 @dataclass
 class Mixture:
-    """Several data sets as one: every sample of a partition comes from one drawn by weight.
-
-    Each data set has epochs of its own, and none repeats a sample before it has given all.
-    """
+    """Several data sets as one: every sample of a partition comes from one drawn by weight. Each
+    data set has epochs of its own, and none repeats a sample before it has given all."""
 
     orders: Sequence[Order]  # of each data set, all with the same partitions
     weights: Sequence[float]  # how often each is drawn, in any unit

@@ -1,8 +1,6 @@
-"""What a shard list is: expanded from patterns, counted, opened, read.
-
-A shard is a tar file (optionally compressed) in webdataset's layout: members KEY.EXT, those of one
-sample next to each other. Nothing in a shard is executed or unpickled here.
-"""
+"""Shards, expanded from patterns, opened and read: tar files (optionally compressed) in
+webdataset's layout, members KEY.EXT with those of one sample next to each other. Nothing in a shard
+is executed or unpickled here."""
 
 import glob
 import os

@@ -1,8 +1,6 @@
-"""Shards from anywhere as local files: paths as they are, URLs through a cache on this machine.
-
-A remote shard is fetched whole, once for all processes of a machine, and appears in the cache under
-its name only when it is complete; so a connection that breaks costs a new try and never a sample.
-"""
+"""Shards from anywhere as local files: paths as they are, URLs through a cache on this machine. A
+remote shard is fetched whole, once for all processes of a machine, and appears in the cache only
+when it is complete; so a connection that breaks costs a new try and never a sample."""
 
 import functools
 import io
@@ -60,10 +58,8 @@ class Store:
         """Refuse, with a `UserError`, a `pipe:` without `allow_pipe`, and where a URL would come
         through a cache that others can write to."""
         if scheme(path) == "pipe" and not self.allow_pipe:
-            raise UserError(
-                f"{path!r}: pipe: would run a shell command and is not read; give a path or a URL, "
-                "or set data.store.allow_pipe."
-            )
+            cure = "give a path or a URL, or set data.store.allow_pipe"
+            raise UserError(f"{path!r}: pipe: would run a shell command and is not read; {cure}.")
         if is_url(path):
             self._cache.check()
 
@@ -132,9 +128,8 @@ class Store:
             except Exception as error:  # what a store's client raises is its own affair
                 reason = str(error) or type(error).__name__
                 if number == self.retries:
-                    raise Unreachable(
-                        f"not fetched after {number + 1} tries, the last: {reason}"
-                    ) from error
+                    said = f"not fetched after {number + 1} tries, the last: {reason}"
+                    raise Unreachable(said) from error
                 pause = min(LONGEST_PAUSE, 0.5 * 2**number) * random.uniform(0.5, 1)
                 log.info("%s: %s; again in %.1f s", url, reason, pause)
                 time.sleep(pause)

@@ -1,12 +1,8 @@
-"""Requests -> chunks: what the workers do, and what is asked of them.
-
-A request names samples by their place; a chunk is what became of them. The workers keep no state of
-their own, so that any of them can answer any request, and a dead one costs nothing but time.
-"""
+"""Requests, which name samples by their place, and chunks, what became of them. The workers keep no
+state of their own: any of them can answer any request, and a dead one costs nothing but time."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import random
@@ -15,7 +11,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -37,7 +33,6 @@ log = logging.getLogger(__name__)
 Batch = dict[str, Any]
 DEATHS = 5  # of workers without a chunk in between, after which it is no accident
 JUDGED_FROM = 1000  # samples; the share of bad ones among fewer says little
-COPIED = ("txt", "cls", "json")  # members that a code shard takes over, beside other captions
 
 
 @dataclass(frozen=True)
@@ -92,10 +87,10 @@ class Samples(Dataset):
 
     def __post_init__(self) -> None:
         self._open = OpenShards(self.store, self.keep_open)
-        self._copied = {*COPIED, *self.decoder.captions} if self.copies else set()
+        texts = {"txt", "cls", "json", *self.decoder.captions}
+        self._copied = texts if self.copies else set()
 
     def __getitem__(self, request: ReadRequest) -> Chunk:
-        """Decode what a request names."""
         for shard in request.ahead:
             self.store.prefetch(self.shards[shard])
         chunk, samples = Chunk(), []
@@ -120,29 +115,26 @@ class Samples(Dataset):
         for sample in self._sound(self.decoder, causes):
             if self.decoder.shapes(sample) == self._shapes:
                 return sample
-        raise UserError(
-            f"No usable sample in the validation shards: {'; '.join(causes) or 'they are empty'}."
-        )
+        why = "; ".join(causes) or "they are empty"
+        raise UserError(f"No usable sample in the validation shards: {why}.")
 
     @cached_property
     def _shapes(self) -> Shapes:
         """Those that the model leaves open, as the first sound sample of the list has them, and so
         the same on all ranks and in any order; empty where there is none."""
         fields = self.decoder.open_shapes
-        decoder = dataclasses.replace(self.decoder, fields=fields, augment=False, filter=Filter())
+        decoder = replace(self.decoder, fields=fields, augment=False, filter=Filter())
         return next(map(decoder.shapes, self._sound(decoder, {})), {})
 
     def _sound(self, decoder: SampleDecoder, causes: dict[str, None]) -> Iterator[Sample]:
         """What can be decoded of the list; why other samples cannot is added to `causes`."""
         for path in self.shards:
             with closing(Shard(path, self.store)) as shard:
-                for place in itertools.count():
+                for place in itertools.takewhile(shard.reach, itertools.count()):
                     try:
                         yield decoder(shard.read(place, decoder.members), random.Random(0))
                     except (BadSample, Unwanted) as error:
                         causes[str(error)] = None
-                    except IndexError:
-                        break
                 if shard.damage:
                     causes[f"{path}: {shard.damage}"] = None
 
@@ -170,10 +162,8 @@ class Samples(Dataset):
 
 def every_sample_once(counts: Sequence[int], rank: Rank, batch_size: int) -> list[ReadRequest]:
     """Requests of one rank, which takes a contiguous range of the samples, for each exactly once.
-
     All ranks get batches of the same number and sizes; where ranges are uneven, the last batch has
-    a slot without a sample.
-    """
+    a slot without a sample."""
     order = Order(counts, rank.count)
     per_rank = -(-order.total // rank.count)
     mine = order.length(0, rank.index)
@@ -218,17 +208,14 @@ class SkippedCounts:
         if self.max_bad is None or not self.skipped:
             return
         cause, count = self.skipped.most_common(1)[0]
+        most = f"most often ({count} times): {cause}"
         if not self.good and self.skipped.total() >= self.one_pass:
-            raise UserError(
-                f"No usable sample in the {self.split} shards; most often ({count} times): "
-                f"{cause}, such as {self._where[cause]}."
-            )
+            such = f"such as {self._where[cause]}"
+            raise UserError(f"No usable sample in the {self.split} shards; {most}, {such}.")
         judged = self.good + self.bad
         if judged >= JUDGED_FROM and self.bad > self.max_bad * judged:
-            raise UserError(
-                f"{self.bad} of {judged} {self.split} samples are bad, more than data.max_bad, "
-                f"{self.max_bad:g}, allows; most often ({count} times): {cause}."
-            )
+            share = f"{self.bad} of {judged} {self.split} samples are bad"
+            raise UserError(f"{share}, more than data.max_bad, {self.max_bad:g}, allows; {most}.")
 
     def count(self, cause: str, where: str) -> None:
         self._where[cause] = where
@@ -266,10 +253,8 @@ def answered(
             deaths += 1
             skipped.count("worker killed", "another reads its samples again, none is lost")
             if deaths == DEATHS:
-                raise UserError(
-                    "The data workers are killed again and again, most likely for want of "
-                    "memory: lower data.num_workers or data.shuffle."
-                ) from error
+                cause = "most likely for want of memory: lower data.num_workers or data.shuffle."
+                raise UserError(f"The data workers are killed again and again, {cause}") from error
 
 
 def _loaded(samples: Samples, workers: int, requests: Iterator[ReadRequest]) -> Iterator[Chunk]:

@@ -1,9 +1,7 @@
-"""Where the samples of a tar file lie, read from its headers alone.
-
-So a reader touches nothing that another one trains on. Nothing is unpacked, and no name in a tar
-ever becomes a path. The headers are parsed here because `tarfile` spends 20 microseconds on each,
-more than all the rest that a sample of codes costs. POSIX ustar, pax and GNU long names are read.
-"""
+"""Where the samples of a tar file lie, read from its headers alone, so that a reader touches
+nothing that another one trains on. Nothing is unpacked, and no name in a tar ever becomes a path.
+POSIX ustar, pax and GNU long names are parsed here because `tarfile` spends 20 microseconds on a
+header, more than all the rest that a sample of codes costs."""
 
 import os
 import sys
@@ -25,11 +23,9 @@ class DamagedTar(ValueError):
 
 
 class Table:
-    """The samples of a tar file: runs of members KEY.EXT with the same KEY.
-
-    Headers are read as far as they are asked for. A damaged file has the samples before the damage;
-    the one that the damage cuts is left out. Without a file (its descriptor) there are none.
-    """
+    """The samples of a tar file, runs of members KEY.EXT with the same KEY; headers are read as far
+    as they are asked for. A damaged file has the samples before the damage; the one that the damage
+    cuts is left out. Without a file (its descriptor) there are none."""
 
     def __init__(self, file: int | None, damage: str | None = None) -> None:
         self.damage = damage  # why the file ends early, as far as it has been read
@@ -37,8 +33,7 @@ class Table:
         self.keys: list[str] = []  # of the samples whose headers have been read so far
         self._first = array("q")  # member of each sample, and one entry more at the end
         self._extensions: list[str] = []
-        self._offsets = array("q")
-        self._sizes = array("q")
+        self._offsets, self._sizes = array("q"), array("q")
         self._members = None if file is None else self._scan(file)
 
     def __len__(self) -> int:

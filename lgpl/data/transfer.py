@@ -31,11 +31,9 @@ def scheme(path: str) -> str:
 
 
 def transfer(url: str, to: BinaryIO, timeout: float) -> str | None:
-    """Write the whole body of a URL to a new file and give its ETag, where the server has one.
-
-    An Unreachable where another try would not help, such as for what is not there; anything else
-    that the store's client raises may pass.
-    """
+    """Write the whole body of a URL to a new file and give its ETag, where the server has one; an
+    Unreachable where another try would not help, such as for what is not there. Anything else that
+    the store's client raises may pass."""
     kind = scheme(url)
     if kind in HTTP:
         size, etag = _http(url, to, timeout)
@@ -79,7 +77,7 @@ def _http(url: str, to: BinaryIO, timeout: float) -> tuple[int | None, str | Non
         if error.code < 500 and error.code not in BUSY:
             raise Unreachable(f"the server answers {error.code} {error.reason}") from error
         raise
-    except http.client.InvalidURL as error:
+    except (http.client.InvalidURL, ValueError) as error:
         raise Unreachable(f"no URL ({error})") from error
     return size and int(size), etag
 
@@ -88,10 +86,7 @@ def _request(url: str) -> urllib.request.Request:
     """Spaces and letters of any language are written as servers know them, and `user:password@`,
     which urllib takes for a host, goes into a header that no redirect hands on."""
     url = urllib.parse.quote(url, safe=string.punctuation)
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise Unreachable(f"no URL ({error})") from error
+    parts = urllib.parse.urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     if not user:
         return urllib.request.Request(url)

@@ -1,8 +1,6 @@
-"""Images to tensors: decode, crop, to [-1, 1]; Pillow and torch, no torchvision.
-
-Evaluation and code extraction decode in full and crop as the field's reference statistics were
-made: `open_image`, then `center_crop` or `ten_crops`. Training is a little less exact, but faster.
-"""
+"""Images to tensors: decode, crop, to [-1, 1]; Pillow and torch, no torchvision. Evaluation and
+code extraction decode in full and crop as the field's reference statistics were made: `open_image`,
+then `center_crop` or `ten_crops`. Training is a little less exact, but faster."""
 
 import io
 import random
@@ -31,11 +29,9 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
-    """The middle of the image that was scaled to cover `size` (height, width), and no more.
-
-    As ADM's reference batches (arXiv 2105.05233) and LlamaGen's own were made: both sides are
-    halved by averaging while they are twice as long as wanted, what is left is bicubic.
-    """
+    """The middle of the image that was scaled to cover `size` (height, width), and no more. As
+    ADM's reference batches (arXiv 2105.05233) and LlamaGen's own were made, both sides are halved
+    by averaging while they are twice as long as wanted, what is left is bicubic."""
     height, width = size
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -49,12 +45,10 @@ def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
 
 
 def ten_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.Image]:
-    """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`): top
-    left, top right, bottom left, bottom right, centre, then the same five flipped horizontally.
-
-    They lie in the centre crop of `scale` x `size` (height, width): the ends of a long image, which
-    no evaluation looks at, are not learned from either. The paper's scales are `TEN_CROP_SCALES`.
-    """
+    """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`, with
+    `TEN_CROP_SCALES`): top left, top right, bottom left, bottom right, centre, then the same
+    five flipped horizontally. They lie in the centre crop of `scale` x `size` (height, width): the
+    ends of a long image, which no evaluation looks at, are not learned from either."""
     height, width = size
     middle = center_crop(image, (int(height * scale), int(width * scale)))
     right, bottom = middle.width - width, middle.height - height
@@ -67,11 +61,9 @@ def random_crop(
     data: bytes, size: ImageSize, rng: random.Random, largest: float = LARGEST_RATIO
 ) -> Image.Image:
     """A random crop of `size` (height, width) of the encoded image, as `open_image` would give it,
-    that was scaled to cover between 1 and `largest` times `size`.
-
-    For training only: a JPEG is decoded at the lowest resolution of its DCT that is enough, and one
-    resampling both scales and crops. The crop lies where it would, but its pixels differ a little.
-    """
+    that was scaled to cover between 1 and `largest` times `size`. For training only: a JPEG is
+    decoded at the lowest resolution of its DCT that is enough, and one resampling both scales and
+    crops. The crop lies where it would, but its pixels differ a little."""
     image = _open(data)
     full, (height, width) = image.size, size
     short = rng.randint(min(size), round(min(size) * largest))

@@ -1,7 +1,5 @@
-"""Samples -> shards, under keys that do no harm.
-
-One from elsewhere such as `../../home/me/x` would lead whoever unpacks the shard out of the folder.
-"""
+"""Samples -> shards, under keys that do no harm: one from elsewhere such as `../../home/me/x` would
+lead whoever unpacks the shard out of the folder."""
 
 import hashlib
 import re
@@ -82,10 +80,8 @@ def remove_left(paths: Sequence[Path]) -> None:
 
 def clean_key(key: str) -> str:
     """The key as a path that stays below the folder it is unpacked into, and reads back as it is.
-
     What leads elsewhere, what no file name holds, and dots in the last part, where a key ends with
-    the first, become `_`; a key too long for a path becomes its end and a digest.
-    """
+    the first, become `_`; a key too long for a path becomes its end and a digest."""
     *folders, last = ("_" if part == ".." else FORBIDDEN.sub("_", part) for part in key.split("/"))
     folders = [part for part in folders if part not in ("", ".")]
     cleaned = DRIVE.sub(r"\1_", "/".join([*folders, last.replace(".", "_") or "_"]))

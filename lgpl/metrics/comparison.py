@@ -11,8 +11,6 @@ from lgpl.errors import UserError
 from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary, Gaussian
 
-ROWS = 1024  # of a block of distances
-
 
 def compute_metrics(
     real: FeatureSummary, fake: FeatureSummary, extractor: Extractor
@@ -20,10 +18,8 @@ def compute_metrics(
     """Every metric of `fake` against `real` that both allow; a UserError where features differ."""
     have, want = len(real.pooled.mean), len(fake.pooled.mean)
     if have != want:
-        raise UserError(
-            f"The reference is of {have} features, those of {extractor.name} are {want}; make it "
-            "with the same extractor."
-        )
+        said = f"The reference is of {have} features, those of {extractor.name} are {want}"
+        raise UserError(f"{said}; make it with the same extractor.")
     found = {"FID": frechet_distance(real.pooled, fake.pooled)}
     if real.spatial is not None and fake.spatial is not None:
         found["sFID"] = frechet_distance(real.spatial, fake.spatial)
@@ -46,8 +42,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     product = root @ b.covariance @ root
     trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    distance = (mean - b.mean).square().sum()
-    distance = distance + covariance.trace() + b.covariance.trace() - 2 * trace
+    means = (mean - b.mean).square().sum()
+    distance = means + covariance.trace() + b.covariance.trace() - 2 * trace
     return max(0.0, distance.item())
 
 
@@ -104,4 +100,4 @@ def _radii(features: Tensor, k: int) -> Tensor:
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """Of the rows of a, a block at a time, from all of b."""
-    return (torch.cdist(rows.double(), b.double()) for rows in a.split(ROWS))
+    return (torch.cdist(rows.double(), b.double()) for rows in a.split(1024))

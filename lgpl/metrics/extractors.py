@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lgpl.codes import ImageSize
 from lgpl.data.transforms import normalize
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 from lgpl.lazy import needs
 
 INCEPTION = "inception"
@@ -69,12 +69,9 @@ class Extractor(nn.Module):
 
 
 class EfficientNetLite0(Extractor):
-    """Features of an ImageNet classifier that comes as a PyPI package; D = 1280.
-
-    It stands in for FID's Inception where that cannot be fetched: metrics from it carry its name
-    and are not comparable with Inception's. Images are scaled to `size` pixels a side; the
-    classifier was trained at 224, and another size is another extractor.
-    """
+    """Features of an ImageNet classifier that comes as a PyPI package, which stands in for FID's
+    Inception where that cannot be fetched; D = 1280. Images are scaled to `size` pixels a side; it
+    was trained at 224, and another size is another extractor."""
 
     def __init__(self, size: int = 224) -> None:
         super().__init__()
@@ -127,27 +124,23 @@ class Inception(Extractor):
 
     def __init__(self) -> None:
         super().__init__()
-        other = ", or take another extractor, such as effnet-lite0"
-        needs("FID's Inception", "torch-fidelity", "fid", other)
-        try:
+        other = "take another extractor, such as effnet-lite0"
+        needs("FID's Inception", "torch-fidelity", "fid", f", or {other}")
+        said = f"torch-fidelity cannot be imported; {other}"
+        with as_user_error(said, ImportError, RuntimeError):  # a torchvision for another torch
             from torch_fidelity import feature_extractor_inceptionv3 as port
-        except (ImportError, RuntimeError) as error:  # a torchvision for another torch
-            raise UserError(f"torch-fidelity cannot be imported ({error}){other[1:]}.") from error
         wanted, url = ["2048", "logits_unbiased"], port.URL_INCEPTION_V3
         path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
         try:
             self.net = port.FeatureExtractorInceptionV3("inception-v3-compat", wanted)
         except OSError as error:
-            raise UserError(
-                f"The weights of FID's Inception cannot be fetched ({error}) and are not at "
-                f"{path}; fetch them with: curl -L --create-dirs -o {path} {url}"
-            ) from error
+            said = f"cannot be fetched ({error}) and are not at {path}"
+            way = f"fetch them with: curl -L --create-dirs -o {path} {url}"
+            raise UserError(f"The weights of FID's Inception {said}; {way}") from error
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"{path} does not hold the weights of FID's Inception ({reason}); remove it, and "
-                f"it is fetched again from {url}."
-            ) from error
+            said = f"{path} does not hold the weights of FID's Inception ({reason})"
+            raise UserError(f"{said}; remove it, and it is fetched again from {url}.") from error
         # `mixed_6/conv` of TensorFlow's graph is the 1x1 branch of the port's fourth 17x17 block.
         self.freeze(self.net.Mixed_6d.branch1x1)
 
@@ -169,12 +162,10 @@ class ModuleFeatures(Extractor):
 
     @torch.inference_mode()
     def features(self, image: Tensor) -> Features:
-        found = self.module(image)
-        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(image):
+        found, n = self.module(image), len(image)
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != n:
             shape = [*found.shape] if isinstance(found, Tensor) else type(found).__name__
-            raise UserError(
-                f"extractor: {self.name} gives {shape} for {len(image)} images, not [N, D]."
-            )
+            raise UserError(f"extractor: {self.name} gives {shape} for {n} images, not [N, D].")
         return Features(found)
 
 
@@ -191,10 +182,8 @@ def load_extractor(name: str) -> Extractor:
     except UserError:
         raise
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(
-            f"extractor: {name} is neither inception, effnet-lite0 nor the path of a class that "
-            f"is built without arguments ({error})."
-        ) from error
+        said = f"extractor: {name} is neither inception, effnet-lite0 nor the path of a class"
+        raise UserError(f"{said} that is built without arguments ({error}).") from error
     if not isinstance(built, nn.Module):
         raise UserError(f"extractor: {name} is no nn.Module.")
     return built if isinstance(built, Extractor) else ModuleFeatures(built)

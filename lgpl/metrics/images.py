@@ -26,9 +26,8 @@ from lgpl.data.index import counted, named
 from lgpl.data.store import is_url
 from lgpl.data.streams import Rank
 from lgpl.data.transforms import CENTER_CROP, center_crop, open_image, to_uint8
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 from lgpl.metrics.npz import member
-from lgpl.metrics.ranks import current_rank
 
 IMAGES = "arr_0"  # ADM's name for them in an npz
 LARGEST_IMAGE = 2**22  # pixels of one in an npz; a batch of them is read at once
@@ -83,10 +82,8 @@ class FolderImages:
             image = center_crop(image, self.size)
         first = self._first = self._first or image.size
         if image.size != first:
-            raise UserError(
-                f"{path} is {image.width}x{image.height}, the first image {first[0]}x{first[1]}: "
-                "give --image-size to crop all to one size."
-            )
+            said = f"{path} is {image.width}x{image.height}, the first image {first[0]}x{first[1]}"
+            raise UserError(f"{said}: give --image-size to crop all to one size.")
         return to_uint8(image)
 
 
@@ -104,10 +101,8 @@ class NpzImages:
         self.count, height, width, _ = shape
         self.shape, self.size = shape[1:], (height, width)
         if not SMALLEST_IMAGE <= height * width <= LARGEST_IMAGE:
-            raise UserError(
-                f"{path}: images of {width}x{height} pixels; they should have {SMALLEST_IMAGE} to "
-                f"{LARGEST_IMAGE} pixels."
-            )
+            said = f"{path}: images of {width}x{height} pixels; they should have"
+            raise UserError(f"{said} {SMALLEST_IMAGE} to {LARGEST_IMAGE} pixels.")
         self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
 
     def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
@@ -118,6 +113,13 @@ class NpzImages:
                 data = images.read(first * each, wanted * each)
                 pixels = np.frombuffer(data, np.uint8).reshape(wanted, *self.shape)
                 yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+
+def current_rank() -> Rank:
+    """The rank of this process and the number of ranks."""
+    if dist.is_available() and dist.is_initialized():
+        return Rank(dist.get_rank(), dist.get_world_size())
+    return Rank()
 
 
 # `size` is height and width, pixels, where they are known beforehand; `identity`, plain values that
@@ -133,10 +135,8 @@ def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource
     if Path(source).is_dir():
         return FolderImages(source, image_size)
     if image_size is None:
-        raise UserError(
-            f"{source} names shards, whose images need a size: give --image-size, or with "
-            "--samples of generated images --resize."
-        )
+        options = "--image-size, or with --samples of generated images --resize"
+        raise UserError(f"{source} names shards, whose images need a size: give {options}.")
     return ShardImages(source, image_size)
 
 
@@ -159,7 +159,7 @@ class SampleFile:
         settings = {**settings, "images": total, "image_size": [*size]}
         text = json.dumps(settings, indent=2, sort_keys=True)
         rank = current_rank()
-        try:
+        with as_user_error(f"--npz: {path} cannot be written", OSError):
             if rank.index == 0:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 same = described.exists() and described.read_bytes() == text.encode()
@@ -172,8 +172,6 @@ class SampleFile:
                     write_text(described, text)
                 if not self.done:
                     self.partial.write_bytes(header.getvalue())
-        except OSError as error:
-            raise UserError(f"--npz: {path} cannot be written ({error}).") from error
         if rank.count > 1:
             dist.barrier()
         if not described.exists():

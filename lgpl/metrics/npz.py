@@ -11,7 +11,7 @@ from typing import IO, Literal
 
 import numpy as np
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 LONGEST_HEADER = 4096  # bytes of what stands before an array
 LARGEST_RATIO = 100  # of an array's bytes to those in the file; flat images may come to it
@@ -33,23 +33,20 @@ class Member:
 
     def read(self, first: int, size: int) -> bytes:
         """So many bytes of the data from one on; a UserError where they are damaged or missing."""
-        try:
+        with as_user_error(f"{self.path} is damaged", Exception):  # of any compression's kinds
             self.file.seek(self.start + first)
             data = self.file.read(size)
             if len(data) < size:
                 raise EOFError(f"{first + len(data)} of {self.size} bytes are there")
-        except Exception as error:  # as many kinds as there are compressions
-            raise UserError(f"{self.path} is damaged ({error}).") from error
         return data
 
 
 def names_in(path: str) -> list[str]:
     """Names of the arrays; a UserError where the file is no npz."""
-    try:
+    # As many kinds of errors as there are ways to damage a file.
+    with as_user_error(f"{path} cannot be read as an npz", Exception):
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except Exception as error:  # as many kinds as there are ways to damage a file
-        raise UserError(f"{path} cannot be read as an npz ({error}).") from error
 
 
 @contextmanager
@@ -62,10 +59,8 @@ def member(path: str, name: str) -> Iterator[Member]:
             info = archive.getinfo(f"{name}.npy")
             packed = min(info.compress_size, os.path.getsize(path))  # whatever it says of itself
             if info.file_size > max(SMALL, LARGEST_RATIO * packed):
-                raise ValueError(
-                    f"{info.filename} of {packed} bytes would unpack to {info.file_size}, "
-                    f"more than {LARGEST_RATIO} times as much"
-                )
+                said = f"{info.filename} of {packed} bytes would unpack to {info.file_size}"
+                raise ValueError(f"{said}, more than {LARGEST_RATIO} times as much")
             file = stack.enter_context(archive.open(info))
             shape, order, dtype, start = _header(file)
             size = math.prod(shape) * dtype.itemsize  # Python's numbers do not overflow
@@ -84,10 +79,8 @@ def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
     for name in sorted({*names} & {*names_in(path)}):
         with member(path, name) as opened:
             if opened.size + sum(array.nbytes for array in found.values()) > LARGEST_WHOLE:
-                raise UserError(
-                    f"{path}: {name} of {_by(opened.shape)} takes {opened.size} bytes; no "
-                    f"statistics are larger than {LARGEST_WHOLE}."
-                )
+                said = f"{path}: {name} of {_by(opened.shape)} takes {opened.size} bytes"
+                raise UserError(f"{said}; no statistics are larger than {LARGEST_WHOLE}.")
             flat = np.frombuffer(opened.read(0, opened.size), opened.dtype)
             found[name] = flat.reshape(opened.shape, order=opened.order).copy()
     return found

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lgpl.data.transforms import normalize
@@ -20,9 +20,8 @@ class Similarity(nn.Module):
     def __init__(self, lpips: str | None = "vgg") -> None:
         super().__init__()
         self.lpips = None if lpips is None else LPIPS(lpips)  # type: ignore[arg-type]
-        self.names = ("PSNR", "SSIM") if lpips is None else ("PSNR", "SSIM", "LPIPS")
-        means: Any = {name: MeanMetric().set_dtype(torch.float64) for name in self.names}
-        self.means = MetricCollection(means, compute_groups=False)
+        names = ("PSNR", "SSIM") if lpips is None else ("PSNR", "SSIM", "LPIPS")
+        self.means: Any = nn.ModuleDict({n: MeanMetric().set_dtype(torch.float64) for n in names})
 
     @torch.no_grad()
     def update(self, image: Tensor, reconstruction: Tensor) -> None:
@@ -42,19 +41,17 @@ class Similarity(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """All ranks must call this."""
-        found = self.means.compute()
-        return {name: found[name].item() for name in self.names}
+        return {name: mean.compute().item() for name, mean in self.means.items()}
 
     def reset(self) -> None:
-        self.means.reset()
+        for mean in self.means.values():
+            mean.reset()
 
 
 class CLIPScore(MeanMetric):
     """Mean of 100 max(cos, 0) between the CLIP features of images and captions (arXiv 2104.08718,
     without its factor of 2.5), by a model of transformers with its tokenizer, name or folder.
-
-    torchmetrics' class takes a fixed list of models, and torchvision.
-    """
+    torchmetrics' class takes a fixed list of models, and torchvision."""
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", **kwargs: Any) -> None:
         super().__init__(**kwargs)

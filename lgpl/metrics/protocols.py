@@ -10,7 +10,6 @@ import json
 import platform
 import subprocess
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from typing import Any
 import lgpl
 from lgpl.atomic import PartialFile, write_text
 from lgpl.data import ShardDataModule
-from lgpl.errors import UserError
-from lgpl.generator.sampling import Sampling
+from lgpl.errors import UserError, as_user_error
 from lgpl.metrics.comparison import compute_metrics
 from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary
@@ -48,17 +46,14 @@ def report(
     **settings: Any,
 ) -> dict[str, Any]:
     """The metrics of `fake` against `real` and all that they depend on, in plain values: where
-    `real` is from, and what else was chosen, of which a `Sampling` is spelled out."""
-    if isinstance(settings.get("sampling"), Sampling):
-        settings |= asdict(settings.pop("sampling"))
-    reference = {key: value for key, value in reference.items() if key != "identity"}
+    `real` is from, and what else was chosen."""
     return {
         "metrics": compute_metrics(real, fake, extractor) | (more or {}),
         "protocol": protocol,
         "extractor": extractor.name,
         "preprocessing": extractor.preprocessing,
         "N": fake.count,
-        "reference": reference,
+        "reference": {key: value for key, value in reference.items() if key != "identity"},
         **settings,
         "commit": commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -85,17 +80,12 @@ def commit() -> str | None:
 
 def require_writable(path: Path) -> None:
     """Raises a UserError where `write_json` would."""
-    try:
+    with as_user_error(f"{path} cannot be written", OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         PartialFile(path).discard()
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}).") from error
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A file that is whole or not there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """A file that is whole or not there, in a folder that `require_writable` has made."""
+    with as_user_error(f"{path} cannot be written", OSError):
         write_text(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}).") from error

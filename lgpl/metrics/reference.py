@@ -15,11 +15,10 @@ from tqdm import tqdm
 import lgpl
 from lgpl.atomic import atomic_file
 from lgpl.codes import ImageSize, in_pixels
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 from lgpl.metrics.extractors import INCEPTION, Extractor
-from lgpl.metrics.images import ImageSource, NpzImages, open_images
+from lgpl.metrics.images import ImageSource, NpzImages, current_rank, open_images
 from lgpl.metrics.npz import names_in, read_arrays
-from lgpl.metrics.ranks import current_rank
 from lgpl.metrics.summary import KEPT, FeatureSummary, Gaussian, ImageSet
 
 CACHE = "runs/references"
@@ -30,63 +29,57 @@ NEIGHBOURS = 10_000  # images of a reference whose features are kept; ADM's batc
 
 
 def reference(
-    source: str,
-    extractor: Extractor,
-    image_size: ImageSize,
-    cache: str = CACHE,
-    batch_size: int = 64,
+    source: str, extractor: Extractor, size: ImageSize, cache: str = CACHE, batch_size: int = 64
 ) -> tuple[FeatureSummary, dict[str, Any]]:
     """The summary and the provenance of a file of `write_summary`, of an npz of ADM's with `mu` and
     `sigma` or `arr_0`, or of images for `open_images`, whose summary is kept in `cache`. A
     UserError where it is of another extractor or height and width, or it is no reference."""
     names = names_in(source) if source.endswith(".npz") else []
     if "provenance" in names:
-        return read_summary(source, extractor, image_size)
-    adm, features = "mu" in names and "sigma" in names, None
-    provenance: dict[str, Any] = {"source": source, "extractor": INCEPTION}
+        return read_summary(source, extractor, size)
+    adm = {"mu", "sigma"} <= {*names} and extractor.name == INCEPTION
+    features, provenance = None, {"source": source, "extractor": INCEPTION}
     if not names or "arr_0" in names:
-        made, provenance = _of_images(source, extractor, image_size, cache, batch_size)
-        if not adm or extractor.name != INCEPTION:
+        made, provenance = _of_images(source, extractor, size, cache, batch_size)
+        if not adm:
             return made, provenance
         features, provenance["mu"] = made.features, f"{source}: mu, sigma"
-    elif not adm or extractor.name != INCEPTION:
-        raise UserError(
-            f"{source} is no reference for {extractor.name}: an npz of images has arr_0, one of "
-            "Inception's statistics mu and sigma, which serve --extractor inception alone."
-        )
+    elif not adm:
+        said = f"{source} is no reference for {extractor.name}: an npz of images has arr_0, one of"
+        serve = "Inception's statistics mu and sigma, which serve --extractor inception alone"
+        raise UserError(f"{said} {serve}.")
     arrays = read_arrays(source, ARRAYS)
     spatial = _gaussian(arrays, "_s", ADM_COUNT) if {"mu_s", "sigma_s"} <= arrays.keys() else None
     return FeatureSummary(_gaussian(arrays, "", ADM_COUNT), spatial, features), provenance
 
 
 def _of_images(
-    source: str, extractor: Extractor, image_size: ImageSize, cache: str, batch_size: int
+    source: str, extractor: Extractor, size: ImageSize, cache: str, batch_size: int
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    images = open_images(source, image_size)
-    if isinstance(images, NpzImages) and images.size != image_size:
-        raise UserError(
-            f"{source} holds images of {in_pixels(images.size)} px, the others have "
-            f"{in_pixels(image_size)} px; compare at one size, with --resize "
-            f"{' '.join(map(str, images.size))}."
-        )
+    images = open_images(source, size)
+    if isinstance(images, NpzImages) and images.size != size:
+        theirs, others = in_pixels(images.size), in_pixels(size)
+        said = f"{source} holds images of {theirs} px, the others have {others} px"
+        equal = f"compare at one size, with --resize {' '.join(map(str, images.size))}"
+        raise UserError(f"{said}; {equal}.")
     provenance = {
         "source": source,
         "images": images.count,
         "identity": images.identity,
-        "image_size": [*image_size],
+        "image_size": [*size],
         "crop": images.crop,
         "extractor": extractor.name,
         "preprocessing": extractor.preprocessing,
         "lgpl": lgpl.__version__,
     }
     key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
-    kept = Path(cache) / f"{extractor.name.replace('/', '-')}-{in_pixels(image_size)}-{key}.npz"
+    kept = Path(cache) / f"{extractor.name.replace('/', '-')}-{in_pixels(size)}-{key}.npz"
     rank = current_rank()
     there = [kept.exists()] * rank.count
     if rank.count > 1:  # machines may not share the folder
         dist.all_gather_object(there, kept.exists())
     if all(there):
-        return read_summary(str(kept), extractor, image_size)
+        return read_summary(str(kept), extractor, size)
     doing = f"reference {Path(source).name}"
     made = summarise(images, extractor, batch_size, doing, neighbours=NEIGHBOURS)
     provenance["images"] = made.count
@@ -135,20 +128,17 @@ def progress(doing: str, images: int, shown: bool = True) -> tqdm:
 
 def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any]) -> None:
     """An npz of plain arrays; the provenance is JSON in one of them."""
-    arrays: dict[str, Any] = {"provenance": np.array(json.dumps(provenance))}
+    arrays: dict[str, Any] = {"provenance": json.dumps(provenance), "count": summary.count}
     for suffix, gaussian in (("", summary.pooled), ("_s", summary.spatial)):
         if gaussian is not None:
             arrays[f"mu{suffix}"] = gaussian.mean.cpu().numpy()
             arrays[f"sigma{suffix}"] = gaussian.covariance.cpu().numpy()
-    arrays["count"] = np.array(summary.count)
     if summary.features is not None:
         arrays["features"] = summary.features.cpu().numpy()
-    try:
+    with as_user_error(f"The reference {path} cannot be written", OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             np.savez(file, **arrays)
-    except OSError as error:
-        raise UserError(f"The reference {path} cannot be written ({error}).") from error
 
 
 def read_summary(
@@ -156,23 +146,20 @@ def read_summary(
 ) -> tuple[FeatureSummary, dict[str, Any]]:
     """A file of `write_summary`; a UserError where it is damaged, or of other features or sizes."""
     arrays = read_arrays(path, ARRAYS)
-    try:
+    kinds = (KeyError, ValueError, TypeError, OverflowError, RecursionError)
+    with as_user_error(f"{path} is no whole file of reference statistics", *kinds):
         provenance = dict(json.loads(str(arrays["provenance"])))
         count = int(arrays["count"])
         pooled = _gaussian(arrays, "", count)
         spatial = _gaussian(arrays, "_s", count) if "mu_s" in arrays else None
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is no whole file of reference statistics ({error}).") from error
     for key, wanted, option in (
         ("extractor", extractor.name, "--extractor"),
         ("preprocessing", extractor.preprocessing, "--extractor"),
         ("image_size", [*image_size], "--resize"),
     ):
-        if provenance.get(key) != wanted:
-            raise UserError(
-                f"{path} is a reference of {key} {provenance.get(key)}, but the images are "
-                f"evaluated with {wanted}; make both equal ({option})."
-            )
+        if (found := provenance.get(key)) != wanted:
+            said = f"{path} is a reference of {key} {found}, but the images are evaluated"
+            raise UserError(f"{said} with {wanted}; make both equal ({option}).")
     features = _numbers(arrays, "features") if "features" in arrays else None
     if features is not None and (features.dim() != 2 or features.shape[1] != len(pooled.mean)):
         raise UserError(f"{path}: features are {[*features.shape]}, not [N, {len(pooled.mean)}].")
@@ -182,10 +169,8 @@ def read_summary(
 def _gaussian(arrays: dict[str, np.ndarray], suffix: str, count: int) -> Gaussian:
     mean, covariance = (_numbers(arrays, f"{name}{suffix}").double() for name in ("mu", "sigma"))
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise UserError(
-            f"The reference's mu{suffix} is {[*mean.shape]} and its sigma{suffix} "
-            f"{[*covariance.shape]}; they should be [D] and [D, D]."
-        )
+        said = f"mu{suffix} is {[*mean.shape]} and its sigma{suffix} {[*covariance.shape]}"
+        raise UserError(f"The reference's {said}; they should be [D] and [D, D].")
     return Gaussian(mean, covariance, count)
 
 

@@ -143,10 +143,8 @@ class ImageSet(nn.Module):
         pooled, spatial, logits = extractor.features(blank)
         metric, dim = extractor.metric("FID"), pooled.shape[1]
         if total <= dim:  # the covariance of D features of fewer than D + 1 images is singular
-            raise UserError(
-                f"{metric} needs at least {dim + 1} images, for the covariance of {dim} features; "
-                f"{name} has {total}."
-            )
+            said = f"{metric} needs at least {dim + 1} images, for the covariance of {dim} features"
+            raise UserError(f"{said}; {name} has {total}.")
         numbers = numbers or total
         self.pooled, self.bank = FeatureGaussian(dim), FeatureBank(keep * numbers // total)
         self.spatial, self.score = None, None

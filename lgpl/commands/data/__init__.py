@@ -3,6 +3,7 @@
 from jsonargparse import ArgumentParser
 
 from lgpl.commands.data import check, index, pack, show
+from lgpl.data.store import Store
 
 COMMANDS = {
     "pack": (pack, "make shards of a folder of images"),
@@ -16,7 +17,13 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(prog="lgpl data", description="Make shards and look into them.")
     commands = p.add_subcommands()
     for name, (command, purpose) in COMMANDS.items():
-        commands.add_subcommand(name, command.parser(), help=purpose)
+        own = ArgumentParser(description=command.__doc__)
+        command.add_arguments(own)
+        if command is not pack:
+            help = "paths, braces, globs, URLs or index files"
+            own.add_argument("shards", nargs="+", metavar="SHARDS", help=help)
+            own.add_class_arguments(Store, "store")
+        commands.add_subcommand(name, own, help=purpose)
     return p
 
 

@@ -7,13 +7,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from lgpl.commands.data.members import faults, is_pickle, is_read, names
+from lgpl.commands.data.members import causes_of, faults, is_pickle, is_read, names
 from lgpl.commands.data.processes import in_processes
 from lgpl.commands.parsing import require_positive
 from lgpl.data.decode import Shapes, check_shapes
@@ -32,14 +33,8 @@ class Report(NamedTuple):
     shapes: dict[str, Shapes]  # of the first codes and text features, by member
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(description=__doc__)
-    p.add_argument(
-        "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
-    )
+def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
-    p.add_class_arguments(Store, "store")
-    return p
 
 
 def run(options: Namespace) -> None:
@@ -59,10 +54,8 @@ def run(options: Namespace) -> None:
         for key, cause in report.damage:
             log(path, key, cause)
         for name, shapes in report.shapes.items():
-            try:
-                check_shapes(shapes, first.setdefault(name, shapes))
-            except BadSample as error:
-                log(path, None, str(error))
+            for cause in causes_of(check_shapes, shapes, first.setdefault(name, shapes)):
+                log(path, None, cause)
         unread += report.unread
         keys.append(report.keys)
     for path, key in repeated(list(shards), keys, store):
@@ -116,12 +109,9 @@ def repeated(
         places = np.flatnonzero(np.isin(own, values)).tolist()
         if not places:
             continue
-        shard = Shard(path, store)
-        for place in places:
-            if place >= len(shard):  # it changed in the meantime
-                break
-            key = shard.keys[place]
-            if key in seen:
-                yield path, key
-            seen.add(key)
-        shard.close()
+        with closing(Shard(path, store)) as shard:
+            for place in filter(shard.reach, places):  # all, unless it changed in the meantime
+                key = shard.keys[place]
+                if key in seen:
+                    yield path, key
+                seen.add(key)

@@ -11,14 +11,8 @@ from lgpl.data.store import Store
 from lgpl.errors import UserError, as_user_error
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(description=__doc__)
-    p.add_argument(
-        "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
-    )
+def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("--out", required=True, help="index to write, such as data/own/train.json")
-    p.add_class_arguments(Store, "store")
-    return p
 
 
 def run(options: Namespace) -> None:

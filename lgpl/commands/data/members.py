@@ -42,7 +42,7 @@ def faults(raw: Raw, first: dict[str, Shapes] | None = None) -> list[str]:
         elif name == "json":
             found += _json_faults(raw)
         else:
-            found += _causes(_decode, raw, name, first)
+            found += causes_of(_decode, raw, name, first)
     if not any(name in raw for name in (*IMAGE_EXTENSIONS, CODES)):
         found.append("neither image nor codes")
     return found
@@ -56,7 +56,8 @@ def _decode(raw: Raw, name: str, first: dict[str, Shapes]) -> None:
         check_shapes(shapes, first.setdefault(name, shapes))
 
 
-def _causes(read: Callable[..., Any], *args: Any) -> list[str]:
+def causes_of(read: Callable[..., Any], *args: Any) -> list[str]:
+    """Why a call fails: one cause, or none where it does not."""
     try:
         with members.guarded():
             read(*args)
@@ -86,14 +87,14 @@ def decoder(name: str) -> SampleDecoder | None:
 
 def _json_faults(raw: Raw) -> list[str]:
     """What a run may stumble over, whichever keys it reads; each cause once."""
-    if unreadable := _causes(members.read_json, raw):
+    if unreadable := causes_of(members.read_json, raw):
         return unreadable
     values, found = members.read_json(raw), []
     for value in _inside(values):
         check = members.check_text if isinstance(value, str) else members.check_finite
-        found += _causes(check, value)
+        found += causes_of(check, value)
     if values.get("width") is not None and values.get("height") is not None:
-        found += _causes(members.read_size, values)
+        found += causes_of(members.read_size, values)
     return list(dict.fromkeys(found))
 
 

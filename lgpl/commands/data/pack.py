@@ -43,8 +43,7 @@ class Planned(NamedTuple):
     samples: list[tuple[str, ImageFile]]  # key and image of each
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(description=__doc__)
+def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("source", metavar="SOURCE", help="folder of the images")
     p.add_argument("--out", required=True, help="folder of the shards and their indexes")
     p.add_argument("--captions", help=".csv or .jsonl with the images' captions")
@@ -55,7 +54,6 @@ def parser() -> ArgumentParser:
     p.add_argument("--shard-mb", type=int, default=1000, help="its size at the most, about")
     p.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
-    return p
 
 
 def run(options: Namespace) -> None:
@@ -82,8 +80,7 @@ def divided(options: Namespace) -> tuple[Source, Source]:
         table = Path(options.captions)
         source = sources.from_table(folder, table, options.file_column, options.caption_column)
     if not source.images:
-        most = by_cause(source.skipped)[0][1]
-        raise UserError(f"{folder}: nothing to pack; most often: {most}.")
+        raise UserError(f"{folder}: nothing to pack; most often: {by_cause(source.skipped)[0][1]}.")
     if not val.is_dir():
         return hold_out(source, options.val, options.seed)
     if options.captions is not None:
@@ -156,8 +153,7 @@ def begin(out: Path, plan: list[Planned], source: Source) -> None:
     except (OSError, ValueError):
         before = None
     paths = [shard.path for shard in plan]
-    strange = set(out.glob("*.tar")).difference(paths if before == record else ())
-    if strange:
+    if strange := set(out.glob("*.tar")).difference(paths if before == record else ()):
         said = f"{min(strange)} is no shard of these images and options"
         raise UserError(f"--out: {said}; name another folder or delete it.")
     others = (RECORD, CLASSES, "train.json", "val.json")
@@ -233,12 +229,10 @@ def finish(
     splits: dict[str, dict[str, int]] = defaultdict(dict)
     for split, path, *_ in plan:
         if path.exists():
-            number = done.get(path) or count_samples(str(path), Store())[0]
-            splits[split][str(path)] = number
+            splits[split][str(path)] = done.get(path) or count_samples(str(path), Store())[0]
     causes = by_cause(skipped)
     if "train" not in splits:
-        most = causes[0][1]
-        raise UserError(f"{source.folder}: no image can be trained on; most often: {most}.")
+        raise UserError(f"{source.folder}: no image can be trained on; most often: {causes[0][1]}.")
     for count, cause in causes:
         print(f"skipped {count}: {cause}")
     if source.classes is not None:

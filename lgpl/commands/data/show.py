@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from lgpl.commands.data.members import by_cause, faults, is_read, names
+from lgpl.commands.data.members import by_cause, causes_of, faults, is_read, names
 from lgpl.commands.parsing import require_positive
 from lgpl.data import members
 from lgpl.data.index import named
@@ -32,15 +32,9 @@ KINDS = 20  # of one thing that are given one by one
 IMAGES, TILE = 40, 128  # on the sheet, and pixels of each
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(description=__doc__)
-    p.add_argument(
-        "shards", nargs="+", metavar="SHARDS", help="paths, braces, globs, URLs or index files"
-    )
+def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("--samples", type=int, default=2000, help="looked at, at the most")
     p.add_argument("--out", help="contact sheet to write, such as sheet.png")
-    p.add_class_arguments(Store, "store")
-    return p
 
 
 def run(options: Namespace) -> None:
@@ -52,9 +46,7 @@ def run(options: Namespace) -> None:
     held = [(shard, place) for shard in shards for place in range(len(shard))]
     places = _evenly(held, options.samples)
     summary, tiles = Summary(), []
-    for shard in shards:
-        if shard.damage:
-            summary.broken.append((shard.path, f"shard: {shard.damage}"))
+    summary.broken += [(shard.path, f"shard: {shard.damage}") for shard in shards if shard.damage]
     shown = set(_evenly(range(len(places)), IMAGES))
     for number, (shard, place) in enumerate(tqdm(places, unit="sample", leave=False)):
         try:
@@ -67,11 +59,10 @@ def run(options: Namespace) -> None:
 
     size = sum(_size(store, shard.path) for shard in shards if len(shard))
     of = f"{len(shards)} of {len(paths)}, spread evenly" if len(paths) > OPENED else len(paths)
-    print(f"{'shards':<{WIDTH}}{of}: {size / 1e6:.1f} MB")
     looked = len(places)
     rest = "all looked at" if looked == len(held) else f"{looked} looked at, spread evenly"
-    print(f"{'samples':<{WIDTH}}{len(held)}, {rest}")
-    for name, text in summary.lines():
+    rows = [("shards", f"{of}: {size / 1e6:.1f} MB"), ("samples", f"{len(held)}, {rest}")]
+    for name, text in (*rows, *summary.lines()):
         print(f"{name:<{WIDTH}}{text}".rstrip())
     if out:
         if not tiles:
@@ -100,8 +91,7 @@ def tile(raw: Raw) -> list[tuple[Image.Image, str]]:
         text = members.read_caption(raw, "txt")
     elif "cls" in raw:
         text = f"class {int(raw['cls'])}"
-    size = (TILE, TILE)
-    return [(ImageOps.pad(open_image(d), size, color="white"), text) for d in data[:1]]
+    return [(ImageOps.pad(open_image(d), (TILE, TILE), color="white"), text) for d in data[:1]]
 
 
 class Summary:
@@ -117,13 +107,7 @@ class Summary:
 
     def add(self, raw: Raw) -> bool:
         """Take up a sample and say whether it is sound; of a broken one only the causes count."""
-        causes = faults(raw)
-        if not causes:
-            try:
-                with members.guarded():
-                    self._take(raw)
-            except BadSample as error:
-                causes = [str(error)]
+        causes = faults(raw) or causes_of(self._take, raw)
         self.broken += [(f"{raw['__key__']} in {raw['__shard__']}", cause) for cause in causes]
         return not causes
 

@@ -63,10 +63,8 @@ def find(folder: Path) -> Source:
         return by_class(folder)
     if not images:
         raise UserError(f"{folder} holds no images ({READ}).")
-    raise UserError(
-        f"{folder}: the images lie neither in a folder for each class nor beside a .txt each; "
-        "give --captions, a table of captions."
-    )
+    fault = "the images lie neither in a folder for each class nor beside a .txt each"
+    raise UserError(f"{folder}: {fault}; give --captions, a table of captions.")
 
 
 def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
@@ -78,8 +76,7 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
     names = sorted({file.partition("/")[0] for file in inside})
     if not names:
         raise UserError(f"{folder} holds no folders of images ({READ}), one for each class.")
-    strange = set(names).difference(classes or names)
-    if strange:
+    if strange := set(names).difference(classes or names):
         raise UserError(f"{folder / min(strange)} is the folder of a class that SOURCE lacks.")
     source.classes = list(classes or names)
     labels = {name: label for label, name in enumerate(source.classes)}
