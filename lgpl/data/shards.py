@@ -82,8 +82,7 @@ class Shard(Table):
             raise IndexError(sample)
         if sample in self.crowded:
             raise BadSample(f"sample of more than {MOST_MEMBERS} members")
-        assert self._file is not None
-        places, file, total = self.members(sample), self._file.fileno(), 0
+        places, total = self.members(sample), 0
         raw: Raw = {"__key__": self.keys[sample], "__shard__": self.path}
         if extensions is None:
             extensions = {name for name in places if not name.startswith("__")}  # `Raw` has those
@@ -94,7 +93,7 @@ class Shard(Table):
                 total += size
                 if total > LARGEST_SAMPLE:
                     raise BadSample(f"sample of more than {LARGEST_SAMPLE} bytes")
-                data = os.pread(file, size, offset)
+                data = self.content(offset, size)
                 if len(data) == size:
                     raw[name] = data
         except (OSError, MemoryError) as error:

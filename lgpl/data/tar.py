@@ -1,16 +1,25 @@
 """Where the samples of a tar file lie, read from its headers alone, so that a reader touches
 nothing that another one trains on. Nothing is unpacked, and no name in a tar ever becomes a path.
 POSIX ustar, pax and GNU long names are parsed here because `tarfile` spends 20 microseconds on a
-header, more than all the rest that a sample of codes costs."""
+header, more than all the rest that a sample of codes costs. The rest, such as sparse members and
+hard links, is left to `tarfile`."""
 
 import os
+import re
 import sys
+import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 BLOCK = 512
 REGULAR = (b"0", b"\0", b"7")
 PAX, PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK = EXTENDED = (b"x", b"g", b"L", b"K")
+LINK, SPARSE, SOLARIS = BY_TARFILE = (b"1", b"S", b"X")
+WITHOUT_CONTENT = (b"2", b"3", b"4", b"5", b"6")  # symbolic links, devices, folders, pipes
+# A name that begins with a dot, or lies in a folder of such a name: macOS' `._a.jpg` and the like.
+HIDDEN = re.compile(rb"(?:^|/)\.(?!\.?/)")
 SMALL = 4096  # bytes; where all members so far are smaller, headers are read many at a time
 WINDOW = 64 * 1024  # bytes of that
 LONGEST_NAME = 64 * 1024  # bytes of an extended header that are still read
@@ -34,6 +43,10 @@ class Table:
         self._first = array("q")  # member of each sample, and one entry more at the end
         self._extensions: list[str] = []
         self._offsets, self._sizes = array("q"), array("q")
+        self._sparse: dict[int, list[tuple[int, int]]] = {}  # by offset: start and length of parts
+        # Offset and size by key and extension, kept from the first hard link on.
+        self._named: dict[tuple[str, str], tuple[int, int]] | None = None
+        self._fd = file
         self._members = None if file is None else self._scan(file)
 
     def __len__(self) -> int:
@@ -61,10 +74,26 @@ class Table:
             for i in range(self._first[sample], self._first[sample + 1])
         }
 
+    def repeated(self, sample: int) -> list[str]:
+        """Extensions that several members of a sample have, of which `members` gives the last."""
+        names = self._extensions[self._first[sample] : self._first[sample + 1]]
+        return sorted(name for name, count in Counter(names).items() if count > 1)
+
+    def content(self, offset: int, size: int) -> bytes:
+        """A member by its entry in `members`; shorter where the file has become so."""
+        assert self._fd is not None
+        if offset not in self._sparse:
+            return os.pread(self._fd, size, offset)
+        data = bytearray(size)
+        for start, length in self._sparse[offset]:
+            data[start : start + length] = os.pread(self._fd, length, offset)
+            offset += length
+        return bytes(data[:size])
+
     def _scan(self, file: int) -> Iterator[None]:
         """Add a member with every step."""
         end = os.fstat(file).st_size
-        offset, long_name = 0, None
+        offset, start, long_name = 0, 0, None  # start: of the headers of the next member
         window, begin, largest = b"", 0, SMALL + 1
         while offset < end:
             header = window[offset - begin : offset - begin + BLOCK]
@@ -74,13 +103,18 @@ class Table:
             if len(header) < BLOCK:
                 raise DamagedTar(f"cut off at byte {end}")
             if not header[0] and not any(header):
+                self._look_behind(file, offset, end)
                 return  # the end mark
-            kind, size, checksum = header[156:157], _number(header[124:136]), header[148:156]
-            if size < 0 or sum(header) - sum(checksum) + 8 * 32 != _number(checksum):
+            kind, size = header[156:157], _number(header[124:136])
+            if size < 0 or not _is_whole(header):
                 raise DamagedTar(f"no header at byte {offset}")
             content = offset + BLOCK
-            has_content = kind in REGULAR or kind in EXTENDED
-            offset = content + (-(-size // BLOCK) * BLOCK if has_content else 0)
+            if kind in BY_TARFILE:
+                offset = start = self._by_tarfile(file, start, end)
+                long_name = None
+                yield
+                continue
+            offset = content + (0 if kind in WITHOUT_CONTENT else -(-size // BLOCK) * BLOCK)
             if kind in (PAX, GNU_LONG_NAME):
                 if size > LONGEST_NAME:
                     raise DamagedTar(f"a name of {size} bytes at byte {content}")
@@ -88,7 +122,13 @@ class Table:
                 if len(extended) < size:
                     raise DamagedTar(f"cut off at byte {end}")
                 if kind == PAX:
-                    long_name = _pax_path(extended.rstrip(b"\0"), content)
+                    records = _pax(extended.rstrip(b"\0"), content)
+                    if b"size" in records or any(key.startswith(b"GNU.sparse") for key in records):
+                        offset = start = self._by_tarfile(file, start, end)
+                        long_name = None
+                        yield
+                        continue
+                    long_name = records.get(b"path", long_name)
                 else:
                     long_name = extended.partition(b"\0")[0]
             elif kind in REGULAR:
@@ -96,28 +136,104 @@ class Table:
                     raise DamagedTar(f"cut off at byte {end}")
                 name, long_name = long_name or _name(header), None
                 self._add(name, content, size)
+                start = offset
                 largest = max(size, 0 if len(self._sizes) == 1 else largest)
                 yield
-            else:
-                long_name = long_name if kind in EXTENDED else None
+            elif kind not in EXTENDED:
+                start, long_name = offset, None
         if end:
             raise DamagedTar(f"cut off at byte {end}")  # a whole tar has an end mark
 
     def _add(self, name: bytes, offset: int, size: int) -> None:
-        folder, slash, base = name.decode("utf-8", "replace").rpartition("/")
-        stem, dot, extension = base.partition(".")
-        if not dot:
+        key, extension = _split(name)
+        if not extension or ((name[:1] == b"." or b"/." in name) and HIDDEN.search(name)):
             return
-        key = folder + slash + stem
         if not self.keys or key != self.keys[-1]:
             self.keys.append(key)
             self._first.append(len(self._sizes))
         elif len(self._sizes) - self._first[-1] >= MOST_MEMBERS:
             self.crowded.add(len(self.keys) - 1)
             return
-        self._extensions.append(sys.intern(extension.lower()))
+        self._extensions.append(extension)
         self._offsets.append(offset)
         self._sizes.append(size)
+        if self._named is not None:
+            self._named[key, extension] = offset, size
+
+    def _by_tarfile(self, file: int, start: int, end: int) -> int:
+        """Add the member whose headers begin there; gives where the next ones do."""
+        try:
+            reader: Any = _Reader(file, start, end)
+            tar = tarfile.TarFile(fileobj=reader, encoding="utf-8")
+            info = tar.next()
+            if info is None or not 0 <= info.size < sys.maxsize:
+                raise ValueError("no member")
+        except Exception as error:  # tarfile raises as many kinds as there are ways to damage one
+            raise DamagedTar(f"no header at byte {start} ({error})") from error
+        if tar.offset > end:
+            raise DamagedTar(f"cut off at byte {end}")
+        name = info.name.encode("utf-8", "surrogateescape")
+        if info.islnk():
+            if self._named is None:
+                self._named = dict(self._all())
+            place = self._named.get(_split(info.linkname.encode("utf-8", "surrogateescape")))
+            if place is not None:
+                self._add(name, *place)
+        elif info.isreg():
+            parts: Any = info.sparse
+            if parts is not None:
+                self._sparse[info.offset_data] = list(parts)
+            self._add(name, info.offset_data, info.size)
+        return tar.offset
+
+    def _all(self) -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
+        """Every member so far: key and extension, offset and size."""
+        ends = [*self._first[1:], len(self._sizes)]
+        for key, first, end in zip(self.keys, self._first, ends, strict=True):
+            for i in range(first, end):
+                yield (key, self._extensions[i]), (self._offsets[i], self._sizes[i])
+
+    def _look_behind(self, file: int, offset: int, end: int) -> None:
+        """Note what lies behind the end mark, which no reader of tars reads."""
+        for place in range(offset, end, WINDOW):
+            piece = os.pread(file, WINDOW, place)
+            if piece.count(0) != len(piece):
+                self.damage = f"more behind its end mark at byte {offset}, as of two tars joined"
+                return
+
+
+class _Reader:
+    """What tarfile reads of a file from a place on, by a position that no other process moves."""
+
+    def __init__(self, file: int, place: int, end: int) -> None:
+        self._file, self._place, self._end = file, place, end
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int) -> None:
+        self._place = place
+
+    def read(self, size: int) -> bytes:
+        data = os.pread(self._file, max(0, min(size, self._end - self._place)), self._place)
+        self._place += len(data)
+        return data
+
+
+def _split(name: bytes) -> tuple[str, str]:
+    """Key and extension, in lower case, of a member; what is not UTF-8 stays apart by its bytes."""
+    folder, slash, base = name.decode("utf-8", "backslashreplace").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, sys.intern(extension.lower())
+
+
+def _is_whole(header: bytes) -> bool:
+    """Whether the checksum is right: the sum of its bytes, which some programs take as signed."""
+    checksum = header[148:156]
+    total, wanted = sum(header) - sum(checksum) + 8 * 32, _number(checksum)
+    if total == wanted:
+        return True
+    return total - 256 * sum(byte > 127 for byte in header[:148] + header[156:]) == wanted
 
 
 def _name(header: bytes) -> bytes:
@@ -132,14 +248,14 @@ def _number(text: bytes) -> int:
     if text[0] == 0x80:
         return int.from_bytes(text[1:], "big")
     try:
-        return int(text.partition(b"\0")[0] or b"0", 8)
+        return int(text.partition(b"\0")[0].strip() or b"0", 8)
     except ValueError:
         return -1
 
 
-def _pax_path(records: bytes, offset: int) -> bytes | None:
-    """The `path` among records "LENGTH KEY=VALUE\\n" that begin at `offset`."""
-    start = 0
+def _pax(records: bytes, offset: int) -> dict[bytes, bytes]:
+    """Values by their keys in records "LENGTH KEY=VALUE\\n" that begin at `offset`."""
+    found, start = {}, 0
     while start < len(records):
         digits, space, _ = records[start : start + LENGTH_DIGITS].partition(b" ")
         end = start + int(digits) if space and digits.isdigit() else start
@@ -147,7 +263,6 @@ def _pax_path(records: bytes, offset: int) -> bytes | None:
         if not first < end <= len(records) or records[end - 1 : end] != b"\n":
             raise DamagedTar(f"no pax header at byte {offset}")
         key, _, value = records[first : end - 1].partition(b"=")
-        if key == b"path":
-            return value
+        found[key] = value
         start = end
-    return None
+    return found

@@ -17,7 +17,7 @@ from typing import Any
 import lgpl
 from lgpl.atomic import PartialFile, write_text
 from lgpl.data import ShardDataModule
-from lgpl.errors import UserError, as_user_error
+from lgpl.errors import as_user_error
 from lgpl.metrics.comparison import compute_metrics
 from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import subprocess
 import tarfile
@@ -25,13 +26,30 @@ def table(path: Path) -> Table:
 
 
 def content(path: Path) -> dict[str, dict[str, bytes]]:
-    """Every sample's members, cut out of the file by the table alone."""
-    found, data = table(path), path.read_bytes()
+    """Every sample's members, read by the table alone."""
+    with open(path, "rb") as file:
+        found = Table(file.fileno())
+        samples = {
+            found.keys[i]: {name: found.content(*at) for name, at in found.members(i).items()}
+            for i in range(len(found))
+        }
     assert found.damage is None
-    return {
-        found.keys[i]: {name: data[o : o + size] for name, (o, size) in found.members(i).items()}
-        for i in range(len(found))
-    }
+    return samples
+
+
+def by_tarfile(path: Path) -> dict[str, dict[str, bytes]]:
+    """The same by Python's tarfile, whatever the order of the members."""
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path) as tar:
+        for info in tar:
+            if info.isreg() or info.islnk():
+                folder, _, base = info.name.rpartition("/")
+                stem, dot, extension = base.partition(".")
+                file = tar.extractfile(info)
+                assert file is not None and dot
+                key = f"{folder}/{stem}" if folder else stem
+                samples.setdefault(key, {})[extension.lower()] = file.read()
+    return samples
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes, **more: object) -> None:
@@ -96,10 +114,17 @@ def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
         add(tar, "README", b"no sample")
         add(tar, "a.txt", b"caption")
         add(tar, "../../etc/b.txt", b"a name, never a path")
-        add(tar, ".hidden", b"")
+        for hidden in ("._a.jpg", ".hidden", "./.cache/a.jpg", "x/._c.txt", "..d.txt"):
+            add(tar, hidden, b"no data")
+            add(tar, f"{len(hidden)}/c.txt", b"c")
+        add(tar, "./e.jpg", b"e")
+        add(tar, "./._e.txt", b"no data")
+        add(tar, "./e.txt", b"e")
     found = content(path)
     assert found.pop("a") == {"jpg": b"image", "txt": b"caption"}
-    assert found == {"../../etc/b": {"txt": b"a name, never a path"}, "": {"hidden": b""}}
+    assert found.pop("../../etc/b") == {"txt": b"a name, never a path"}
+    assert found.pop("./e") == {"jpg": b"e", "txt": b"e"}
+    assert set(found) == {"7/c", "14/c", "9/c"}
 
 
 def test_sizes_in_base_256(tmp_path: Path) -> None:
@@ -248,3 +273,128 @@ def test_a_sample_of_very_many_members(tmp_path: Path) -> None:
     assert found.crowded == {1} and found.damage is None
     assert len(found.members(0)) == MOST_MEMBERS == len(found.members(1))
     assert set(found.members(2)) == {"jpg"}
+
+
+def files(folder: Path) -> Path:
+    """Samples as a tar program finds them on a disk: with holes, second names, odd letters."""
+    (folder / "deep" / ("n" * 120)).mkdir(parents=True)
+    for i in range(4):
+        (folder / f"{i}.txt").write_bytes(b"%d" % i * (i * 700))
+        with open(folder / f"{i}.npy", "wb") as file:
+            file.write(b"head")
+            file.seek(200_000 * i, os.SEEK_CUR)
+            file.write(b"tail")
+        os.link(folder / f"{i}.txt", folder / f"{i}.second.txt")
+    (folder / "deep" / ("n" * 120) / "long.txt").write_bytes(b"a long name")
+    for letter in (b"\xe0", b"\xe1", b"\xe8", b"\xe9"):
+        for kind in (b"jpg", b"txt"):
+            with open(
+                os.path.join(os.fsencode(folder), b"caf" + letter + b"." + kind), "wb"
+            ) as file:
+                file.write(letter + kind)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax"])
+@pytest.mark.parametrize("more", [[], ["--sparse"], ["--sparse", "--sparse-version=0.1"]])
+def test_as_gnu_tar_writes_files(tmp_path: Path, form: str, more: list[str]) -> None:
+    path, source = tmp_path / "a.tar", files(tmp_path / "in")
+    names = sorted(os.listdir(os.fsencode(source)))
+    command = ["tar", "-C", source, f"--format={form}", "-cf", path, *more, *names]
+    subprocess.run(command, check=True)
+    found, expected = content(path), by_tarfile(path)
+    assert len(found) == len(expected) == 9
+    assert sorted(map(str, found.values())) == sorted(map(str, expected.values()))
+    assert found["3"]["npy"] == (source / "3.npy").read_bytes()
+    assert found["3"]["second.txt"] == found["3"]["txt"] == b"3" * 2100
+
+
+def test_as_gnu_tar_writes_backups(tmp_path: Path) -> None:
+    """With the lists of its folders, of a kind that no other program writes."""
+    path, source = tmp_path / "a.tar", files(tmp_path / "in")
+    state = tmp_path / "state"
+    command = ["tar", "-C", source, f"--listed-incremental={state}", "--sort=name", "-cf", path]
+    subprocess.run([*command, "."], check=True)
+    assert b"D" in {path.read_bytes()[156:157]}
+    assert content(path)["./3"]["npy"] == (source / "3.npy").read_bytes()
+
+
+def test_names_that_are_not_utf8_stay_apart(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for letter in "àáèé":
+            add(tar, f"caf{letter}.jpg", letter.encode())
+            add(tar, f"caf{letter}.txt", letter.encode())
+    assert list(content(path).values()) == [{"jpg": c.encode(), "txt": c.encode()} for c in "àáèé"]
+    assert next(iter(content(path))) == r"caf\xe0"  # fit for any log
+
+
+def test_checksums_as_signed_programs_wrote_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "é.txt", b"old")
+    data = bytearray(path.read_bytes())
+    signed = sum(b - 256 * (b > 127) for b in data[:148] + data[156:512]) + 8 * 32
+    data[148:156] = b"%06o\0 " % signed
+    path.write_bytes(data)
+    assert content(path) == by_tarfile(path) == {"é": {"txt": b"old"}}
+
+
+def test_sizes_in_pax_records(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        add(tar, "a.txt", b"12345", pax_headers={"size": "5"})
+        add(tar, "b.txt", b"67890")
+    data = path.read_bytes()
+    size = b"%011o\0" % 5
+    header = data.index(b"a.txt\0", 1024)
+    broken = bytearray(data)
+    broken[header + 124 : header + 136] = b"%011o\0" % 0  # as where it does not fit
+    checksum = sum(broken[header : header + 148] + broken[header + 156 : header + 512]) + 8 * 32
+    broken[header + 148 : header + 156] = b"%06o\0 " % checksum
+    assert size in data
+    path.write_bytes(broken)
+    assert content(path) == by_tarfile(path) == {"a": {"txt": b"12345"}, "b": {"txt": b"67890"}}
+
+
+def test_what_lies_behind_the_end_mark_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        add(tar, "a.txt", b"a")
+    data = path.read_bytes()
+    path.write_bytes(data * 2)
+    found = table(path)
+    assert found.keys == ["a"] and found.damage is not None
+    assert found.damage == "more behind its end mark at byte 1024, as of two tars joined"
+    path.write_bytes(data + bytes(10**6))
+    assert table(path).damage is None
+
+
+def test_a_member_that_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.jpg", "a.txt", "a.TXT", "b.txt"):
+            add(tar, name, name.encode())
+    found = table(path)
+    assert [found.repeated(i) for i in (0, 1)] == [["txt"], []]
+
+
+def test_absurd_sparse_members(tmp_path: Path) -> None:
+    """Whatever a header of a sparse file or a link claims, the table ends or goes on."""
+    path, source = tmp_path / "a.tar", files(tmp_path / "in")
+    command = ["tar", "-C", source, "--format=gnu", "--sparse", "-cf", path, "0.txt", "3.npy"]
+    subprocess.run(command, check=True)
+    data = path.read_bytes()
+    header = data.index(b"3.npy")
+    rng = random.Random(0)
+    for _ in range(300):
+        broken = bytearray(data)
+        for _ in range(rng.randint(1, 6)):
+            broken[header + rng.randrange(100, 512)] = rng.randrange(256)
+        summed = broken[header : header + 148] + broken[header + 156 : header + 512]
+        broken[header + 148 : header + 156] = b"%06o\0 " % (sum(summed) + 8 * 32)
+        path.write_bytes(broken)
+        found = table(path)
+        for i in range(len(found)):
+            for _, size in found.members(i).values():
+                assert 0 <= size < 2**63
