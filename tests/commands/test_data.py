@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import shutil
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -190,9 +191,28 @@ def test_check_finds_keys_that_occur_again(
     second = write_shard(tmp_path / "1.tar", [c, b])
     assert checked(first, second) == 1
     said = capsys.readouterr().out
-    assert f"{first}: 00000: key of an earlier sample\n" in said
+    follow = "members of a sample must follow each other, as tar --sort=name does it"
+    assert f"{first}: 00000: key of an earlier sample of its shard: {follow}\n" in said
     assert f"{second}: 00001: key of an earlier sample\n" in said
     assert "2 shards, 5 samples: 2 faults" in said
+
+
+def test_check_finds_members_that_are_there_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.tar"
+    part = Path(write_shard(tmp_path / "b.tar", samples(2))).read_bytes()
+    path.write_bytes(part * 2)
+    assert checked(path) == 1
+    assert "more behind its end mark at byte" in capsys.readouterr().out
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.jpg", "a.txt", "a.txt"):
+            data = image_bytes(0) if name.endswith("jpg") else b"a cat"
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert checked(path) == 1
+    assert f"{path}: a: member .txt that is there twice" in capsys.readouterr().out
 
 
 def test_check_finds_members_that_no_run_would_read(

@@ -23,6 +23,9 @@ from lgpl.data.members import BadSample
 from lgpl.data.shards import Shard
 from lgpl.data.store import Store
 
+# Ends the cause where both samples are of one shard.
+UNSORTED = " of its shard: members of a sample must follow each other, as tar --sort=name does it"
+
 
 class Report(NamedTuple):
     """What reading a shard gave."""
@@ -58,8 +61,8 @@ def run(options: Namespace) -> None:
                 log(path, None, cause)
         unread += report.unread
         keys.append(report.keys)
-    for path, key in repeated(list(shards), keys, store):
-        log(path, key, "key of an earlier sample")
+    for path, key, before in repeated(list(shards), keys, store):
+        log(path, key, f"key of an earlier sample{UNSORTED if before == path else ''}")
 
     for name, count in unread.most_common():
         print(f"{count} samples hold a .{name}, which nothing reads")
@@ -91,6 +94,8 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
             report.damage.append((key, str(error)))
             continue
         report.damage.extend((key, cause) for cause in faults(raw, report.shapes))
+        for name in shard.repeated(place):
+            report.damage.append((key, f"member .{name} that is there twice, the last is read"))
         for name in shard.members(place).keys() - raw.keys():
             report.damage.append((key, f"member .{name} that is too large to be read"))
         report.unread.update(n for n in names(raw) if not is_read(n) and not is_pickle(n))
@@ -100,11 +105,12 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
 
 def repeated(
     shards: Sequence[str], digests: Sequence[np.ndarray], store: Store
-) -> Iterator[tuple[str, str]]:
-    """Shard and key of every sample whose key an earlier one has, by the digests of all keys: the
-    keys of 50 million samples would fill the memory."""
+) -> Iterator[tuple[str, str, str]]:
+    """Shard and key of every sample whose key an earlier one has, and the shard of that; by the
+    digests of all keys, because the keys of 50 million samples would fill the memory."""
     values, counts = np.unique(np.concatenate(digests), return_counts=True)
-    values, seen = values[counts > 1], set()
+    values = values[counts > 1]
+    seen: dict[str, str] = {}
     for path, own in zip(shards, digests, strict=True):
         places = np.flatnonzero(np.isin(own, values)).tolist()
         if not places:
@@ -113,5 +119,5 @@ def repeated(
             for place in filter(shard.reach, places):  # all, unless it changed in the meantime
                 key = shard.keys[place]
                 if key in seen:
-                    yield path, key
-                seen.add(key)
+                    yield path, key, seen[key]
+                seen[key] = path
