@@ -28,7 +28,7 @@ from lgpl.metrics.ranks import current_rank, gathered, joined
 from lgpl.metrics.reference import CACHE, batches, progress, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
-from lgpl.tokenizer.usage import CodebookUsage
+from lgpl.tokenizer.module import CodebookUsage
 from lgpl.training import load_module
 
 SWEPT = ("guidance", "top_k", "top_p", "temperature")

@@ -10,6 +10,7 @@ behind each other; position i predicts code i + 1 - prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -18,13 +19,11 @@ from torch import Tensor, nn
 
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Block, Cache, LayerCache, Past, RMSNorm
+from lgpl.generator.blocks import Block, Cache, LayerCache, Past, RMSNorm, rotary_table
 from lgpl.generator.conditions import Condition, Inputs
 from lgpl.generator.decoders import Decoder, Raster
 from lgpl.generator.loss import cross_entropy
 from lgpl.generator.model import Model
-from lgpl.generator.order import RandomOrder
-from lgpl.generator.rotary import rotary_table
 
 # name -> (layers, heads, dim)
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -37,6 +36,40 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "3B": (24, 32, 3200),  # 3.1B
     "7B": (32, 32, 4096),
 }
+
+
+@dataclass(frozen=True)
+class RandomOrder:
+    """Random orders, annealed to raster order (RAR, arXiv 2411.00776, section 3.2).
+
+    An image's codes are shuffled with a probability that falls linearly from 1 to 0; so the model
+    learns to look both ways, and samples in raster order all the same. The transformer needs
+    `target_positions`.
+
+    Attributes:
+        start: optimizer step at which the probability begins to fall.
+        end: optimizer step from which on the order is raster.
+    """
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise UserError(
+                f"order: start {self.start} and end {self.end} are no range of optimizer steps; "
+                "give 0 <= start < end."
+            )
+
+    def probability(self, step: int) -> float:
+        return min(1.0, max(0.0, (self.end - step) / (self.end - self.start)))
+
+    def draw(self, batch: int, count: int, step: int, device: torch.device) -> Tensor:
+        """Orders [batch, count] of an optimizer step: places in raster order."""
+        raster = torch.arange(count, device=device).expand(batch, -1)
+        shuffled = torch.rand(batch, count, device=device).argsort(dim=-1)
+        chosen = torch.rand(batch, 1, device=device) < self.probability(step)
+        return torch.where(chosen, shuffled, raster)
 
 
 def take(x: Tensor, position: Tensor) -> Tensor:

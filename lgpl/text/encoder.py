@@ -1,11 +1,13 @@
-"""Frozen text encoders: captions -> token features."""
+"""Frozen text encoders: captions -> token features, and their padding."""
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lgpl.described import Described
@@ -65,6 +67,14 @@ class TextEncoder(Described):
     def _loaded(self) -> tuple[Any, Any]:
         source = _minilm_folder() if self.name == MINILM else self.name
         return load_pretrained(source, "The text encoder", _encoder, dtype=self.dtype)
+
+
+def left_pad(features: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Features [L, D] of each caption, cut or with zeros on the left, as a batch [B, length, D];
+    and their lengths [B], int64."""
+    kept = [f[:length] for f in features]
+    batch = torch.stack([F.pad(f, (0, 0, length - len(f), 0)) for f in kept])
+    return batch, torch.tensor([len(f) for f in kept])
 
 
 def _encoder(transformers: Any, config: Any) -> Any:

@@ -20,7 +20,7 @@ from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, load_tensor
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
-from lgpl.generator.rotary import rotary_table
+from lgpl.generator.blocks import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 from lgpl.training.build import build_described, build_module, one_sentence
@@ -204,9 +204,7 @@ def _generator_config(
     sizes = {(n, width): h for n, h, width in SIZES.values()}
     heads = heads or sizes.get((layers, dim))
     if heads is None:
-        raise UserError(
-            f"{path} ({layers} layers of {dim}) has unknown heads: give --heads."
-        )
+        raise UserError(f"{path} ({layers} layers of {dim}) has unknown heads: give --heads.")
     if grid is None:
         sides = {int(side) // DOWNSAMPLING for side in re.findall(r"_(256|384|512)", path.stem)}
         if len(sides) != 1:

@@ -10,7 +10,7 @@ from torch import nn
 from lgpl.errors import UserError
 from lgpl.generator.conditions.base import Condition, Inputs, Prefix
 from lgpl.text import TextEncoder
-from lgpl.text.padding import left_pad
+from lgpl.text.encoder import left_pad
 
 
 class TextCondition(Condition):
