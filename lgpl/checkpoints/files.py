@@ -131,10 +131,8 @@ def check_weights(
         raise UserError(f"{source} has a weight that {model} lacks: {_list(unknown)}.")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
-            raise UserError(
-                f"{source} has {name} of {[*found[name].shape]}, {model} {[*tensor.shape]}: "
-                "they are of different sizes."
-            )
+            sizes = f"{name} of {[*found[name].shape]}, {model} {[*tensor.shape]}"
+            raise UserError(f"{source} has {sizes}: they are of different sizes.")
 
 
 def _list(names: list[str], shown: int = 3) -> str:
@@ -151,8 +149,6 @@ def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
     except Exception as error:  # torch.load raises many kinds for a file that is none of its own
         code = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", str(error))
         if code:
-            raise UserError(
-                f"{path} holds pickled code ({code[1]}), which is never run here; ask for a file "
-                "of tensors."
-            ) from error
+            never = f"pickled code ({code[1]}), which is never run here; ask for a file of tensors"
+            raise UserError(f"{path} holds {never}.") from error
         raise UserError(f"{path} is no checkpoint, or a damaged one.") from error

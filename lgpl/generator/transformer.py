@@ -56,10 +56,8 @@ class RandomOrder:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
-            raise UserError(
-                f"order: start {self.start} and end {self.end} are no range of optimizer steps; "
-                "give 0 <= start < end."
-            )
+            given = f"start {self.start} and end {self.end} are no range of optimizer steps"
+            raise UserError(f"order: {given}; give 0 <= start < end.")
 
     def probability(self, step: int) -> float:
         return min(1.0, max(0.0, (self.end - step) / (self.end - self.start)))
@@ -123,22 +121,18 @@ class Transformer(Model):
             size = SIZES[size]
         layers, heads, dim = size
         if dim % heads or (dim // heads) % 4:
-            raise UserError(
-                f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must "
-                "be a multiple of 4, half for rows and half for columns."
-            )
+            rule = "a head's dimension must be a multiple of 4, half for rows and half for columns"
+            raise UserError(f"size: dim {dim} over {heads} heads is {dim / heads:g}; {rule}.")
         if order is not None and not target_positions:
             raise UserError("order: random orders need target_positions; set it to true.")
         self.codebook_size, self.order = codebook_size, order
         self.layout = CodeLayout(*grid, depth)
         self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
         self.condition = condition(dim)
-        self.prefix_length = self.condition.length
-        if self.prefix_length < 1:
-            raise UserError(
-                f"condition: {type(self.condition).__name__} has a prefix of length "
-                f"{self.prefix_length}; the first code is predicted from at least 1 position."
-            )
+        self.prefix_length = length = self.condition.length
+        if length < 1:
+            has = f"condition: {type(self.condition).__name__} has a prefix of length {length}"
+            raise UserError(f"{has}; the first code is predicted from at least 1 position.")
         self.tok_embeddings = nn.Embedding(depth * codebook_size, dim)
         self.token_dropout = nn.Dropout(token_dropout)
         paths = torch.linspace(0.0, drop_path, layers, device="cpu").tolist()
@@ -183,16 +177,12 @@ class Transformer(Model):
         for name in ("heads", "prefix_rope"):  # what shapes do not show
             found, wanted = getattr(other, name), getattr(self, name)
             if found != wanted:
-                raise UserError(
-                    f"{source} was trained with {name} {found}, but the config's transformer has "
-                    f"{wanted}; give it {found}."
-                )
+                apart = f"{name} {found}, but the config's transformer has {wanted}"
+                raise UserError(f"{source} was trained with {apart}; give it {found}.")
         theirs, ours = other.layout, self.layout
         if ours.rows < theirs.rows or ours.columns < theirs.columns:
-            raise UserError(
-                f"{source} was trained on a grid of {theirs}, the config's is smaller, {ours}; it "
-                "can only grow."
-            )
+            smaller = f"the config's is smaller, {ours}; it can only grow"
+            raise UserError(f"{source} was trained on a grid of {theirs}, {smaller}.")
 
     def pack(self) -> None:
         from lgpl.generator.packing import pack_weights

