@@ -5,7 +5,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,200}>")
 URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
@@ -27,11 +27,8 @@ def clean(caption: str) -> str:
 
 def read_lines(path: str) -> list[str]:
     """The prompts of a text file, one a line; raises a UserError where there are none."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: {path} cannot be read as text ({error}).") from error
-    lines = [line.strip() for line in text.splitlines()]
+    with as_user_error(f"prompts: {path} cannot be read as text", OSError, ValueError):
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     if not any(lines):
         raise UserError(f"prompts: {path} holds no prompts; write one a line.")
     return lines
