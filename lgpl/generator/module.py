@@ -239,12 +239,10 @@ class GeneratorModule(TrainingModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         raise UserError("A generator does not encode: use a tokenizer's config, or `lgpl sample`.")
 
-    def sample(
-        self, inputs: Inputs, sampling: Sampling, seeds: list[int], progress: Progress | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Inputs, sampling: Sampling, seeds: list[int]) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see `generate`. All ranks of a sharded model must call
         this, each for its own images."""
-        return self.decode(self.sample_codes(inputs, sampling, seeds, progress))
+        return self.decode(self.sample_codes(inputs, sampling, seeds))
 
     @torch.no_grad()
     def sample_codes(

@@ -213,11 +213,9 @@ class Transformer(Model):
         return [LayerCache(zeros(), zeros()) for _ in self.layers]
 
     def forward(self, codes: Tensor, inputs: Inputs, order: Tensor | None = None) -> Tensor:
-        """Logits [B, N, codebook_size] of all codes at once, for training.
-
-        Codes [B, N] are in the order in which they are predicted; `order` has the index of each in
-        the flat order [B, N], None where that is their order.
-        """
+        """Logits [B, N, codebook_size] of all codes at once, for training. Codes [B, N] are in the
+        order in which they are predicted; `order` has the index of each in the flat order [B, N],
+        None where that is their order."""
         prefix, lengths = self.condition(inputs)
         index = torch.arange(codes.shape[1], device=codes.device) if order is None else order
         x = torch.cat((prefix, self.embed(codes[:, :-1], index[..., :-1])), dim=1)
@@ -231,10 +229,8 @@ class Transformer(Model):
         if lengths is not None:
             # Each sequence is turned until its padding stands behind its last code, where a causal
             # query never looks. So the kernel is that of class models, which on GPUs is flash
-            # attention only without a mask. FlexAttention has no backward on CPUs. On two cores, 4
-            # layers of B's width in bf16, 120 + 256 take 0.87 to 0.93 times what a class model of
-            # as many positions takes, whatever the lengths; with a mask 0.90 to 0.97.
-            # An empty caption keeps one position of padding, which predicts the first code.
+            # attention only without a mask, and no slower on CPUs; FlexAttention has no backward
+            # there. An empty caption keeps one position of padding, which predicts the first code.
             padding = (self.prefix_length - lengths).clamp(max=self.prefix_length - 1)[:, None]
             turned = (position + padding) % x.shape[1]  # [B, T]
             x, place = take(x, turned), place.expand(len(x), -1).gather(1, turned)

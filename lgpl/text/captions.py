@@ -14,10 +14,8 @@ SPACE = re.compile(r"\s+")
 
 
 def clean(caption: str) -> str:
-    """A web caption as plain text: no markup, addresses, image file names or doubled space.
-
-    Letters, case and punctuation stay as they are.
-    """
+    """A web caption as plain text: no markup, addresses, image file names or doubled space;
+    letters, case and punctuation stay as they are."""
     text = html.unescape(html.unescape(caption))  # web captions are often escaped twice
     text = unicodedata.normalize("NFKC", text)
     for noise in (TAG, URL, FILE_NAME):

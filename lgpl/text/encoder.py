@@ -36,11 +36,9 @@ class TextEncoder(Described):
     def encode(
         self, captions: list[str], device: torch.device | str = "cpu", refuse_long: bool = False
     ) -> list[Tensor]:
-        """Token features of captions, one [length, features] each, on the device.
-
-        One of more than `max_length` tokens is cut, or with `refuse_long` refused, as an empty one
-        always is, by a UserError.
-        """
+        """Token features of captions, one [length, features] each, on the device. One of more than
+        `max_length` tokens is cut, or with `refuse_long` refused, as an empty one always is, by a
+        UserError."""
         tokenizer, model = self._loaded
         texts = self.cleaned(captions, refuse_long)
         inputs = tokenizer(

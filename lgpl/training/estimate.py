@@ -133,10 +133,8 @@ def _bytes(tensors: Iterable[Any]) -> int:
 
 def _gathered(module: TrainingModule, cast: float) -> int:
     """Bytes that FSDP puts together; a gathered weight has `cast` times the size of a kept one.
-
     What is in no block stays gathered, beside it the block at work and the next; then the gradient
-    of one of them, and as it goes into the reduction.
-    """
+    of one of them, and as it goes into the reduction."""
     blocks = [_bytes(block.parameters()) for block in module.blocks()]
     root, block = _bytes(module.parameters()) - sum(blocks), max(blocks, default=0)
     return int((root + 2 * block) * cast + max(root, block) * (1 + cast))
