@@ -62,12 +62,9 @@ class TokenizerModule(TrainingModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.autoencoder = autoencoder
-        self.loss = loss
-        self.init_from = init_from
+        self.autoencoder, self.loss, self.init_from = autoencoder, loss, init_from
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
-        self.schedule = schedule
-        self.discriminator_start = discriminator_start
+        self.schedule, self.discriminator_start = schedule, discriminator_start
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         if compile:  # in place, so that checkpoints keep their names
             for part in (*autoencoder.children(), *loss.children()):
