@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lgpl.generator.decoders import generate as generate
     from lgpl.generator.model import Model as Model
     from lgpl.generator.module import GeneratorModule as GeneratorModule
-    from lgpl.generator.order import RandomOrder as RandomOrder
     from lgpl.generator.sampling import Sampling as Sampling
+    from lgpl.generator.transformer import RandomOrder as RandomOrder
     from lgpl.generator.transformer import Transformer as Transformer
 
 __getattr__ = lazily(
@@ -26,8 +26,7 @@ __getattr__ = lazily(
         "decoders": ("Decoder", "Raster", "UncachedRaster", "generate"),
         "model": ("Model",),
         "module": ("GeneratorModule",),
-        "order": ("RandomOrder",),
         "sampling": ("Sampling",),
-        "transformer": ("Transformer",),
+        "transformer": ("RandomOrder", "Transformer"),
     },
 )

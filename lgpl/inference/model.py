@@ -18,7 +18,7 @@ from lgpl.data.transforms import normalize, to_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
-from lgpl.generator.quantization import int8_weights
+from lgpl.generator.packing import int8_weights
 from lgpl.generator.sampling import Sampling
 from lgpl.inference import DTYPES
 from lgpl.inference.drawing import Abandoned, Drawer, Request, passed, requests_for

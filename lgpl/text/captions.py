@@ -5,7 +5,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,200}>")
 URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
@@ -14,10 +14,8 @@ SPACE = re.compile(r"\s+")
 
 
 def clean(caption: str) -> str:
-    """A web caption as plain text: no markup, addresses, image file names or doubled space.
-
-    Letters, case and punctuation stay as they are.
-    """
+    """A web caption as plain text: no markup, addresses, image file names or doubled space;
+    letters, case and punctuation stay as they are."""
     text = html.unescape(html.unescape(caption))  # web captions are often escaped twice
     text = unicodedata.normalize("NFKC", text)
     for noise in (TAG, URL, FILE_NAME):
@@ -27,11 +25,8 @@ def clean(caption: str) -> str:
 
 def read_lines(path: str) -> list[str]:
     """The prompts of a text file, one a line; raises a UserError where there are none."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts: {path} cannot be read as text ({error}).") from error
-    lines = [line.strip() for line in text.splitlines()]
+    with as_user_error(f"prompts: {path} cannot be read as text", OSError, ValueError):
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     if not any(lines):
         raise UserError(f"prompts: {path} holds no prompts; write one a line.")
     return lines

@@ -11,8 +11,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention as PagedCache
 
 from lgpl.checkpoints import check_weights
-from lgpl.generator.blocks import Attention, Block
-from lgpl.generator.rotary import rotary_table, rotate
+from lgpl.generator.blocks import Attention, Block, rotary_table, rotate
 from lgpl.serving.vllm.client import outline
 from lgpl.serving.vllm.settings import padded_head
 
