@@ -204,9 +204,7 @@ def _generator_config(
     sizes = {(n, width): h for n, h, width in SIZES.values()}
     heads = heads or sizes.get((layers, dim))
     if heads is None:
-        raise UserError(
-            f"{path} ({layers} layers of {dim}) has unknown heads: give --heads."
-        )
+        raise UserError(f"{path} ({layers} layers of {dim}) has unknown heads: give --heads.")
     if grid is None:
         sides = {int(side) // DOWNSAMPLING for side in re.findall(r"_(256|384|512)", path.stem)}
         if len(sides) != 1:
