@@ -15,8 +15,7 @@ from lgpl.generator import Sampling
 from lgpl.serving.engine import Engine
 from lgpl.serving.errors import HANDLERS, RESPONSES, APIError, Ended, Error
 from lgpl.serving.generations import Generations, Metrics
-from lgpl.serving.limits import Limits
-from lgpl.serving.middleware import CheckHost, LimitBody
+from lgpl.serving.limits import CheckHost, LimitBody, Limits
 from lgpl.serving.page import HEADERS, page
 from lgpl.serving.schema import ImagesRequest, ImagesResponse
 
@@ -24,12 +23,8 @@ from lgpl.serving.schema import ImagesRequest, ImagesResponse
 def create_app(
     engine: Engine, model: str, defaults: Sampling = Sampling(), limits: Limits = Limits()
 ) -> FastAPI:
-    """Build the server of an engine, which it closes when it ends.
-
-    Args:
-        model: the generator's name in requests and answers.
-        defaults: the sampling of requests that do not set it.
-    """
+    """Build the server of an engine, which it closes when it ends; `model` is the generator's name
+    in requests and answers, `defaults` the sampling of requests that do not set it."""
     metrics, created = Metrics(), int(time.time())
     metrics.waiting.set_function(lambda: len(engine.queue))
     engine.on_batch = metrics.batch.observe
