@@ -27,12 +27,6 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
-# The errors of a request for images, for the OpenAPI description.
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Error} for status in (400, 401, 408, 413, 415, 421, 429, 500, 503, 504)
-}
-
-
 class APIError(HTTPException):
     """Ends a request with an error in OpenAI's format; `param` is the field that is wrong."""
 

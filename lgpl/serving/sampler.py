@@ -38,8 +38,7 @@ class SamplerEngine(Engine):
             places = self.layout.places_of(drawn)
             for request, own, mask in zip(drawing, codes, places, strict=True):
                 job, count = batch[request.number], int(mask.sum())
-                due = count < self.layout.places and passed(job.previews, count)
-                if due and not job.cancelled.is_set():
+                if count < self.layout.places and passed(job.previews, count):
                     self._render(job, self.layout.unflatten(own[None].clone())[0], mask)
 
         try:
