@@ -26,13 +26,9 @@ class PagedAttention(Attention):
             super().__init__(dim, heads, 0.0, qk_norm)
         self.head_size = dim // heads
         self.padding = padded_head(self.head_size) - self.head_size
-        self.paged = PagedCache(
-            2 * heads,
-            self.head_size + self.padding,
-            self.head_size**-0.5,
-            cache_config=vllm_config.cache_config,
-            prefix=prefix,
-        )
+        size, scale = self.head_size + self.padding, self.head_size**-0.5
+        cache = vllm_config.cache_config
+        self.paged = PagedCache(2 * heads, size, scale, cache_config=cache, prefix=prefix)
 
     def forward(self, x: Tensor, rope: Tensor, *_: Any) -> Tensor:
         n, dim = x.shape[1:]
