@@ -68,8 +68,7 @@ def with_contents(config: Any) -> Any:
 def _of_object(value: Described) -> dict[str, Any]:
     args, kwargs = value._arguments
     signature = inspect.signature(type(value).__init__)
-    bound = signature.bind(value, *args, **kwargs).arguments
-    _, *given = bound.items()  # without self
+    _, *given = signature.bind(value, *args, **kwargs).arguments.items()  # without self
     hints = typing.get_type_hints(type(value).__init__)
     described = {}
     for name, argument in given:

@@ -2,15 +2,15 @@
 Lightning and its like come with the modules that train it."""
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from lgpl.errors import UserError
 
 
-def lazily(package: str, names: Mapping[str, Collection[str]]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that has these names, by the module that each comes from."""
-    places = {name: module for module, its in names.items() for name in its}
+def lazily(package: str, **modules: tuple[str, ...]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose modules have these names."""
+    places = {name: module for module, names in modules.items() for name in names}
 
     def find(name: str) -> Any:
         if name not in places:

@@ -8,7 +8,6 @@ from lgpl.errors import as_user_error
 from lgpl.lazy import needs
 
 Curve = Sequence[tuple[float, float]]
-COLUMNS = 3
 
 
 def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
@@ -17,7 +16,7 @@ def plot(path: Path, panels: Mapping[str, Mapping[str, Curve]], x: str) -> None:
     needs("A plot", "matplotlib", "plots")
     from matplotlib.figure import Figure
 
-    columns = min(COLUMNS, len(panels))
+    columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
     for index, (title, curves) in enumerate(panels.items()):

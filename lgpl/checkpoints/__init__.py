@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 __getattr__ = lazily(
     __name__,
-    dict(
-        files=("Checkpoint", "check_weights", "is_exported", "read_checkpoint", "write_checkpoint"),
-        shards=("is_sharded",),
-        trust=("add_trust", "split_trust"),
-    ),
+    files=("Checkpoint", "check_weights", "is_exported", "read_checkpoint", "write_checkpoint"),
+    shards=("is_sharded",),
+    trust=("add_trust", "split_trust"),
 )

@@ -46,10 +46,9 @@ class Checkpoint:
     def described(self) -> dict[str, Any]:
         """The config; raises UserError where there is none."""
         if self.config is None:
-            raise UserError(
-                f"{self.path} does not say how it was built, because a part of its module does not "
-                "remember its arguments; build the module yourself and call load_state_dict."
-            )
+            how = "how it was built, because a part of its module does not remember its arguments"
+            mend = "build the module yourself and call load_state_dict"
+            raise UserError(f"{self.path} does not say {how}; {mend}.")
         return self.config
 
 
@@ -106,7 +105,8 @@ def write_checkpoint(
         raise UserError(f"--out: {folder} holds {min(others)}; name a new folder.")
     known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
     names = known if kind == "generator" else {}
-    try:
+    kinds = (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError)
+    with as_user_error(f"--out: {folder} cannot be written", *kinds):
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
         with atomic_folder(folder) as new:
@@ -116,8 +116,6 @@ def write_checkpoint(
             (new / CONFIG).write_text(entry + "\n", encoding="utf-8")
             # safetensors writes for the owner alone, whatever the umask says.
             (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"--out: {folder} cannot be written ({error}).") from error
 
 
 def check_weights(
@@ -131,10 +129,8 @@ def check_weights(
         raise UserError(f"{source} has a weight that {model} lacks: {_list(unknown)}.")
     for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
-            raise UserError(
-                f"{source} has {name} of {[*found[name].shape]}, {model} {[*tensor.shape]}: "
-                "they are of different sizes."
-            )
+            sizes = f"{name} of {[*found[name].shape]}, {model} {[*tensor.shape]}"
+            raise UserError(f"{source} has {sizes}: they are of different sizes.")
 
 
 def _list(names: list[str], shown: int = 3) -> str:
@@ -151,8 +147,6 @@ def load_tensors(path: Path, data_classes: Iterable[type] = ()) -> Any:
     except Exception as error:  # torch.load raises many kinds for a file that is none of its own
         code = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) ([\w.]+)", str(error))
         if code:
-            raise UserError(
-                f"{path} holds pickled code ({code[1]}), which is never run here; ask for a file "
-                "of tensors."
-            ) from error
+            never = f"pickled code ({code[1]}), which is never run here; ask for a file of tensors"
+            raise UserError(f"{path} holds {never}.") from error
         raise UserError(f"{path} is no checkpoint, or a damaged one.") from error

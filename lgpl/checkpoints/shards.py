@@ -86,11 +86,9 @@ class _Reader(dcp.FileSystemReader):
         super().__init__(folder)
         content = io.BytesIO((folder / INDEX).read_bytes())  # reads no more than there is
         self._index: metadata.Metadata = _IndexUnpickler(content).load()
-        for stored in self._index.storage_data.values():
-            if Path(stored.relative_path).name != str(stored.relative_path):
-                raise UserError(
-                    f"the index names {stored.relative_path}, no file of its own folder."
-                )
+        for path in (stored.relative_path for stored in self._index.storage_data.values()):
+            if Path(path).name != str(path):
+                raise UserError(f"the index names {path}, no file of its own folder.")
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
         self._index.storage_meta = metadata.StorageMeta(load_id=self.load_id)

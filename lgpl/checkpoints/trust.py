@@ -100,10 +100,8 @@ def refusal(error: BaseException, source: object) -> UserError | None:
     said = f"{source} names {name}, and a checkpoint's config builds nothing but lgpl's own models"
     if package in TOO_MUCH or package in sys.stdlib_module_names:
         return UserError(f"{said}.")
-    return UserError(
-        f"{said}; if you trust the package, give --trust {package}, {VARIABLE}={package} or "
-        f'trust=["{package}"].'
-    )
+    ways = f'--trust {package}, {VARIABLE}={package} or trust=["{package}"]'
+    return UserError(f"{said}; if you trust the package, give {ways}.")
 
 
 def imported(class_path: Any) -> Any:
@@ -124,10 +122,8 @@ def only_classes(value: Any) -> None:
             raise UserError(f"The config names {path}, which is no class.")
         arguments = dict(value.get("init_args") or {})
         for name in getattr(named, "files", ()) if inspect.isclass(named) else ():
-            if isinstance(arguments.get(name), str):
-                raise UserError(
-                    f"The config takes {name} from {arguments[name]}; a checkpoint has its own."
-                )
+            if isinstance(file := arguments.get(name), str):
+                raise UserError(f"The config takes {name} from {file}; a checkpoint has its own.")
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for part in value:

@@ -30,7 +30,7 @@ from lgpl.metrics.protocols import GFID, RFID, report
 from lgpl.metrics.reference import CACHE, batches, progress, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
-from lgpl.tokenizer.usage import CodebookUsage
+from lgpl.tokenizer.module import CodebookUsage
 from lgpl.training import load_module
 
 SWEPT = ("guidance", "top_k", "top_p", "temperature")

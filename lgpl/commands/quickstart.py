@@ -30,7 +30,7 @@ from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
 from lgpl.metrics.images import open_images
 from lgpl.metrics.protocols import read_prompts
 from lgpl.tokenizer import TokenizerModule
-from lgpl.tokenizer.usage import CodebookUsage
+from lgpl.tokenizer.module import CodebookUsage
 from lgpl.training import load_module
 
 TRAIN, HELD_OUT = "data/emoji/train-*.tar.gz", "data/emoji/val-*.tar.gz"

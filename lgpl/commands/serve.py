@@ -68,8 +68,7 @@ def main(args: list[str]) -> None:
 
 def _limits(options: Namespace) -> Limits:
     """What requests may ask for, and who may send them."""
-    from lgpl.serving.limits import Limits
-    from lgpl.serving.middleware import is_loopback, trusted_host
+    from lgpl.serving.limits import Limits, is_loopback, trusted_host
 
     token = os.environ.get("LGPL_TOKEN") if options.token is None else options.token
     token = token and token.strip()  # headers drop surrounding spaces

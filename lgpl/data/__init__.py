@@ -9,13 +9,9 @@ if TYPE_CHECKING:
     from lgpl.data.decode import SampleDecoder, collate
     from lgpl.data.shards import expand
 
-__all__ = ["SampleDecoder", "ShardDataModule", "collate", "expand"]
-
 __getattr__ = lazily(
     __name__,
-    {
-        "datamodule": ("ShardDataModule",),
-        "decode": ("SampleDecoder", "collate"),
-        "shards": ("expand",),
-    },
+    datamodule=("ShardDataModule",),
+    decode=("SampleDecoder", "collate"),
+    shards=("expand",),
 )

@@ -16,7 +16,7 @@ from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import members, transforms
 from lgpl.data.filters import Filter
 from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, guarded, member
-from lgpl.text.padding import left_pad
+from lgpl.text.encoder import left_pad
 
 Field = Literal["image", "caption", "class", "codes", "text"]
 Sample = dict[str, Any]

@@ -11,11 +11,9 @@ ROWS = 512  # 32 MiB in float32 at 16384 codes; enough to keep a GPU busy
 
 
 def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
-    """Loss [M] of logits [M, K] and codes [M] in nats, computed in float32.
-
-    `F.cross_entropy` has log-softmax and gradient in float32. This keeps the logits alone for the
-    backward pass, in bf16 if they are, and takes the softmax again, some rows at a time.
-    """
+    """Loss [M] of logits [M, K] and codes [M] in nats, computed in float32. Where `F.cross_entropy`
+    has log-softmax and gradient in float32, this keeps the logits alone for the backward pass, in
+    bf16 if they are, and takes the softmax again, some rows at a time."""
     return _CrossEntropy.apply(logits, codes)
 
 

@@ -64,10 +64,8 @@ class GeneratorModule(TrainingModule):
     ) -> None:
         super().__init__()
         if isinstance(transformer, nn.Module):
-            raise UserError(
-                "transformer: give what builds the model, such as functools.partial(Transformer, "
-                f"...), not a {type(transformer).__name__} itself."
-            )
+            what = "what builds the model, such as functools.partial(Transformer, ...)"
+            raise UserError(f"transformer: give {what}, not a {type(transformer).__name__} itself.")
         self.build = transformer
         self.transformer: Model | None = None
         self.tokenizer_path, self.init_from = tokenizer, init_from
@@ -168,10 +166,8 @@ class GeneratorModule(TrainingModule):
         if self.muon_lr is None:
             optimizer = adamw(model, *of_adam)
         elif self.device_mesh is not None:
-            raise UserError(
-                "model.muon_lr: Muon takes whole matrices, which a sharded model does not have; "
-                "set it to null."
-            )
+            lacks = "Muon takes whole matrices, which a sharded model does not have"
+            raise UserError(f"model.muon_lr: {lacks}; set it to null.")
         else:
             hidden = model.hidden_matrices()
             known = set(hidden)
@@ -201,10 +197,8 @@ class GeneratorModule(TrainingModule):
         height, width = image.shape[-2:]
         found = tokenizer.layout(height, width)
         if found != layout:
-            raise UserError(
-                f"data.image_size: images of {width}x{height} pixels have codes of {found}, the "
-                f"generator is for {layout}."
-            )
+            has = f"images of {width}x{height} pixels have codes of {found}"
+            raise UserError(f"data.image_size: {has}, the generator is for {layout}.")
         with torch.no_grad():
             return layout.flatten(tokenizer.encode(image))
 
@@ -245,12 +239,10 @@ class GeneratorModule(TrainingModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         raise UserError("A generator does not encode: use a tokenizer's config, or `lgpl sample`.")
 
-    def sample(
-        self, inputs: Inputs, sampling: Sampling, seeds: list[int], progress: Progress | None = None
-    ) -> Tensor:
+    def sample(self, inputs: Inputs, sampling: Sampling, seeds: list[int]) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1]; see `generate`. All ranks of a sharded model must call
         this, each for its own images."""
-        return self.decode(self.sample_codes(inputs, sampling, seeds, progress))
+        return self.decode(self.sample_codes(inputs, sampling, seeds))
 
     @torch.no_grad()
     def sample_codes(

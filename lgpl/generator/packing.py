@@ -1,4 +1,4 @@
-"""Weights laid out for a CPU's products, for sampling, whose steps have few rows."""
+"""Weights for sampling, whose steps have few rows: of 8 bits, or laid out for a CPU's products."""
 
 import functools
 import logging
@@ -9,9 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgpl.generator.blocks import Block, FeedForward
+from lgpl.generator.model import Model
 from lgpl.generator.transformer import Transformer
+from lgpl.lazy import needs
 
 log = logging.getLogger(__name__)
+
+
+def int8_weights(model: Model) -> None:
+    """Round all matrices but the condition's to 8 bits, with one scale for each output, in place;
+    what they are multiplied with and the dtype of the products stay as they are (torchao)."""
+    needs("--int8", "torchao", "int8")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    def chosen(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and not name.startswith("condition.")
+
+    quantize_(model, Int8WeightOnlyConfig(), filter_fn=chosen)
 
 
 def pack_weights(model: Transformer) -> None:

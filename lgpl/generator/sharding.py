@@ -24,9 +24,7 @@ def shard(model: Model, mesh: DeviceMesh, mixed: bool) -> None:
 @contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
     """Whole weights on every rank, for work outside of `forward`; nothing where none is sharded.
-
-    All ranks must enter this, after a forward pass.
-    """
+    All ranks must enter this, after a forward pass."""
     units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)

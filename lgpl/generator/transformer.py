@@ -10,6 +10,7 @@ behind each other; position i predicts code i + 1 - prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -18,13 +19,11 @@ from torch import Tensor, nn
 
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Block, Cache, LayerCache, Past, RMSNorm
+from lgpl.generator.blocks import Block, Cache, LayerCache, Past, RMSNorm, rotary_table
 from lgpl.generator.conditions import Condition, Inputs
 from lgpl.generator.decoders import Decoder, Raster
 from lgpl.generator.loss import cross_entropy
 from lgpl.generator.model import Model
-from lgpl.generator.order import RandomOrder
-from lgpl.generator.rotary import rotary_table
 
 # name -> (layers, heads, dim)
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -37,6 +36,38 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "3B": (24, 32, 3200),  # 3.1B
     "7B": (32, 32, 4096),
 }
+
+
+@dataclass(frozen=True)
+class RandomOrder:
+    """Random orders, annealed to raster order (RAR, arXiv 2411.00776, section 3.2).
+
+    An image's codes are shuffled with a probability that falls linearly from 1 to 0; so the model
+    learns to look both ways, and samples in raster order all the same. The transformer needs
+    `target_positions`.
+
+    Attributes:
+        start: optimizer step at which the probability begins to fall.
+        end: optimizer step from which on the order is raster.
+    """
+
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            given = f"start {self.start} and end {self.end} are no range of optimizer steps"
+            raise UserError(f"order: {given}; give 0 <= start < end.")
+
+    def probability(self, step: int) -> float:
+        return min(1.0, max(0.0, (self.end - step) / (self.end - self.start)))
+
+    def draw(self, batch: int, count: int, step: int, device: torch.device) -> Tensor:
+        """Orders [batch, count] of an optimizer step: places in raster order."""
+        raster = torch.arange(count, device=device).expand(batch, -1)
+        shuffled = torch.rand(batch, count, device=device).argsort(dim=-1)
+        chosen = torch.rand(batch, 1, device=device) < self.probability(step)
+        return torch.where(chosen, shuffled, raster)
 
 
 def take(x: Tensor, position: Tensor) -> Tensor:
@@ -90,22 +121,18 @@ class Transformer(Model):
             size = SIZES[size]
         layers, heads, dim = size
         if dim % heads or (dim // heads) % 4:
-            raise UserError(
-                f"size: dim {dim} over {heads} heads is {dim / heads:g}; a head's dimension must "
-                "be a multiple of 4, half for rows and half for columns."
-            )
+            rule = "a head's dimension must be a multiple of 4, half for rows and half for columns"
+            raise UserError(f"size: dim {dim} over {heads} heads is {dim / heads:g}; {rule}.")
         if order is not None and not target_positions:
             raise UserError("order: random orders need target_positions; set it to true.")
         self.codebook_size, self.order = codebook_size, order
         self.layout = CodeLayout(*grid, depth)
         self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
         self.condition = condition(dim)
-        self.prefix_length = self.condition.length
-        if self.prefix_length < 1:
-            raise UserError(
-                f"condition: {type(self.condition).__name__} has a prefix of length "
-                f"{self.prefix_length}; the first code is predicted from at least 1 position."
-            )
+        self.prefix_length = length = self.condition.length
+        if length < 1:
+            has = f"condition: {type(self.condition).__name__} has a prefix of length {length}"
+            raise UserError(f"{has}; the first code is predicted from at least 1 position.")
         self.tok_embeddings = nn.Embedding(depth * codebook_size, dim)
         self.token_dropout = nn.Dropout(token_dropout)
         paths = torch.linspace(0.0, drop_path, layers, device="cpu").tolist()
@@ -150,16 +177,12 @@ class Transformer(Model):
         for name in ("heads", "prefix_rope"):  # what shapes do not show
             found, wanted = getattr(other, name), getattr(self, name)
             if found != wanted:
-                raise UserError(
-                    f"{source} was trained with {name} {found}, but the config's transformer has "
-                    f"{wanted}; give it {found}."
-                )
+                apart = f"{name} {found}, but the config's transformer has {wanted}"
+                raise UserError(f"{source} was trained with {apart}; give it {found}.")
         theirs, ours = other.layout, self.layout
         if ours.rows < theirs.rows or ours.columns < theirs.columns:
-            raise UserError(
-                f"{source} was trained on a grid of {theirs}, the config's is smaller, {ours}; it "
-                "can only grow."
-            )
+            smaller = f"the config's is smaller, {ours}; it can only grow"
+            raise UserError(f"{source} was trained on a grid of {theirs}, {smaller}.")
 
     def pack(self) -> None:
         from lgpl.generator.packing import pack_weights
@@ -190,11 +213,9 @@ class Transformer(Model):
         return [LayerCache(zeros(), zeros()) for _ in self.layers]
 
     def forward(self, codes: Tensor, inputs: Inputs, order: Tensor | None = None) -> Tensor:
-        """Logits [B, N, codebook_size] of all codes at once, for training.
-
-        Codes [B, N] are in the order in which they are predicted; `order` has the index of each in
-        the flat order [B, N], None where that is their order.
-        """
+        """Logits [B, N, codebook_size] of all codes at once, for training. Codes [B, N] are in the
+        order in which they are predicted; `order` has the index of each in the flat order [B, N],
+        None where that is their order."""
         prefix, lengths = self.condition(inputs)
         index = torch.arange(codes.shape[1], device=codes.device) if order is None else order
         x = torch.cat((prefix, self.embed(codes[:, :-1], index[..., :-1])), dim=1)
@@ -208,10 +229,8 @@ class Transformer(Model):
         if lengths is not None:
             # Each sequence is turned until its padding stands behind its last code, where a causal
             # query never looks. So the kernel is that of class models, which on GPUs is flash
-            # attention only without a mask. FlexAttention has no backward on CPUs. On two cores, 4
-            # layers of B's width in bf16, 120 + 256 take 0.87 to 0.93 times what a class model of
-            # as many positions takes, whatever the lengths; with a mask 0.90 to 0.97.
-            # An empty caption keeps one position of padding, which predicts the first code.
+            # attention only without a mask, and no slower on CPUs; FlexAttention has no backward
+            # there. An empty caption keeps one position of padding, which predicts the first code.
             padding = (self.prefix_length - lengths).clamp(max=self.prefix_length - 1)[:, None]
             turned = (position + padding) % x.shape[1]  # [B, T]
             x, place = take(x, turned), place.expand(len(x), -1).gather(1, turned)

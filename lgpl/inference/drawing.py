@@ -62,9 +62,8 @@ class Sink(Protocol):
 class Drawer:
     """Draws requests in batches; in halves, as all from then on, where the device's memory is full.
 
-    Args:
-        compiled: by compiled code, which pays for many batches of that size on a GPU.
-        cut: prompts that are too long, as training cuts captions, instead of refusing them.
+    `compiled` code pays for many batches of that size on a GPU. With `cut`, prompts that are too
+    long are not refused but cut, as training cuts captions.
     """
 
     def __init__(
@@ -77,11 +76,8 @@ class Drawer:
     def batches(
         self, requests: Sequence[Request], watch: Watch | None = None
     ) -> Iterator[tuple[list[Request], Tensor]]:
-        """The requests in their order, with codes [B, *layout.shape] on the module's device.
-
-        Raises:
-            UserError: a prompt cannot be drawn, or not even one image fits into the memory.
-        """
+        """The requests in their order, with codes [B, *layout.shape] on the module's device; raises
+        UserError where a prompt cannot be drawn, or not even one image fits into the memory."""
         start = 0
         while start < len(requests):
             batch = list(requests[start : start + self.batch_size])
@@ -132,10 +128,8 @@ def draw_into(
 ) -> int:
     """Draw what a sink lacks of the requests at `rank` modulo `world`; the number of images drawn.
 
-    A thread decodes and hands over one batch while the next is drawn.
-
-    Raises:
-        UserError: a prompt cannot be drawn, which is raised before the first image.
+    A thread decodes and hands over one batch while the next is drawn. Raises UserError before the
+    first image where a prompt cannot be drawn.
     """
     share = requests[rank::world]
     missing = [request for request in share if sink.lacks(request)]

@@ -6,6 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lgpl.data.transforms import normalize, to_image, to_uint8
 from lgpl.errors import UserError
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
-from lgpl.generator.quantization import int8_weights
+from lgpl.generator.packing import int8_weights
 from lgpl.generator.sampling import Sampling
 from lgpl.inference import DTYPES
 from lgpl.inference.drawing import Abandoned, Drawer, Request, passed, requests_for
@@ -49,9 +50,8 @@ def load_generator(
 ) -> GeneratorModule:
     """The generator of a checkpoint with its tokenizer, ready to sample and for nothing else.
 
-    Args:
-        tokenizer: checkpoint of its tokenizer, where it is not the one that the config names.
-        trust: packages whose classes the checkpoints may name beside lgpl's own.
+    `tokenizer` is the tokenizer's checkpoint, where it is not the one that the config names;
+    `trust` are packages whose classes the checkpoints may name beside lgpl's own.
     """
     module = load_module(path, "generator", trust=trust)
     assert isinstance(module, GeneratorModule)
@@ -126,8 +126,7 @@ class Generator:
             progress: called with the codes drawn so far and those of all images.
             sampling: fields of `Sampling`: guidance, temperature, top_k, top_p, ...
 
-        Raises:
-            UserError: a prompt says nothing that can be drawn, or an argument is out of range.
+        Raises UserError where a prompt cannot be drawn, or an argument is out of range.
         """
         wanted = [prompts] if isinstance(prompts, str) else list(prompts)
         requests = requests_for(wanted, Sampling(**sampling), seed)
@@ -153,8 +152,8 @@ class Generator:
         self.module.model.condition.check(prompt)
         layout, left = self.module.model.layout, threading.Event()
         shown = layout.shown_at(partial)
-        # Codes, and which places are drawn; None for all.
-        found: queue.Queue[tuple[Tensor, Tensor | None] | BaseException] = queue.Queue()
+        # Codes, and which places are drawn; None at the end.
+        found: queue.Queue[tuple[Tensor, Tensor] | None] = queue.Queue()
 
         def watch(_: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:
             if left.is_set():
@@ -163,24 +162,13 @@ class Generator:
             if (count := int(places.sum())) < layout.places and passed(shown, count):
                 found.put((layout.unflatten(codes.clone()), places))
 
-        def work() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            drawing = pool.submit(lambda: [*Drawer(self.module, 1).batches(requests, watch)])
+            drawing.add_done_callback(lambda _: found.put(None))
             try:
-                ((_, codes),) = Drawer(self.module, 1).batches(requests, watch)
-                found.put((codes, None))
-            except BaseException as error:
-                found.put(error)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            while True:
-                some = found.get()
-                if isinstance(some, BaseException):
-                    raise some
-                codes, places = some
-                yield to_image(self.module.decode(codes, places)[0])
-                if places is None:
-                    return
-        finally:
-            left.set()
-            thread.join()
+                for codes, places in iter(found.get, None):
+                    yield to_image(self.module.decode(codes, places)[0])
+            finally:
+                left.set()
+            ((_, codes),) = drawing.result()
+        yield to_image(self.module.decode(codes)[0])

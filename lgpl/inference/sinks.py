@@ -37,10 +37,8 @@ class ImageList:
 class ImageFolder:
     """PNG files by the requests' numbers, and a manifest that says what they depend on.
 
-    An earlier run with the same settings, which are plain values, is gone on with.
-
-    Raises:
-        UserError: the folder holds images of other settings, or cannot be written.
+    An earlier run with the same settings, which are plain values, is gone on with; UserError where
+    the folder holds images of others, or cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -52,17 +50,14 @@ class ImageFolder:
             held = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--out: {folder} cannot be used ({error}).") from error
+        images = f"--out: {folder} holds images"
         if held is None:
-            raise UserError(
-                f"--out: {folder} holds images, but no {MANIFEST} that says how they were drawn; "
-                "give another folder."
-            )
+            lacking = f"but no {MANIFEST} that says how they were drawn"
+            raise UserError(f"{images}, {lacking}; give another folder.")
         for name, value in settings.items():
             if held.get(name) != value:
-                raise UserError(
-                    f"--out: {folder} holds images of another {name} "
-                    f"({held.get(name)}, not {value}); give another folder."
-                )
+                other = f"of another {name} ({held.get(name)}, not {value})"
+                raise UserError(f"{images} {other}; give another folder.")
 
     def lacks(self, request: Request) -> bool:
         return not self._path(request).exists()

@@ -13,10 +13,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lgpl.generator import Sampling
 from lgpl.serving.engine import Engine
-from lgpl.serving.errors import HANDLERS, RESPONSES, APIError, Ended, Error
+from lgpl.serving.errors import HANDLERS, APIError, Ended, Error
 from lgpl.serving.generations import Generations, Metrics
-from lgpl.serving.limits import Limits
-from lgpl.serving.middleware import CheckHost, LimitBody
+from lgpl.serving.limits import CheckHost, LimitBody, Limits
 from lgpl.serving.page import HEADERS, page
 from lgpl.serving.schema import ImagesRequest, ImagesResponse
 
@@ -24,12 +23,8 @@ from lgpl.serving.schema import ImagesRequest, ImagesResponse
 def create_app(
     engine: Engine, model: str, defaults: Sampling = Sampling(), limits: Limits = Limits()
 ) -> FastAPI:
-    """Build the server of an engine, which it closes when it ends.
-
-    Args:
-        model: the generator's name in requests and answers.
-        defaults: the sampling of requests that do not set it.
-    """
+    """Build the server of an engine, which it closes when it ends; `model` is the generator's name
+    in requests and answers, `defaults` the sampling of requests that do not set it."""
     metrics, created = Metrics(), int(time.time())
     metrics.waiting.set_function(lambda: len(engine.queue))
     engine.on_batch = metrics.batch.observe
@@ -49,12 +44,14 @@ def create_app(
         app.add_middleware(CheckHost, limits.hosts)
     app.router.routes.extend(page(engine, model, defaults, limits))
     guards = [] if limits.token is None else [Depends(_require(limits.token))]
+    statuses = (400, 401, 408, 413, 415, 421, 429, 500, 503, 504)
+    errors: dict[int | str, Any] = {status: {"model": Error} for status in statuses}
 
     @app.post(
         "/v1/images/generations",
         response_model=ImagesResponse,
         dependencies=[*guards, Depends(_require_json)],
-        responses={200: {"content": {"text/event-stream": {}}}, **RESPONSES},
+        responses={200: {"content": {"text/event-stream": {}}}, **errors},
     )
     async def images(request: Request, body: ImagesRequest) -> Any:
         return await generations.answer(request, body)

@@ -74,10 +74,8 @@ class JobQueue:
 
     def take(self, most: int, wait: bool = True, gather: float = 0.0) -> list[ImageJob]:
         """Remove the oldest jobs; none only where the queue is closed and empty, or without `wait`.
-
-        Where there is a job, waits `gather` seconds for further ones. Raises the error that the
-        queue was closed with.
-        """
+        Where there is a job, wait `gather` seconds for further ones. Raise the error that the queue
+        was closed with."""
         with self._changed:
             while True:
                 self._drop_cancelled()

@@ -2,7 +2,6 @@
 
 import json
 import reprlib
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -28,24 +27,13 @@ class Error(BaseModel):
     error: ErrorDetail
 
 
-# The errors of a request for images, for the OpenAPI description.
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Error} for status in (400, 401, 408, 413, 415, 421, 429, 500, 503, 504)
-}
-
-
 class APIError(HTTPException):
     """Ends a request with an error in OpenAI's format; `param` is the field that is wrong."""
 
     def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        self, status: int, message: str, code: str | None = None, param: str | None = None
     ) -> None:
-        super().__init__(status, message, headers or HEADERS.get(status))
+        super().__init__(status, message, HEADERS.get(status))
         self.code = code or HTTPStatus(status).phrase.lower().replace(" ", "_")  # bad_request
         self.param = param
 
@@ -76,7 +64,8 @@ class Ended(APIError):
 
 async def _http_error(_: Request, error: HTTPException) -> Response:
     if not isinstance(error, APIError):
-        error = APIError(error.status_code, f"{error.detail}", headers=error.headers)
+        headers, error = error.headers, APIError(error.status_code, f"{error.detail}")
+        error.headers = headers or error.headers
     return error.response()
 
 

@@ -66,11 +66,9 @@ class Generation:
         self._loop.call_soon_threadsafe(self._shown.put_nowait, (i, shown, is_complete))
 
     async def images(self, seconds: float) -> AsyncIterator[tuple[int, str, bool]]:
-        """Yield an image's index in the request, its PNG in Base64, and whether it is complete.
-
-        Raises an APIError where the engine fails or ends, the time is over, or `watch` says that
-        the client has left.
-        """
+        """Yield an image's index in the request, its PNG in Base64, and whether it is complete;
+        raise an APIError where the engine fails or ends, the time is over, or the client has left,
+        as `watch` says."""
         deadline, left = time.monotonic() + seconds, len(self.jobs)
         while left:
             wait = max(0.0, deadline - time.monotonic())

@@ -1,9 +1,5 @@
-"""lgpl's own sampler as an engine.
-
-An image depends on its seed and not on the rest of its batch, so it equals that of `lgpl sample`.
-Batches are static: when one is drawn, what waits becomes the next, up to the batch size; a batch
-is rendered while the next is drawn.
-"""
+"""lgpl's own sampler as an engine, whose images are those of `lgpl sample`: an image depends on its
+seed and not on the rest of its batch."""
 
 from collections.abc import Sequence
 
@@ -13,11 +9,10 @@ from lgpl.generator import GeneratorModule
 from lgpl.inference.drawing import Abandoned, Drawer, Request, passed
 from lgpl.serving.engine import Engine, ImageJob
 
-GATHER = 0.01  # seconds to wait for further images of the same moment
-
 
 class SamplerEngine(Engine):
-    """Draws with lgpl's own sampler; see `Engine` for the arguments."""
+    """Batches are static: when one is drawn, what waits becomes the next, up to the batch size; a
+    batch is rendered while the next is drawn."""
 
     def __init__(self, module: GeneratorModule, batch_size: int = 16, capacity: int = 64) -> None:
         super().__init__(module, module.model.condition, batch_size, capacity)
@@ -25,7 +20,7 @@ class SamplerEngine(Engine):
         self._thread.start()
 
     def _run(self) -> None:
-        while batch := self._take(self.batch_size, gather=GATHER):
+        while batch := self._take(self.batch_size, gather=0.01):  # for images of the same moment
             self._count(len(batch))
             self._draw(batch)
             self.batch_size = self._drawer.batch_size  # smaller after an out-of-memory error
@@ -43,8 +38,7 @@ class SamplerEngine(Engine):
             places = self.layout.places_of(drawn)
             for request, own, mask in zip(drawing, codes, places, strict=True):
                 job, count = batch[request.number], int(mask.sum())
-                due = count < self.layout.places and passed(job.previews, count)
-                if due and not job.cancelled.is_set():
+                if count < self.layout.places and passed(job.previews, count):
                     self._render(job, self.layout.unflatten(own[None].clone())[0], mask)
 
         try:

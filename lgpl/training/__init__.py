@@ -5,11 +5,5 @@ from lgpl.training.module import TrainingModule
 from lgpl.training.optimizers import Schedule
 from lgpl.training.strategy import ShardedStrategy
 
-__all__ = [
-    "Schedule",
-    "ShardedStrategy",
-    "TrainingModule",
-    "build_described",
-    "build_module",
-    "load_module",
-]
+__all__ = ["Schedule", "ShardedStrategy", "TrainingModule"]
+__all__ += ["build_described", "build_module", "load_module"]

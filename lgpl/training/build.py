@@ -31,11 +31,9 @@ def build_module(config: dict[str, Any], without: tuple[str, ...] = ()) -> Train
 def build_described(
     checkpoint: Checkpoint, without: tuple[str, ...] = (), trust: Iterable[str] = ()
 ) -> TrainingModule:
-    """The module that a checkpoint's config describes, whoever made it, with fresh weights.
-
-    Raises a UserError where it has no config, names a class of another kind of module or of a
-    package that is neither lgpl nor in `trust`, or cannot be built.
-    """
+    """The module that a checkpoint's config describes, whoever made it, with fresh weights. Raises
+    a UserError where it has no config, names a class of another kind of module or of a package that
+    is neither lgpl nor in `trust`, or cannot be built."""
     trust = tuple(trust)
     with one_sentence(checkpoint.path), only_trusted(trust):
         module = _built(checkpoint.described(), without, checkpoint.kind)

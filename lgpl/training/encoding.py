@@ -15,6 +15,8 @@ from lgpl.data.members import BadSample, features_name, read_caption
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
+Members = dict[str, bytes]  # of a sample, by extension
+
 
 def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> dict[str, Any]:
     """What the codes of these data depend on: plain values, which stand beside each code shard. A
@@ -32,9 +34,7 @@ def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> 
     }
 
 
-def code_members(
-    codes: Tensor, texts: Sequence[dict[str, bytes]], made_by: dict[str, Any]
-) -> list[dict[str, bytes]]:
+def code_members(codes: Tensor, texts: Sequence[Members], made_by: dict[str, Any]) -> list[Members]:
     """The members of each sample: `codes.npy` and its own texts; a UserError where codes are not
     [B, *layout.shape], or with ten crops [B, views, *layout.shape]."""
     views, layout = made_by["views"], CodeLayout(*made_by["layout"])
@@ -50,10 +50,7 @@ def code_members(
 
 
 def add_features(
-    members: Sequence[dict[str, bytes]],
-    captions: Sequence[str],
-    encoder: TextEncoder,
-    device: torch.device,
+    members: Sequence[Members], captions: Sequence[str], encoder: TextEncoder, device: torch.device
 ) -> None:
     """Add the text features of those of these captions that a sample has."""
     for name in captions:

@@ -70,19 +70,15 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage())
+        for tensor in (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
+            storage = tensor.untyped_storage()
+            if storage not in self._known:
+                self._known.add(storage)
+                self._sizes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._remove, storage._cdata)
         return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        self._sizes[storage._cdata] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._remove, storage._cdata)
 
     def _remove(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
@@ -137,10 +133,8 @@ def _bytes(tensors: Iterable[Any]) -> int:
 
 def _gathered(module: TrainingModule, cast: float) -> int:
     """Bytes that FSDP puts together; a gathered weight has `cast` times the size of a kept one.
-
     What is in no block stays gathered, beside it the block at work and the next; then the gradient
-    of one of them, and as it goes into the reduction.
-    """
+    of one of them, and as it goes into the reduction."""
     blocks = [_bytes(block.parameters()) for block in module.blocks()]
     root, block = _bytes(module.parameters()) - sum(blocks), max(blocks, default=0)
     return int((root + 2 * block) * cast + max(root, block) * (1 + cast))

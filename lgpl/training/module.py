@@ -92,9 +92,8 @@ class TrainingModule(Described, pl.LightningModule):
         if rule is None or self._trainer is None:  # planned, not trained
             return 1.0
         if not isinstance(data, ShardDataModule):
-            raise UserError(
-                f"schedule.batch_rule: {rule} needs the batch of a ShardDataModule; set it to null."
-            )
+            needed = "the batch of a ShardDataModule"
+            raise UserError(f"schedule.batch_rule: {rule} needs {needed}; set it to null.")
         ranks = self.trainer.world_size
         batch = data.train_batch(ranks, self.accumulated) * ranks * self.accumulated
         ratio = batch / schedule.base_batch

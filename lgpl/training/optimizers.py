@@ -74,9 +74,8 @@ class MuonAdamW(Optimizer):
         weight_decay: float,
     ) -> None:
         if not hasattr(torch.optim, "Muon"):
-            raise UserError(
-                f"model.muon_lr needs torch 2.9 or newer, not {torch.__version__}; set it to null."
-            )
+            needed = f"torch 2.9 or newer, not {torch.__version__}"
+            raise UserError(f"model.muon_lr needs {needed}; set it to null.")
         self.parts: tuple[Optimizer, ...] = (
             torch.optim.Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay),
             AdamW(list(others), lr=lr, betas=betas, weight_decay=0.0, fused=True),

@@ -13,12 +13,10 @@ from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_into
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's, whose sharded checkpoint takes its name when it is whole.
-
-    Written in place over the last one, a checkpoint that a dying node leaves behind would hold
-    some ranks' new shards and others' old ones, and load without a word. What is read is data:
-    Lightning has torch unpickle the index of the shards and the optimizers' values.
-    """
+    """Lightning's, whose sharded checkpoint takes its name when it is whole. Written in place over
+    the last one, a checkpoint that a dying node leaves behind would hold some ranks' new shards and
+    others' old ones, and load without a word. What is read is data: Lightning has torch unpickle
+    the index of the shards and the optimizers' values."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None

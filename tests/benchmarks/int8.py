@@ -20,7 +20,7 @@ from lgpl.data import ShardDataModule
 from lgpl.generator import Sampling, generate
 from lgpl.generator.loss import cross_entropy
 from lgpl.generator.module import GeneratorModule
-from lgpl.generator.quantization import int8_weights
+from lgpl.generator.packing import int8_weights
 from lgpl.inference import DTYPES
 from lgpl.training import load_module
 from tests.models import on, some

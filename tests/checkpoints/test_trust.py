@@ -183,7 +183,7 @@ FUNCTIONS = {
              "init_args": {"path": "/etc/passwd"}},
     "model": {"class_path": "lgpl.text.pretrained.load_pretrained", "init_args": {"source": "x"}},
     "method": {"class_path": "lgpl.generator.Transformer.step"},
-    "rotary": {"class_path": "lgpl.generator.rotary.rotary_table"},
+    "rotary": {"class_path": "lgpl.generator.blocks.rotary_table"},
 }  # fmt: skip
 
 

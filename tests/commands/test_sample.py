@@ -17,7 +17,7 @@ from torch import Tensor
 from lgpl.cli import main
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.conditions import Inputs, rows
-from lgpl.generator.quantization import int8_weights
+from lgpl.generator.packing import int8_weights
 from lgpl.text import TextEncoder
 from tests.conftest import ROOT
 from tests.models import labels, transformer

@@ -14,8 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from lgpl.codes import CodeLayout
 from lgpl.data import ShardDataModule
 from lgpl.generator import GeneratorModule
-from lgpl.generator.blocks import DropPath, SwiGLU
-from lgpl.generator.rotary import rotary_table, rotate
+from lgpl.generator.blocks import DropPath, SwiGLU, rotary_table, rotate
 from lgpl.training.optimizers import Schedule
 from tests.generator.test_transformer import small
 from tests.models import transformer

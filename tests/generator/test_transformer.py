@@ -13,9 +13,8 @@ from torch import Tensor
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling, Transformer, generate
-from lgpl.generator.blocks import Past
+from lgpl.generator.blocks import Past, rotary_table
 from lgpl.generator.conditions import Inputs
-from lgpl.generator.rotary import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.training import load_module
 from tests.golden import GOLDEN, fill, import_golden

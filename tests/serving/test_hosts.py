@@ -11,8 +11,7 @@ import pytest
 
 from lgpl.errors import UserError
 from lgpl.serving.api import create_app
-from lgpl.serving.limits import Limits
-from lgpl.serving.middleware import is_loopback, parse_host, trusted_host
+from lgpl.serving.limits import Limits, is_loopback, parse_host, trusted_host
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import in_process
 

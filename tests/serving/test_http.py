@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from lgpl.cli import main
 from lgpl.generator import Sampling
 from lgpl.serving import limits
-from lgpl.serving.middleware import LimitBody
+from lgpl.serving.limits import LimitBody
 from tests.conftest import Chain, wait_until
 from tests.serving.servers import GATED, TOKEN, Server, export, serve
 from tests.test_readme import SERVING, blocks

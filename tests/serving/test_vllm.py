@@ -15,7 +15,7 @@ from lgpl.errors import UserError
 from lgpl.generator import Sampling, Transformer, generate
 from lgpl.generator.conditions import Inputs, join
 from lgpl.serving.vllm import Client
-from lgpl.text.padding import left_pad
+from lgpl.text.encoder import left_pad
 from tests.models import labels, text
 from tests.serving.generators import (
     FEATURES,

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lgpl.callbacks import LastCheckpoint
 from lgpl.data import ShardDataModule
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
-from lgpl.tokenizer.usage import CodebookUsage
+from lgpl.tokenizer.module import CodebookUsage
 from lgpl.training.optimizers import Schedule
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL
 

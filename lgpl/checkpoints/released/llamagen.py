@@ -20,7 +20,7 @@ from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, load_tensor
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
-from lgpl.generator.rotary import rotary_table
+from lgpl.generator.blocks import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 from lgpl.training.build import build_described, build_module, one_sentence

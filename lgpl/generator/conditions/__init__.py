@@ -5,14 +5,5 @@ from lgpl.generator.conditions.classes import ClassCondition
 from lgpl.generator.conditions.several import Conditions
 from lgpl.generator.conditions.text import TextCondition
 
-__all__ = [
-    "ClassCondition",
-    "Condition",
-    "Conditions",
-    "Inputs",
-    "Prefix",
-    "Question",
-    "TextCondition",
-    "join",
-    "rows",
-]
+__all__ = ["ClassCondition", "Condition", "Conditions", "TextCondition"]
+__all__ += ["Inputs", "Prefix", "Question", "join", "rows"]

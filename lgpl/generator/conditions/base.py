@@ -92,10 +92,8 @@ class Condition(Described, nn.Module, ABC):
     def check_fields(self, available: Collection[str]) -> None:
         """Raise a UserError where the data have none of `fields`."""
         if self.fields and not set(self.fields) & set(available):
-            raise UserError(
-                f"data.fields lacks {' or '.join(self.fields)}, which {type(self).__name__} reads, "
-                f"got {', '.join(available)}."
-            )
+            lacks = f"{' or '.join(self.fields)}, which {type(self).__name__} reads"
+            raise UserError(f"data.fields lacks {lacks}, got {', '.join(available)}.")
 
     def limits(self) -> dict[str, Any]:
         """What samples have to keep to: arguments of `ShardDataModule.expect`."""

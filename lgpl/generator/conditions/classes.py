@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, as_user_error
 from lgpl.generator.conditions.base import Condition, Inputs, Prefix, Question
 
 
 def read_names(path: str) -> list[str]:
     """The lines of a file of names; a UserError where one is empty, or it cannot be read."""
-    try:
+    with as_user_error(f"condition.names: {path} cannot be read as text", OSError, ValueError):
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"condition.names: {path} cannot be read as text ({error}).") from error
     if not lines or not all(line.strip() for line in lines):
         raise UserError(f"condition.names: {path} should hold a name on every line.")
     return [line.strip() for line in lines]
@@ -58,6 +56,7 @@ class ClassCondition(Condition):
                 f"condition.names: there are {count}, but num_classes is {num_classes}."
             )
         self.num_classes = self.tokens = count
+        self._accepted = f"0 to {count - 1}{', or its name' if self.names else ''}"
         self.embedding = nn.Embedding(count + 1, dim)
 
     def inputs(self, batch: Mapping[str, Any]) -> Inputs:
@@ -85,10 +84,7 @@ class ClassCondition(Condition):
         near = difflib.get_close_matches(text.casefold(), known, 3)
         meant = " or ".join(repr(names[known[name]]) for name in near)
         hint = f"; did you mean {meant}?" if meant else "."
-        raise UserError(
-            f"{text[:80]!r} is no class: give one from 0 to {self.num_classes - 1}"
-            f"{', or its name' if self.names else ''}{hint}"
-        )
+        raise UserError(f"{text[:80]!r} is no class: give one from {self._accepted}{hint}")
 
     def zeros(self, batch_size: int) -> Inputs:
         return {"class": torch.zeros(batch_size, dtype=torch.int64)}
@@ -107,8 +103,7 @@ class ClassCondition(Condition):
         return self.names[label] if self.names else f"class {label}"
 
     def asks(self) -> Question:
-        said = f"Class, 0 to {self.num_classes - 1}{', or its name' if self.names else ''}"
-        return Question(said, self.names or [], is_number=not self.names)
+        return Question(f"Class, {self._accepted}", self.names or [], is_number=not self.names)
 
     def token(self, inputs: Inputs) -> int:
         return self.label(str(int(inputs["class"][0])))  # which refuses what is no class

@@ -85,10 +85,8 @@ class Conditions(Condition):
         """Each part with its part of a prompt."""
         texts = [text.strip() for text in prompt.split(BETWEEN)]
         if len(texts) != len(self.parts):
-            raise UserError(
-                f"The condition has {len(self.parts)} parts, with {BETWEEN} between them; the "
-                f"prompt {prompt[:80]!r} has {len(texts)}."
-            )
+            wanted = f"The condition has {len(self.parts)} parts, with {BETWEEN} between them"
+            raise UserError(f"{wanted}; the prompt {prompt[:80]!r} has {len(texts)}.")
         return list(zip(self.parts, texts, strict=True))
 
     @staticmethod

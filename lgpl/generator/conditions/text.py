@@ -10,7 +10,7 @@ from torch import nn
 from lgpl.errors import UserError
 from lgpl.generator.conditions.base import Condition, Inputs, Prefix
 from lgpl.text import TextEncoder
-from lgpl.text.padding import left_pad
+from lgpl.text.encoder import left_pad
 
 
 class TextCondition(Condition):
@@ -40,10 +40,8 @@ class TextCondition(Condition):
     ) -> None:
         super().__init__(dropout)
         if encoder is not None and encoder.max_length > length:
-            raise UserError(
-                f"condition.encoder.max_length: {encoder.max_length} is above the condition's "
-                f"length, {length}."
-            )
+            above = f"{encoder.max_length} is above the condition's length, {length}"
+            raise UserError(f"condition.encoder.max_length: {above}.")
         self.length, self.features, self.encoder = length, features, encoder
         self.fc1 = nn.Linear(features, dim, bias=False)
         self.fc2 = nn.Linear(dim, dim, bias=False)
@@ -66,10 +64,9 @@ class TextCondition(Condition):
 
     def prefix(self, inputs: Inputs) -> Prefix:
         features = inputs["text"]
-        if (found := features.shape[1]) != self.length:
-            raise UserError(
-                f"The text features hold {found} positions, the model's prefix {self.length}."
-            )
+        if features.shape[1] != self.length:
+            found = f"The text features hold {features.shape[1]} positions"
+            raise UserError(f"{found}, the model's prefix {self.length}.")
         hidden = self.fc1(features.to(self.fc1.weight.dtype))
         x = self.fc2(F.gelu(hidden, approximate="tanh"))
         return Prefix(x, inputs["text_lengths"])

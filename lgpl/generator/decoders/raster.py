@@ -33,9 +33,7 @@ class Raster(Decoder):
     """Draws in raster order; given codes that all images begin with are read with the prefix."""
 
     needs = CachedModel
-
-    def __init__(self) -> None:
-        self._compiled: CompiledStep | None = None
+    _compiled: CompiledStep | None = None
 
     def compiled(self, **options: Any) -> Raster:
         other = Raster()
@@ -93,11 +91,9 @@ class Raster(Decoder):
 
 
 def prefill(model: CachedModel, x: Tensor, kind: list[int], mask: Tensor, cache: Cache) -> Tensor:
-    """Logits [B, K] of the first code that is to be drawn, and x written into an empty cache.
-
-    Of conditions and codes, embedded as x [P, T, dim], row i of B begins with number `kind[i]`. The
-    mask [P or 1, 1, n, n] is added to the scores.
-    """
+    """Logits [B, K] of the first code that is to be drawn, and x written into an empty cache. Of
+    conditions and codes, embedded as x [P, T, dim], row i of B begins with number `kind[i]`; the
+    mask [P or 1, 1, n, n] is added to the scores."""
     t = x.shape[1]
     shared = model.new_cache(len(x), cache[0].keys.dtype, t)
     logits = model.step(x, torch.arange(t, device=x.device), mask[:, :, :t, :t], shared)
@@ -117,12 +113,10 @@ def decode_one_token(
 
 
 class CompiledStep:
-    """`decode_one_token` by torch.compile, for many batches of one size.
-
-    Every step has the same shapes and waits for nothing on the host, so on a GPU it is one CUDA
-    graph. The cache stays where it is from batch to batch, as graphs need it. Compiling takes a
-    minute or so, and again for every other size. To be called in one thread.
-    """
+    """`decode_one_token` by torch.compile, for many batches of one size, in one thread. Every step
+    has the same shapes and waits for nothing on the host, so on a GPU it is one CUDA graph. The
+    cache stays where it is from batch to batch, as graphs need it. Compiling takes a minute or so,
+    and again for every other size."""
 
     def __init__(self, **options: Any) -> None:
         options = options or {"mode": "reduce-overhead"}

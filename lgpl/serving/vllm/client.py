@@ -33,22 +33,15 @@ def outline(config: dict[str, Any], trust: Iterable[str] = ()) -> Transformer:
 
 
 class Client:
-    """Converts prompts, sampling and codes for an engine that has loaded an exported generator.
-
-    Its config may name classes of the packages in `trust` beside lgpl's own.
-    """
+    """Converts prompts, sampling and codes for an engine that has loaded an exported generator,
+    whose config may name classes of the packages in `trust` beside lgpl's own."""
 
     def __init__(self, folder: str | Path, trust: Iterable[str] = ()) -> None:
         checkpoint = read_checkpoint(folder, "generator")
         model = outline(checkpoint.described(), trust)
         self.codebook_size, self.layout = model.codebook_size, model.layout
+        model.load_state_dict(checkpoint.weights(), assign=True)
         self.condition = model.condition.eval().requires_grad_(False)
-        weights = {
-            name.removeprefix("condition."): tensor
-            for name, tensor in checkpoint.weights().items()
-            if name.startswith("condition.")
-        }
-        self.condition.load_state_dict(weights, assign=True)
 
     @torch.no_grad()
     def prompts(self, samples: Sequence[Inputs]) -> list[dict[str, Any]]:
@@ -72,10 +65,8 @@ class Client:
         return {"prompt_embeds": both.cpu().contiguous()}
 
     def params(self, sampling: Sampling, seeds: Sequence[int]) -> list[Any]:
-        """`vllm.SamplingParams` of one image for each seed, which repeats it.
-
-        lgpl's own sampler draws the same codes only at temperature 0.
-        """
+        """`vllm.SamplingParams` of one image for each seed, which repeats it; lgpl's own sampler
+        draws the same codes only at temperature 0."""
         from vllm import SamplingParams
 
         chosen = asdict(sampling)

@@ -45,10 +45,8 @@ class VLLMEngine(Engine):
     ) -> None:
         checkpoint = read_checkpoint(folder, "generator")
         if not is_exported(folder):
-            raise UserError(
-                f"--checkpoint must be exported for vLLM, got {folder}; "
-                f"`lgpl export {folder} --out FOLDER` does it."
-            )
+            how = f"`lgpl export {folder} --out FOLDER` does it."
+            raise UserError(f"--checkpoint must be exported for vLLM, got {folder}; {how}")
         module = build_described(checkpoint, trust=trust)
         assert isinstance(module, GeneratorModule)
         module.use_tokenizer(tokenizer, folder)
@@ -103,8 +101,7 @@ class VLLMEngine(Engine):
         return bool(jobs or self._running)
 
     def _abort_cancelled(self) -> None:
-        cancelled = [i for i, job in self._running.items() if job.cancelled.is_set()]
-        if cancelled:
+        if cancelled := [i for i, job in self._running.items() if job.cancelled.is_set()]:
             self._vllm.abort_request(cancelled)
             self._active -= {self._running.pop(i) for i in cancelled}
 
@@ -135,7 +132,6 @@ def _output_kind(job: ImageJob) -> Any:
 
 
 def _start(folder: str | Path, settings: dict[str, Any]) -> Any:
-    """Start vLLM's engine."""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # the one that `Guidance` is for
     # A fork of this process would inherit the threads of the tokenizer.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")

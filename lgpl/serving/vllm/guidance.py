@@ -1,21 +1,17 @@
 """Classifier-free guidance as a logits processor of vLLM's."""
 
-from __future__ import annotations
-
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from vllm import SamplingParams
+from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
 from lgpl.generator.guidance import guide
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 LARGEST = 2**31  # keeps numbers representable in tensors
 FIELDS = tuple(field.name for field in fields(Sampling) if field.name.startswith("guidance"))

@@ -11,8 +11,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention as PagedCache
 
 from lgpl.checkpoints import check_weights
-from lgpl.generator.blocks import Attention, Block
-from lgpl.generator.rotary import rotary_table, rotate
+from lgpl.generator.blocks import Attention, Block, rotary_table, rotate
 from lgpl.serving.vllm.client import outline
 from lgpl.serving.vllm.settings import padded_head
 
@@ -27,13 +26,9 @@ class PagedAttention(Attention):
             super().__init__(dim, heads, 0.0, qk_norm)
         self.head_size = dim // heads
         self.padding = padded_head(self.head_size) - self.head_size
-        self.paged = PagedCache(
-            2 * heads,
-            self.head_size + self.padding,
-            self.head_size**-0.5,
-            cache_config=vllm_config.cache_config,
-            prefix=prefix,
-        )
+        size, scale = self.head_size + self.padding, self.head_size**-0.5
+        cache = vllm_config.cache_config
+        self.paged = PagedCache(2 * heads, size, scale, cache_config=cache, prefix=prefix)
 
     def forward(self, x: Tensor, rope: Tensor, *_: Any) -> Tensor:
         n, dim = x.shape[1:]

@@ -1,17 +1,13 @@
 """What vLLM needs to know of the model before it builds it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PretrainedConfig
+from vllm.config import ModelConfig, VllmConfig
 
 from lgpl.checkpoints.files import MODEL_TYPE
 from lgpl.errors import UserError
 from lgpl.serving.vllm.client import outline
-
-if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
 
 # Supported by vLLM's attention kernels for CPUs, and all of them by those for GPUs.
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
@@ -42,11 +38,8 @@ class LlamaGenConfig(PretrainedConfig):
             self.head_dim = padded_head(model.dim // model.heads)
             self.max_position_embeddings = model.prefix_length + model.layout.codes
             # Positions come from the model (M-RoPE); only the first of the three channels is read.
-            self.rope_parameters = {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [1, 0, 0],
-            }
+            rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 0, 0]}
+            self.rope_parameters = rope
         super().__init__(**rest)
         self.config = config
 
@@ -57,11 +50,11 @@ class Settings:
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
         parallel = vllm_config.parallel_config
-        if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+        tensor, pipeline = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        if max(tensor, pipeline) > 1:
             raise UserError(
                 "tensor_parallel_size and pipeline_parallel_size must be 1, got "
-                f"{parallel.tensor_parallel_size} and {parallel.pipeline_parallel_size}; run one "
-                "engine per device"
+                f"{tensor} and {pipeline}; run one engine per device"
             )
         model = vllm_config.model_config
         model.skip_tokenizer_init = True  # prompts are no text

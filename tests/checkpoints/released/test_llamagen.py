@@ -18,7 +18,7 @@ from lgpl.checkpoints.released.llamagen import llamagen_name, read_released
 from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
-from lgpl.generator.rotary import rotary_table
+from lgpl.generator.blocks import rotary_table
 from lgpl.generator.transformer import SIZES
 from tests.golden import released, schema
 from tests.models import transformer
