@@ -10,7 +10,8 @@ from PIL import Image
 from lgpl.checkpoints import add_trust
 from lgpl.codes import ImageSize, in_pixels, to_image_size
 from lgpl.commands.parsing import ArgumentParser
-from lgpl.data.transforms import center_crop, normalize, open_image, to_uint8
+from lgpl.data.codecs import open_image
+from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError, as_user_error
 from lgpl.generator.module import PERCEPTUAL
 from lgpl.image_files import grid, image_path, save

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import members, transforms
+from lgpl.data.codecs import open_image
 from lgpl.data.filters import Filter
 from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, guarded, member
 from lgpl.text.encoder import left_pad
@@ -127,7 +128,7 @@ class SampleDecoder:
         if self.augment:
             pixels = transforms.to_uint8(transforms.random_crop(data, self.image_size, rng))
             return pixels.flip(-1) if self.flip and rng.random() < 0.5 else pixels
-        image = transforms.open_image(data)
+        image = open_image(data)
         if not self.ten_crop:
             return transforms.to_uint8(transforms.center_crop(image, self.image_size))
         views = [transforms.ten_crops(image, self.image_size, scale) for scale in self.ten_crop]

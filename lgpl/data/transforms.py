@@ -2,30 +2,20 @@
 code extraction decode in full and crop as the field's reference statistics were made: `open_image`,
 then `center_crop` or `ten_crops`. Training is a little less exact, but faster."""
 
-import io
 import random
-from contextlib import suppress
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from lgpl.codes import ImageSize
+from lgpl.data.codecs import MAX_PIXELS, decode, finish, open_header
 from lgpl.data.members import BadSample
 
 LARGEST_RATIO = 1 / 0.8  # of the scaled image to the crop, LlamaGen's training (arXiv 2406.06525)
 CENTER_CROP = "centre, ADM's: halved by boxes, then bicubic"  # for the provenance of metrics
 TEN_CROP_SCALES = (1.1, 1.05)  # of the square to the views, LlamaGen's code extraction
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")  # no other decoder of Pillow's sees the bytes
-MAX_PIXELS = 2**26  # more than a 61-megapixel camera's; 256 MiB once decoded
-
-
-def open_image(data: bytes) -> Image.Image:
-    """An RGB image decoded in full: the first frame, upright, transparent parts on white; a
-    `BadSample` where it is of no format in `FORMATS`, damaged, or of more than `MAX_PIXELS`."""
-    return _finish(_decode(_open(data)))
 
 
 def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
@@ -64,22 +54,28 @@ def random_crop(
     that was scaled to cover between 1 and `largest` times `size`. For training only: a JPEG is
     decoded at the lowest resolution of its DCT that is enough, and one resampling both scales and
     crops. The crop lies where it would, but its pixels differ a little."""
-    image = _open(data)
+    image = open_header(data)
     full, (height, width) = image.size, size
     short = rng.randint(min(size), round(min(size) * largest))
     covered = round(height * short / min(size)), round(width * short / min(size))
     scaled = _covering(full, covered)
     corner = rng.randint(0, scaled[0] - width), rng.randint(0, scaled[1] - height)
-    box = _box(full, scaled, corner, size)
-    if drafted := image.draft("RGB", covered[::-1]):
+    box = whole = _box(full, scaled, corner, size)
+    drafted = image.draft("RGB", covered[::-1])
+    if drafted:
         # Pillow's box, and not the size, which is rounded up to whole pixels.
         reduction = full[0] / drafted[1][2]
         left, top, right, bottom = (edge / reduction for edge in box)
         box = left, top, right, bottom
+    try:
+        pixels = decode(image)
+    except BadSample:  # such as a lossless JPEG, which has no DCT
+        if not drafted:
+            raise
+        pixels, box = decode(open_header(data)), whole
     # Bicubic is a sixth faster than Lanczos, and what LlamaGen trains with. The gap shrinks large
     # images of other formats first, as the draft does a JPEG.
-    crop = _decode(image).resize((width, height), Image.Resampling.BICUBIC, box, reducing_gap=2.0)
-    return _finish(crop)
+    return finish(pixels.resize((width, height), Image.Resampling.BICUBIC, box, reducing_gap=2.0))
 
 
 def to_uint8(image: Image.Image) -> Tensor:
@@ -97,49 +93,13 @@ def normalize(pixels: Tensor) -> Tensor:
 def header_size(data: bytes) -> tuple[int, int]:
     """Width and height of an encoded image as its header gives them, before it is turned upright;
     raises as `open_image`."""
-    return _open(data).size
+    return open_header(data).size
 
 
 def to_image(tensor: Tensor) -> Image.Image:
     """The image of [3, H, W] in [-1, 1]; what lies outside is clipped."""
     array = tensor.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).byte()
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
-
-
-def _open(data: bytes) -> Image.Image:
-    """The image's header; no pixel is decoded yet."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        too_large = image.width * image.height > MAX_PIXELS
-    except Image.DecompressionBombError:
-        too_large = True
-    except Exception as error:  # Pillow raises whatever its codecs raise
-        raise BadSample(f"image that does not decode: none of {', '.join(FORMATS)}") from error
-    if too_large:
-        raise BadSample(f"image that does not decode: more than {MAX_PIXELS} pixels")
-    return image
-
-
-def _decode(image: Image.Image) -> Image.Image:
-    """The pixels of `_open`'s image as RGB, or as RGBA where some may be transparent."""
-    try:
-        image.load()
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
-            image = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
-        mode = "RGBA" if image.has_transparency_data else "RGB"
-        return image if image.mode == mode else image.convert(mode)
-    except Exception as error:
-        raise BadSample("image that does not decode: damaged") from error
-
-
-def _finish(image: Image.Image) -> Image.Image:
-    """`_decode`'s image, or a square of it, upright and on white."""
-    with suppress(Exception):  # broken EXIF, while the pixels are whole
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "RGB":
-        return image
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _covering(full: tuple[int, int], size: ImageSize) -> tuple[int, int]:

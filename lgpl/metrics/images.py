@@ -21,11 +21,12 @@ from torch import Tensor
 from lgpl.atomic import atomic_file, remove_partials, write_text
 from lgpl.codes import ImageSize
 from lgpl.data import ShardDataModule
+from lgpl.data.codecs import open_image
 from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
 from lgpl.data.store import is_url
 from lgpl.data.streams import Rank
-from lgpl.data.transforms import CENTER_CROP, center_crop, open_image, to_uint8
+from lgpl.data.transforms import CENTER_CROP, center_crop, to_uint8
 from lgpl.errors import UserError, as_user_error
 from lgpl.metrics.npz import member
 

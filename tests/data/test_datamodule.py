@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lgpl.data import ShardDataModule
+from lgpl.data.codecs import FORMATS
 from lgpl.data.loader import TrainLoader
 from lgpl.data.streams import Rank
-from lgpl.data.transforms import FORMATS
 from lgpl.errors import UserError
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL, samples, write_shard, write_shards
 

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from lgpl.codes import CodeLayout
+from lgpl.data.codecs import open_image
 from lgpl.data.decode import BadSample, Field, SampleDecoder, collate
-from lgpl.data.transforms import center_crop, normalize, open_image, to_image, to_uint8
+from lgpl.data.transforms import center_crop, normalize, to_image, to_uint8
 from lgpl.text.encoder import left_pad
 from tests.shards import image_bytes
 

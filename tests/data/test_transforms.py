@@ -16,12 +16,11 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from lgpl.data.codecs import MAX_PIXELS, open_image
 from lgpl.data.transforms import (
-    MAX_PIXELS,
     TEN_CROP_SCALES,
     center_crop,
     normalize,
-    open_image,
     random_crop,
     ten_crops,
     to_image,

@@ -1,7 +1,6 @@
 """`lgpl data show`: what shards hold: counts and sizes (least / median / largest) of some of the
 samples, spread evenly over the shards, and a contact sheet."""
 
-import io
 import os
 import random
 import statistics
@@ -17,11 +16,11 @@ from tqdm import tqdm
 from lgpl.commands.data.members import by_cause, causes_of, faults, is_read, names
 from lgpl.commands.parsing import require_positive
 from lgpl.data import members
+from lgpl.data.codecs import open_header, open_image
 from lgpl.data.index import named
 from lgpl.data.members import IMAGE_EXTENSIONS, BadSample, Raw
 from lgpl.data.shards import Shard
 from lgpl.data.store import Store
-from lgpl.data.transforms import FORMATS, open_image
 from lgpl.errors import UserError
 from lgpl.image_files import grid, image_path, save
 
@@ -114,9 +113,9 @@ class Summary:
     def _take(self, raw: Raw) -> None:
         for name in names(raw):
             if name in IMAGE_EXTENSIONS:
-                with Image.open(io.BytesIO(raw[name]), formats=FORMATS) as image:
-                    self.formats[str(image.format)] += 1
-                    self.sizes.append(image.size)
+                image = open_header(raw[name])
+                self.formats[str(image.format)] += 1
+                self.sizes.append(image.size)
             elif name == "cls":
                 self.classes[int(raw[name])] += 1
             elif name == "json":
