@@ -1,7 +1,10 @@
 """Image files, and grids of images with their captions underneath."""
 
 import io
+import os
+import stat
 import textwrap
+from collections import deque
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +17,54 @@ from lgpl.errors import UserError, as_user_error
 MARGIN = 6
 LINES = 3  # of a caption, at the most
 FONT_SIZE = 11
+
+
+Left = list[tuple[str, str]]  # files that are left out, and why
+
+
+def files_below(folder: Path) -> tuple[list[str], Left]:
+    """Paths in a folder of all files below it that are not hidden, each file once: of two names,
+    such as a link and what it leads to, the one that is no link. Second, the others."""
+    found: list[str] = []
+    left: Left = []
+    root = os.stat(folder)
+    seen = {(root.st_dev, root.st_ino)}
+    folders, links = [""], deque[str]()
+    while folders or links:
+        if folders:
+            place = folders.pop()
+            try:
+                device = os.stat(folder / place).st_dev
+                with os.scandir(folder / place) as entries:
+                    inside = sorted(entries, key=lambda entry: entry.name)
+            except OSError as error:
+                left.append((place, f"folder that cannot be read ({error.strerror})"))
+                continue
+            for entry in inside:
+                if entry.name.startswith("."):
+                    continue
+                path = f"{place}/{entry.name}" if place else entry.name
+                if entry.is_symlink():
+                    links.append(path)
+                elif (device, entry.inode()) in seen:
+                    left.append((path, "another name of a file that is there"))
+                else:
+                    seen.add((device, entry.inode()))
+                    (folders if entry.is_dir() else found).append(path)
+            links = deque(sorted(links))
+            continue
+        path = links.popleft()
+        try:
+            target = os.stat(folder / path)
+        except OSError:  # nothing, or itself
+            left.append((path, "link that leads nowhere"))
+            continue
+        if (target.st_dev, target.st_ino) in seen:
+            left.append((path, "link to what is there already"))
+            continue
+        seen.add((target.st_dev, target.st_ino))
+        (folders if stat.S_ISDIR(target.st_mode) else found).append(path)
+    return sorted(found, key=lambda path: path.split("/")), sorted(left)
 
 
 def image_path(path: str) -> Path:

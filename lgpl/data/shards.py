@@ -41,17 +41,18 @@ def expand(
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         store.check(pattern)
         is_command = scheme(pattern) == "pipe"  # whose braces are the shell's
+        is_plain = is_command or os.path.isfile(pattern)
         try:
-            paths = [pattern] if is_command else list(braceexpand.braceexpand(pattern))
+            paths = [pattern] if is_plain else list(braceexpand.braceexpand(pattern))
         except braceexpand.UnbalancedBracesError as error:  # type: ignore[attr-defined]
             raise UserError(f"{what}: {pattern!r} has a brace without its partner.") from error
         for path in paths:
-            if is_url(path):
+            folder, name = os.path.split(path)
+            if is_url(path) or os.path.isfile(path):
                 found = [path]
-            elif glob.has_magic(path):
-                found = sorted(glob.glob(path))
-            else:
-                found = [path] if os.path.isfile(path) else []
+            else:  # a folder that is there is no pattern, whatever brackets it has
+                folder = glob.escape(folder) if os.path.isdir(folder) else folder
+                found = sorted(glob.glob(os.path.join(folder, name)))
             found = found or shipped.shards(path)
             if not found:
                 raise UserError(f"{what}: {path!r} matches no file; give a path, pattern or URL.")

@@ -6,6 +6,7 @@ fifty thousand images of 256 px are ten gigabytes.
 
 import io
 import json
+import logging
 import math
 import os
 import zipfile
@@ -28,7 +29,10 @@ from lgpl.data.store import is_url
 from lgpl.data.streams import Rank
 from lgpl.data.transforms import CENTER_CROP, center_crop, to_uint8
 from lgpl.errors import UserError, as_user_error
+from lgpl.image_files import files_below
 from lgpl.metrics.npz import member
+
+log = logging.getLogger(__name__)
 
 IMAGES = "arr_0"  # ADM's name for them in an npz
 LARGEST_IMAGE = 2**22  # pixels of one in an npz; a batch of them is read at once
@@ -61,8 +65,11 @@ class FolderImages:
     """The image files of a folder and of those in it, by name."""
 
     def __init__(self, folder: str, image_size: ImageSize | None) -> None:
-        found = sorted(Path(folder).rglob("*"))
-        self.paths = [p for p in found if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
+        found, left = files_below(Path(folder))
+        paths = (Path(folder, file) for file in found)
+        self.paths = [p for p in paths if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
+        for file, cause in left:
+            log.warning("%s: %s is left out: %s.", folder, file, cause)
         if not self.paths:
             raise UserError(f"{folder}: no images in this folder.")
         self.source, self.count, self.size = folder, len(self.paths), image_size

@@ -254,6 +254,88 @@ def test_an_image_with_several_captions_is_never_on_both_sides(tmp_path: Path) -
     assert not {m["jpg"] for m in train.values()} & {m["jpg"] for m in val.values()}
 
 
+@pytest.mark.parametrize("kind", ["TXT", "caption", "CAPTION"])
+def test_captions_of_other_tools(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.JPG").write_bytes(image_bytes(0))
+    (folder / f"a.{kind}").write_text("a red fox")
+    (folder / "b.jpg").write_bytes(image_bytes(1))
+    (folder / "b.caption").write_text("by one tool")
+    (folder / "b.txt").write_text("by a person")
+    pack(folder, tmp_path / "out", "--val", 0)
+    assert captions(tmp_path / "out") == {"a": "a red fox", "b": "by a person"}
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_a_table_among_the_images(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(image_bytes(i))
+    rows = [{"file_name": "0.jpg", "text": ["a fox", "red"]}]
+    rows += [{"file_name": "2.jpg", "text": "a dog"}]
+    if name.endswith("csv"):
+        (folder / name).write_text("file_name,text\n0.jpg,a fox\n2.jpg,a dog\n")
+    else:
+        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows) + "\n")
+    pack(folder, tmp_path / "out", "--val", 0)
+    assert captions(tmp_path / "out") == {"0": "a fox", "2": "a dog"}
+    if name.endswith("jsonl"):  # the whole list is kept
+        found = packed(tmp_path / "out", "train")
+        assert json.loads(found["0"]["json"]) == {"text": ["a fox", "red"]}
+        assert "json" not in found["2"]
+
+
+def test_a_row_that_cannot_be_read_ends_no_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"{i}.jpg").write_bytes(image_bytes(i))
+
+    def keys(name: str, text: str) -> list[str]:
+        (tmp_path / name).write_text(text)
+        pack(folder, tmp_path / f"{name}.out", "--val", 0, "--captions", tmp_path / name)
+        return sorted(captions(tmp_path / f"{name}.out"))
+
+    def table(third: str) -> str:
+        texts = ["a cat", "a cat", third, "a cat", "a cat", "a cat"]
+        return "file_name,text\n" + "".join(f"{i}.jpg,{text}\n" for i, text in enumerate(texts))
+
+    assert keys("long.csv", table("x" * 140_000)) == ["0", "1", "3", "4", "5"]
+    assert "skipped 1: caption of more than 10000 characters" in capsys.readouterr().out
+    assert keys("quote.csv", table('"a 5 inch')) == ["0", "1"]
+    said = capsys.readouterr().out
+    assert "skipped 4: row that is no CSV (unexpected end of data), such as" in said
+    assert "quote.csv, line 4" in said
+    lines = [json.dumps({"file_name": f"{i}.jpg", "text": "a cat"}) for i in range(6)]
+    lines[1], lines[3] = "{no json", "[]"
+    assert keys("rows.jsonl", "\n".join([*lines, "", "  ", ""])) == ["0", "2", "4", "5"]
+    assert "skipped 2: row that is no JSON object, such as" in capsys.readouterr().out
+
+
+def test_links_are_followed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.jpg").write_bytes(image_bytes(len(name)))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/1.jpg").write_bytes(image_bytes(1))
+    (folder / "all").symlink_to(".")
+    (folder / "birds").symlink_to(tmp_path / "elsewhere")
+    (folder / "cats/again.jpg").symlink_to("0.jpg")
+    (folder / "cats/gone.jpg").symlink_to("nothing.jpg")
+    (folder / "dogs/itself.jpg").symlink_to("itself.jpg")
+    pack(folder, tmp_path / "out", "--val", 0)
+    assert sorted(packed(tmp_path / "out", "train")) == ["birds_1", "cats_0", "dogs_0"]
+    said = capsys.readouterr().out
+    assert "skipped 2: link to what is there already, such as all" in said
+    assert "skipped 2: link that leads nowhere, such as cats/gone.jpg" in said
+    assert "3 classes" in said
+
+
 def test_keys_are_unique_and_without_dots() -> None:
     taken: set[str] = set()
     files = ["a/b.c.jpg", "a_b/c.jpg", "a/b_c.png", "ä b.webp", "a/b_c_2.jpg"]
@@ -327,8 +409,10 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
     assert pack("--captions", gone).endswith("most often: no such file, such as b.jpg.")
     assert "is neither .csv nor .jsonl" in pack("--captions", tmp_path / "t.xlsx")
     assert "cannot be read (" in pack("--captions", tmp_path / "none.csv")
-    (tmp_path / "bad.jsonl").write_text('{"file_name": "a.jpg", "text": "a"}\nhello\n')
-    assert "bad.jsonl: line 2 is no JSON" in pack("--captions", tmp_path / "bad.jsonl")
+    (tmp_path / "bad.jsonl").write_text("hello\n")
+    assert "bad.jsonl has no column 'file_name' but no rows" in pack(
+        "--captions", tmp_path / "bad.jsonl"
+    )
     (tmp_path / "latin.csv").write_bytes(b"file_name,text\na.jpg,\xe4\xe4\n")
     assert "latin.csv is not UTF-8" in pack("--captions", tmp_path / "latin.csv")
 

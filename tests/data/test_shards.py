@@ -36,6 +36,17 @@ def test_patterns(tmp_path: Path) -> None:
     assert urls == [f"http://host/00{i}.tar" for i in range(3)]
 
 
+def test_what_is_there_is_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "out [v1] {a,b}"
+    paths = write_shards(folder, [1, 1])
+    odd = folder / "a[1]*.tar"
+    odd.write_bytes(Path(paths[0]).read_bytes())
+    assert expand(paths[0]) == [paths[0]] and expand(str(odd)) == [str(odd)]
+    plain = tmp_path / "out [v2]"
+    paths = write_shards(plain, [1, 1])
+    assert expand(str(plain / "000*.tar")) == expand(str(plain / "{0000,0001}.tar")) == paths
+
+
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [

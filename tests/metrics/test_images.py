@@ -63,6 +63,17 @@ def test_the_same_images_from_a_folder_and_an_npz(tmp_path: Path) -> None:
         list(open_images(str(tmp_path / "images")).batches(6))
 
 
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    """Of an editor, of macOS; and a link to the folder itself ends."""
+    folder = tmp_path / "images"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("0.png", ".ipynb_checkpoints/0-checkpoint.png"):
+        (folder / name).write_bytes(image_bytes(0, kind="png"))
+    (folder / "._0.png").write_bytes(b"\0\5\26\7")
+    (folder / "all").symlink_to(".")
+    assert open_images(str(folder)).count == 1
+
+
 def test_images_need_not_be_square(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for i in range(3):

@@ -46,7 +46,7 @@ class Planned(NamedTuple):
 def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("source", metavar="SOURCE", help="folder of the images")
     p.add_argument("--out", required=True, help="folder of the shards and their indexes")
-    p.add_argument("--captions", help=".csv or .jsonl with the images' captions")
+    p.add_argument("--captions", help=".csv or .jsonl of captions; SOURCE/metadata.jsonl")
     p.add_argument("--file-column", default="file_name", help="its column of paths in SOURCE")
     p.add_argument("--caption-column", default="text", help="its column of captions")
     p.add_argument("--val", default="0.01", help="held out: share, number, or folder like SOURCE")
@@ -74,18 +74,18 @@ def divided(options: Namespace) -> tuple[Source, Source]:
     folder, val = Path(options.source), Path(options.val)
     if not folder.is_dir():
         raise UserError(f"SOURCE: {folder} is no folder.")
+    columns = options.file_column, options.caption_column
     if options.captions is None:
-        source = sources.find(folder)
+        source = sources.find(folder, *columns)
     else:
-        table = Path(options.captions)
-        source = sources.from_table(folder, table, options.file_column, options.caption_column)
+        source = sources.from_table(folder, Path(options.captions), *columns)
     if not source.images:
         raise UserError(f"{folder}: nothing to pack; most often: {by_cause(source.skipped)[0][1]}.")
     if not val.is_dir():
         return hold_out(source, options.val, options.seed)
     if options.captions is not None:
         raise UserError("--val: with --captions it is a share or a number, not a folder.")
-    held = sources.by_class(val, source.classes) if source.classes else sources.find(val)
+    held = sources.by_class(val, source.classes) if source.classes else sources.find(val, *columns)
     if held.classes != source.classes:
         raise UserError(f"--val: {val} is a class folder and {folder} is none.")
     return source, held

@@ -7,14 +7,18 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from PIL import Image
 
 from lgpl.data.members import IMAGE_EXTENSIONS
 from lgpl.errors import UserError, as_user_error
+from lgpl.image_files import files_below
 
 Skipped = list[tuple[str, str]]  # files that cannot be packed, and why
+TABLES = ("metadata.jsonl", "metadata.csv")  # in a folder of images, as the hub's data sets are
+TEXTS = (".caption", ".txt")  # beside an image, in capitals too; the last counts most
+LONGEST_FIELD = 2**24  # characters
 READ = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
@@ -45,17 +49,25 @@ class Source:
             self.skipped.append((file, "no such file"))
 
 
-def find(folder: Path) -> Source:
-    """The images of a folder: with captions where `.txt` files lie beside them, else by classes;
-    a UserError where they are neither."""
-    found = _files(folder)
+def find(folder: Path, file_column: str, caption_column: str) -> Source:
+    """The images of a folder: by the table in it, with captions where `.txt` or `.caption` files
+    lie beside them, else by classes; a UserError where they are neither."""
+    for name in TABLES:
+        if (folder / name).is_file():
+            return from_table(folder, folder / name, file_column, caption_column)
+    found, left = files_below(folder)
     images = list(filter(_is_image, found))
-    texts = {file for file in found if file.endswith(".txt")}
-    if any(_text_of(file) in texts for file in images):
-        source = Source(folder, skipped=_unread(found))
+    texts: dict[str, dict[str, str]] = {ending: {} for ending in TEXTS}
+    for file in found:
+        stem, ending = os.path.splitext(file)
+        if ending.lower() in texts:
+            texts[ending.lower()][stem] = file
+    text_of = {stem: file for files in texts.values() for stem, file in files.items()}
+    if any(os.path.splitext(file)[0] in text_of for file in images):
+        source = Source(folder, skipped=_unread(found, left))
         for file in images:
-            if _text_of(file) in texts:
-                source.add(file, text=_text_of(file))
+            if text := text_of.get(os.path.splitext(file)[0]):
+                source.add(file, text=text)
             else:
                 source.skipped.append((file, "image without a .txt beside it"))
         return source
@@ -70,7 +82,7 @@ def find(folder: Path) -> Source:
 def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
     """A folder with one folder for each class, numbered in the order of their names; a UserError
     where there are none, or others than those that are known from elsewhere."""
-    found = _files(folder)
+    found, left = files_below(folder)
     source = Source(folder)
     inside = [file for file in found if _is_image(file) and "/" in file]
     names = sorted({file.partition("/")[0] for file in inside})
@@ -84,21 +96,25 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
         source.add(file, label=labels[file.partition("/")[0]])
     outside = (file for file in found if _is_image(file) and "/" not in file)
     source.skipped += [(file, "image outside of the class folders") for file in outside]
-    source.skipped += _unread(found)
+    source.skipped += _unread(found, left)
     return source
 
 
 def from_table(folder: Path, table: Path, file_column: str, caption_column: str) -> Source:
     """The images that a table in UTF-8 names by their paths in the folder: a `.csv` with a header
-    or a `.jsonl` with an object a line. Each row is a sample, other columns are kept as they are; a
-    UserError where it cannot be read or lacks a column."""
+    or a `.jsonl` with an object a line. Each row is a sample, whose caption may be a list of which
+    the first counts; other columns, and the list, are kept as they are. A row that cannot be read
+    is skipped; a UserError where the table cannot be, or lacks a column."""
     source = Source(folder)
     columns: dict[str, None] = {}
-    for number, row in enumerate(_rows(table), 1):
+    for number, row in _rows(table, source.skipped):
         columns.update(dict.fromkeys(row))
         file, caption = row.pop(file_column, None), row.pop(caption_column, None)
+        if isinstance(caption, list) and all(isinstance(one, str) for one in caption):
+            row[caption_column] = caption
+            caption = next(iter(caption), None)
         if not isinstance(file, str) or not isinstance(caption, str):
-            source.skipped.append((f"row {number} of {table}", "row without file or caption"))
+            source.skipped.append((f"{table}, line {number}", "row without file or caption"))
         elif not _is_image(file):
             source.skipped.append((file, f"file that is none of {READ}"))
         else:
@@ -110,55 +126,71 @@ def from_table(folder: Path, table: Path, file_column: str, caption_column: str)
     return source
 
 
-def _rows(table: Path) -> Iterator[dict[str, Any]]:
+def _rows(table: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows and the lines that they begin at; those that cannot be read are added to `skipped`."""
     if table.suffix not in (".csv", ".jsonl"):
         raise UserError(f"--captions: {table} is neither .csv nor .jsonl.")
     with (
         as_user_error(f"--captions: {table} is not UTF-8", UnicodeDecodeError),
-        as_user_error(f"--captions: {table} cannot be read", OSError, csv.Error),
+        as_user_error(f"--captions: {table} cannot be read", OSError),
         open(table, encoding="utf-8-sig", newline="") as file,  # as spreadsheets write it
     ):
-        if table.suffix == ".csv":
-            for row in csv.DictReader(file, restkey=""):
-                yield {name: value for name, value in row.items() if name and value is not None}
+        yield from (_csv_rows if table.suffix == ".csv" else _json_rows)(file, table, skipped)
+
+
+def _csv_rows(file: TextIO, table: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(file, strict=True)
+    names: list[str] | None = None
+    while True:
+        first = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
             return
-        for number, line in enumerate(file, 1):
-            with as_user_error(f"{table}: line {number} is no JSON", ValueError, RecursionError):
-                # NaN and Infinity, which Python's tables hold for what is missing, are no JSON.
-                row = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
-            if not isinstance(row, dict):
-                raise UserError(f"{table}: line {number} is no JSON object.")
-            yield row
+        except csv.Error as error:
+            # Of a quotation mark that is never closed, the row takes all that follow with it.
+            lost = range(first, reader.line_num + 1)
+            skipped += [(f"{table}, line {line}", f"row that is no CSV ({error})") for line in lost]
+            continue
+        if names is None:
+            names = row
+        elif row:
+            pairs = zip(names, row, strict=False)  # a row may be shorter or longer
+            yield first, {name: value for name, value in pairs if name}
+
+
+def _json_rows(file: TextIO, table: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            # NaN and Infinity, which Python's tables hold for what is missing, are no JSON.
+            row = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            skipped.append((f"{table}, line {number}", "row that is no JSON object"))
 
 
 def _finite(text: str) -> float | None:
     return float(text) if math.isfinite(float(text)) else None
 
 
-def _files(folder: Path) -> list[str]:
-    """All files below a folder that are not hidden, as paths in it."""
-    found: list[str] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(place).relative_to(folder)
-        found += [(inside / name).as_posix() for name in sorted(files) if name[0] != "."]
-    return found
-
-
 def _is_image(file: str) -> bool:
     return extension(file) in IMAGE_EXTENSIONS
 
 
-def _unread(files: list[str]) -> Skipped:
-    """Images in formats that no field reads; other files are nobody's business."""
+def _unread(files: list[str], left: Skipped) -> Skipped:
+    """Images in formats that no field reads, and those `left` out; other files are nobody's
+    business, folders are."""
     formats = Image.registered_extensions().keys() - {f".{e}" for e in IMAGE_EXTENSIONS}
     endings = ((file, f".{extension(file)}") for file in files)
-    return [(file, f"{ending} is none of {READ}") for file, ending in endings if ending in formats]
+    unread = [(file, f"{kind} is none of {READ}") for file, kind in endings if kind in formats]
+    return unread + [(file, why) for file, why in left if _is_image(file) or not extension(file)]
 
 
 def extension(file: str) -> str:
     return os.path.splitext(file)[1][1:].lower()
-
-
-def _text_of(file: str) -> str:
-    return os.path.splitext(file)[0] + ".txt"
