@@ -94,7 +94,9 @@ def _is_count(value: Any) -> bool:
 
 
 def statistics_name(path: str) -> str:
-    return path.removesuffix(".tar") + "_stats.json"
+    """`a_stats.json` of `a.tar`, and `a_stats.json?query` of `a.tar?query`."""
+    name, mark, query = path.partition("?") if scheme(path) in HTTP else (path, "", "")
+    return f"{name.removesuffix('.tar')}_stats.json{mark}{query}"
 
 
 def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:

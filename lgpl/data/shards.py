@@ -2,16 +2,19 @@
 webdataset's layout, members KEY.EXT with those of one sample next to each other. Nothing in a shard
 is executed or unpickled here."""
 
+import bz2
 import glob
+import gzip
+import lzma
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import braceexpand
-from fsspec.compression import compr
+import zstandard
 
 from lgpl import shipped
 from lgpl.data.members import BadSample, Raw
@@ -27,7 +30,20 @@ LARGEST_SAMPLE = 512 * 2**20  # bytes of all members that are read
 LARGEST_RATIO = 600
 ALWAYS_UNPACKED = 64 * 2**20  # bytes, whatever the ratio
 LARGEST_UNPACKED = 64 * 2**30  # bytes
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz"}  # fsspec's, by first bytes
+
+
+def _zstd(file: BinaryIO) -> Any:
+    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+
+
+# How each compression is opened, by its first bytes.
+COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x28\xb5\x2f\xfd": _zstd,
+    b"\x50\x2a\x4d\x18": _zstd,  # pzstd's, which begins with a frame that is skipped
+}
 OPEN_AT_ONCE = 128  # shards
 
 
@@ -134,13 +150,13 @@ class OpenShards:
 def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
     """A file of the tar itself, a temporary one where it was compressed, and why it ends early."""
     head = os.pread(file.fileno(), 8, 0)
-    form = next((form for magic, form in COMPRESSED.items() if head.startswith(magic)), None)
-    if form is None:
+    opened = next((how for magic, how in COMPRESSED.items() if head.startswith(magic)), None)
+    if opened is None:
         return file, None
     damage = None
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115
     try:
-        with file, compr[form](file, mode="rb") as stream:
+        with file, opened(file) as stream:
             while piece := stream.read(PIECE):
                 size = unpacked.tell() + len(piece)
                 if size > min(LARGEST_UNPACKED, max(ALWAYS_UNPACKED, LARGEST_RATIO * file.tell())):

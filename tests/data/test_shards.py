@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from lgpl.cli import main
 from lgpl.data.decode import SampleDecoder
@@ -88,6 +89,20 @@ def test_compressed_shards(tmp_path: Path, opener: Any) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
     number, damage = count_samples(str(path), Store())
     assert number < 5 and damage and "damaged compression" in damage
+
+
+def test_zstandard(tmp_path: Path) -> None:
+    """In one frame, or in several behind each other, as several threads write them."""
+    plain = Path(write_shard(tmp_path / "a.tar", samples(5))).read_bytes()
+    packed = [zstandard.compress(part) for part in (plain, plain[:2000], plain[2000:])]
+    skipped = b"\x50\x2a\x4d\x18\4\0\0\0size"
+    path = tmp_path / "b.tar.zst"
+    for content in (packed[0], packed[1] + packed[2], skipped + packed[0]):
+        path.write_bytes(content)
+        assert [raw["jpg"] for raw in read_shard(str(path))] == [s["jpg"] for s in samples(5)]
+    path.write_bytes(packed[0][:-2000])
+    number, damage = count_samples(str(path), Store())
+    assert number < 5 and damage
 
 
 def test_truncated_shard_gives_what_is_whole_and_counts(tmp_path: Path) -> None:
