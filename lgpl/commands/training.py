@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import register_type
 from lightning.pytorch import cli
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
@@ -21,6 +22,7 @@ from lgpl.callbacks import SkippedSamples
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
 from lgpl.commands.parsing import innermost
 from lgpl.data import ShardDataModule
+from lgpl.data.filters import Scalar
 from lgpl.errors import UserError
 from lgpl.training import ShardedStrategy, TrainingModule
 
@@ -35,6 +37,9 @@ def with_recipes(args: list[str]) -> list[str]:
             arg = f"{option}{equals}{shipped.config(path)}"
         found.append(arg)
     return found
+
+
+register_type(Scalar, lambda value: value, Scalar.read, type_check=lambda *_: False)
 
 
 class SaveTrainingConfig(cli.SaveConfigCallback):

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jsonargparse.typing import register_type
-
 from lgpl.data.members import Unwanted, check_finite
 from lgpl.errors import UserError
 
@@ -13,7 +11,8 @@ from lgpl.errors import UserError
 class Scalar:
     """A number, a truth value or a text as it stands in YAML or JSON.
 
-    The texts of a union of these jsonargparse would read once more: "no" would be false, "007" 7.
+    The command line registers it: the texts of a union of these would be read once more, "no" as
+    false and "007" as 7.
     """
 
     @staticmethod
@@ -21,9 +20,6 @@ class Scalar:
         if not isinstance(value, (bool, int, float, str)):
             raise ValueError(f"expected a number, a truth value or a text, got {value!r}")
         return value
-
-
-register_type(Scalar, lambda value: value, Scalar.read, type_check=lambda *_: False)
 
 
 @dataclass
