@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def parser() -> parsing.ArgumentParser:
     p = parsing.ArgumentParser(prog="lgpl serve", description=__doc__)
     parsing.add_generator(p)
-    p.add_argument("--name", help="the model's name in the API; the checkpoint's by default")
+    p.add_argument("--name", help="the model's name in the API; the run's by default")
+    p.add_argument("--any-model", action="store_true", help="let requests name any model")
     host = "address to listen at, 0.0.0.0 for all; one that other machines reach needs a token"
     p.add_argument("--host", default="127.0.0.1", help=host)
     p.add_argument("--port", type=int, default=8000, help="0 takes any free one")
@@ -34,6 +35,12 @@ def parser() -> parsing.ArgumentParser:
     p.add_argument("--no-token", action="store_true", help="let other machines in without a token")
     proxy = "name by which a reverse proxy forwards requests, beside loopback ones; may be repeated"
     p.add_argument("--trusted-host", action="append", default=[], metavar="NAME", help=proxy)
+    origin = "whose web pages may send requests, as https://app.example.org; may be repeated"
+    p.add_argument("--cors-origin", action="append", default=[], metavar="ORIGIN", help=origin)
+    form = "of requests that say none; b64_json by default, and url for a model named dall-e"
+    p.add_argument("--response-format", choices=["b64_json", "url"], help=form)
+    link = "seconds until the link of an image expires (response_format: url)"
+    p.add_argument("--link-seconds", type=float, default=3600.0, help=link)
     p.add_argument("--batch-size", type=int, default=16, help="images drawn together")
     p.add_argument("--queue", type=int, default=64, help="images that may wait; further get 429")
     p.add_argument("--max-images", type=int, default=10, help="images of one request")
@@ -51,7 +58,7 @@ def parser() -> parsing.ArgumentParser:
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     sampling = parsing.sampling_of(options)
-    for name in ("batch_size", "queue", "max_images", "timeout"):
+    for name in ("batch_size", "queue", "max_images", "timeout", "link_seconds"):
         if not 0 < (value := options[name]) < math.inf:
             raise UserError(f"{parsing.flag(name)} must be > 0 and finite, got {value}")
     if not 0 <= options.port < 65536:
@@ -62,13 +69,25 @@ def main(args: list[str]) -> None:
     from lgpl.serving.server import run
 
     limits, engine = _limits(options), _engine(options)
-    app = create_app(engine, options.name or Path(options.checkpoint).stem, sampling, limits)
+    app = create_app(engine, options.name or model_name(options.checkpoint), sampling, limits)
     run(app, engine, options.host, options.port, options.timeout)
+
+
+def model_name(checkpoint: str) -> str:
+    """What the API calls a model: a run by its folders below `runs`, as `quickstart/stage2`, or by
+    the last two; an exported folder or another file by its own name."""
+    path = Path(os.path.abspath(checkpoint))
+    if path.parent.name != "checkpoints":
+        return path.name if path.is_dir() else path.stem
+    folders = path.parent.parent.parts[1:]
+    runs = [i for i, folder in enumerate(folders[:-1]) if folder == "runs"]
+    return "/".join(folders[runs[-1] + 1 :] if runs else folders[-2:])
 
 
 def _limits(options: Namespace) -> Limits:
     """What requests may ask for, and who may send them."""
     from lgpl.serving.limits import Limits, is_loopback, trusted_host
+    from lgpl.serving.methods import origin_of
 
     token = os.environ.get("LGPL_TOKEN") if options.token is None else options.token
     token = token and token.strip()  # headers drop surrounding spaces
@@ -87,7 +106,16 @@ def _limits(options: Namespace) -> Limits:
         print(f"lgpl: warning: {warning}", file=sys.stderr)
     images = min(options.max_images, options.queue)
     hosts = trusted if is_local or trusted else None
-    return Limits(images=images, seconds=options.timeout, token=token, hosts=hosts)
+    return Limits(
+        images=images,
+        seconds=options.timeout,
+        token=token,
+        hosts=hosts,
+        origins=frozenset(map(origin_of, options.cors_origin)),
+        any_model=options.any_model,
+        response_format=options.response_format,
+        link_seconds=options.link_seconds,
+    )
 
 
 def _engine(options: Namespace) -> Engine:

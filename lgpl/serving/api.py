@@ -10,12 +10,15 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.routing import Route
 
 from lgpl.generator import Sampling
 from lgpl.serving.engine import Engine
 from lgpl.serving.errors import HANDLERS, APIError, Ended, Error
 from lgpl.serving.generations import Generations, Metrics
 from lgpl.serving.limits import CheckHost, LimitBody, Limits
+from lgpl.serving.links import Links
+from lgpl.serving.methods import AllowOrigins, AnswerHead
 from lgpl.serving.page import HEADERS, page
 from lgpl.serving.schema import ImagesRequest, ImagesResponse
 
@@ -28,7 +31,8 @@ def create_app(
     metrics, created = Metrics(), int(time.time())
     metrics.waiting.set_function(lambda: len(engine.queue))
     engine.on_batch = metrics.batch.observe
-    generations = Generations(engine, model, defaults, limits, metrics)
+    links = Links(limits.links, limits.link_bytes, limits.link_seconds)
+    generations = Generations(engine, model, defaults, limits, metrics, links)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -42,14 +46,21 @@ def create_app(
     app.add_middleware(LimitBody)
     if limits.hosts is not None:
         app.add_middleware(CheckHost, limits.hosts)
+    app.add_middleware(AnswerHead)
+    app.add_middleware(AllowOrigins, limits.origins)  # the outermost, so that it covers refusals
     app.router.routes.extend(page(engine, model, defaults, limits))
+    app.router.routes.append(Route("/images/{name}", links.serve, name="image"))
     guards = [] if limits.token is None else [Depends(_require(limits.token))]
     statuses = (400, 401, 408, 413, 415, 421, 429, 500, 503, 504)
     errors: dict[int | str, Any] = {status: {"model": Error} for status in statuses}
 
+    def entry(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "lgpl"}
+
     @app.post(
         "/v1/images/generations",
         response_model=ImagesResponse,
+        response_model_exclude_none=True,
         dependencies=[*guards, Depends(_require_json)],
         responses={200: {"content": {"text/event-stream": {}}}, **errors},
     )
@@ -58,8 +69,17 @@ def create_app(
 
     @app.get("/v1/models", dependencies=guards, responses={401: {"model": Error}})
     async def models() -> dict[str, Any]:
-        entry = {"id": model, "object": "model", "created": created, "owned_by": "lgpl"}
-        return {"object": "list", "data": [entry]}
+        return {"object": "list", "data": [entry(model)]}
+
+    missing: dict[int | str, Any] = {401: {"model": Error}, 404: {"model": Error}}
+
+    # Of a path, since the names of runs contain slashes.
+    @app.get("/v1/models/{name:path}", dependencies=guards, responses=missing)
+    async def one_model(name: str) -> dict[str, Any]:
+        if not generations.knows(name):
+            reason = f"The model {name!r} does not exist; this server has {model!r}."
+            raise APIError(404, reason, "model_not_found", "model")
+        return entry(name)
 
     @app.get("/openapi.json", dependencies=guards, include_in_schema=False)
     async def schema() -> Response:

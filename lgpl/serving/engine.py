@@ -1,6 +1,5 @@
-"""What all engines share: the queue of images to draw, the threads, and PNG encoding."""
+"""What all engines share: the queue of images to draw, the threads, and the encoding of files."""
 
-import io
 import logging
 import threading
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from lgpl.data.transforms import to_image
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.conditions import Condition, Inputs
 from lgpl.serving.errors import Ended, Full
+from lgpl.serving.forms import Form
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,10 @@ class ImageJob:
     sampling: Sampling
     seed: int
     partial: int  # previews to show before the image is complete
-    # Called in a thread of the engine with a PNG and whether the image is complete, or with an
+    # Called in a thread of the engine with a file and whether the image is complete, or with an
     # error and True.
     show: Callable[[bytes | BaseException, bool], None]
+    form: Form = Form()  # of the files
     cancelled: threading.Event = field(default_factory=threading.Event)  # set by the client's side
     previews: list[int] = field(default_factory=list)  # drawn places at which each is due
 
@@ -107,7 +108,7 @@ class JobQueue:
 
 
 class Engine(ABC):
-    """Draws the jobs of a queue in a thread of its own; one more thread encodes images as PNG.
+    """Draws the jobs of a queue in a thread of its own; one more thread encodes the images.
 
     No job, client or metric can end the thread. If it ends before `close` all the same, `failure`
     holds the cause, and every job is answered with `Ended`. A UserError says at once where what
@@ -147,12 +148,10 @@ class Engine(ABC):
         self._thread.join()
         self._renderer.shutdown()
 
-    def png(self, codes: Tensor, drawn: Tensor | None = None) -> bytes:
-        """The image of codes [*layout.shape], whose `drawn` places [rows, columns] are drawn."""
+    def encode(self, form: Form, codes: Tensor, drawn: Tensor | None = None) -> bytes:
+        """The file of codes [*layout.shape], whose `drawn` places [rows, columns] are drawn."""
         image = self.module.decode(codes[None], None if drawn is None else drawn[None])[0]
-        buffer = io.BytesIO()
-        to_image(image).save(buffer, "PNG")
-        return buffer.getvalue()
+        return form.encode(to_image(image))
 
     def _render(self, job: ImageJob, codes: Tensor, drawn: Tensor | None = None) -> None:
         """Have the renderer's thread show a job's codes; without `drawn` the job is complete."""
@@ -160,7 +159,7 @@ class Engine(ABC):
         def render() -> None:
             try:
                 if not job.cancelled.is_set():
-                    _show(job, self.png(codes, drawn), drawn is None)
+                    _show(job, self.encode(job.form, codes, drawn), drawn is None)
             except BaseException as error:  # fails one image; the thread goes on
                 _show(job, error, True)
 
@@ -212,7 +211,7 @@ class Engine(ABC):
 
 
 def _show(job: ImageJob, shown: bytes | BaseException, is_complete: bool) -> None:
-    """Hand a PNG or an error to the client's side."""
+    """Hand a file or an error to the client's side."""
     try:
         job.show(shown, is_complete)
     except Exception:  # such as a closed event loop of the client's

@@ -62,11 +62,24 @@ class Ended(APIError):
         super().__init__(503, "The engine has ended; no more images are drawn.", "engine_ended")
 
 
-async def _http_error(_: Request, error: HTTPException) -> Response:
+async def _http_error(request: Request, error: HTTPException) -> Response:
     if not isinstance(error, APIError):
-        headers, error = error.headers, APIError(error.status_code, f"{error.detail}")
-        error.headers = headers or error.headers
+        headers, own = error.headers, APIError(error.status_code, _reason(request, error))
+        own.headers = headers or own.headers
+        error = own
     return error.response()
+
+
+def _reason(request: Request, error: HTTPException) -> str:
+    """Why the router or FastAPI refuses a request, in a sentence."""
+    path, allowed = request.url.path, (error.headers or {}).get("Allow")
+    if error.status_code == 405 and allowed:
+        return f"{path} is served to {allowed} only, got {request.method}."
+    if error.status_code != 404:
+        return f"{error.detail}"
+    if path.startswith("/v1/images/"):
+        return f"{path} is not served here; images are drawn by POST /v1/images/generations."
+    return f"{path} is not served here."
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:

@@ -20,7 +20,9 @@ from lgpl.errors import UserError
 from lgpl.generator import Sampling
 from lgpl.serving.engine import Engine, ImageJob, Prompt
 from lgpl.serving.errors import APIError
+from lgpl.serving.forms import Form, accepted_sizes, parse_size, show_size
 from lgpl.serving.limits import Limits
+from lgpl.serving.links import Links
 from lgpl.serving.schema import ImageObject, ImagesRequest, ImagesResponse, Usage
 
 SAMPLING = {field.name for field in fields(Sampling)}
@@ -53,11 +55,13 @@ class Metrics:
 class Generation:
     """The jobs of one request, an image for each seed, and what the engine shows of them."""
 
-    def __init__(self, prompt: Prompt, sampling: Sampling, seeds: range, previews: int) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self, prompt: Prompt, sampling: Sampling, seeds: range, previews: int, form: Form
+    ) -> None:
+        self._loop, self.form = asyncio.get_running_loop(), form
         self._shown: asyncio.Queue[tuple[int, bytes | BaseException, bool]] = asyncio.Queue()
         self.jobs = [
-            ImageJob(prompt, sampling, seed, previews, partial(self._show, i))
+            ImageJob(prompt, sampling, seed, previews, partial(self._show, i), form)
             for i, seed in enumerate(seeds)
         ]
 
@@ -65,10 +69,10 @@ class Generation:
         """Runs in a thread of the engine."""
         self._loop.call_soon_threadsafe(self._shown.put_nowait, (i, shown, is_complete))
 
-    async def images(self, seconds: float) -> AsyncIterator[tuple[int, str, bool]]:
-        """Yield an image's index in the request, its PNG in Base64, and whether it is complete;
-        raise an APIError where the engine fails or ends, the time is over, or the client has left,
-        as `watch` says."""
+    async def images(self, seconds: float) -> AsyncIterator[tuple[int, bytes, bool]]:
+        """Yield an image's index in the request, its file, and whether it is complete; raise an
+        APIError where the engine fails or ends, the time is over, or the client has left, as
+        `watch` says."""
         deadline, left = time.monotonic() + seconds, len(self.jobs)
         while left:
             wait = max(0.0, deadline - time.monotonic())
@@ -81,7 +85,7 @@ class Generation:
             if isinstance(shown, BaseException):
                 raise APIError(500, "The image could not be drawn.", "engine_error") from shown
             left -= is_complete
-            yield i, base64.b64encode(shown).decode(), is_complete
+            yield i, shown, is_complete
 
     async def watch(self, request: Request) -> None:
         """End `images` when the client leaves."""
@@ -118,11 +122,17 @@ class Generations:
     """Answers requests for images; see `create_app` for the arguments."""
 
     def __init__(
-        self, engine: Engine, model: str, defaults: Sampling, limits: Limits, metrics: Metrics
+        self,
+        engine: Engine,
+        model: str,
+        defaults: Sampling,
+        limits: Limits,
+        metrics: Metrics,
+        links: Links,
     ) -> None:
         self.engine, self.model, self.defaults = engine, model, defaults
-        self.limits, self.metrics = limits, metrics
-        self.size = f"{engine.width}x{engine.height}"
+        self.limits, self.metrics, self.links = limits, metrics, links
+        self.size = engine.width, engine.height
 
     async def answer(self, request: Request, body: ImagesRequest) -> Any:
         """An `ImagesResponse` or a stream; raises an APIError where there is nothing to send."""
@@ -131,8 +141,8 @@ class Generations:
             self._check(body)
             generation = await self._submit(body)
             if body.stream:
-                return GenerationStream(generation, self._stream(generation, begun))
-            images = await self._respond(request, generation)
+                return GenerationStream(generation, self._stream(body, generation, begun))
+            images = await self._respond(request, body, generation)
         except APIError as error:
             self.metrics.count(error.status_code, begun)
             raise
@@ -142,12 +152,15 @@ class Generations:
     async def _submit(self, body: ImagesRequest) -> Generation:
         seconds, chosen = self.limits.seconds, body.model_dump(include=SAMPLING, exclude_none=True)
         sampling, previews = replace(self.defaults, **chosen), body.partial_images or 0
-        first = secrets.randbits(32) if body.seed is None else body.seed
+        first, images = secrets.randbits(32) if body.seed is None else body.seed, body.n or 1
+        quality = 100 if body.output_compression is None else body.output_compression
+        form = Form(body.output_format or "png", quality, parse_size(body.size, self.size))
         try:
-            self.engine.queue.check_room(body.n)  # before the work of encoding the prompt
+            self.engine.queue.check_room(images)  # before the work of encoding the prompt
             encoding = asyncio.to_thread(self.engine.prepare, body.prompt)
             prompt = await asyncio.wait_for(encoding, seconds)
-            generation = Generation(prompt, sampling, range(first, first + body.n), previews)
+            seeds = range(first, first + images)
+            generation = Generation(prompt, sampling, seeds, previews, form)
             self.engine.queue.put(generation.jobs)
         except UserError as error:
             raise APIError(400, f"prompt: {error}", "invalid_value", "prompt") from error
@@ -156,12 +169,14 @@ class Generations:
         return generation
 
     def _check(self, body: ImagesRequest) -> None:
-        images, length = self.limits.images, self.limits.prompt
+        images, length, n = self.limits.images, self.limits.prompt, body.n or 1
+        is_link = body.response_format == "url"
         rules: list[tuple[str, Any, str]] = [
-            ("model", body.model in (None, self.model), self.model),
-            ("n", body.n <= images, f"<= {images}"),
-            ("n", body.n == 1 or not body.stream, "1 for a stream"),
-            ("size", body.size in (None, "auto", self.size), self.size),
+            ("model", self.knows(body.model), self.model),
+            ("n", n <= images, f"<= {images}"),
+            ("n", n == 1 or not body.stream, "1 for a stream"),
+            ("size", parse_size(body.size, self.size), accepted_sizes(self.size)),
+            ("response_format", not (is_link and body.stream), "b64_json for a stream"),
             ("prompt", len(body.prompt) <= length, f"at most {length} characters"),
             ("partial_images", body.stream or not body.partial_images, "0 without stream: true"),
         ]
@@ -170,31 +185,58 @@ class Generations:
                 reason = f"{param} must be {accepted}, got {reprlib.repr(getattr(body, param))}."
                 raise APIError(400, reason, "invalid_value", param)
 
-    async def _respond(self, request: Request, generation: Generation) -> ImagesResponse:
+    def knows(self, model: str | None) -> bool:
+        """Whether requests may name the model; None is the only one there is."""
+        return self.limits.any_model or model in (None, self.model)
+
+    async def _respond(
+        self, request: Request, body: ImagesRequest, generation: Generation
+    ) -> ImagesResponse:
         """Wait for all images, unless the client leaves before."""
         watch = asyncio.ensure_future(generation.watch(request))
         try:
-            pngs = {i: png async for i, png, _ in generation.images(self.limits.seconds)}
+            found = {i: file async for i, file, _ in generation.images(self.limits.seconds)}
         finally:
             watch.cancel()
             generation.cancel()
-        jobs = enumerate(generation.jobs)
-        data = [ImageObject(b64_json=pngs[i], seed=job.seed) for i, job in jobs]
+        files = [found[i] for i in range(len(generation.jobs))]
+        if self._format(body) == "url":
+            names = self.links.put(files, generation.form.format)
+            shown = [{"url": str(request.url_for("image", name=name))} for name in names]
+        else:
+            shown = [{"b64_json": _base64(file)} for file in files]
+        jobs = zip(generation.jobs, shown, strict=True)
+        data = [ImageObject(seed=job.seed, **own) for job, own in jobs]
         self.metrics.images.inc(len(data))
         usage = generation.usage(self.engine.layout.codes)
-        return ImagesResponse(created=int(time.time()), data=data, size=self.size, usage=usage)
+        said = self._said(body, generation.form)
+        return ImagesResponse(created=int(time.time()), data=data, usage=usage, **said)
 
-    async def _stream(self, generation: Generation, begun: float) -> AsyncIterator[str]:
+    def _format(self, body: ImagesRequest) -> str:
+        """By default as OpenAI's models of that name: DALL-E answers with links, the others in
+        Base64. LangChain's wrapper of DALL-E reads nothing but links, and cannot ask for them."""
+        named = "url" if (body.model or "").startswith("dall-e") else "b64_json"
+        return body.response_format or self.limits.response_format or named
+
+    def _said(self, body: ImagesRequest, form: Form) -> dict[str, Any]:
+        """What every answer says of its files."""
+        sizes = {"size": show_size(form.size or self.size), "drawn_size": show_size(self.size)}
+        fixed = {"quality": body.quality or "auto", "background": "opaque"}
+        return {**sizes, **fixed, "output_format": form.format}
+
+    async def _stream(
+        self, body: ImagesRequest, generation: Generation, begun: float
+    ) -> AsyncIterator[str]:
         """Server-sent events of one image."""
         index, status = 0, 499  # unless it comes to an end
         usage = generation.usage(self.engine.layout.codes).model_dump()
-        fixed: dict[str, Any] = {"quality": "auto", "background": "opaque", "output_format": "png"}
-        fixed |= {"size": self.size, "seed": generation.jobs[0].seed}
+        fixed = {**self._said(body, generation.form), "seed": generation.jobs[0].seed}
         try:
-            async for _, png, is_complete in generation.images(self.limits.seconds):
+            async for _, file, is_complete in generation.images(self.limits.seconds):
                 self.metrics.images.inc(is_complete)
                 kind = f"image_generation.{'completed' if is_complete else 'partial_image'}"
-                event = {"type": kind, "b64_json": png, "created_at": int(time.time()), **fixed}
+                event = {"type": kind, "b64_json": _base64(file), "created_at": int(time.time())}
+                event |= fixed
                 event |= {"usage": usage} if is_complete else {"partial_image_index": index}
                 yield _event(kind, json.dumps(event))
                 index += 1
@@ -208,6 +250,10 @@ class Generations:
 
 def _late(seconds: float) -> APIError:
     return APIError(504, f"The request was not answered within {seconds:g} seconds.", "timeout")
+
+
+def _base64(file: bytes) -> str:
+    return base64.b64encode(file).decode()
 
 
 def _event(kind: str, data: str) -> str:

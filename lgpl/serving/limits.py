@@ -33,6 +33,12 @@ class Limits:
     seconds: float = 600.0  # until a request is given up
     token: str | None = None  # bearer token that requests to /v1 need; None needs none
     hosts: frozenset[str] | None = None  # in the Host header, beside loopback; None accepts any
+    origins: frozenset[str] = frozenset()  # whose scripts may read the answers in a browser
+    any_model: bool = False  # whether requests may name any model
+    response_format: str | None = None  # of requests that say none; None goes by the model's name
+    links: int = 1000  # images behind links at a time
+    link_bytes: int = 2**28  # of all of them
+    link_seconds: float = 3600.0  # until a link expires
 
 
 class LimitBody:

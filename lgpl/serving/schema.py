@@ -7,6 +7,9 @@ import docstring_parser
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from lgpl.generator.sampling import Sampling
+from lgpl.serving.forms import LARGEST_SIDE
+
+NO_EFFECT = "Taken for OpenAI's clients, and without effect."
 
 
 def _sampling() -> dict[str, Any]:
@@ -31,14 +34,34 @@ class ImagesRequest(_Sampling):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     prompt: str = Field(min_length=1, description="What to show; the class for a class model.")
-    model: str | None = None
-    n: int = Field(1, ge=1, description="Number of images.")
-    size: str | None = Field(None, description="`auto`, or the model's own, as 256x256.")
-    response_format: Literal["b64_json"] | None = None
-    output_format: Literal["png"] | None = None
-    quality: Literal["auto"] | None = None
-    background: Literal["auto", "opaque"] | None = None
-    user: str | None = None
+    model: str | None = Field(None, description="A name of `/v1/models`, unless any is accepted.")
+    n: int | None = Field(None, ge=1, description="Number of images, 1 by default.")
+    size: str | None = Field(
+        None,
+        description="`auto` is the model's own; another of the same shape, such as 1024x1024, is "
+        f"scaled by Lanczos up to {LARGEST_SIDE} a side.",
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None,
+        description="`url` is a link on this server that expires. The default is `b64_json`; for "
+        "models that a request calls dall-e, as at OpenAI, `url`.",
+    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="png by default")
+    output_compression: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Quality of jpeg and webp, 100 by default. Without effect for png.",
+    )
+    background: Literal["auto", "opaque"] | None = Field(
+        None, description=f"Every image is opaque. {NO_EFFECT}"
+    )
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
+        None, description=NO_EFFECT
+    )
+    style: Literal["vivid", "natural"] | None = Field(None, description=NO_EFFECT)
+    moderation: Literal["auto", "low"] | None = Field(None, description=NO_EFFECT)
+    user: str | None = Field(None, description=NO_EFFECT)
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
         None, ge=0, le=64, description="Previews in a stream: at most one a row of codes."
@@ -49,7 +72,10 @@ class ImagesRequest(_Sampling):
 
 
 class ImageObject(BaseModel):
-    b64_json: str
+    """Either the file in Base64 or a link to it."""
+
+    b64_json: str | None = None
+    url: str | None = None
     seed: int
 
 
@@ -64,6 +90,9 @@ class Usage(BaseModel):
 class ImagesResponse(BaseModel):
     created: int
     data: list[ImageObject]
-    size: str
-    output_format: Literal["png"] = "png"
+    size: str = Field(description="Of the images here.")
+    drawn_size: str = Field(description="The model's own, before it was scaled to `size`.")
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: str
+    background: Literal["opaque"] = "opaque"
     usage: Usage

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from lgpl.cli import main
+from lgpl.commands import serve
 from lgpl.serving import server
 from tests.serving.generators import class_config, export_generator, text_config
 from tests.serving.servers import TOKEN, export
@@ -31,6 +32,8 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--guidance-power", "0"], "guidance_power must be > 0, got 0.0"),
         (["--guidance-steps", "-1"], "guidance_steps must be >= 0, got -1"),
         (["--timeout", ".inf"], "--timeout must be > 0 and finite, got inf"),
+        (["--cors-origin", "*"], "--cors-origin must be an origin such as https://"),
+        (["--link-seconds", "0"], "--link-seconds must be > 0 and finite, got 0"),
         (["--token", ""], "--token must not be empty"),
         (["--token", " \n"], "--token must not be empty"),
         (["--guidance", "much"], "--guidance: Expected a float. Got value: much"),
@@ -80,6 +83,32 @@ def test_no_token_excludes_a_token(
     assert fails("serve", "--checkpoint", "nowhere", "--no-token", "--token", "x") == message
     monkeypatch.setenv("LGPL_TOKEN", "x")
     assert fails("serve", "--checkpoint", "nowhere", "--no-token") == message
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ("runs/quickstart/stage2/checkpoints/last.ckpt", "quickstart/stage2"),
+        ("/data/runs/c2i/generator/checkpoints/epoch=3.ckpt", "c2i/generator"),
+        ("runs/mine/checkpoints/last.ckpt", "mine"),
+        ("/work/lightning_logs/version_0/checkpoints/last.ckpt", "lightning_logs/version_0"),
+        ("/data/c2i_B_256.pt", "c2i_B_256"),
+    ],
+)
+def test_a_model_is_called_as_its_run(checkpoint: str, name: str) -> None:
+    assert serve.model_name(checkpoint) == name
+
+
+def test_an_exported_model_is_called_as_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Callable[..., Any]
+) -> None:
+    folder = tmp_path / "c2i.v2"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert serve.model_name(str(folder)) == serve.model_name(".") == "c2i.v2"
+    for options, name in (([], "generator"), (["--name", "a/b"], "a/b")):
+        (model,) = started(*options)("/v1/models").json()["data"]
+        assert model["id"] == name
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def test_stream_fills_in(server: Server) -> None:
         ({"prompt": "1", "top_p": 0}, "top_p"),
         ({"prompt": "1", "seed": 2**63}, "seed"),
         ({"prompt": "1", "model": "dall-e-3"}, "model"),
-        ({"prompt": "1", "response_format": "url"}, "response_format"),
+        ({"prompt": "1", "response_format": "file"}, "response_format"),
         ({"prompt": "1", "partial_images": 2}, "partial_images"),
         ({"prompt": "1", "colour": "red"}, "colour"),
     ],
