@@ -137,8 +137,8 @@ def exits(*_: Any, **__: Any) -> Any:
     "fault",
     [
         lambda patch, engine: patch.setattr(engine, "on_batch", raises),
-        lambda patch, engine: patch.setattr(engine, "png", raises),
-        lambda patch, engine: patch.setattr(engine, "png", exits),
+        lambda patch, engine: patch.setattr(engine, "encode", raises),
+        lambda patch, engine: patch.setattr(engine, "encode", exits),
         lambda patch, engine: patch.setattr(engine._renderer, "submit", raises),
         lambda patch, engine: patch.setattr(GeneratorModule, "sample_codes", raises),
         lambda patch, engine: patch.setattr(Client, "show", raises),
