@@ -75,8 +75,8 @@ def test_a_class_has_a_number_and_a_name() -> None:
     assert condition.captions(batch) == ["Golden Retriever", "tabby cat"]
     assert ClassCondition(DIM, 4).captions(batch) == ["class 1", "class 0"]
     assert condition.prompts() == ["0", "1", "2", "3"]
-    assert condition.asks() == Question("Class, 0 to 3, or its name", NAMES)
-    assert ClassCondition(DIM, 4).asks() == Question("Class, 0 to 3", [], is_number=True)
+    assert condition.asks() == Question("Class, 0 to 3, or its name", NAMES, longest=16)
+    assert ClassCondition(DIM, 4).asks() == Question("Class, 0 to 3", [], True, longest=9)
 
 
 def test_names_of_a_file(tmp_path: Path) -> None:

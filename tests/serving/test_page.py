@@ -76,10 +76,30 @@ def test_a_prompt_is_typed_and_the_images_appear(
         expect(page.locator("#history img")).to_have_js_property("naturalHeight", 96)
         page.locator("[name=prompt]").fill("3")
         page.locator("#history button").click()
+        expect(page.locator("#status")).to_contain_text("Draw shows this drawing again")
         for name, value in wanted.items():
             expect(page.locator(f"[name={name}]")).to_have_value(str(value))
         page.get_by_role("button", name="Clear").click()
         expect(page.locator("#before")).to_be_hidden()
+
+
+@needs_chromium
+def test_an_empty_page_offers_an_example(browser: Browser, server: Server) -> None:
+    """A click draws it; nothing that was refused is said to be under way."""
+    with opened(browser, server.url, TOKEN, refused=True) as page:
+        expect(page.locator("[name=prompt]")).to_have_js_property("maxLength", 9)
+        assert "follows the prompt" in (
+            page.get_by_title("How closely").get_attribute("title") or ""
+        )
+        fill(page, prompt="", n=1, seed=2)
+        page.locator("#example").click()
+        expect(page.locator("figure a")).to_have_count(1)
+        expect(page.locator("#start")).to_be_hidden()
+        assert png(page.locator("#images img").get_attribute("src")) == server.offline(0, 2)
+        ask(page, prompt="a dog")
+        expect(page.get_by_role("alert")).to_contain_text("is no class")
+        expect(page.locator("#status")).to_be_empty()
+        expect(page.locator("#start")).to_be_visible()
 
 
 @needs_chromium
@@ -182,8 +202,10 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, server: S
         page.locator("summary").click()
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide == PHONE["viewport"]["width"]
-        places = page.locator("figure").evaluate_all("all => all.map(e => e.offsetLeft)")
-        assert places[0] == places[1]  # one column
+        places = page.locator("figure").evaluate_all(
+            "all => all.map(e => [e.offsetLeft, e.offsetTop])"
+        )
+        assert places[0][0] < places[1][0] and places[0][1] == places[1][1]  # side by side
 
 
 def test_only_the_page_s_own_script_may_run(server: Server) -> None:

@@ -31,6 +31,7 @@ class Question(NamedTuple):
     label: str  # of the field
     examples: list[str] = []  # answers to choose from, where there are some
     is_number: bool = False  # whether every answer is one
+    longest: int | None = None  # characters of an answer, where that is known
 
 
 class Condition(Described, nn.Module, ABC):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lgpl.errors import UserError, as_user_error
 from lgpl.generator.conditions.base import Condition, Inputs, Prefix, Question
 
+DIGITS = 9  # of a class that is given by its number
+
 
 def read_names(path: str) -> list[str]:
     """The lines of a file of names; a UserError where one is empty, or it cannot be read."""
@@ -75,7 +77,12 @@ class ClassCondition(Condition):
     def label(self, prompt: str) -> int:
         """The class that a prompt names; raises as `parse` does."""
         text = prompt.strip()
-        if text.isascii() and text.isdigit() and len(text) < 10 and int(text) < self.num_classes:
+        if (
+            text.isascii()
+            and text.isdigit()
+            and len(text) <= DIGITS
+            and int(text) < self.num_classes
+        ):
             return int(text)
         names = self.names or []
         known = {name.casefold(): i for i, name in reversed(list(enumerate(names)))}
@@ -103,7 +110,9 @@ class ClassCondition(Condition):
         return self.names[label] if self.names else f"class {label}"
 
     def asks(self) -> Question:
-        return Question(f"Class, {self._accepted}", self.names or [], is_number=not self.names)
+        names = self.names or []
+        longest = max(map(len, [*names, "9" * DIGITS]))
+        return Question(f"Class, {self._accepted}", names, not names, longest)
 
     def token(self, inputs: Inputs) -> int:
         return self.label(str(int(inputs["class"][0])))  # which refuses what is no class

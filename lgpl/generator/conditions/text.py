@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lgpl.errors import UserError
-from lgpl.generator.conditions.base import Condition, Inputs, Prefix
+from lgpl.generator.conditions.base import Condition, Inputs, Prefix, Question
 from lgpl.text import TextEncoder
 from lgpl.text.encoder import left_pad
 
@@ -91,6 +91,9 @@ class TextCondition(Condition):
 
     def limits(self) -> dict[str, Any]:
         return {"text_features": self.features, "text_length": self.length}
+
+    def asks(self) -> Question:
+        return Question("What to show", ["pizza"])
 
     def positions(self, inputs: Inputs) -> int:
         return int(inputs["text_lengths"][0])

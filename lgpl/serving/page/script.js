@@ -32,15 +32,24 @@ async function start() {
   images.style.setProperty("--shape", `${model.width} / ${model.height}`);
   fields.n.max = model.images;
   fields.n.value = Math.min(fields.n.value, model.images);
-  fields.prompt.maxLength = model.prompt;
+  images.classList.toggle("small", model.width <= SMALL);
+  fields.prompt.maxLength = Math.min(model.prompt, model.longest ?? Infinity);
   document.getElementById("asks").textContent = model.label;
   if (model.is_number) fields.prompt.inputMode = "numeric";
   document.getElementById("examples").append(
     ...model.examples.map((example) => new Option(example, example)),
   );
   for (const name of NUMBERS) fields[name].value = model.defaults[name];
+  showExample();
   fields.token.value = sessionStorage.getItem("lgpl.token") ?? "";
   showHistory();
+}
+
+// An empty page offers something to draw, where the model's condition knows what it understands.
+function showExample() {
+  const example = model.examples[0] ?? (model.is_number ? "0" : undefined);
+  document.getElementById("start").hidden = example === undefined || images.hasChildNodes();
+  document.getElementById("example").textContent = example ?? "";
 }
 
 // Read the form; throw a Refusal that names a wrong field.
@@ -82,6 +91,7 @@ async function draw() {
   const complete = () => frames.filter((frame) => frame.isComplete);
   const count = () => { status.textContent = `${complete().length} of ${request.n} drawn`; };
   count();
+  showExample();
   await Promise.all(frames.map(async (frame) => {
     try {
       await frame.draw(running.signal);
@@ -92,6 +102,8 @@ async function draw() {
     }
   }));
   if (complete().length) remember(request, complete()[0].image);
+  else status.textContent = ""; // nothing is on its way any more
+  showExample();
   busy(null);
 }
 
@@ -265,6 +277,8 @@ function showHistory() {
 
 function restore(request) {
   for (const name of ["prompt", "n", "seed", ...NUMBERS]) fields[name].value = request[name] ?? "";
+  // The history keeps a thumbnail only; the same seed draws the same images.
+  status.textContent = "Draw shows this drawing again: its prompt, seed and settings are filled in.";
   fields.prompt.focus();
 }
 
@@ -275,6 +289,10 @@ form.addEventListener("submit", (event) => {
 cancelButton.addEventListener("click", () => running.abort());
 document.getElementById("new-seed").addEventListener("click", () => {
   fields.seed.value = randomSeed();
+});
+document.getElementById("example").addEventListener("click", (event) => {
+  fields.prompt.value = event.target.textContent;
+  if (!running) draw();
 });
 document.getElementById("forget").addEventListener("click", () => {
   localStorage.removeItem(HISTORY);
