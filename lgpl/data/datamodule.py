@@ -15,6 +15,7 @@ from lgpl.data.order import Mixture, Order, seed_of
 from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Rank, Samples, every_sample_once, shard_by_shard
 from lgpl.data.transforms import normalize
+from lgpl.data.watch import SECONDS
 from lgpl.errors import UserError
 
 CODE_TYPES = ("uint16", "uint32")  # of stored codes, by the size of the codebook
@@ -49,6 +50,8 @@ class ShardDataModule(pl.LightningDataModule):
         partitions: pieces that an epoch is cut into, a multiple of the number of ranks; by default
             one for each worker of each rank. Runs with the same partitions, seed and samples in all
             ranks' batches together train on the same samples, on any number of ranks.
+        sample_seconds: that a sample may take to decode; one that takes longer is skipped, and so
+            is one that ends a worker. 0 or None: no bound.
         max_bad: share of bad samples above which training ends.
         ten_crop: `predict` encodes the four corners and the centre of the image, each also
             flipped, scaled to cover each of these times `image_size`; the paper's are 1.1 and
@@ -77,6 +80,7 @@ class ShardDataModule(pl.LightningDataModule):
         seed: int = 0,
         partitions: int | None = None,
         max_bad: float = 0.1,
+        sample_seconds: float | None = SECONDS,
         ten_crop: tuple[float, ...] = (),
         store: Store = Store(),
     ) -> None:
@@ -91,9 +95,12 @@ class ShardDataModule(pl.LightningDataModule):
         self.global_batch, self.epoch_samples = global_batch, epoch_samples
         self.num_workers, self.max_bad, self.store = num_workers, max_bad, store
         self.shuffle, self.seed, self.partitions = shuffle, seed, partitions
+        self.sample_seconds = sample_seconds
         for name, least in (("batch_size", 1), ("num_workers", 0), ("shuffle", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}: {getattr(self, name)} is below {least}.")
+        if sample_seconds is not None and not sample_seconds >= 0:
+            raise UserError(f"data.sample_seconds: {sample_seconds} is below 0.")
         if min(self.captions.values()) < 0 or not sum(self.captions.values()):
             raise UserError("data.captions: weights are at least 0, and one is more.")
         if isinstance(train, dict) and (not train or min(train.values()) <= 0):
@@ -237,7 +244,9 @@ class ShardDataModule(pl.LightningDataModule):
             **self._expected,
         )
         kept, copies = self.shuffle if training else 0, split == "predict"
-        return Samples(shards, decoder, self.store, self.seed, self._text_length, kept, copies)
+        text = self._text_length
+        bound = self.sample_seconds
+        return Samples(shards, decoder, self.store, self.seed, text, kept, copies, bound)
 
     def _rank(self) -> Rank:
         trainer = self.trainer

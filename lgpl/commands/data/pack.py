@@ -16,16 +16,17 @@ from typing import NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from lgpl.atomic import write_text
+from lgpl.atomic import remove_partials, write_text
 from lgpl.commands.data import sources
 from lgpl.commands.data.members import by_cause, faults
-from lgpl.commands.data.processes import in_processes
+from lgpl.commands.data.processes import SECONDS_HELP, in_processes, sample
 from lgpl.commands.data.sources import ImageFile, Skipped, Source
 from lgpl.commands.parsing import require_positive
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.members import BadSample
 from lgpl.data.shards import LARGEST_MEMBER
 from lgpl.data.store import Store
+from lgpl.data.watch import SECONDS
 from lgpl.data.writer import ShardWriter, clean_key, remove_left
 from lgpl.errors import UserError
 
@@ -54,6 +55,7 @@ def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("--shard-mb", type=int, default=1000, help="its size at the most, about")
     p.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
+    p.add_argument("--sample-seconds", type=float, default=SECONDS, help=SECONDS_HELP)
 
 
 def run(options: Namespace) -> None:
@@ -63,7 +65,7 @@ def run(options: Namespace) -> None:
     plan = planned("train", source, keys, options) + planned("val", held, keys, options)
     try:
         begin(out, plan, source)
-        done, skipped = pack(plan, options.workers)
+        done, skipped = pack(plan, options.workers, options.sample_seconds)
         finish(out, plan, done, source, skipped + source.skipped + held.skipped)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror}).") from error
@@ -163,12 +165,12 @@ def begin(out: Path, plan: list[Planned], source: Source) -> None:
         write_text(out / CLASSES, "".join(f"{readable(name)}\n" for name in source.classes))
 
 
-def pack(plan: list[Planned], workers: int) -> tuple[dict[Path, int], Skipped]:
+def pack(plan: list[Planned], workers: int, seconds: float) -> tuple[dict[Path, int], Skipped]:
     """Write the shards that are missing; gives the samples of these, and what was skipped."""
     missing = [shard for shard in plan if not shard.path.exists()]
     done, skipped = {}, []
     total = sum(len(shard.samples) for shard in missing)
-    packed = in_processes(pack_shard, missing, workers)
+    packed = in_processes(pack_shard, missing, workers, seconds)
     with tqdm(total=total, unit="image", disable=not missing) as bar:
         for shard, (number, without) in zip(missing, packed, strict=True):
             done[shard.path] = number
@@ -180,12 +182,14 @@ def pack(plan: list[Planned], workers: int) -> tuple[dict[Path, int], Skipped]:
 def pack_shard(shard: Planned) -> tuple[int, Skipped]:
     """Write one shard, unless none of its samples is sound; gives how many it holds."""
     skipped = []
+    remove_partials(shard.path)  # of a process that a sample ended
     writer = ShardWriter(shard.path)
     try:
-        for key, image in shard.samples:
+        for place, (key, image) in enumerate(shard.samples):
             try:
                 members = read(shard.folder, image)
-                causes = faults({"__key__": key, **members})
+                with sample(place):
+                    causes = faults({"__key__": key, **members})
             except BadSample as error:
                 causes = [str(error)]
             if causes:
