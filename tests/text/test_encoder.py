@@ -40,6 +40,7 @@ def test_features_do_not_depend_on_the_batch(minilm: TextEncoder) -> None:
 def test_long_captions_are_cut_or_refused(minilm: TextEncoder) -> None:
     long = "word " * 50
     assert len(minilm.encode([long])[0]) == 16
+    assert minilm.count_cut([long, "short", long]) == 2
     with pytest.raises(UserError, match="52 tokens; the limit is 16"):
         minilm.encode([long], refuse_long=True)
 
