@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lgpl.data.decode import Sample, SampleDecoder, Shapes, check_shapes, collate
 from lgpl.data.filters import Filter
-from lgpl.data.members import BadSample, Raw, Unwanted
+from lgpl.data.members import BadSample, Raw, Unwanted, fields_without
 from lgpl.data.order import Order, PartitionState, Position, Span, seed_of
 from lgpl.data.shards import OpenShards, Shard
 from lgpl.data.store import Store
@@ -122,7 +122,8 @@ class Samples(Dataset):
             if self.decoder.shapes(sample) == self._shapes:
                 return sample
         why = "; ".join(causes) or "they are empty"
-        raise UserError(f"No usable sample in the validation shards: {why}.")
+        hint = "".join(fields_without(cause, self.decoder.fields) for cause in causes)
+        raise UserError(f"No usable sample in the validation shards: {why}.{hint}")
 
     @cached_property
     def _shapes(self) -> Shapes:
@@ -208,7 +209,14 @@ class SkippedCounts:
     """Counts what was skipped of a split, by cause, and says when it is too much: when a larger
     share than `max_bad` (None: any) is bad, or none of the samples of `one_pass` is good."""
 
-    def __init__(self, split: str, max_bad: float | None = None, one_pass: int = 0) -> None:
+    def __init__(
+        self,
+        split: str,
+        max_bad: float | None = None,
+        one_pass: int = 0,
+        fields: Sequence[str] = (),  # what is read of a sample, for messages
+    ) -> None:
+        self.fields = fields
         self.split, self.max_bad, self.one_pass = split, max_bad, one_pass
         self.skipped: Counter[str] = Counter()
         self.good = self.bad = 0
@@ -224,13 +232,16 @@ class SkippedCounts:
             return
         cause, count = self.skipped.most_common(1)[0]
         most = f"most often ({count} times): {cause}"
+        hint = fields_without(cause, self.fields)
         if not self.good and self.skipped.total() >= self.one_pass:
             such = f"such as {self._where[cause]}"
-            raise UserError(f"No usable sample in the {self.split} shards; {most}, {such}.")
+            raise UserError(f"No usable sample in the {self.split} shards; {most}, {such}.{hint}")
         judged = self.good + self.bad
         if judged >= JUDGED_FROM and self.bad > self.max_bad * judged:
             share = f"{self.bad} of {judged} {self.split} samples are bad"
-            raise UserError(f"{share}, more than data.max_bad, {self.max_bad:g}, allows; {most}.")
+            raise UserError(
+                f"{share}, more than data.max_bad, {self.max_bad:g}, allows; {most}.{hint}"
+            )
 
     def count(self, cause: str, where: str) -> None:
         self._where[cause] = where
