@@ -151,7 +151,11 @@ def test_there_may_be_no_bound(tmp_path: Path, seconds: float | None) -> None:
         module(sample_seconds=-1)
 
 
-@pytest.mark.parametrize("what", [sleeps, raises_signal(signal.SIGSEGV), lambda: os._exit(3)])
+@pytest.mark.parametrize(
+    "what",
+    [sleeps, raises_signal(signal.SIGSEGV), raises_signal(signal.SIGKILL), lambda: os._exit(3)],
+    ids=["sleeps", "segv", "kill", "exit 3"],
+)
 def test_check_and_pack_name_it_and_go_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -19,7 +19,7 @@ from lgpl.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-DEATHS = 5  # of processes that were killed at one item
+DEATHS = 5  # of processes that were killed at an item, no sample of which is to blame
 SECONDS_HELP = "that a sample may take to decode, 0: no bound; what takes longer is skipped"
 LOOK = 1.0  # seconds between two looks at the processes
 
@@ -86,7 +86,9 @@ def in_processes(
                     except (EOFError, OSError):
                         crew[n].process.join()
                     in_flight = seen.at(n)
-                    if not seen.judge(n):
+                    if seen.judge(n):
+                        killed[item] = 0
+                    else:
                         killed[item] += 1
                         if in_flight is None or killed[item] == DEATHS:
                             cause = "most likely for want of memory: lower --workers."
