@@ -1,6 +1,7 @@
 """The `lgpl` command: finds the command that is asked for, and imports nothing else."""
 
 import importlib
+import io
 import sys
 
 from lgpl.errors import UserError, behind, nearest
@@ -42,6 +43,9 @@ COMMANDS = (
 def main(args: list[str] | None = None) -> None:
     """Entry point; what a user can mend ends in one sentence and exit status 2."""
     args = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show ends no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         run(args)
     except Exception as error:

@@ -1,6 +1,7 @@
 """Images -> code shards: the callback of `lgpl predict` that writes them."""
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 from lgpl.training.encoding import add_features, code_members, made_by
+
+log = logging.getLogger(__name__)
 
 
 def code_shard_name(shard: str) -> str:
@@ -43,6 +46,7 @@ class CodeShardWriter(Callback):
         self.text_encoder = text_encoder
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
+        self._cut = self._captions = 0  # captions of this rank: cut by the text encoder, all
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -84,7 +88,8 @@ class CodeShardWriter(Callback):
         members = code_members(outputs, batch["members"], self._made_by)
         if self.text_encoder is not None:
             captions = list(trainer.datamodule.captions)  # type: ignore[attr-defined]
-            add_features(members, captions, self.text_encoder, pl_module.device)
+            cut, total = add_features(members, captions, self.text_encoder, pl_module.device)
+            self._cut, self._captions = self._cut + cut, self._captions + total
         for key, member in zip(batch["key"], members, strict=True):
             self._writer.write(key, member)
         if batch["end_of_shard"]:
@@ -99,6 +104,11 @@ class CodeShardWriter(Callback):
             self._writer.discard()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._cut and self.text_encoder is not None:
+            said = (
+                "%d of %d captions have more tokens than the text encoder reads, %d, and are cut."
+            )
+            log.warning(said, self._cut, self._captions, self.text_encoder.max_length)
         trainer.strategy.barrier()
         paths = [str(path) for path in sorted(self.out.glob("*.tar"))]
         if trainer.is_global_zero and paths:

@@ -5,6 +5,7 @@ the random numbers are put back, and the modules' modes are Lightning's to set.
 """
 
 import json
+import logging
 import zlib
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -30,6 +31,8 @@ from lgpl.tokenizer import TokenizerModule
 
 KEYS = 2**32  # what a sample's key is hashed to
 
+log = logging.getLogger(__name__)
+
 
 class Evaluation(Callback):
     """The schedule, the extractor and the log of both evaluations.
@@ -45,6 +48,7 @@ class Evaluation(Callback):
     ) -> None:
         self.extractor_name, self.every = extractor, every
         self.resize = None if resize is None else to_image_size(resize, "resize")
+        self._told: set[tuple[str, str]] = set()  # stages and metrics that their sets lack
         self._last: int | None = None  # global step of the last evaluation
         commit()
 
@@ -68,6 +72,10 @@ class Evaluation(Callback):
         self._last = trainer.global_step
         stage = stage_of(trainer)
         module.log_dict({f"{stage}/{name}": value for name, value in made["metrics"].items()})
+        for name, why in made.get("left_out", {}).items():
+            if trainer.is_global_zero and (stage, name) not in self._told:
+                self._told.add((stage, name))
+                log.warning("No %s/%s: it %s.", stage, name, why)
         log_dir = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:
             Path(log_dir).mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,9 @@ def main(args: list[str]) -> None:
                 protocols.write_json(out, found if len(found) > 1 else found[0])
     if first:
         print(table(found))
-        if len(found) > 1:
+        for name, why in found[0].get("left_out", {}).items():
+            print(f"no {name}: it {why}")
+        if len(found) > 1 and found[0]["metrics"]:
             _plot(out.with_suffix(".png"), found)
             print(f"{out.with_suffix('.png')}: the sweep")
         print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
@@ -182,8 +184,7 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     extractor = load_extractor(options.extractor).to(device)
     kept = (options.cache, options.batch_size)
     if options.samples is not None:
-        images = open_images(options.samples, options.resize)
-        ImageSet(extractor, images.count, name=options.samples)  # fails at once for too few
+        images = open_images(options.samples, options.resize, "--resize")
         side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
         real, source = reference(options.reference, extractor, side, *kept)
         fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
@@ -200,7 +201,6 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         raise UserError(f"The checkpoint {mistake}.")
     prompts = list(itertools.islice(itertools.cycle(prompts), options.images))
     side = options.resize or module.image_size
-    ImageSet(extractor, options.images, name="--images")  # fails at once for too few
     real, source = reference(options.reference, extractor, side, *kept)
     sweep = list(itertools.product(*(options[name] for name in SWEPT)))
     for values in sweep:
@@ -285,7 +285,8 @@ def table(reports: list[dict[str, Any]]) -> str:
         rows.append([*(f"{one[name]:g}" for name in varied), *numbers])
     widths = [max(12, len(name) + 2) for name in rows[0]]
     lines = ["".join(map(str.rjust, row, widths)) for row in rows]
-    lines[1 + reports.index(_best(reports))] += "  <- best"
+    if names:
+        lines[1 + reports.index(_best(reports))] += "  <- best"
     return "\n".join(lines)
 
 
@@ -294,20 +295,27 @@ def _varied(reports: list[dict[str, Any]]) -> list[str]:
 
 
 def _best(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one with the lowest first metric."""
-    return min(reports, key=lambda one: next(iter(one["metrics"].values())))
+    """The one with the lowest main metric."""
+    main = _main(reports[0]["metrics"])
+    return min(reports, key=lambda one: one["metrics"][main])
+
+
+def _main(metrics: Iterable[str]) -> str:
+    """FID or, of sets too small for it, KID; else the first."""
+    names = list(metrics)
+    return next((name for name in names if name.startswith(("FID", "KID"))), names[0])
 
 
 def _plot(path: Path, reports: list[dict[str, Any]]) -> None:
     """Every metric over the first varied setting, a curve for each combination of the others; the
-    first metric's title names the best setting."""
+    main metric's title names the best setting."""
     along, *others = varied = _varied(reports) or [SWEPT[0]]
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in reports:
         name = ", ".join(f"{other} {one[other]:g}" for other in others) or along
         for metric, value in one["metrics"].items():
             panels.setdefault(metric, {}).setdefault(name, []).append((one[along], value))
-    main, best = next(iter(panels)), _best(reports)
+    main, best = _main(panels), _best(reports)
     optimum = ", ".join(f"{key} {best[key]:g}" for key in varied)
     panels = {f"{main}: {best['metrics'][main]:.4g} at {optimum}": panels.pop(main), **panels}
     plot(path, panels, along)

@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import logging
+from contextlib import closing, suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,11 +13,16 @@ from lgpl.data.decode import Field, SampleDecoder
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
+from lgpl.data.members import BadSample
 from lgpl.data.order import Mixture, Order, seed_of
+from lgpl.data.shards import Shard
 from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Rank, Samples, every_sample_once, shard_by_shard
 from lgpl.data.transforms import normalize
+from lgpl.data.watch import SECONDS
 from lgpl.errors import UserError
+
+log = logging.getLogger(__name__)
 
 CODE_TYPES = ("uint16", "uint32")  # of stored codes, by the size of the codebook
 
@@ -36,7 +43,8 @@ class ShardDataModule(pl.LightningDataModule):
         augment: random crops and flips in training; validation always takes the centre.
         flip: flip half of the augmented images.
         captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
-            it is taken in training; anything else takes the first.
+            it is taken in training; anything else takes the first. Of a list of texts in the JSON,
+            training takes one at random.
         filter: which samples are wanted.
         batch_size: samples of a training batch on each rank.
         global_batch: training samples of one optimizer step over all ranks; `batch_size` then holds
@@ -49,6 +57,8 @@ class ShardDataModule(pl.LightningDataModule):
         partitions: pieces that an epoch is cut into, a multiple of the number of ranks; by default
             one for each worker of each rank. Runs with the same partitions, seed and samples in all
             ranks' batches together train on the same samples, on any number of ranks.
+        sample_seconds: that a sample may take to decode; one that takes longer is skipped, and so
+            is one that ends a worker. 0 or None: no bound.
         max_bad: share of bad samples above which training ends.
         ten_crop: `predict` encodes the four corners and the centre of the image, each also
             flipped, scaled to cover each of these times `image_size`; the paper's are 1.1 and
@@ -77,6 +87,7 @@ class ShardDataModule(pl.LightningDataModule):
         seed: int = 0,
         partitions: int | None = None,
         max_bad: float = 0.1,
+        sample_seconds: float | None = SECONDS,
         ten_crop: tuple[float, ...] = (),
         store: Store = Store(),
     ) -> None:
@@ -91,9 +102,12 @@ class ShardDataModule(pl.LightningDataModule):
         self.global_batch, self.epoch_samples = global_batch, epoch_samples
         self.num_workers, self.max_bad, self.store = num_workers, max_bad, store
         self.shuffle, self.seed, self.partitions = shuffle, seed, partitions
+        self.sample_seconds = sample_seconds
         for name, least in (("batch_size", 1), ("num_workers", 0), ("shuffle", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}: {getattr(self, name)} is below {least}.")
+        if sample_seconds is not None and not sample_seconds >= 0:
+            raise UserError(f"data.sample_seconds: {sample_seconds} is below 0.")
         if min(self.captions.values()) < 0 or not sum(self.captions.values()):
             raise UserError("data.captions: weights are at least 0, and one is more.")
         if isinstance(train, dict) and (not train or min(train.values()) <= 0):
@@ -120,6 +134,7 @@ class ShardDataModule(pl.LightningDataModule):
             patterns = self.patterns[split]
             if patterns is None:
                 if split == "val" and stage == "fit":
+                    self._say("data.val is not set: nothing is validated.")
                     continue
                 raise UserError(f"data.{split} is not set; name the shards, as path or pattern.")
             parts = list(patterns) if isinstance(patterns, dict) else [patterns]
@@ -150,6 +165,9 @@ class ShardDataModule(pl.LightningDataModule):
                 few = f"too few samples for {partitions} readers (ranks x workers)"
                 cure = "; ".join(["lower num_workers or add samples", *faults])
                 raise UserError(f"{held} hold {few}: {cure}.")
+        if (total := sum(sum(count.values()) for count in counts)) < batch_size * rank.count:
+            held = f"a batch of {batch_size} on each of {rank.count} ranks"
+            self._say(f"data.batch_size: {held} is larger than the data, {total} samples.")
         # Samples of a partition's turn: with one partition for each worker a turn is a batch.
         turn = max(1, batch_size * rank.count * max(1, self.num_workers) // partitions)
         settings = partitions, self.shuffle, self.seed, turn
@@ -162,6 +180,7 @@ class ShardDataModule(pl.LightningDataModule):
         listing = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
         fingerprint = hex(seed_of(listing, weights, self.shuffle, self.seed))
         samples = self._samples("train", [path for count in counts for path in count])
+        self._check_labels(samples)
         mixture = Mixture(orders, weights, self.seed)
         return TrainLoader(
             samples, mixture, rank, self.num_workers, batch_size, batches, fingerprint, self.max_bad
@@ -198,11 +217,35 @@ class ShardDataModule(pl.LightningDataModule):
     def _counted(self, split: str) -> tuple[list[dict[str, int]], list[str]]:
         """Samples of the shards of each data set, and what is wrong; one rank counts for all."""
         found: list[tuple[dict[str, int], list[str]]] = []
-        if self.trainer is None or self.trainer.is_global_zero:
+        if self._is_first:
             found = [counted(part, f"data.{split}", self.store) for part in self._named[split]]
         if self.trainer is not None:
             found = self.trainer.strategy.broadcast(found)
         return [counts for counts, _ in found], [fault for _, faults in found for fault in faults]
+
+    def _check_labels(self, samples: Samples) -> None:
+        """Say where the first shard has classes that the model lacks: their samples are skipped."""
+        classes = self._expected.get("num_classes")
+        if classes is None or "class" not in self.fields or not self._is_first:
+            return
+        labels = list[int]()
+        with closing(Shard(samples.shards[0], self.store)) as shard:
+            for place in range(len(shard)):
+                with suppress(BadSample, ValueError):
+                    labels.append(int(shard.read(place, ("cls",)).get("cls", b"")))
+        if labels and (largest := max(labels)) >= classes:
+            outside = sum(label >= classes for label in labels)
+            held = f"{outside} of the {len(labels)} samples of {samples.shards[0]}"
+            said = f"num_classes is {classes}, but {held} have classes up to {largest}"
+            self._say(f"{said}: samples outside 0 to {classes - 1} are skipped.")
+
+    @property
+    def _is_first(self) -> bool:
+        return self.trainer is None or self.trainer.is_global_zero
+
+    def _say(self, warning: str) -> None:
+        if self._is_first:
+            log.warning(warning)
 
     def _check_codes(self, split: str, shards: list[str]) -> None:
         """Refuse codes of another tokenizer, layout or type than the model's, as far as the shards'
@@ -237,7 +280,9 @@ class ShardDataModule(pl.LightningDataModule):
             **self._expected,
         )
         kept, copies = self.shuffle if training else 0, split == "predict"
-        return Samples(shards, decoder, self.store, self.seed, self._text_length, kept, copies)
+        text = self._text_length
+        bound = self.sample_seconds
+        return Samples(shards, decoder, self.store, self.seed, text, kept, copies, bound)
 
     def _rank(self) -> Rank:
         trainer = self.trainer

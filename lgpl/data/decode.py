@@ -82,11 +82,17 @@ class SampleDecoder:
         sample: Sample = {"key": raw["__key__"]}
         self._filter(raw)
         caption = self._choose_caption(raw, rng)
+        # The features of a list of captions are those of its first.
+        drawn = rng if self.augment and "text" not in self.fields else None
+        text = None  # of the caption, once it has been drawn
+        if self.filter.caption_length:
+            text = members.read_caption(raw, caption, drawn)
+            self.filter.check_caption(text)
         for name in self.fields:
             if name == "image":
                 sample["image"] = self._image(member(raw, name, IMAGE_EXTENSIONS), rng)
             elif name == "caption":
-                sample["caption"] = members.read_caption(raw, caption)
+                sample["caption"] = text or members.read_caption(raw, caption, drawn)
             elif name == "class":
                 sample["class"] = self._class(member(raw, name, ("cls",)))
             elif name == "codes":
@@ -120,8 +126,6 @@ class SampleDecoder:
                 (caption,) = rng.choices(there, weights)
             elif there:
                 caption = there[0]
-        if self.filter.caption_length:
-            self.filter.check_caption(members.read_caption(raw, caption))
         return caption
 
     def _image(self, data: bytes, rng: random.Random) -> Tensor:
@@ -187,9 +191,11 @@ def _has_caption(raw: Raw, name: str) -> bool:
     if not name.startswith(JSON_CAPTION):
         return name in raw
     try:
-        return isinstance(members.read_json(raw).get(name.removeprefix(JSON_CAPTION)), str)
+        value = members.read_json(raw).get(name.removeprefix(JSON_CAPTION))
     except BadSample:
         return False
+    texts = value if isinstance(value, list) else []
+    return isinstance(value, str) or any(isinstance(text, str) and text.strip() for text in texts)
 
 
 def check_shapes(shapes: Shapes, first: Shapes) -> None:

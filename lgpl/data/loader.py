@@ -105,7 +105,9 @@ class TrainLoader:
 
     def __post_init__(self) -> None:
         one_pass = sum(order.total for order in self.mixture.orders) // self.rank.count
-        self.skipped_counts = streams.SkippedCounts("training", self.max_bad, one_pass)
+        self.skipped_counts = streams.SkippedCounts(
+            "training", self.max_bad, one_pass, self.samples.decoder.fields
+        )
         self.skipped = self.skipped_counts.skipped  # samples so far, by cause
         start = PartitionState(0, (Position(),) * len(self.mixture.orders))
         self._begin([start] * self.mixture.partitions, self.rank.index, self.mixture.turn)

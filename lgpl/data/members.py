@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,15 @@ def member(raw: Raw, what: str, extensions: Sequence[str]) -> bytes:
     raise BadSample(f"sample without its {what} (.{' .'.join(extensions)})")
 
 
+def fields_without(cause: str, fields: Sequence[str]) -> str:
+    """What to give where `member` found that a field is missing, as a sentence; else nothing."""
+    missing = [name for name in fields if cause.startswith(f"sample without its {name} (")]
+    rest = [name for name in fields if name not in missing]
+    if not missing or not rest:
+        return ""
+    return f" Where no {missing[0]} is needed, give --data.fields '[{', '.join(rest)}]'."
+
+
 def read_json(raw: Raw) -> dict[str, Any]:
     """The object in `KEY.json`; Python's parser also takes NaN, which img2dataset writes."""
     data = member(raw, "JSON", ("json",))
@@ -96,26 +106,39 @@ def read_size(values: dict[str, Any]) -> tuple[int, int]:
     return width, height
 
 
-def read_caption(raw: Raw, name: str) -> str:
-    """The cleaned caption of a sample by its name in `data.captions`."""
-    if name.startswith(JSON_CAPTION):
-        key = name.removeprefix(JSON_CAPTION)
-        text = read_json(raw).get(key)
-        if not isinstance(text, str):
-            raise BadSample(f"JSON without the caption {key!r}")
-        check_text(text)
-    else:
+def read_caption(raw: Raw, name: str, rng: random.Random | None = None) -> str:
+    """The cleaned caption of a sample by its name in `data.captions`; of a list in the JSON one at
+    random, without `rng` the first, where what is empty or no text does not count."""
+    if not name.startswith(JSON_CAPTION):
         try:
             text = member(raw, "caption", (name,)).decode("utf-8")
         except UnicodeDecodeError as error:
             raise BadSample("caption that is not UTF-8") from error
+        return _cleaned(text)
+    key = name.removeprefix(JSON_CAPTION)
+    value = read_json(raw).get(key)
+    if isinstance(value, str):
+        check_text(value)
+        return _cleaned(value)
+    if not isinstance(value, list):
+        raise BadSample(f"JSON without the caption {key!r}")
+    texts = [text for text in value if isinstance(text, str)]
+    while texts:
+        text = texts.pop(rng.randrange(len(texts)) if rng else 0)
+        check_text(text)
+        if text.strip() and (caption := _cleaned(text, may_be_empty=True)):
+            return caption
+    raise BadSample(f"JSON without a text in the list of captions {key!r}")
+
+
+def _cleaned(text: str, may_be_empty: bool = False) -> str:
     if len(text) > LONGEST_CAPTION:
         raise BadSample(f"caption of more than {LONGEST_CAPTION} characters")
     try:
         caption = clean(text)
     except ValueError as error:  # such as a character reference of thousands of digits
         raise BadSample("caption that cannot be cleaned of markup") from error
-    if not caption:
+    if not caption and not may_be_empty:
         raise BadSample("empty caption")
     return caption
 

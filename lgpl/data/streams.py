@@ -3,6 +3,7 @@ state of their own: any of them can answer any request, and a dead one costs not
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import random
@@ -18,20 +19,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lgpl.data.decode import Sample, SampleDecoder, Shapes, check_shapes, collate
 from lgpl.data.filters import Filter
-from lgpl.data.members import BadSample, Raw, Unwanted
+from lgpl.data.members import BadSample, Raw, Unwanted, fields_without
 from lgpl.data.order import Order, PartitionState, Position, Span, seed_of
 from lgpl.data.shards import OpenShards, Shard
 from lgpl.data.store import Store
+from lgpl.data.watch import Crew, Watch, new_slots
 from lgpl.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 DEATHS = 5  # of workers without a chunk in between, after which it is no accident
+ENDED_IN_A_ROW = 20  # samples that ended a worker with none decoded in between: all of them would
+WAIT = 1.0  # seconds between two looks at the workers
 JUDGED_FROM = 1000  # samples; the share of bad ones among fewer says little
 
 
@@ -84,8 +88,10 @@ class Samples(Dataset):
     text_length: int | None = None  # positions of the text features in a batch
     keep_open: int = 0  # samples whose shards stay open between two requests
     copies: bool = False  # also give the samples' own texts
+    seconds: float | None = None  # that a sample may take to decode; None: no bound
 
     def __post_init__(self) -> None:
+        self.watch = Watch(self.seconds)
         self._open = OpenShards(self.store, self.keep_open)
         texts = {"txt", "cls", "json", *self.decoder.captions}
         self._copied = texts if self.copies else set()
@@ -96,7 +102,7 @@ class Samples(Dataset):
         chunk, samples = Chunk(), []
         wanted = zip(*(column.tolist() for column in request.span), strict=True)
         for i, (epoch, shard, place) in enumerate(wanted):
-            sample = self._sample(epoch, self._open[self.shards[shard]], place, chunk)
+            sample = self._sample(epoch, shard, place, chunk)
             if sample is not None:
                 samples.append(sample)
                 chunk.good.append(i)
@@ -116,7 +122,8 @@ class Samples(Dataset):
             if self.decoder.shapes(sample) == self._shapes:
                 return sample
         why = "; ".join(causes) or "they are empty"
-        raise UserError(f"No usable sample in the validation shards: {why}.")
+        hint = "".join(fields_without(cause, self.decoder.fields) for cause in causes)
+        raise UserError(f"No usable sample in the validation shards: {why}.{hint}")
 
     @cached_property
     def _shapes(self) -> Shapes:
@@ -128,23 +135,32 @@ class Samples(Dataset):
 
     def _sound(self, decoder: SampleDecoder, causes: dict[str, None]) -> Iterator[Sample]:
         """What can be decoded of the list; why other samples cannot is added to `causes`."""
-        for path in self.shards:
+        for number, path in enumerate(self.shards):
             with closing(Shard(path, self.store)) as shard:
                 for place in itertools.takewhile(shard.reach, itertools.count()):
                     try:
-                        yield decoder(shard.read(place, decoder.members), random.Random(0))
+                        with self.watch.at((number, place)):
+                            raw = shard.read(place, decoder.members)
+                            with self.watch.timed():
+                                sample = decoder(raw, random.Random(0))
                     except (BadSample, Unwanted) as error:
                         causes[str(error)] = None
+                    else:
+                        yield sample
                 if shard.damage:
                     causes[f"{path}: {shard.damage}"] = None
 
-    def _sample(self, epoch: int, shard: Shard, place: int, chunk: Chunk) -> Sample | None:
+    def _sample(self, epoch: int, number: int, place: int, chunk: Chunk) -> Sample | None:
+        shard = self._open[self.shards[number]]
         where = f"sample {place} of {shard.path}"
         try:
-            raw = shard.read(place, self.decoder.members | self._copied)
-            where = f"{raw['__key__']} in {shard.path}"
-            rng = random.Random(seed_of(self.seed, epoch, raw["__key__"]))
-            sample = self.decoder(raw, rng)
+            if shard.reach(place):
+                where = f"{shard.keys[place]} in {shard.path}"
+            with self.watch.at((number, place)):
+                raw = shard.read(place, self.decoder.members | self._copied)
+                rng = random.Random(seed_of(self.seed, epoch, raw["__key__"]))
+                with self.watch.timed():
+                    sample = self.decoder(raw, rng)
             if self.decoder.open_shapes:
                 check_shapes(self.decoder.shapes(sample), self._shapes)
             if self.copies:
@@ -193,7 +209,14 @@ class SkippedCounts:
     """Counts what was skipped of a split, by cause, and says when it is too much: when a larger
     share than `max_bad` (None: any) is bad, or none of the samples of `one_pass` is good."""
 
-    def __init__(self, split: str, max_bad: float | None = None, one_pass: int = 0) -> None:
+    def __init__(
+        self,
+        split: str,
+        max_bad: float | None = None,
+        one_pass: int = 0,
+        fields: Sequence[str] = (),  # what is read of a sample, for messages
+    ) -> None:
+        self.fields = fields
         self.split, self.max_bad, self.one_pass = split, max_bad, one_pass
         self.skipped: Counter[str] = Counter()
         self.good = self.bad = 0
@@ -209,13 +232,16 @@ class SkippedCounts:
             return
         cause, count = self.skipped.most_common(1)[0]
         most = f"most often ({count} times): {cause}"
+        hint = fields_without(cause, self.fields)
         if not self.good and self.skipped.total() >= self.one_pass:
             such = f"such as {self._where[cause]}"
-            raise UserError(f"No usable sample in the {self.split} shards; {most}, {such}.")
+            raise UserError(f"No usable sample in the {self.split} shards; {most}, {such}.{hint}")
         judged = self.good + self.bad
         if judged >= JUDGED_FROM and self.bad > self.max_bad * judged:
             share = f"{self.bad} of {judged} {self.split} samples are bad"
-            raise UserError(f"{share}, more than data.max_bad, {self.max_bad:g}, allows; {most}.")
+            raise UserError(
+                f"{share}, more than data.max_bad, {self.max_bad:g}, allows; {most}.{hint}"
+            )
 
     def count(self, cause: str, where: str) -> None:
         self._where[cause] = where
@@ -229,9 +255,10 @@ def answered(
     samples: Samples, workers: int, requests: Iterable[ReadRequest], skipped: SkippedCounts
 ) -> Iterator[tuple[ReadRequest, Chunk]]:
     """Chunks of `samples` for requests, in their order and counted, by so many worker processes (0:
-    by this one); goes on when one of them is killed."""
+    by this one); goes on when one of them is killed, and without the samples that end one."""
     to_ask = iter(requests)
     unanswered: deque[ReadRequest] = deque()
+    watch = samples.watch
 
     def asked() -> Iterator[ReadRequest]:
         yield from list(unanswered)  # where a worker took them with it
@@ -239,25 +266,65 @@ def answered(
             unanswered.append(request)
             yield request
 
-    deaths = 0
+    deaths = in_a_row = 0
     while True:
+        chunks, crew = _loaded(samples, workers, asked())
         try:
-            for chunk in _loaded(samples, workers, asked()):
-                deaths = 0
+            for chunk in _waited_for(chunks, crew):
+                deaths = in_a_row = 0
                 skipped.add(chunk)
-                yield unanswered.popleft(), chunk
+                request = unanswered.popleft()
+                if watch.killed:  # those that came through after all were not to blame
+                    good = request.span.shards[chunk.good], request.span.places[chunk.good]
+                    watch.killed.difference_update(zip(*(g.tolist() for g in good), strict=True))
+                yield request, chunk
             return
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # What a dead worker has sent but this process has not opened yet is an OSError.
+            gone = "exited unexpectedly" in str(error)
+            if not gone and (isinstance(error, RuntimeError) or not crew.wait_for_death(WAIT)):
                 raise
-            deaths += 1
-            skipped.count("worker killed", "another reads its samples again, none is lost")
+            left_out = sum([crew.judge(number) for number in range(workers)])
+            if left_out:  # and counted with the chunk that it belongs to
+                deaths, in_a_row = 0, left_out + (0 if crew.decoded else in_a_row)
+            else:
+                deaths += 1
+                skipped.count("worker killed", "another reads its samples again, none is lost")
+            if in_a_row >= ENDED_IN_A_ROW:
+                latest = list(watch.skipped.values())[-1]
+                cause = f"at {in_a_row} samples one after the other: {latest}"
+                raise UserError(f"The data workers end again and again, {cause}.") from error
             if deaths == DEATHS:
                 cause = "most likely for want of memory: lower data.num_workers or data.shuffle."
                 raise UserError(f"The data workers are killed again and again, {cause}") from error
 
 
-def _loaded(samples: Samples, workers: int, requests: Iterator[ReadRequest]) -> Iterator[Chunk]:
+def _waited_for(chunks: Iterator[Chunk], crew: Crew) -> Iterator[Chunk]:
+    """Chunks as they come; meanwhile workers that take too long for a sample are ended."""
+    while True:
+        try:
+            chunk = next(chunks)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            crew.kill_overdue()
+        else:
+            yield chunk
+
+
+def _join(slots: Tensor, number: int) -> None:
+    """What a worker begins with."""
+    samples: Any = get_worker_info().dataset  # type: ignore[union-attr]
+    samples.watch.join(slots[number])
+
+
+def _loaded(
+    samples: Samples, workers: int, requests: Iterator[ReadRequest]
+) -> tuple[Iterator[Chunk], Crew]:
+    slots = new_slots(workers)
+    wait = min(WAIT, (samples.seconds or WAIT) / 2)
     loader = DataLoader(
         samples,
         batch_size=None,
@@ -265,6 +332,8 @@ def _loaded(samples: Samples, workers: int, requests: Iterator[ReadRequest]) -> 
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        timeout=wait if workers else 0,
+        worker_init_fn=functools.partial(_join, slots),
         generator=torch.Generator(),  # or every pass would draw from the model's
     )
     handler = signal.getsignal(signal.SIGCHLD)
@@ -273,4 +342,4 @@ def _loaded(samples: Samples, workers: int, requests: Iterator[ReadRequest]) -> 
     # the middle of a step. Without it the loader raises it when a chunk is asked for.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-    return chunks
+    return chunks, Crew(samples.watch, getattr(chunks, "_workers", []), slots)

@@ -1,6 +1,7 @@
 """Feature extractors and metrics."""
 
 from lgpl.metrics.comparison import compute_metrics as compute_metrics
+from lgpl.metrics.comparison import left_out as left_out
 from lgpl.metrics.comparison import retrieval_accuracy as retrieval_accuracy
 from lgpl.metrics.extractors import EfficientNetLite0 as EfficientNetLite0
 from lgpl.metrics.extractors import Extractor as Extractor

@@ -11,26 +11,65 @@ from lgpl.errors import UserError
 from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary, Gaussian
 
+MANIFOLD_K, DENSITY_K = 3, 5  # nearest neighbours, as the papers below take them
+
 
 def compute_metrics(
     real: FeatureSummary, fake: FeatureSummary, extractor: Extractor
 ) -> dict[str, float]:
-    """Every metric of `fake` against `real` that both allow; a UserError where features differ."""
+    """Every metric of `fake` against `real` that both allow and are large enough for, see
+    `left_out`; a UserError where features differ."""
     have, want = len(real.pooled.mean), len(fake.pooled.mean)
     if have != want:
         said = f"The reference is of {have} features, those of {extractor.name} are {want}"
         raise UserError(f"{said}; make it with the same extractor.")
-    found = {"FID": frechet_distance(real.pooled, fake.pooled)}
-    if real.spatial is not None and fake.spatial is not None:
+    few, found = _too_few(real, fake), dict[str, float]()
+    if "FID" not in few:
+        found["FID"] = frechet_distance(real.pooled, fake.pooled)
+    if real.spatial is not None and fake.spatial is not None and "sFID" not in few:
         found["sFID"] = frechet_distance(real.spatial, fake.spatial)
-    if fake.inception_score is not None:
+    if fake.inception_score is not None and "IS" not in few:
         found["IS"], found["IS std"] = fake.inception_score
     if real.features is not None and fake.features is not None:
         features = real.features.to(fake.features.device), fake.features
-        found["KID"] = kernel_distance(*features)
-        found["precision"], found["recall"] = precision_recall(*features)
-        found["density"], found["coverage"] = density_coverage(*features)
+        if "KID" not in few:
+            found["KID"] = kernel_distance(*features)
+        if "precision" not in few:
+            found["precision"], found["recall"] = precision_recall(*features)
+        if "density" not in few:
+            found["density"], found["coverage"] = density_coverage(*features)
     return {extractor.metric(name): value for name, value in found.items()}
+
+
+def left_out(real: FeatureSummary, fake: FeatureSummary, extractor: Extractor) -> dict[str, str]:
+    """Metrics for which the sets are too small, each with what it needs."""
+    return {extractor.metric(name): why for name, why in _too_few(real, fake).items()}
+
+
+def _too_few(real: FeatureSummary, fake: FeatureSummary) -> dict[str, str]:
+    found: dict[str, str] = {}
+
+    def needs(names: str, least: tuple[int, int], have: tuple[int, int], what: str) -> None:
+        if have[0] < least[0] or have[1] < least[1]:
+            each = f"{least[0]} real and {least[1]} other images, {what}"
+            for name in names.split():
+                found[name] = f"needs at least {each}; there are {have[0]} and {have[1]}"
+
+    # The covariance of D features of fewer than D + 1 images is singular.
+    for name, a, b in (("FID", real.pooled, fake.pooled), ("sFID", real.spatial, fake.spatial)):
+        if a is not None and b is not None:
+            dim = len(b.mean)
+            what = f"for the covariance of {dim} features"
+            needs(name, (dim + 1, dim + 1), (a.images, b.images), what)
+    if fake.inception_score is not None:
+        needs("IS", (0, 1), (real.count, fake.count), "for a score")
+    if real.features is not None and fake.features is not None:
+        have = len(real.features), len(fake.features)
+        needs("KID", (2, 2), have, "for the distances within each set")
+        k = MANIFOLD_K + 1
+        needs("precision recall", (k, k), have, f"for {MANIFOLD_K} nearest neighbours")
+        needs("density coverage", (DENSITY_K + 1, 1), have, f"for {DENSITY_K} nearest neighbours")
+    return found
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -62,7 +101,7 @@ def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 100, size: int = 
     return torch.stack(distances).mean().item()
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, k: int = MANIFOLD_K) -> tuple[float, float]:
     """Shares of the fake within the real manifold and the reverse (arXiv 1904.06991): the union of
     the balls around a set's points that reach to the k-th nearest of the others."""
     precision = _inside(real, _radii(real, k), fake).gt(0)
@@ -70,7 +109,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     return precision.double().mean().item(), recall.double().mean().item()
 
 
-def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
+def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_K) -> tuple[float, float]:
     """Mean number of real balls around a fake over k, and the share of real balls with a fake in
     them (arXiv 2002.09797)."""
     radii = _radii(real, k)

@@ -64,7 +64,7 @@ class ShardImages:
 class FolderImages:
     """The image files of a folder and of those in it, by name."""
 
-    def __init__(self, folder: str, image_size: ImageSize | None) -> None:
+    def __init__(self, folder: str, image_size: ImageSize | None, option: str) -> None:
         found, left = files_below(Path(folder))
         paths = (Path(folder, file) for file in found)
         self.paths = [p for p in paths if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
@@ -76,6 +76,7 @@ class FolderImages:
         files = [[str(path.relative_to(folder)), *_stamp(path)] for path in self.paths]
         self.identity, self.crop = {"files": files}, CENTER_CROP if image_size else NO_CROP
         self._first: tuple[int, int] | None = None  # width and height
+        self._option = option
 
     def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         for first in range(rank.index * size, self.count, rank.count * size):
@@ -91,7 +92,7 @@ class FolderImages:
         first = self._first = self._first or image.size
         if image.size != first:
             said = f"{path} is {image.width}x{image.height}, the first image {first[0]}x{first[1]}"
-            raise UserError(f"{said}: give --image-size to crop all to one size.")
+            raise UserError(f"{said}: give {self._option} to crop all to one size.")
         return to_uint8(image)
 
 
@@ -135,16 +136,17 @@ def current_rank() -> Rank:
 ImageSource = ShardImages | FolderImages | NpzImages
 
 
-def open_images(source: str, image_size: ImageSize | None = None) -> ImageSource:
+def open_images(
+    source: str, image_size: ImageSize | None = None, option: str = "--image-size"
+) -> ImageSource:
     """Those of an `.npz`, or of a folder or shards (see `ShardDataModule`), cropped to a size; a
-    UserError where there are none."""
+    UserError where there are none, or they need a size, which the command's `option` gives."""
     if source.endswith(".npz"):
         return NpzImages(source)
     if Path(source).is_dir():
-        return FolderImages(source, image_size)
+        return FolderImages(source, image_size, option)
     if image_size is None:
-        options = "--image-size, or with --samples of generated images --resize"
-        raise UserError(f"{source} names shards, whose images need a size: give {options}.")
+        raise UserError(f"{source} names shards, whose images need a size: give {option}.")
     return ShardImages(source, image_size)
 
 

@@ -18,7 +18,7 @@ import lgpl
 from lgpl.atomic import PartialFile, write_text
 from lgpl.data import ShardDataModule
 from lgpl.errors import as_user_error
-from lgpl.metrics.comparison import compute_metrics
+from lgpl.metrics.comparison import compute_metrics, left_out
 from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary
 from lgpl.text import captions
@@ -46,9 +46,12 @@ def report(
     **settings: Any,
 ) -> dict[str, Any]:
     """The metrics of `fake` against `real` and all that they depend on, in plain values: where
-    `real` is from, and what else was chosen."""
+    `real` is from, and what else was chosen; `left_out` says which metrics are not there, and why,
+    where the sets are too small for some."""
+    without = left_out(real, fake, extractor)
     return {
         "metrics": compute_metrics(real, fake, extractor) | (more or {}),
+        **({"left_out": without} if without else {}),
         "protocol": protocol,
         "extractor": extractor.name,
         "preprocessing": extractor.preprocessing,

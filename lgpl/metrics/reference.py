@@ -102,7 +102,7 @@ def summarise(
     numbers = torch.arange(images.count)
     if neighbours is not None:
         numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
-    made = ImageSet(extractor, images.count, neighbours or KEPT, size=size, name=images.source)
+    made = ImageSet(extractor, images.count, neighbours or KEPT, size=size)
     for batch, indices in batches(images, batch_size, doing):
         made.update(batch, numbers[indices])
     return made.compute()

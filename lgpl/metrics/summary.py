@@ -1,6 +1,5 @@
 """A set of images in the features of one extractor: sums that are streamed, over all ranks."""
 
-import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,10 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lgpl.codes import ImageSize
 from lgpl.data.transforms import normalize
-from lgpl.errors import UserError
 from lgpl.metrics.extractors import Extractor, resize
-
-log = logging.getLogger(__name__)
 
 SPLITS = 10  # of the inception score
 KEPT = 50_000  # images; ADM's evaluator keeps the features of as many samples
@@ -52,7 +48,7 @@ class FeatureGaussian(Metric):
     def compute(self) -> Gaussian:
         mean = self.total / self.count
         scatter = self.products - self.count * mean.outer(mean)
-        return Gaussian(mean, scatter / (self.count - 1), int(self.count))
+        return Gaussian(mean, scatter / (self.count - 1).clamp(min=1), int(self.count))
 
 
 class FeatureBank(Metric):
@@ -125,8 +121,7 @@ class FeatureSummary:
 
 
 class ImageSet(nn.Module):
-    """Summarises images as they come, those of all ranks together, `total` in number; a UserError
-    where they are too few for the covariance."""
+    """Summarises images as they come, those of all ranks together, `total` in number."""
 
     def __init__(
         self,
@@ -135,24 +130,17 @@ class ImageSet(nn.Module):
         keep: int = KEPT,  # images whose features are kept, for the metrics of neighbours
         numbers: int | None = None,  # the images' lie below it, evenly; None: below `total`
         size: ImageSize | None = None,  # to which images are resized; None leaves them as they are
-        name: str = "the set",
     ) -> None:
         super().__init__()
         self.extractor, self.size = extractor, size
         blank = torch.zeros(1, 3, 64, 64, device=extractor.device)
         pooled, spatial, logits = extractor.features(blank)
-        metric, dim = extractor.metric("FID"), pooled.shape[1]
-        if total <= dim:  # the covariance of D features of fewer than D + 1 images is singular
-            said = f"{metric} needs at least {dim + 1} images, for the covariance of {dim} features"
-            raise UserError(f"{said}; {name} has {total}.")
         numbers = numbers or total
-        self.pooled, self.bank = FeatureGaussian(dim), FeatureBank(keep * numbers // total)
+        self.pooled = FeatureGaussian(pooled.shape[1])
+        self.bank = FeatureBank(keep * numbers // total)
         self.spatial, self.score = None, None
-        if spatial is not None and total > spatial.shape[1]:
+        if spatial is not None:
             self.spatial = FeatureGaussian(spatial.shape[1])
-        elif spatial is not None:
-            few = f"{total} images are too few for the covariance of {spatial.shape[1]} features"
-            log.warning("No s%s: %s.", metric, few)
         if logits is not None:
             self.score = StreamedInceptionScore(logits.shape[1], numbers)
         self.to(extractor.device)

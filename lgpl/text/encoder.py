@@ -61,6 +61,11 @@ class TextEncoder(Described):
                 raise UserError(f"The prompt {start!r} has {tokens} tokens; the limit is {most}.")
         return texts
 
+    def count_cut(self, captions: list[str]) -> int:
+        """How many of the captions have more tokens than are read."""
+        tokens = self._loaded[0](self.cleaned(captions))["input_ids"]
+        return sum(len(ids) > self.max_length for ids in tokens)
+
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
         source = _minilm_folder() if self.name == MINILM else self.name

@@ -51,15 +51,19 @@ def code_members(codes: Tensor, texts: Sequence[Members], made_by: dict[str, Any
 
 def add_features(
     members: Sequence[Members], captions: Sequence[str], encoder: TextEncoder, device: torch.device
-) -> None:
-    """Add the text features of those of these captions that a sample has."""
+) -> tuple[int, int]:
+    """Add the text features of those of these captions that a sample has; gives how many captions
+    the encoder cuts, and how many there are."""
+    cut = total = 0
     for name in captions:
         found = {}
         for index, own in enumerate(members):
             with suppress(BadSample):  # not every sample has every caption
                 found[index] = read_caption(own, name)
         if found:
+            cut, total = cut + encoder.count_cut([*found.values()]), total + len(found)
             features = encoder.encode([*found.values()], device)
             for index, feature in zip(found, features, strict=True):
                 array = feature.cpu().numpy().astype(np.float16)
                 members[index][features_name(name)] = numpy_dumps(array)
+    return cut, total

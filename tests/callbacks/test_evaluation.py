@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +159,16 @@ def test_the_metrics_do_not_depend_on_the_number_of_ranks(chain: Chain, tmp_path
         assert one["metrics"] == pytest.approx(other["metrics"], rel=1e-5)
 
 
-def test_too_few_images_are_told_before_training(
-    chain: Chain, tmp_path: Path, fails: Callable[..., str]
+def test_sets_too_small_for_fid_lack_nothing_else(
+    chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = generation(tmp_path, images=48)
-    said = fails("validate", *generator(chain, *stacked(tmp_path, "a", few)),
-                 "--ckpt_path", chain.stage2)  # fmt: skip
-    assert "FID[Pixels] needs at least 49 images" in said
-    said = fails("validate", *tokenizer(*stacked(tmp_path, "b", RECONSTRUCTION)),
-                 "--ckpt_path", chain.tokenizer, "--trainer.limit_val_batches", "1")  # fmt: skip
-    assert "FID[Pixels] needs at least 49 images" in said and "has 31" in said
+    main(["validate", *generator(chain, *stacked(tmp_path, "a", few)),
+          "--ckpt_path", chain.stage2])  # fmt: skip
+    main(["validate", *tokenizer(*stacked(tmp_path, "b", RECONSTRUCTION)),
+          "--ckpt_path", chain.tokenizer, "--trainer.limit_val_batches", "1"])  # fmt: skip
+    assert caplog.text.count("No val/FID[Pixels]: it needs at least 49") == 2
+    for file, number in zip(sorted(tmp_path.rglob("metrics.jsonl")), (48, 31), strict=True):
+        (made,) = map(json.loads, file.read_text().splitlines())
+        assert made["N"] == number and [*made["left_out"]] == ["FID[Pixels]"]
+        assert {"KID[Pixels]", "precision[Pixels]", "coverage[Pixels]"} <= made["metrics"].keys()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ from lgpl.cli import main
 from lgpl.data import ShardDataModule
 from lgpl.data.index import read_index
 from lgpl.data.store import Store
+from tests.conftest import ROOT
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL, image_bytes, samples, write_shard, write_shards
 
 Fails = Callable[..., str]
@@ -309,3 +313,19 @@ def test_what_show_cannot_do(fails: Fails, tmp_path: Path) -> None:
     assert "no ending of an image" in fails("data", "show", path, "--out", "sheet")
     assert "no sound image" in fails("data", "show", path, "--out", str(tmp_path / "a.png"))
     assert "--workers must be >= 1, got 0" in fails("data", "check", path, "--workers", "0")
+
+
+def test_show_cuts_long_captions_and_prints_what_a_terminal_cannot_show(tmp_path: Path) -> None:
+    content = samples(2)
+    content[0]["txt"] = ("très long " * 100).encode()
+    content[1]["txt"] = "第一行\nsecond line".encode()
+    shard = write_shard(tmp_path / "a.tar", content)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lgpl.cli", "data", "show", shard],
+        capture_output=True, env=environment, cwd=ROOT,
+    )  # fmt: skip
+    said = done.stdout.decode("ascii")
+    assert done.returncode == 0 and "\\u7b2c\\u4e00\\u884c second line" in said
+    (line,) = (line for line in said.splitlines() if "long" in line)
+    assert line.count("long") == 20 and "\\u2026" in line

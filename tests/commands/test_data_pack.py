@@ -544,3 +544,23 @@ def test_full_disk_ends_with_a_sentence(
     said = fails("data", "pack", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
     assert said == f"--out: {tmp_path}/out cannot be written (No space left on device)."
     assert not list((tmp_path / "out").glob("*.tar*"))
+
+
+def test_a_line_of_captions_of_several_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {"a": "one\ntwo\nthree\n", "b": "alone\n", "c": "\nfirst\r\n\r\nsecond"}
+    (tmp_path / "in").mkdir()
+    for number, (name, text) in enumerate(texts.items()):
+        (tmp_path / f"in/{name}.jpg").write_bytes(image_bytes(number))
+        (tmp_path / f"in/{name}.txt").write_bytes(text.encode())
+    pack(tmp_path / "in", tmp_path / "all", "--val", 0)
+    assert "2 captions have several lines: all of them" in capsys.readouterr().out
+    assert captions(tmp_path / "all") == texts
+    pack(tmp_path / "in", tmp_path / "second", "--val", 0, "--caption-line", 2)
+    assert "2 captions have several lines: line 2 of each" in capsys.readouterr().out
+    assert captions(tmp_path / "second") == {"a": "two", "b": "alone\n", "c": "second"}
+    pack(tmp_path / "in", tmp_path / "third", "--val", 0, "--caption-line", 3)
+    assert "skipped 1: caption without a line 3, such as c.jpg" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # other captions are other shards
+        pack(tmp_path / "in", tmp_path / "third", "--val", 0, "--caption-line", 1)

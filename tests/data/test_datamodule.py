@@ -281,3 +281,39 @@ def _one_pass(shards: list[str], rank: Rank, seen: Any, read: Any) -> None:
     os.pread = counting  # after the counting of samples, which one rank does for all
     seen.extend(take(loader, 20))
     read.append(total)
+
+
+def test_a_missing_member_says_which_fields_to_give(tmp_path: Path) -> None:
+    content = samples(4)
+    for sample in content:
+        del sample["txt"]
+    shard = write_shard(tmp_path / "a.tar", content)
+    said = r"without its caption \(.txt\).* give --data.fields '\[image\]'"
+    for workers in (0, 1):
+        data = module(train=shard, fields=["image", "caption"], num_workers=workers)
+        with pytest.raises(UserError, match=said):
+            take(train(data), 1)
+    data = module(val=shard, fields=["image", "caption"])
+    data.setup("validate")
+    with pytest.raises(UserError, match=said):
+        next(iter(data.val_dataloader()))
+
+
+def test_what_looks_wrong_is_said_before_the_first_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = write_shards(tmp_path, [8])
+    data = module(train=shards, fields=["class"], batch_size=9)
+    data.expect(num_classes=2)
+    train(data)
+    for part in (
+        "data.val is not set",
+        "data.batch_size: a batch of 9 on each of 1 ranks is larger than the data, 8 samples",
+        f"num_classes is 2, but 2 of the 8 samples of {shards[0]} have classes up to 2",
+    ):
+        assert part in caplog.text
+    caplog.clear()
+    data = module(train=shards, val=shards, fields=["class"], batch_size=8)
+    data.expect(num_classes=3)
+    train(data)
+    assert not caplog.text

@@ -180,3 +180,44 @@ def test_text_stays_text(tmp_path: Path, by: str, capsys: pytest.CaptureFixture[
 def test_a_text_that_yaml_takes_for_false_is_told() -> None:
     with pytest.raises(UserError, match=r"x.only: \['en', False\] mixes texts and truth values"):
         Filter(json={"x": JsonCondition(only=yaml.safe_load("[en, no]"))})
+
+
+def test_one_of_a_list_of_captions_in_training_and_the_first_in_evaluation() -> None:
+    """As COCO's, several texts for an image."""
+    texts = ["", "one <b>cat</b>", None, "two cats", "  ", "http://a.b/c", "three cats", 4]
+
+    def raw(value: Any) -> dict[str, Any]:
+        return {"__key__": "k", "json": json.dumps({"captions": value}).encode()}
+
+    options: dict[str, Any] = {"captions": {"json:captions": 1.0}}
+    training = SampleDecoder(["caption"], (16, 16), augment=True, **options)
+    counts = Counter(training(raw(texts), random.Random(s))["caption"] for s in range(600))
+    assert counts.keys() == {"one cat", "two cats", "three cats"} and min(counts.values()) > 140
+    still = SampleDecoder(["caption"], (16, 16), **options)
+    assert {still(raw(texts), random.Random(s))["caption"] for s in range(20)} == {"one cat"}
+    for decoder in (training, still):
+        assert decoder(raw("a text"), random.Random(0))["caption"] == "a text"
+        for nothing in ([], ["", " "], [None, 3], [["nested"]]):
+            with pytest.raises(
+                BadSample, match="without a text in the list of captions 'captions'"
+            ):
+                decoder(raw(nothing), random.Random(0))
+        with pytest.raises(BadSample, match="JSON without the caption 'captions'"):
+            decoder(raw({"a": "b"}), random.Random(0))
+    # What the filter has looked at is what is given.
+    long = SampleDecoder(
+        ["caption"], (16, 16), augment=True, filter=Filter(caption_length=(8, 9)), **options
+    )
+    for seed in range(40):
+        try:
+            assert long(raw(texts), random.Random(seed))["caption"] == "two cats"
+        except Unwanted:
+            continue
+
+
+def test_features_belong_to_the_first_of_a_list_of_captions() -> None:
+    features = {"captions.text.npy": npy(np.zeros((3, 4), np.float16))}
+    raw = {"__key__": "k", "json": b'{"captions": ["one", "two"]}', **features}
+    fields, captions = ["caption", "text"], {"json:captions": 1.0}
+    decoder = SampleDecoder(fields, (16, 16), augment=True, captions=captions)  # type: ignore[arg-type]
+    assert {decoder(raw, random.Random(s))["caption"] for s in range(20)} == {"one"}

@@ -234,7 +234,7 @@ def test_exceptions_that_nobody_foresaw(
     def fails(*_: object) -> None:
         raise error("no message of a codec's stands in the cause")
 
-    monkeypatch.setattr("lgpl.data.transforms.open_image", fails)
+    monkeypatch.setattr("lgpl.data.decode.open_image", fails)
     path = write_shard(tmp_path / "a.tar", [sound(0)])
     cause = f"sample that does not decode ({error.__name__})"
     assert causes(chunk(path, SampleDecoder(("image",), (16, 16)), 1)) == [cause]

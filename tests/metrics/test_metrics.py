@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.metrics import EfficientNetLite0, ImageSet, compute_metrics, load_extractor
+from lgpl.metrics import EfficientNetLite0, ImageSet, compute_metrics, left_out, load_extractor
 from lgpl.metrics.comparison import (
     density_coverage,
     frechet_distance,
@@ -219,9 +220,31 @@ def test_spatial_features_are_what_the_hook_took() -> None:
     torch.testing.assert_close(spatial.view(14, 14, 7)[3, 5], x[0, :7, 3, 5])
 
 
-def test_too_few_images_and_wrong_extractors_are_refused() -> None:
-    with pytest.raises(UserError, match=r"FID\[effnet-lite0\] needs at least 1281 images"):
-        ImageSet(EfficientNetLite0(), 1280)
+@pytest.mark.parametrize(
+    ("real", "fake", "without"),
+    [
+        (49, 49, ""),
+        (48, 60, "FID"),
+        (60, 48, "FID"),
+        (5, 8, "FID density coverage"),
+        (8, 3, "FID precision recall"),
+        (8, 1, "FID KID precision recall"),
+        (1, 1, "FID KID precision recall density coverage"),
+    ],
+)
+def test_only_what_a_set_is_too_small_for_is_left_out(real: int, fake: int, without: str) -> None:
+    images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8)
+    (one, extractor), (other, _) = summarise(images[:real]), summarise(images[64 : 64 + fake])
+    found, left = compute_metrics(one, other, extractor), left_out(one, other, extractor)
+    every = ("FID", "KID", "precision", "recall", "density", "coverage")
+    assert [*left] == [f"{name}[Pixels]" for name in without.split()]
+    assert found.keys() == {f"{name}[Pixels]" for name in every} - left.keys()
+    assert all(map(math.isfinite, found.values()))
+    if without:
+        assert left["FID[Pixels]"].endswith(f"there are {real} and {fake}")
+
+
+def test_wrong_extractors_are_refused() -> None:
     with pytest.raises(UserError, match=r"neither inception, effnet-lite0 nor the path of a class"):
         load_extractor("tests.metrics.pixels.Missing")
     with pytest.raises(UserError, match=r"extractor: Identity gives \[1, 3, 64, 64\] for 1 images"):

@@ -14,6 +14,7 @@ import torch
 
 from lgpl.errors import UserError
 from lgpl.text import TextEncoder, clean
+from lgpl.training.encoding import add_features
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,16 @@ def test_features_do_not_depend_on_the_batch(minilm: TextEncoder) -> None:
 def test_long_captions_are_cut_or_refused(minilm: TextEncoder) -> None:
     long = "word " * 50
     assert len(minilm.encode([long])[0]) == 16
+    assert minilm.count_cut([long, "short", long]) == 2
     with pytest.raises(UserError, match="52 tokens; the limit is 16"):
         minilm.encode([long], refuse_long=True)
+
+
+def test_captions_that_are_cut_are_counted_where_features_are_made(minilm: TextEncoder) -> None:
+    texts = {"txt": b"a red car " * 20, "json": b'{"alt": ["short", "not this one"]}'}
+    members = [texts, {"txt": b"a cat"}, {}]
+    assert add_features(members, ["txt", "json:alt"], minilm, torch.device("cpu")) == (1, 3)
+    assert {"text.npy", "alt.text.npy"} <= members[0].keys() and "text.npy" in members[1]
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "<br>"])

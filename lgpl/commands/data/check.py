@@ -15,13 +15,14 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
 from lgpl.commands.data.members import causes_of, faults, is_pickle, is_read, names
-from lgpl.commands.data.processes import in_processes
+from lgpl.commands.data.processes import SECONDS_HELP, in_processes, sample
 from lgpl.commands.parsing import require_positive
 from lgpl.data.decode import Shapes, check_shapes
 from lgpl.data.index import named, statistics
 from lgpl.data.members import BadSample
 from lgpl.data.shards import Shard
 from lgpl.data.store import Store
+from lgpl.data.watch import SECONDS
 
 # Ends the cause where both samples are of one shard.
 UNSORTED = " of its shard: members of a sample must follow each other, as tar --sort=name does it"
@@ -38,6 +39,7 @@ class Report(NamedTuple):
 
 def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
+    p.add_argument("--sample-seconds", type=float, default=SECONDS, help=SECONDS_HELP)
 
 
 def run(options: Namespace) -> None:
@@ -52,7 +54,7 @@ def run(options: Namespace) -> None:
         causes[cause] += 1
 
     work = functools.partial(check_shard, store=store)
-    reports = in_processes(work, list(shards.items()), options.workers)
+    reports = in_processes(work, list(shards.items()), options.workers, options.sample_seconds)
     for path, report in zip(tqdm(shards, unit="shard"), reports, strict=True):
         for key, cause in report.damage:
             log(path, key, cause)
@@ -89,11 +91,13 @@ def check_shard(named: tuple[str, int | None], store: Store) -> Report:
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         report.keys[place] = int.from_bytes(digest, "little")
         try:
-            raw = shard[place]
+            with sample(place):
+                raw = shard[place]
+                causes = faults(raw, report.shapes)
         except BadSample as error:
             report.damage.append((key, str(error)))
             continue
-        report.damage.extend((key, cause) for cause in faults(raw, report.shapes))
+        report.damage.extend((key, cause) for cause in causes)
         for name in shard.repeated(place):
             report.damage.append((key, f"member .{name} that is there twice, the last is read"))
         for name in shard.members(place).keys() - raw.keys():

@@ -16,16 +16,17 @@ from typing import NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
-from lgpl.atomic import write_text
+from lgpl.atomic import remove_partials, write_text
 from lgpl.commands.data import sources
 from lgpl.commands.data.members import by_cause, faults
-from lgpl.commands.data.processes import in_processes
+from lgpl.commands.data.processes import SECONDS_HELP, in_processes, sample
 from lgpl.commands.data.sources import ImageFile, Skipped, Source
 from lgpl.commands.parsing import require_positive
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.members import BadSample
 from lgpl.data.shards import LARGEST_MEMBER
 from lgpl.data.store import Store
+from lgpl.data.watch import SECONDS
 from lgpl.data.writer import ShardWriter, clean_key, remove_left
 from lgpl.errors import UserError
 
@@ -41,6 +42,15 @@ class Planned(NamedTuple):
     path: Path  # its final name
     folder: Path  # of the images
     samples: list[tuple[str, ImageFile]]  # key and image of each
+    caption_line: int | None = None  # that is taken of captions of several lines
+
+
+class Packed(NamedTuple):
+    """What became of a shard."""
+
+    samples: int
+    skipped: Skipped
+    several: int  # captions of several lines
 
 
 def add_arguments(p: ArgumentParser) -> None:
@@ -49,21 +59,24 @@ def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("--captions", help=".csv or .jsonl of captions; SOURCE/metadata.jsonl")
     p.add_argument("--file-column", default="file_name", help="its column of paths in SOURCE")
     p.add_argument("--caption-column", default="text", help="its column of captions")
+    line = "take this line, from 1, of captions of several lines; all of them by default"
+    p.add_argument("--caption-line", type=int, help=line)
     p.add_argument("--val", default="0.01", help="held out: share, number, or folder like SOURCE")
     p.add_argument("--shard-samples", type=int, default=1000, help="samples of a shard, about")
     p.add_argument("--shard-mb", type=int, default=1000, help="its size at the most, about")
     p.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
+    p.add_argument("--sample-seconds", type=float, default=SECONDS, help=SECONDS_HELP)
 
 
 def run(options: Namespace) -> None:
-    require_positive(options, "shard_samples", "shard_mb", "workers")
+    require_positive(options, "caption_line", "shard_samples", "shard_mb", "workers")
     source, held = divided(options)
     out, keys = Path(options.out), set[str]()
     plan = planned("train", source, keys, options) + planned("val", held, keys, options)
     try:
         begin(out, plan, source)
-        done, skipped = pack(plan, options.workers)
+        done, skipped = pack(plan, options.workers, options.sample_seconds)
         finish(out, plan, done, source, skipped + source.skipped + held.skipped)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written ({error.strerror}).") from error
@@ -122,7 +135,7 @@ def planned(split: str, source: Source, keys: set[str], options: Namespace) -> l
     for i in range(count):
         path = Path(options.out, f"{split}-{i:0{digits}}.tar")
         part = samples[len(samples) * i // count : len(samples) * (i + 1) // count]
-        plan.append(Planned(split, path, source.folder, part))
+        plan.append(Planned(split, path, source.folder, part, options.caption_line))
     return plan
 
 
@@ -146,7 +159,8 @@ def begin(out: Path, plan: list[Planned], source: Source) -> None:
     out.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(repr(source.classes).encode("utf-8", "replace"))
     for shard in plan:
-        digest.update(repr((shard.path.name, shard.samples)).encode("utf-8", "replace"))
+        line = () if shard.caption_line is None else (shard.caption_line,)
+        digest.update(repr((shard.path.name, shard.samples, *line)).encode("utf-8", "replace"))
     record = {"source": str(source.folder), "plan": digest.hexdigest()}
     try:
         before = json.loads((out / RECORD).read_bytes())
@@ -163,40 +177,53 @@ def begin(out: Path, plan: list[Planned], source: Source) -> None:
         write_text(out / CLASSES, "".join(f"{readable(name)}\n" for name in source.classes))
 
 
-def pack(plan: list[Planned], workers: int) -> tuple[dict[Path, int], Skipped]:
+def pack(plan: list[Planned], workers: int, seconds: float) -> tuple[dict[Path, int], Skipped]:
     """Write the shards that are missing; gives the samples of these, and what was skipped."""
     missing = [shard for shard in plan if not shard.path.exists()]
-    done, skipped = {}, []
+    done, skipped, several = {}, [], 0
     total = sum(len(shard.samples) for shard in missing)
-    packed = in_processes(pack_shard, missing, workers)
+    packed = in_processes(pack_shard, missing, workers, seconds)
     with tqdm(total=total, unit="image", disable=not missing) as bar:
-        for shard, (number, without) in zip(missing, packed, strict=True):
-            done[shard.path] = number
-            skipped += without
+        for shard, made in zip(missing, packed, strict=True):
+            done[shard.path] = made.samples
+            skipped += made.skipped
+            several += made.several
             bar.update(len(shard.samples))
+    if several:
+        line = missing[0].caption_line
+        taken = f"line {line} of each" if line else "all of them; --caption-line takes one"
+        print(f"{several} captions have several lines: {taken}")
     return done, skipped
 
 
-def pack_shard(shard: Planned) -> tuple[int, Skipped]:
-    """Write one shard, unless none of its samples is sound; gives how many it holds."""
-    skipped = []
+def pack_shard(shard: Planned) -> Packed:
+    """Write one shard, unless none of its samples is sound."""
+    skipped, several = [], 0
+    remove_partials(shard.path)  # of a process that a sample ended
     writer = ShardWriter(shard.path)
     try:
-        for key, image in shard.samples:
+        for place, (key, image) in enumerate(shard.samples):
             try:
                 members = read(shard.folder, image)
-                causes = faults({"__key__": key, **members})
+                lines = [line for line in members.get("txt", b"").splitlines() if line.strip()]
+                if len(lines) > 1 and shard.caption_line is not None:
+                    if len(lines) < shard.caption_line:
+                        raise BadSample(f"caption without a line {shard.caption_line}")
+                    members["txt"] = lines[shard.caption_line - 1]
+                with sample(place):
+                    causes = faults({"__key__": key, **members})
             except BadSample as error:
                 causes = [str(error)]
             if causes:
                 skipped.append((image.file, causes[0]))
             else:
                 writer.write(key, members)
+                several += len(lines) > 1
         if writer.samples:
             writer.close()
     finally:
         writer.discard()
-    return writer.samples, skipped
+    return Packed(writer.samples, skipped, several)
 
 
 def read(folder: Path, image: ImageFile) -> dict[str, bytes]:

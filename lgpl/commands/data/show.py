@@ -27,6 +27,7 @@ from lgpl.image_files import grid, image_path, save
 OPENED = 32  # shards at the most; a remote one is fetched whole
 WIDTH = 22  # characters of a row's name
 CAPTIONS = 5  # that are given word for word
+LONGEST_SHOWN = 200  # characters of each
 KINDS = 20  # of one thing that are given one by one
 IMAGES, TILE = 40, 128  # on the sheet, and pixels of each
 
@@ -140,7 +141,7 @@ class Summary:
         for name, captions in self.captions.items():
             yield f"captions .{name}", f"{len(captions)}, {_spread(map(len, captions))} characters"
             for text in random.Random(0).sample(captions, min(CAPTIONS, len(captions))):
-                yield "", f"“{text}”"
+                yield "", f"“{shortened(text)}”"
         if self.classes:
             yield "classes", f"{len(self.classes)}, {min(self.classes)} to {max(self.classes)}"
             yield "  samples of each", _counts(dict(sorted(self.classes.items())))
@@ -149,6 +150,12 @@ class Summary:
         yield "broken", "" if self.broken else "nothing"
         for number, cause in by_cause(self.broken):
             yield "", f"{number}: {cause}"
+
+
+def shortened(text: str) -> str:
+    """A text in one line, and no longer than that can be read."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN].rstrip()}…"
 
 
 def _spread(values: Iterable[int]) -> str:
