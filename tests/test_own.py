@@ -56,7 +56,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     for i in range(60):
         path = folder / "images" / ("cats", "dogs", "red foxes")[i % 3] / f"{i}.jpg"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image_bytes(i, (70, 66)))
         (folder / "captioned").mkdir(exist_ok=True)
         (folder / "captioned" / f"{i}.jpg").write_bytes(image_bytes(i, (70, 66)))
