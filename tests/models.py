@@ -23,7 +23,8 @@ def transformer(
     encoder: TextEncoder | None = None,
     **options: Any,
 ) -> Transformer:
-    """A `Transformer` with a text condition where there are `text_features`, else with classes.
+    """A `Transformer` with a text condition where there are `text_features`, else with classes; of
+    the paper's codebook and grid where nothing else is said.
 
     Args:
         args, options: of `Transformer`, without its condition.
@@ -35,7 +36,9 @@ def transformer(
             TextCondition, features=text_features, length=text_length, dropout=condition_dropout,
             trainable_null=trainable_null, encoder=encoder,
         )  # fmt: skip
-    return Transformer(condition, *args, **options)
+    named = dict(zip(("size", "codebook_size", "grid", "depth"), args, strict=False))
+    papers = {"codebook_size": 16384, "grid": (16, 16)}
+    return Transformer(condition, **{**papers, **named, **options})
 
 
 def labels(*numbers: int) -> Inputs:

@@ -32,6 +32,17 @@ ENCODED_BY = {
     "encode_cifar10.yaml": "cifar10.yaml",
     "encode_imagenet.yaml": "vq_ds16.yaml",
     "encode_laion_coco.yaml": "vq_ds16.yaml",
+    "encode.yaml": "tokenizer.yaml",
+    "large_tokenizer.yaml": "tokenizer.yaml",
+    "large_generator.yaml": "class.yaml",
+}
+# What the recipes for one's own data take from the data; tests/test_own.py has data.
+SIZES = "--model.init_args.transformer.init_args"
+FOLLOWED = [f"{SIZES}.codebook_size", "1024", f"{SIZES}.grid", "[8, 8]"]
+OF_DATA = {
+    "class.yaml": [*FOLLOWED, f"{SIZES}.condition.init_args.num_classes", "10"],
+    "large_generator.yaml": [*FOLLOWED, f"{SIZES}.condition.init_args.num_classes", "10"],
+    "text.yaml": FOLLOWED,
 }
 
 
@@ -52,6 +63,7 @@ def test_config_builds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["lgpl"])
     # Only the device is another: strategy, precision and the rest of the Trainer are its own.
     args = [*stacked(config), "--trainer.logger", "false", "--trainer.accelerator", "cpu"]
+    args += OF_DATA.get(config.name, []) if config.parent.name == "own" else []
     with torch.device("meta"):  # the largest model has billions of parameters
         cli = CommandLine(args, run=False)
     if isinstance(cli.model, GeneratorModule):

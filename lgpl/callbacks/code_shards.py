@@ -1,5 +1,6 @@
 """Images -> code shards: the callback of `lgpl predict` that writes them."""
 
+import itertools
 import json
 import logging
 from collections import Counter
@@ -10,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lgpl.atomic import write_text
+from lgpl.data.classes import CLASSES, names_beside, shards_and_indexes
 from lgpl.data.datamodule import ShardDataModule
 from lgpl.data.index import count_samples, statistics, statistics_name, write_index
 from lgpl.data.transfer import HTTP, scheme
@@ -33,7 +35,7 @@ class CodeShardWriter(Callback):
     `KEY.codes.npy` is [views, depth, rows, columns], uint16 where the codebook allows, else uint32.
     A shard whose code shard stands is skipped; one that was not finished is written anew. Beside
     each stands `NAME_stats.json` with its samples and what made it, and at the end `index.json`
-    with those of all.
+    with those of all, and the `classes.txt` that stands beside the images.
 
     Args:
         out: folder of the code shards, each named like its source.
@@ -112,6 +114,16 @@ class CodeShardWriter(Callback):
         trainer.strategy.barrier()
         paths = [str(path) for path in sorted(self.out.glob("*.tar"))]
         if trainer.is_global_zero and paths:
-            store = trainer.datamodule.store  # type: ignore[attr-defined]
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            store = data.store
+            if classes := names_beside(
+                [
+                    *itertools.chain(
+                        *shards_and_indexes(data.patterns["predict"], "data.predict", store)
+                    )
+                ],
+                store,
+            ):
+                write_text(self.out / CLASSES, "".join(f"{name}\n" for name in classes[1]))
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)

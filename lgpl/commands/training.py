@@ -20,6 +20,7 @@ from lgpl import shipped
 from lgpl.atomic import write_text
 from lgpl.callbacks import SkippedSamples
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
+from lgpl.commands.follow import fill_in
 from lgpl.commands.parsing import innermost
 from lgpl.data import ShardDataModule
 from lgpl.data.filters import Scalar
@@ -108,6 +109,7 @@ class CommandLine(cli.LightningCLI):
         """Disabled: Lightning would take the model's class from a checkpoint's hyperparameters."""
 
     def before_instantiate_classes(self) -> None:
+        fill_in(self.of_command, self.trust)
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = dump[self.subcommand] if self.subcommand else dump
         self.model_config = config["model"]

@@ -50,7 +50,8 @@ class ShardDataModule(pl.LightningDataModule):
         global_batch: training samples of one optimizer step over all ranks; `batch_size` then holds
             for evaluation alone.
         eval_batch_size: samples of any other batch; `batch_size` by default.
-        epoch_samples: training samples of an epoch over all ranks; None is one epoch without end.
+        epoch_samples: training samples of an epoch over all ranks; None is as many as the data
+            hold.
         num_workers: processes a rank that read and decode.
         shuffle: samples that are shuffled together, once for each partition; 0 keeps the order.
         seed: of order and augmentation.
@@ -160,8 +161,8 @@ class ShardDataModule(pl.LightningDataModule):
             raise UserError(f"data.partitions: {partitions} is no multiple of {rank.count} ranks.")
         counts, faults = self._counted("train")
         for count in counts:
-            if (total := sum(count.values())) < partitions:
-                held = f"{len(count)} training shards with {total} samples"
+            if (own := sum(count.values())) < partitions:
+                held = f"{len(count)} training shards with {own} samples"
                 few = f"too few samples for {partitions} readers (ranks x workers)"
                 cure = "; ".join(["lower num_workers or add samples", *faults])
                 raise UserError(f"{held} hold {few}: {cure}.")
@@ -173,8 +174,10 @@ class ShardDataModule(pl.LightningDataModule):
         settings = partitions, self.shuffle, self.seed, turn
         orders = [Order([*count.values()], *settings) for count in counts]
         weights = [*train.values()] if isinstance(train, dict) else [1.0]
-        batches = self.epoch_samples and self.epoch_samples // (batch_size * rank.count)
-        if batches == 0:
+        total = sum(sum(count.values()) for count in counts)
+        samples_of_epoch = total if self.epoch_samples is None else self.epoch_samples
+        batches = samples_of_epoch // (batch_size * rank.count)
+        if batches == 0 and self.epoch_samples is not None:
             least = f"one batch of {batch_size} on each of {rank.count} ranks"
             raise UserError(f"data.epoch_samples: {self.epoch_samples} is less than {least}.")
         listing = [[(path.rpartition("/")[2], n) for path, n in count.items()] for count in counts]
@@ -183,7 +186,14 @@ class ShardDataModule(pl.LightningDataModule):
         self._check_labels(samples)
         mixture = Mixture(orders, weights, self.seed)
         return TrainLoader(
-            samples, mixture, rank, self.num_workers, batch_size, batches, fingerprint, self.max_bad
+            samples,
+            mixture,
+            rank,
+            self.num_workers,
+            batch_size,
+            max(1, batches),
+            fingerprint,
+            self.max_bad,
         )
 
     def val_dataloader(self) -> PassLoader | list[Any]:

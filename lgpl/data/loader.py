@@ -99,7 +99,7 @@ class TrainLoader:
     rank: Rank
     workers: int
     batch_size: int
-    batches: int | None  # of one pass, Lightning's epoch; None is one pass without end
+    batches: int  # of one pass, Lightning's epoch
     fingerprint: str  # of the data that the mixture is about
     max_bad: float  # share of bad samples that is borne
 
@@ -119,8 +119,6 @@ class TrainLoader:
         self._running: Iterator[tuple[Batch, SamplerState]] | None = None
 
     def __len__(self) -> int:
-        if self.batches is None:
-            raise TypeError("an endless stream has no length")
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -131,13 +129,8 @@ class TrainLoader:
             chunks = streams.answered(self.samples, self.workers, requests, self.skipped_counts)
             self._running = assembled(chunks, self._state, self.batch_size)
         for batch, state in itertools.islice(self._running, self.batches):
-            # A loader of known length is asked for a batch when the last one was trained on; an
-            # endless one is asked for one batch ahead.
-            if self.batches is not None:
-                self._state = state
+            self._state = state  # Lightning asks for a batch when the last one was trained on
             yield batch
-            if self.batches is None:
-                self._state = state
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler state of all ranks, for the checkpoint; all ranks must call this."""

@@ -126,7 +126,8 @@ class GeneratorModule(TrainingModule):
         if not self._tokenizer:
             if self.tokenizer_path is None:
                 raise UserError("model.tokenizer is not set; give the checkpoint of the tokenizer.")
-            module = load_module(self.tokenizer_path, "tokenizer", (PERCEPTUAL,), self.trust)
+            path = self.beside_checkpoint(self.tokenizer_path)
+            module = load_module(path, "tokenizer", (PERCEPTUAL,), self.trust)
             assert isinstance(module, TokenizerModule)
             self._tokenizer.append(module)
         return self._tokenizer[0].to(self.device)

@@ -84,7 +84,8 @@ class Transformer(Model):
         size: a name of `SIZES` or (layers, heads, dim).
         codebook_size: number of codes.
         grid: rows and columns of places.
-        depth: codes a place, as the tokenizer has; each depth has embeddings of its own.
+        depth: codes a place, as the tokenizer has, by default 1; each depth has embeddings of its
+            own. The command line fills in what a config leaves out of these three.
         dropout: on the outputs of attention and feed-forward.
         token_dropout: on the embeddings of prefix and codes.
         drop_path: probability that the last block's branches are left out for a sample in training;
@@ -102,9 +103,9 @@ class Transformer(Model):
         self,
         condition: Callable[[int], Condition],
         size: str | tuple[int, int, int] = "B",
-        codebook_size: int = 16384,
-        grid: tuple[int, int] = (16, 16),
-        depth: int = 1,
+        codebook_size: int | None = None,
+        grid: tuple[int, int] | None = None,
+        depth: int | None = None,
         dropout: float = 0.1,
         token_dropout: float = 0.1,
         drop_path: float = 0.0,
@@ -125,7 +126,14 @@ class Transformer(Model):
             raise UserError(f"size: dim {dim} over {heads} heads is {dim / heads:g}; {rule}.")
         if order is not None and not target_positions:
             raise UserError("order: random orders need target_positions; set it to true.")
+        if codebook_size is None:
+            given = "give the number of codes, or model.tokenizer, whose checkpoint knows it"
+            raise UserError(f"transformer.codebook_size is not set; {given}.")
+        if grid is None:
+            given = "give rows and columns, or model.tokenizer with code shards whose statistics"
+            raise UserError(f"transformer.grid is not set; {given} name it, or with images.")
         self.codebook_size, self.order = codebook_size, order
+        depth = 1 if depth is None else depth
         self.layout = CodeLayout(*grid, depth)
         self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
         self.condition = condition(dim)

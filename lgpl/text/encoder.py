@@ -13,9 +13,10 @@ from torch import Tensor
 from lgpl.described import Described
 from lgpl.errors import UserError
 from lgpl.text.captions import clean
-from lgpl.text.pretrained import load_pretrained
+from lgpl.text.pretrained import hidden_size, load_pretrained
 
 MINILM = "minilm"
+WHAT = "The text encoder"
 T5_TYPES = ("t5", "mt5", "umt5")
 
 
@@ -68,8 +69,16 @@ class TextEncoder(Described):
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        source = _minilm_folder() if self.name == MINILM else self.name
-        return load_pretrained(source, "The text encoder", _encoder, dtype=self.dtype)
+        return load_pretrained(self._source, WHAT, _encoder, dtype=self.dtype)
+
+    @functools.cached_property
+    def width(self) -> int:
+        """Features of a token, by the model's config; raises as `encode` does."""
+        return hidden_size(self._source, WHAT)
+
+    @property
+    def _source(self) -> str:
+        return _minilm_folder() if self.name == MINILM else self.name
 
 
 def left_pad(features: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:

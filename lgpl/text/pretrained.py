@@ -46,6 +46,19 @@ def load_pretrained(
     return tokenizer, model.eval().requires_grad_(False)
 
 
+def hidden_size(source: str, what: str) -> int:
+    """Features of a token, read from the config alone; raises as `load_pretrained` does."""
+    needs(what, "transformers", "text")
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        return int(config.get_text_config().hidden_size)
+    except Exception as error:  # it is anybody's folder
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"{what}: the config of {source!r} cannot be read: {reason}") from error
+
+
 def _forget_code(config: Any) -> None:
     """Remove the references to own code from a config and from the configs in it."""
     vars(config).pop("auto_map", None)

@@ -37,7 +37,7 @@ def build_described(
     trust = tuple(trust)
     with one_sentence(checkpoint.path), only_trusted(trust):
         module = _built(checkpoint.described(), without, checkpoint.kind)
-    module.trust, module.from_checkpoint = trust, True
+    module.trust, module.checkpoint = trust, checkpoint.path
     return module
 
 

@@ -31,6 +31,8 @@ def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> 
         "image_size": list(data.image_size),
         "ten_crop": data.ten_crop,
         "text_encoder": encoder and encoder.name,
+        "text_features": encoder and encoder.width,
+        "text_length": encoder and encoder.max_length,
     }
 
 

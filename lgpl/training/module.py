@@ -29,7 +29,7 @@ class TrainingModule(Described, pl.LightningModule):
     init_from: str | None = None  # checkpoint whose weights training starts from
     evaluated: str | None = None  # one for the other commands, where the Trainer does not read it
     trust: tuple[str, ...] = ()  # packages whose classes the checkpoints that it reads may name
-    from_checkpoint: bool = False  # whether the config in a checkpoint has built it
+    checkpoint: Path | None = None  # whose config has built it
     _config: dict[str, Any] | None = None
 
     @property
@@ -59,7 +59,20 @@ class TrainingModule(Described, pl.LightningModule):
 
     def guard(self) -> AbstractContextManager[None]:
         """In which what the config left for later is built: all of a checkpoint's is held back."""
-        return only_trusted(self.trust) if self.from_checkpoint else nullcontext()
+        return only_trusted(self.trust) if self.checkpoint is not None else nullcontext()
+
+    def beside_checkpoint(self, path: str) -> str:
+        """A path in the config of `checkpoint`, which is relative to where one stood in training:
+        from here, or else from a folder above the checkpoint, such as the root of the run."""
+        if self.checkpoint is None or Path(path).is_absolute() or Path(path).exists():
+            return path
+        parts = Path(path).parts
+        # Of a run that was moved the first folders are others. Its last three have the name of the
+        # part, such as tokenizer/checkpoints/last.ckpt: fewer would be the checkpoint itself.
+        ends = [Path(*parts[i:]) for i in range(max(1, len(parts) - 2))]
+        above = self.checkpoint.absolute().parents
+        found = (folder / end for end in ends for folder in above if (folder / end).exists())
+        return str(next(found, path))
 
     @property
     def accumulated(self) -> int:

@@ -84,6 +84,7 @@ def test_codes_are_written_and_read_by_their_layout(
     made_by = {
         "tokenizer": "abc", "layout": [4, 6, depth], "views": views, "dtype": dtype,
         "image_size": [64, 96], "ten_crop": [*ten_crop], "text_encoder": None,
+        "text_features": None, "text_length": None,
     }  # fmt: skip
     assert json.loads((out / "0000_stats.json").read_text())["made_by"] == made_by
     assert json.loads((out / "index.json").read_text())["made_by"] == made_by

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ def train(data: ShardDataModule) -> TrainLoader:
     return data.train_dataloader()
 
 
+def endless(loader: TrainLoader) -> Iterator[Any]:
+    return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
 def take(loader: TrainLoader, count: int) -> list[str]:
-    return [key for batch in itertools.islice(loader, count) for key in batch["key"]]
+    return [key for batch in itertools.islice(endless(loader), count) for key in batch["key"]]
 
 
 def test_emoji() -> None:
@@ -161,7 +166,7 @@ def test_too_many_bad_samples_end_with_a_sentence(tmp_path: Path) -> None:
     # Above the limit, but not before enough were read to judge.
     loader = train(module(train=shard, batch_size=50))
     with pytest.raises(UserError, match=r"200 of 1000 training samples are bad, more than data"):
-        for number, _ in enumerate(loader):
+        for number, _ in enumerate(endless(loader)):
             assert number < 20
     assert number >= 14
     borne = train(module(train=shard, batch_size=50, max_bad=0.25))
@@ -186,24 +191,22 @@ def test_cursor_continues_the_same_sequence(
         "epoch_samples": epoch_samples,
     }
     loader = train(module(**options))
-    passes = (
-        loader if epoch_samples is None else itertools.chain.from_iterable(itertools.repeat(loader))
-    )
-    stream = iter(passes)
+    stream = endless(loader)
     for _ in range(5):
         next(stream)
-    if epoch_samples is None:
-        next(stream)  # Lightning fetches one batch ahead of an endless loader
     state = loader.state_dict()
     rest = [next(stream)["key"] for _ in range(6)]
     again = train(module(**options))
     again.load_state_dict(state)
-    passes = (
-        again if epoch_samples is None else itertools.chain.from_iterable(itertools.repeat(again))
-    )
-    resumed = [b["key"] for b in itertools.islice(iter(passes), 7)]
-    # the endless stream gives the batch that had been fetched but not trained on once more
-    assert resumed[1:] == rest if epoch_samples is None else resumed[:6] == rest
+    assert [batch["key"] for batch in itertools.islice(endless(again), 6)] == rest
+
+
+def test_an_epoch_is_as_long_as_the_data(tmp_path: Path) -> None:
+    shards, more = write_shards(tmp_path, [9, 7]), write_shards(tmp_path / "more", [6])
+    assert len(train(module(train=shards))) == 4
+    assert len(train(module(Rank(1, 2), train=shards, batch_size=3))) == 2
+    assert len(train(module(train={p: 1.0 for p in (*shards, *more)}))) == 5
+    assert len(train(module(train=more, batch_size=8))) == 1  # a batch of more than all of them
 
 
 def test_expected_limits_reach_the_decoder(tmp_path: Path) -> None:

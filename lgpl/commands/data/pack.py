@@ -22,6 +22,7 @@ from lgpl.commands.data.members import by_cause, faults
 from lgpl.commands.data.processes import SECONDS_HELP, in_processes, sample
 from lgpl.commands.data.sources import ImageFile, Skipped, Source
 from lgpl.commands.parsing import require_positive
+from lgpl.data.classes import CLASSES
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.members import BadSample
 from lgpl.data.shards import LARGEST_MEMBER
@@ -31,7 +32,6 @@ from lgpl.data.writer import ShardWriter, clean_key, remove_left
 from lgpl.errors import UserError
 
 RECORD = ".pack.json"  # identifies the plan whose shards these are
-CLASSES = "classes.txt"
 
 
 class Planned(NamedTuple):

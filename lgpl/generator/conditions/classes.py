@@ -52,7 +52,8 @@ class ClassCondition(Condition):
         self.names = read_names(names) if isinstance(names, str) else names
         count = num_classes if self.names is None else len(self.names)
         if count is None:
-            raise UserError("condition: give num_classes or the names of the classes.")
+            given = "give it, names, or data with a classes.txt beside the shards or their index"
+            raise UserError(f"condition.num_classes is not set; {given}.")
         if num_classes not in (None, count):
             raise UserError(
                 f"condition.names: there are {count}, but num_classes is {num_classes}."

@@ -20,8 +20,9 @@ class TextCondition(Condition):
 
     Args:
         dim: width of the transformer.
-        features: width of the text features.
-        length: number of prefix positions.
+        features: width of the text features; the command line asks the code shards' statistics or
+            the encoder where a config leaves it out.
+        length: number of prefix positions; the encoder's `max_length` by default, or 120.
         dropout: probability of the null condition in training.
         trainable_null: train the null condition's table, as far as there is dropout.
         encoder: of captions and prompts; None where all batches bring features and nobody draws.
@@ -32,13 +33,18 @@ class TextCondition(Condition):
     def __init__(
         self,
         dim: int,
-        features: int,
-        length: int = 120,
+        features: int | None = None,
+        length: int | None = None,
         dropout: float = 0.1,
         trainable_null: bool = True,
         encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__(dropout)
+        if features is None:
+            given = "give it, an encoder, or code shards whose statistics name it"
+            raise UserError(f"condition.features is not set; {given}.")
+        if length is None:
+            length = 120 if encoder is None else encoder.max_length
         if encoder is not None and encoder.max_length > length:
             above = f"{encoder.max_length} is above the condition's length, {length}"
             raise UserError(f"condition.encoder.max_length: {above}.")
