@@ -1,6 +1,7 @@
 """The blocks of the generator: pre-norm attention with rotary positions in two dimensions, half of
 a head's dimension for rows and half for columns, and SwiGLU; without biases."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -115,6 +116,25 @@ class Past(NamedTuple):
             keys[:, :, new], values[:, :, new] = k, v
         return LayerCache(keys[:, :, :seen], values[:, :, :seen])
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What queries, keys and values [B, H, T, D] of the new positions see, [B, H, T, D]."""
+        k, v = self.update(k, v)
+        # The CPU's kernel for one query takes two to five times as long in bf16.
+        q, k, v = (x.to(self.mask.dtype) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, self.mask)
+
+
+class Pasts(NamedTuple):
+    """What rows at several places of their sequences see: each part is of the next rows."""
+
+    parts: Sequence[Past]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As that of `Past`, for one new position of every row."""
+        rows = [len(part.cache.keys) for part in self.parts]
+        split = zip(self.parts, *(x.split(rows) for x in (q, k, v)), strict=True)
+        return torch.cat([part.attend(*its) for part, *its in split])
+
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; with `qk_norm` each head normalises queries and
@@ -129,7 +149,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rope: Tensor, past: Past | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, past: Past | Pasts | None) -> Tensor:
         b, t, d = x.shape
         heads = self.wqkv(x).view(b, t, 3 * self.heads, d // self.heads)
         qk, v = heads.split((2 * self.heads, self.heads), dim=2)  # [B, T, H, D]
@@ -142,10 +162,7 @@ class Attention(nn.Module):
             v = v.contiguous().transpose(1, 2)
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            k, v = past.update(k, v.transpose(1, 2))
-            # The CPU's kernel for one query takes two to five times as long in bf16.
-            q, k, v = (x.to(past.mask.dtype) for x in (q, k, v))
-            attended = F.scaled_dot_product_attention(q, k, v, past.mask)
+            attended = past.attend(q, k, v.transpose(1, 2))
         return self.dropout(self.wo(attended.to(x.dtype).transpose(1, 2).reshape(b, t, d)))
 
 
@@ -171,11 +188,11 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.recompute = recompute
 
-    def forward(self, x: Tensor, rope: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, past: Past | Pasts | None = None) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._forward, x, rope, past, use_reentrant=False)
         return self._forward(x, rope, past)
 
-    def _forward(self, x: Tensor, rope: Tensor, past: Past | None) -> Tensor:
+    def _forward(self, x: Tensor, rope: Tensor, past: Past | Pasts | None) -> Tensor:
         x = x + self.drop_path(self.attention(self.attention_norm(x), rope, past))
         return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))

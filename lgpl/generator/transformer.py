@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Block, Cache, LayerCache, Past, RMSNorm, rotary_table
+from lgpl.generator.blocks import Block, Cache, LayerCache, Past, Pasts, RMSNorm, rotary_table
 from lgpl.generator.conditions import Condition, Inputs
 from lgpl.generator.decoders import Decoder, Raster
 from lgpl.generator.loss import cross_entropy
@@ -258,7 +258,8 @@ class Transformer(Model):
         return (causal & real[:, None] | itself).unsqueeze(1)
 
     def toward(self, x: Tensor, position: Tensor) -> Tensor:
-        """Embeddings [B, T, dim] of positions [T], with that of the code each is to predict."""
+        """Embeddings [B, T, dim] of positions [T] or [B, T], with that of the code each is to
+        predict."""
         if self.target is None:
             return x
         code = position + 1 - self.prefix_length
@@ -268,7 +269,11 @@ class Transformer(Model):
     def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         """Logits [B, codebook_size] after the last of new positions, embedded x [B, T, dim], whose
         keys and values are written into the cache; see `Past`."""
+        return self.step_each(x, position, [Past(layer, position, mask) for layer in cache])
+
+    def step_each(self, x: Tensor, position: Tensor, past: Sequence[Past | Pasts]) -> Tensor:
+        """The same behind what each layer has seen; positions are [T], or [B, T] of each row."""
         x, rope = self.toward(x, position), self.rope[position]
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer(x, rope, Past(layer_cache, position, mask))
+        for layer, seen in zip(self.layers, past, strict=True):
+            x = layer(x, rope, seen)
         return self.output(self.norm(x[:, -1]))

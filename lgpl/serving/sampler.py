@@ -1,26 +1,133 @@
 """lgpl's own sampler as an engine, whose images are those of `lgpl sample`: an image depends on its
-seed and not on the rest of its batch."""
+seed and not on what is drawn beside it."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from lgpl.generator import GeneratorModule
+from lgpl.errors import UserError
+from lgpl.generator import GeneratorModule, Raster
+from lgpl.generator.conditions import join
+from lgpl.generator.decoders.base import make_task
+from lgpl.generator.decoders.raster import Drawing, decode_together
 from lgpl.inference.drawing import Abandoned, Drawer, Request, passed
 from lgpl.serving.engine import Engine, ImageJob
 
+GATHER = 0.01  # seconds in which an idle engine waits for images of the same moment
+
+
+class Group:
+    """Jobs that were taken at the same moment, and what is drawn of them."""
+
+    def __init__(self, module: GeneratorModule, jobs: list[ImageJob]) -> None:
+        model, prompts = module.model, [id(job.prompt.content) for job in jobs]
+        inputs = join([job.prompt.content for job in jobs])
+        sampling, seeds = [job.sampling for job in jobs], [job.seed for job in jobs]
+        same = [prompts.index(prompt) for prompt in prompts]
+        self.jobs = jobs
+        self.codes = torch.zeros(len(jobs), model.layout.codes, dtype=torch.int64)
+        self.drawing = Drawing(model, make_task(model, inputs, sampling, seeds, None, same))
+
+    def pick(self) -> int:
+        """Draw the next code of each image; how many there are then."""
+        places, codes = self.drawing.pick()
+        assert isinstance(places, slice)
+        self.codes[:, places] = codes.cpu()
+        return int(places.stop)
+
+    @property
+    def is_abandoned(self) -> bool:
+        return all(job.cancelled.is_set() for job in self.jobs)
+
 
 class SamplerEngine(Engine):
-    """Batches are static: when one is drawn, what waits becomes the next, up to the batch size; a
-    batch is rendered while the next is drawn."""
+    """Images join between two steps, up to the batch size: none waits for strangers' to end.
+
+    The rows of all groups go through the model's matrices together, each at its own place. With
+    another decoder than `Raster`, batches are drawn one after the other.
+    """
 
     def __init__(self, module: GeneratorModule, batch_size: int = 16, capacity: int = 64) -> None:
         super().__init__(module, module.model.condition, batch_size, capacity)
         self._drawer = Drawer(module, batch_size)
+        self._groups: list[Group] = []
         self._thread.start()
 
     def _run(self) -> None:
-        while batch := self._take(self.batch_size, gather=0.01):  # for images of the same moment
+        if type(self.module.decoder) is not Raster:
+            return self._run_in_turn()
+        self.module.model.eval()
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):  # as in `generate`
+            while True:
+                jobs = self._join()
+                if jobs:
+                    self._begin(jobs)
+                elif not self._groups:
+                    return  # closed and empty
+                self._step()
+
+    def _join(self) -> list[ImageJob]:
+        """What waits, as far as there is room; an idle engine waits for it."""
+        idle, room = not self._groups, self.batch_size - self._drawn()
+        return self._take(room, idle, GATHER if idle else 0.0) if room > 0 else []
+
+    def _drawn(self) -> int:
+        return sum(len(group.jobs) for group in self._groups)
+
+    def _begin(self, jobs: list[ImageJob]) -> None:
+        """Read the prompts of new images; in halves, as all from then on, where memory is full."""
+        try:
+            self._groups.append(Group(self.module, jobs))
+            self._count(len(jobs))
+        except torch.OutOfMemoryError:
+            half = len(jobs) // 2
+            self.batch_size = max(1, self._drawn() + half)
+            if half:
+                self._begin(jobs[:half])
+                self._begin(jobs[half:])
+            elif self._groups:  # what they take is free when they end
+                while self._groups:
+                    self._step()
+                self._begin(jobs)
+            else:
+                full = "not even one image fits into the device's memory"
+                self._refuse(jobs[0], UserError(f"--batch-size: {full}; take --dtype bf16."))
+        except Exception as error:  # fails these; the engine goes on
+            for job in jobs:
+                self._refuse(job, error)
+
+    def _step(self) -> None:
+        """Draw one more code of every image, show what is due, drop what is whole or left."""
+        try:
+            for group in self._groups:
+                self._show_group(group, group.pick())
+            self._groups = [group for group in self._groups if not self._is_over(group)]
+            if self._groups:
+                decode_together(self.module.model, [group.drawing for group in self._groups])
+        except Exception as error:  # fails what is drawn; the engine goes on
+            for job in [job for group in self._groups for job in group.jobs]:
+                if job in self._active:
+                    self._refuse(job, error)
+            self._groups = []
+
+    def _show_group(self, group: Group, count: int) -> None:
+        places = count // self.layout.depth
+        drawn = (torch.arange(self.layout.places) < places).view(self.layout.rows, -1)
+        for job, own in zip(group.jobs, group.codes, strict=True):
+            codes = self.layout.unflatten(own[None].clone())[0].to(self.module.device)
+            if count == self.layout.codes:
+                self._render(job, codes)
+            elif passed(job.previews, places):
+                self._render(job, codes, drawn)
+
+    def _is_over(self, group: Group) -> bool:
+        if group.is_abandoned:
+            self._active.difference_update(group.jobs)
+        return group.drawing.is_done or group.is_abandoned
+
+    def _run_in_turn(self) -> None:
+        while batch := self._take(self.batch_size, gather=GATHER):
             self._count(len(batch))
             self._draw(batch)
             self.batch_size = self._drawer.batch_size  # smaller after an out-of-memory error

@@ -37,14 +37,14 @@ PROGRAM = "from lgpl.cli import main; main()"
 GATED = """
 import os, time
 from lgpl.cli import main
-from lgpl.generator import GeneratorModule
+from lgpl.serving import sampler
 
-def waits(*args, sample_codes=GeneratorModule.sample_codes, **options):
+def waits(*args, group=sampler.Group):
     while not os.path.exists(os.environ["GATE"]):
         time.sleep(0.02)
-    return sample_codes(*args, **options)
+    return group(*args)
 
-GeneratorModule.sample_codes = waits
+sampler.Group = waits
 main()
 """
 LONG = {"size": [4, 4, 128], "grid": [24, 24]}  # takes a second or more

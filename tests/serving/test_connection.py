@@ -17,8 +17,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from lgpl.generator import GeneratorModule
-from lgpl.serving import limits
+from lgpl.serving import limits, sampler
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import in_process, wait_until
 
@@ -165,16 +164,13 @@ def test_waiting_for_an_image_has_no_limit(
     port: int, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """Neither for one answer nor for a stream."""
-    sample_codes = GeneratorModule.sample_codes
+    together = sampler.decode_together
 
-    def slowly(module: GeneratorModule, *rest: Any) -> Any:
-        def progress(count: int, codes: Any) -> None:
-            time.sleep(0.06)
-            rest[3](count, codes)
+    def slowly(*args: Any) -> None:
+        time.sleep(0.06)
+        together(*args)
 
-        return sample_codes(module, *rest[:3], progress, *rest[4:])
-
-    monkeypatch.setattr(GeneratorModule, "sample_codes", slowly)
+    monkeypatch.setattr(sampler, "decode_together", slowly)
     body = {"prompt": "1", "stream": stream, "partial_images": 3 if stream else None}
     begun = time.monotonic()
     answered = httpx.post(

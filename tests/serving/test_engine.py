@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from lgpl.generator import GeneratorModule, Sampling
+from lgpl.generator import Sampling
 from lgpl.inference import load_generator
+from lgpl.serving import sampler
 from lgpl.serving.api import create_app
 from lgpl.serving.engine import Ended, Engine, ImageJob, JobQueue, Prompt
 from lgpl.serving.limits import Limits
@@ -140,11 +141,11 @@ def exits(*_: Any, **__: Any) -> Any:
         lambda patch, engine: patch.setattr(engine, "encode", raises),
         lambda patch, engine: patch.setattr(engine, "encode", exits),
         lambda patch, engine: patch.setattr(engine._renderer, "submit", raises),
-        lambda patch, engine: patch.setattr(GeneratorModule, "sample_codes", raises),
+        lambda patch, engine: patch.setattr(sampler, "decode_together", raises),
         lambda patch, engine: patch.setattr(Client, "show", raises),
         lambda patch, engine: [
             patch.setattr(Client, "show", raises),
-            patch.setattr(GeneratorModule, "sample_codes", raises),
+            patch.setattr(sampler, "decode_together", raises),
         ],
     ],
     ids=["metrics", "renderer", "renderer exits", "no thread", "model", "client", "client of none"],
@@ -179,8 +180,8 @@ def test_a_closed_event_loop_ends_no_engine(
 @pytest.mark.parametrize(
     "fault",
     [
-        lambda patch, engine: patch.setattr(GeneratorModule, "sample_codes", exits),
-        lambda patch, engine: patch.setattr(engine, "_draw", raises),
+        lambda patch, engine: patch.setattr(sampler, "Group", exits),
+        lambda patch, engine: patch.setattr(engine, "_step", raises),
         lambda patch, engine: patch.setattr(engine, "_take", lambda *_, **__: []),
         lambda patch, engine: patch.setattr(engine, "on_batch", exits),
     ],
@@ -189,13 +190,13 @@ def test_a_closed_event_loop_ends_no_engine(
 def test_an_engine_that_ends_answers_all_its_clients(
     engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., Any]
 ) -> None:
-    gate, sample_codes = threading.Event(), GeneratorModule.sample_codes
+    gate, group = threading.Event(), sampler.Group
 
-    def waits(*args: Any, **more: Any) -> Any:
+    def waits(*args: Any) -> Any:
         assert gate.wait(30)
-        return sample_codes(*args, **more)
+        return group(*args)
 
-    monkeypatch.setattr(GeneratorModule, "sample_codes", waits)
+    monkeypatch.setattr(sampler, "Group", waits)
     engine.queue.put([Client().job])  # is drawn until the fault is there
     wait_until(lambda: len(engine.queue) == 0)
     clients = [Client() for _ in range(6)]  # more than are drawn at once
@@ -243,7 +244,7 @@ def test_clients_of_an_engine_that_ends_are_told_at_once(
         assert gate.wait(30)
         raise SystemExit("a fault")
 
-    monkeypatch.setattr(GeneratorModule, "sample_codes", exits_later)
+    monkeypatch.setattr(sampler, "Group", exits_later)
 
     async def scene() -> list[tuple[int, Any]]:
         drawn = asyncio.ensure_future(ask(app, {"prompt": "1", "n": 2}))

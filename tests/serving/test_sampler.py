@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lgpl.generator import GeneratorModule, Sampling
-from lgpl.generator.conditions import Inputs, rows
 from lgpl.inference import load_generator
+from lgpl.serving import sampler
 from lgpl.serving.engine import ImageJob
 from lgpl.serving.sampler import SamplerEngine
 from tests.serving.servers import export
@@ -57,17 +58,17 @@ def test_a_full_memory_halves_the_batch(
 ) -> None:
     """Images stay the same, and the batch that did not fit is not tried again."""
     whole, tried = draw(engine, [0, 1, 2, 3]), []
-    sample_codes = GeneratorModule.sample_codes
 
-    def some(module: GeneratorModule, inputs: Inputs, *rest: Any, **more: Any) -> Tensor:
-        tried.append(rows(inputs))
-        if rows(inputs) > 2:
-            raise torch.OutOfMemoryError("no room")
-        return sample_codes(module, inputs, *rest, **more)
+    class Small(sampler.Group):
+        def __init__(self, module: GeneratorModule, jobs: list[ImageJob]) -> None:
+            tried.append(len(jobs))
+            if len(jobs) > 2:
+                raise torch.OutOfMemoryError("no room")
+            super().__init__(module, jobs)
 
-    monkeypatch.setattr(GeneratorModule, "sample_codes", some)
+    monkeypatch.setattr(sampler, "Group", Small)
     assert draw(engine, [0, 1, 2, 3]) == whole and tried == [4, 2, 2]
-    assert draw(engine, [0, 1, 2, 3]) == whole and tried == [4, 2, 2, 2, 2]
+    assert draw(engine, [0, 1, 2, 3]) == whole and max(tried[3:]) == 2
 
 
 def test_one_image_without_room_fails_alone(
@@ -79,10 +80,59 @@ def test_one_image_without_room_fails_alone(
         def none(*_: Any, **__: Any) -> Tensor:
             raise torch.OutOfMemoryError("no room")
 
-        patch.setattr(GeneratorModule, "sample_codes", none)
+        patch.setattr(sampler, "Group", none)
         (((error, whole),),) = draw(engine, [5])
         assert "not even one image fits" in str(error) and whole
     assert draw(engine, [5]) == before and engine.alive
+
+
+def test_images_join_between_two_steps(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is the one that it is alone, whatever is drawn beside it and wherever that stands."""
+    alone = {seed: draw(engine, [seed])[0] for seed in range(4)}
+    groups: list[list[int]] = []
+    together = sampler.decode_together
+    shown: dict[int, list[Shown]] = {seed: [] for seed in alone}
+    done = threading.Semaphore(0)
+
+    def see(seed: int, png: bytes | Exception, whole: bool) -> None:
+        shown[seed].append((png, whole))
+        if whole:
+            done.release()
+
+    def put(seed: int) -> None:
+        prompt, sampling = engine.prepare("3"), Sampling(1.0 + seed)
+        engine.queue.put([ImageJob(prompt, sampling, seed, 0, functools.partial(see, seed))])
+
+    def watched(model: Any, drawings: Any) -> None:
+        groups.append([len(drawing.logits) for drawing in drawings])
+        if len(groups) in (3, 5, 9):  # in the middle of the others
+            put({3: 1, 5: 2, 9: 3}[len(groups)])
+        together(model, drawings)
+
+    monkeypatch.setattr(sampler, "decode_together", watched)
+    put(0)
+    for _ in alone:
+        assert done.acquire(timeout=60)
+    assert shown == alone
+    assert max(map(len, groups)) == 4  # each group at its own place
+    assert [1, 2, 2, 2] in groups  # the first is drawn without guidance: one row, not two
+
+
+def test_a_failing_step_fails_what_is_drawn_alone(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = draw(engine, [5, 6])
+    with monkeypatch.context() as patch:
+
+        def fails(*_: Any) -> None:
+            raise RuntimeError("no step")
+
+        patch.setattr(sampler, "decode_together", fails)
+        for ((error, whole),) in draw(engine, [5, 6]):
+            assert str(error) == "no step" and whole
+    assert draw(engine, [5, 6]) == before and engine.alive
 
 
 def test_rows_come_in_order_and_each_once(engine: SamplerEngine) -> None:

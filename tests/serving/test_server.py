@@ -23,14 +23,14 @@ from tests.serving.servers import export, serve, wait_until
 DIES = """
 import os, time
 from lgpl.cli import main
-from lgpl.generator import GeneratorModule
+from lgpl.serving import sampler
 
 def dies(*_, **__):
     while not os.path.exists(os.environ["GATE"]):
         time.sleep(0.05)
     raise SystemExit("a fault")
 
-GeneratorModule.sample_codes = dies
+sampler.Group = dies
 main()
 """
 

@@ -67,6 +67,25 @@ class Decoder(Described, ABC):
         return 0
 
 
+def make_task(
+    model: Model,
+    inputs: Inputs,
+    sampling: Sampling | Sequence[Sampling],
+    seeds: Sequence[int] | None = None,
+    given: Tensor | None = None,
+    same: Sequence[int] | None = None,
+) -> Task:
+    """The task of new images; see `generate` for the arguments."""
+    batch = rows(inputs)
+    # One stream for each image, on the CPU: equal on every device.
+    seeds = range(batch) if seeds is None else seeds
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    uniform = torch.stack([torch.rand(model.layout.codes, generator=s) for s in streams])
+    each = [sampling] * batch if isinstance(sampling, Sampling) else sampling
+    same = range(batch) if same is None else same
+    return Task(inputs, each, uniform.to(model.device), given, same)
+
+
 def generate(
     model: Model,
     inputs: Inputs,
@@ -90,13 +109,7 @@ def generate(
     batch, count = rows(inputs), model.layout.codes
     decoder = decoder or model.decoder()
     check_decoder(model, decoder)
-    # One stream for each image, on the CPU: equal on every device.
-    seeds = range(batch) if seeds is None else seeds
-    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-    uniform = torch.stack([torch.rand(count, generator=stream) for stream in streams])
-    each = [sampling] * batch if isinstance(sampling, Sampling) else sampling
-    same = range(batch) if same is None else same
-    task = Task(inputs, each, uniform.to(model.device), given, same)
+    task = make_task(model, inputs, sampling, seeds, given, same)
     codes = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
     drawn = torch.zeros(batch, count, dtype=torch.bool)
     was_training = model.training

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from lgpl.generator.blocks import Cache
+from lgpl.generator.blocks import Cache, Past, Pasts
 from lgpl.generator.conditions import Condition, join
 from lgpl.generator.decoders.base import Decoder, Step, Task
 from lgpl.generator.guidance import Picker
@@ -45,49 +46,94 @@ class Raster(Decoder):
         return sum(tensor.untyped_storage().nbytes() for layer in layers for tensor in layer)
 
     def steps(self, model: Any, task: Task) -> Iterator[Step]:
-        prefix, count, given = model.prefix_length, model.layout.codes, task.given
-        device, picker, compiled = model.device, Picker(task), self._compiled
+        drawing = Drawing(model, task, self._compiled)
+        decode = self._compiled or decode_one_token
+        if drawing.known is not None:
+            yield drawing.known
+        while True:
+            yield drawing.pick()
+            if drawing.is_done:
+                return
+            drawing.logits = decode(model, *drawing.next(), drawing.cache)
 
-        # What several images begin with is computed once: the rows of the first of each kind.
+
+class Drawing:
+    """Images at the same place of their sequences: their KV cache, and the logits of the next code.
+
+    Building it reads conditions and given codes. What several images begin with is computed once:
+    the rows of the first of each kind.
+    """
+
+    def __init__(self, model: Any, task: Task, compiled: CompiledStep | None = None) -> None:
+        prefix, self._count, given = model.prefix_length, model.layout.codes, task.given
+        device, self._picker = model.device, Picker(task)
         first = list(dict.fromkeys(task.same))
         kind = [first.index(image) for image in task.same]
         inputs = {name: value[first] for name, value in task.inputs.items()}
-        if picker.guided:
+        if self._picker.guided:
             inputs = join([inputs, model.condition.null(inputs)])
             kind += [len(first) + k for k in kind]
         x, lengths = model.condition(inputs)
-        known = 0 if given is None else int((given >= 0).all(0).int().cumprod(0).sum())
-        if given is not None and known:
-            begun = given[:, :known].to(device)
-            places = torch.arange(known, device=device)
-            x = torch.cat((x, model.embed(picker.doubled(begun[first]), places)), dim=1)
-            yield Step(slice(0, known), begun)
+        self._index = 0 if given is None else int((given >= 0).all(0).int().cumprod(0).sum())
+        self.known: Step | None = None
+        if given is not None and self._index:
+            begun = given[:, : self._index].to(device)
+            places = torch.arange(self._index, device=device)
+            x = torch.cat((x, model.embed(self._picker.doubled(begun[first]), places)), dim=1)
+            self.known = Step(slice(0, self._index), begun)
         dtype = next(model.parameters()).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        rows = len(kind)
-        cache = compiled.cache(model, rows, dtype) if compiled else model.new_cache(rows, dtype)
-        total = prefix + count
+        new_cache = partial(compiled.cache, model) if compiled else model.new_cache
+        self.cache: Cache = new_cache(len(kind), dtype)
+        total = prefix + self._count
         visible = torch.ones(1, 1, total, total, dtype=torch.bool, device=device).tril()
         if lengths is not None:
             visible = model.mask(lengths, total)
         # Scores are made once: of truth values the kernel would make them in every step. On a CPU
-        # attention to the cache is taken in float32, see `Attention`.
+        # attention to the cache is taken in float32, see `Past`.
         exact = torch.float32 if device.type == "cpu" else dtype
         mask = torch.where(visible, 0.0, -math.inf).to(exact)
-        logits = prefill(model, x, kind, mask, cache)
-        mask = mask if lengths is None else mask[kind]
-        decode, seen = compiled or decode_one_token, prefix + known
-        position = torch.arange(seen, device=device)
-        for index in range(known, count):
-            codes = picker(logits, index)
-            yield Step(slice(index, index + 1), codes.unsqueeze(1))
-            if index + 1 < count:
-                position = position[-1:] + 1
-                # Compiled code is for one shape; there the mask alone hides what is still to come.
-                seen = total if compiled else seen + 1
-                new = picker.doubled(codes)
-                logits = decode(model, new, position, mask[:, :, position, :seen], cache)
+        self.logits = prefill(model, x, kind, mask, self.cache)
+        self._mask = mask if lengths is None else mask[kind]
+        self._length = prefix + self._index  # of the sequences so far
+        self._position = torch.arange(self._length, device=device)[-1:]
+        # Compiled code is for one shape; there the mask alone hides what is still to come.
+        self._seen = total if compiled else 0
+
+    @property
+    def is_done(self) -> bool:
+        return self._index == self._count
+
+    def pick(self) -> Step:
+        """Draw the next code of each image."""
+        self._codes = self._picker(self.logits, self._index)
+        self._index += 1
+        return Step(slice(self._index - 1, self._index), self._codes.unsqueeze(1))
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The codes of all rows that were drawn last, their position [1], and what they see, for
+        `decode_one_token`."""
+        self._position, self._length = self._position + 1, self._length + 1
+        mask = self._mask[:, :, self._position, : self._seen or self._length]
+        return self._picker.doubled(self._codes), self._position, mask
+
+
+def decode_together(model: Any, drawings: Sequence[Drawing]) -> None:
+    """`decode_one_token` for drawings at different places: their rows go through the model's
+    matrices as one batch, and each drawing attends to its own cache."""
+    nexts = [drawing.next() for drawing in drawings]
+    position = torch.cat([position.expand(len(codes)) for codes, position, _ in nexts])[:, None]
+    codes = torch.cat([codes for codes, _, _ in nexts])[:, None]
+    views = [(position, mask) for _, position, mask in nexts]
+    past = [
+        Pasts([Past(d.cache[i], *seen) for d, seen in zip(drawings, views, strict=True)])
+        for i in range(len(drawings[0].cache))
+    ]
+    logits = model.step_each(model.embed(codes, position - model.prefix_length), position, past)
+    rows = [len(codes) for codes, _, _ in nexts]
+    for drawing, own in zip(drawings, logits.split(rows), strict=True):
+        drawing.logits = own
 
 
 def prefill(model: CachedModel, x: Tensor, kind: list[int], mask: Tensor, cache: Cache) -> Tensor:
