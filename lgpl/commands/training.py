@@ -3,7 +3,7 @@
 import itertools
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +20,8 @@ from lgpl import shipped
 from lgpl.atomic import write_text
 from lgpl.callbacks import SkippedSamples
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
-from lgpl.commands.parsing import innermost
+from lgpl.commands.keys import check_keys
+from lgpl.commands.parsing import SentenceErrors
 from lgpl.data import ShardDataModule
 from lgpl.data.filters import Scalar
 from lgpl.errors import UserError
@@ -55,11 +56,8 @@ class SaveTrainingConfig(cli.SaveConfigCallback):
             write_text(Path(folder, self.config_filename), config)
 
 
-class TrainingParser(LightningArgumentParser):
+class TrainingParser(SentenceErrors, LightningArgumentParser):
     """Lightning's, with errors of one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(innermost(message)) from ex
 
 
 class CommandLine(cli.LightningCLI):
@@ -90,6 +88,8 @@ class CommandLine(cli.LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Apart from the config, which is saved: trust is given anew with every command.
         self.trust, rest = split_trust(sys.argv[1:] if args is None else list(args))
+        parsers = getattr(self, "_subcommand_parsers", {})
+        check_keys(rest, next((parsers[arg] for arg in rest if arg in parsers), parser))
         self.config = parser.parse_args(with_recipes(rest))
         config = self.of_command
         path = config.get("ckpt_path")

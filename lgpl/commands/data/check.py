@@ -11,12 +11,12 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from lgpl.commands.data.members import causes_of, faults, is_pickle, is_read, names
 from lgpl.commands.data.processes import in_processes
-from lgpl.commands.parsing import require_positive
+from lgpl.commands.parsing import ArgumentParser, require_positive
 from lgpl.data.decode import Shapes, check_shapes
 from lgpl.data.index import named, statistics
 from lgpl.data.members import BadSample

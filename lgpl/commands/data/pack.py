@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from lgpl.atomic import write_text
@@ -21,7 +21,7 @@ from lgpl.commands.data import sources
 from lgpl.commands.data.members import by_cause, faults
 from lgpl.commands.data.processes import in_processes
 from lgpl.commands.data.sources import ImageFile, Skipped, Source
-from lgpl.commands.parsing import require_positive
+from lgpl.commands.parsing import ArgumentParser, require_positive
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.members import BadSample
 from lgpl.data.shards import LARGEST_MEMBER

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from lgpl.commands.data.members import by_cause, causes_of, faults, is_read, names
-from lgpl.commands.parsing import require_positive
+from lgpl.commands.parsing import ArgumentParser, require_positive
 from lgpl.data import members
 from lgpl.data.codecs import open_header, open_image
 from lgpl.data.index import named
