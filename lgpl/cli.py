@@ -1,6 +1,7 @@
 """The `lgpl` command: finds the command that is asked for, and imports nothing else."""
 
 import importlib
+import os
 import sys
 
 from lgpl.errors import UserError, behind, nearest
@@ -42,9 +43,11 @@ COMMANDS = (
 def main(args: list[str] | None = None) -> None:
     """Entry point; what a user can mend ends in one sentence and exit status 2."""
     args = sys.argv[1:] if args is None else args
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # nobody here can mend them
     try:
         run(args)
     except Exception as error:
+        end_bars()
         if (mistake := behind(error)) is None:
             raise
         last = str(mistake).strip().splitlines()[-1]  # a data worker's comes with its traceback
@@ -52,8 +55,17 @@ def main(args: list[str] | None = None) -> None:
         print(f"lgpl: error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        end_bars()
         print("lgpl: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def end_bars() -> None:
+    """So that an error begins on a line of its own; there are bars only where tqdm is imported."""
+    if "tqdm" in sys.modules:
+        from lgpl.progress import end_lines
+
+        end_lines()
 
 
 def run(args: list[str]) -> None:

@@ -105,3 +105,4 @@ class CodeShardWriter(Callback):
             store = trainer.datamodule.store  # type: ignore[attr-defined]
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)
+            print(f"{self.out}: {len(paths)} code shards, {sum(counts.values())} samples")

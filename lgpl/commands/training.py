@@ -14,17 +14,20 @@ from lightning.pytorch import cli
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl import shipped
 from lgpl.atomic import write_text
 from lgpl.callbacks import SkippedSamples
+from lgpl.callbacks.lines import LineProgress, ParameterCounts
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
 from lgpl.commands.keys import check_keys
+from lgpl.commands.mended import check_run_is_new, check_trainer, mended, where_it_is
 from lgpl.commands.parsing import SentenceErrors
+from lgpl.commands.quiet import be_quiet
 from lgpl.data import ShardDataModule
 from lgpl.data.filters import Scalar
 from lgpl.errors import UserError
+from lgpl.progress import is_terminal
 from lgpl.training import ShardedStrategy, TrainingModule
 
 
@@ -113,26 +116,47 @@ class CommandLine(cli.LightningCLI):
         self.model_config = config["model"]
         self.trainer_defaults["callbacks"] = [SkippedSamples()]
         if config["trainer"]["enable_progress_bar"] is not False:
-            # Plain lines, also where the output is no terminal, and no thread of its own.
-            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
+            # In a terminal without a thread of its own; in a log file lines.
+            bar = TQDMProgressBar(refresh_rate=10) if is_terminal(sys.stderr) else LineProgress()
+            self.trainer_defaults["callbacks"].append(bar)
+        summary = config["trainer"]["enable_model_summary"] is not False
+        if summary and "ModelSummary" not in str(config["trainer"]["callbacks"]):
+            self.trainer_defaults["callbacks"].append(ParameterCounts())
+        be_quiet()
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         try:
-            return super().instantiate_trainer(**options)
-        except MisconfigurationException as error:
+            with mended():
+                return super().instantiate_trainer(**options)
+        except UserError as error:
             wanted = self.of_command.trainer.accelerator
             if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
                 said = f"{wanted}, but torch finds no GPU here; give --trainer.accelerator cpu"
                 raise UserError(f"trainer.accelerator: {said}.") from error
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            raise
+
+    def fit(self, **arguments: Any) -> None:
+        """Ends with a validation where none has been, and says where the checkpoint is."""
+        trainer = self.trainer
+        with mended():
+            trainer.fit(**arguments)
+        seen = any(name.startswith("val/") for name in trainer.callback_metrics)
+        if trainer.state.finished and not seen and self.datamodule.patterns["val"] is not None:
+            trainer.validate(self.model, self.datamodule, verbose=False)
+        where_it_is(trainer)
 
     def predict(self, **arguments: Any) -> None:
         """Without keeping the predictions: those of a large set do not fit in memory."""
-        self.trainer.predict(**{**arguments, "return_predictions": False})
+        with mended():
+            self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def after_instantiate_classes(self) -> None:
         self.model.config, self.model.evaluated = self.model_config, self.evaluated
         self.model.trust = self.trust
+        if self.config.get("subcommand") == "fit":
+            check_trainer(self.of_command.trainer, not self.model.automatic_optimization)
+            if not self.of_command.get("ckpt_path"):
+                check_run_is_new(self.trainer)
         path = self.of_command.get("ckpt_path")
         strategy = self.trainer and self.trainer.strategy
         unpickles = isinstance(strategy, (FSDPStrategy, ModelParallelStrategy))

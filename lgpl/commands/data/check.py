@@ -22,6 +22,7 @@ from lgpl.data.index import named, statistics
 from lgpl.data.members import BadSample
 from lgpl.data.shards import Shard
 from lgpl.data.store import Store
+from lgpl.progress import Bar
 
 # Ends the cause where both samples are of one shard.
 UNSORTED = " of its shard: members of a sample must follow each other, as tar --sort=name does it"
@@ -53,7 +54,7 @@ def run(options: Namespace) -> None:
 
     work = functools.partial(check_shard, store=store)
     reports = in_processes(work, list(shards.items()), options.workers)
-    for path, report in zip(tqdm(shards, unit="shard"), reports, strict=True):
+    for path, report in zip(Bar(shards, unit="shard"), reports, strict=True):
         for key, cause in report.damage:
             log(path, key, cause)
         for name, shapes in report.shapes.items():

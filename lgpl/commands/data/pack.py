@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jsonargparse import Namespace
-from tqdm import tqdm
 
 from lgpl.atomic import write_text
 from lgpl.commands.data import sources
@@ -28,6 +27,7 @@ from lgpl.data.shards import LARGEST_MEMBER
 from lgpl.data.store import Store
 from lgpl.data.writer import ShardWriter, clean_key, remove_left
 from lgpl.errors import UserError
+from lgpl.progress import Bar
 
 RECORD = ".pack.json"  # identifies the plan whose shards these are
 CLASSES = "classes.txt"
@@ -169,7 +169,7 @@ def pack(plan: list[Planned], workers: int) -> tuple[dict[Path, int], Skipped]:
     done, skipped = {}, []
     total = sum(len(shard.samples) for shard in missing)
     packed = in_processes(pack_shard, missing, workers)
-    with tqdm(total=total, unit="image", disable=not missing) as bar:
+    with Bar(total=total, unit="image", disable=not missing) as bar:
         for shard, (number, without) in zip(missing, packed, strict=True):
             done[shard.path] = number
             skipped += without
