@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import os
 import sys
 
 from lgpl.errors import UserError, behind, nearest
@@ -46,9 +47,11 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # nobody here can mend them
     try:
         run(args)
     except Exception as error:
+        end_bars()
         if (mistake := behind(error)) is None:
             raise
         last = str(mistake).strip().splitlines()[-1]  # a data worker's comes with its traceback
@@ -56,8 +59,17 @@ def main(args: list[str] | None = None) -> None:
         print(f"lgpl: error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        end_bars()
         print("lgpl: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def end_bars() -> None:
+    """So that an error begins on a line of its own; there are bars only where tqdm is imported."""
+    if "tqdm" in sys.modules:
+        from lgpl.progress import end_lines
+
+        end_lines()
 
 
 def run(args: list[str]) -> None:

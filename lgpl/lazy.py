@@ -17,6 +17,7 @@ def lazily(package: str, **modules: tuple[str, ...]) -> Callable[[str], Any]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
 
+    find.places = places  # type: ignore[attr-defined]  # what dir() does not list
     return find
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401  # its log is not to hold one test's captured stderr
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

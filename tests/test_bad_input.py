@@ -63,8 +63,27 @@ def test_no_gpu(fails: Fails, trainer: str) -> None:
     assert said.startswith("trainer.accelerator: gpu, but torch finds no GPU here")
 
 
-def test_trainer_that_contradicts_itself(fails: Fails) -> None:
-    assert fails(*FIT_TOKENIZER, "--trainer.devices", "0").startswith("trainer: ")
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("devices", "0", "--trainer.devices must be auto, or a number >= 1"),
+        ("gradient_clip_val", "1.0", "--trainer.gradient_clip_val: the tokenizer's steps are its"),
+        ("accumulate_grad_batches", "2", "--trainer.accumulate_grad_batches: the tokenizer's"),
+        ("barebones", "true", "--trainer.barebones: true leaves out the logger"),
+        ("accelerator", "cup", "trainer: You selected an invalid accelerator name"),
+    ],
+)
+def test_trainer_that_contradicts_itself(
+    fails: Fails, option: str, value: str, said: str, tmp_path: Path
+) -> None:
+    into = ("--trainer.logger.init_args.save_dir", str(tmp_path))
+    assert fails(*FIT_TOKENIZER, *into, f"--trainer.{option}", value).startswith(said)
+
+
+def test_a_run_is_not_overwritten(fails: Fails, chain: Chain) -> None:
+    into = ("--trainer.logger.init_args.save_dir", str(chain.folder))
+    said = fails(*FIT_TOKENIZER, *into)
+    assert "holds the checkpoints of another run; go on with it by --ckpt_path" in said
 
 
 def test_order_without_target_positions(fails: Fails, chain: Chain) -> None:

@@ -127,3 +127,4 @@ class CodeShardWriter(Callback):
                 write_text(self.out / CLASSES, "".join(f"{name}\n" for name in classes[1]))
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)
+            print(f"{self.out}: {len(paths)} code shards, {sum(counts.values())} samples")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
+from lgpl.commands.parsing import ArgumentParser
 from lgpl.errors import UserError, as_user_error
 from lgpl.plots import plot
 

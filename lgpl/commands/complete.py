@@ -52,5 +52,5 @@ def main(args: list[str]) -> None:
     draw_into(module, requests, sink, options.count)
     captions = ["given", *(f"seed {request.seed}" for request in requests)]
     save(grid(torch.cat((image, sink.images())), captions), out)
-    seeds = f"seeds {options.seed} to {requests[-1].seed}"
-    print(f"{out}: {kept} of {layout.rows} rows kept, {seeds}, {sampling}")
+    drawn = parsing.in_words(len(requests), options.seed, sampling)
+    print(f"{out}: {kept} of {layout.rows} rows kept, {drawn}")

@@ -4,11 +4,11 @@ without optimizer and discriminator."""
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 
 from lgpl.atomic import atomic_file, remove_partials
 from lgpl.checkpoints import add_trust, read_checkpoint, write_checkpoint
 from lgpl.checkpoints.released.llamagen import to_llamagen
+from lgpl.commands.parsing import ArgumentParser
 from lgpl.errors import UserError, as_user_error
 
 

@@ -1,8 +1,10 @@
 """A parser whose errors are one sentence, and the options of the commands that draw images."""
 
+import argparse
 import hashlib
+import inspect
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,18 +13,66 @@ import jsonargparse
 from jsonargparse import Namespace
 
 from lgpl.checkpoints.trust import add_trust
-from lgpl.errors import UserError
+from lgpl.errors import UserError, nearest
 from lgpl.generator.sampling import Sampling
 
 LONGEST = 400  # characters of a sentence; a value may be a whole config
 
 
-class ArgumentParser(jsonargparse.ArgumentParser):
-    """jsonargparse's, without the usage of all options in an error."""
+class SentenceErrors(jsonargparse.ArgumentParser):
+    """Errors are one sentence, without the usage of all options."""
+
+    options_are_keys = True  # `trainer.max_epochs`, as in a config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        said = re.sub(r'^\s*Parser key "([\w.]+)":?', lambda key: f"{flag(key[1])}:", message)
-        raise UserError(innermost(said)) from ex
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            raise UserError(unrecognized(unknown[1], list(known_options(self)))) from ex
+        if choice := re.match(r"argument subcommand: invalid choice: '(.*?)' \((.*)\)", message):
+            near = nearest(choice[1], re.findall(r"[\w-]+", choice[2].partition("from")[2]))
+            raise UserError(f"{choice[1]!r} is no command{near or f' ({choice[2]})'}") from ex
+        if not self.options_are_keys:
+            named = lambda key: f"{self.option_of(key[1])}:"  # noqa: E731
+            message = re.sub(r'^\s*Parser key "([\w.]+)":?', named, message)
+        raise UserError(innermost(message)) from ex
+
+    def option_of(self, key: str) -> str:
+        """The option, or the name of the argument, whose value a key is."""
+        for action in self._actions:
+            if action.dest == key and not action.option_strings:
+                return str(action.metavar or key.upper())
+        return flag(key)
+
+
+class ArgumentParser(SentenceErrors):
+    """Of a command, whose options have dashes; descriptions keep their paragraphs."""
+
+    options_are_keys = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", Paragraphs)
+        super().__init__(*args, **options)
+
+
+class Paragraphs(jsonargparse.DefaultHelpFormatter):
+    """Fills each paragraph of a description by itself; the first line says what a command does."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = re.split(r"\n\s*\n", inspect.cleandoc(text))
+        return "\n\n".join(super(Paragraphs, self)._fill_text(p, width, indent) for p in parts)
+
+
+def known_options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every option of a parser; those of its commands have parsers of their own."""
+    for action in parser._actions:
+        yield from action.option_strings
+
+
+def unrecognized(given: str, known: Sequence[str]) -> str:
+    """What to say of an argument that no parameter takes."""
+    option = given.partition("=")[0]
+    if not option.startswith("-"):
+        return f"{given!r} is one argument too many"
+    return f"{option}: no such option{nearest(option, known) or '; --help lists them.'}"
 
 
 def require_positive(options: Namespace, *names: str) -> None:
@@ -36,6 +86,7 @@ def innermost(message: str) -> str:
     """What is wrong at the innermost of nested keys, in one line; the parser's message has all
     levels, each with its value."""
     said = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", " ".join(message.split()))
+    given = re.search(r"(?:Got|Given) value: ([^\s{(]+)$", said)
     keys = re.findall(r'Parser key "([\w.]+)":?', said)
     if keys:
         said = f"{'.'.join(keys)}: {said[said.rindex('Parser key') :].partition(':')[2].strip()}"
@@ -43,6 +94,13 @@ def innermost(message: str) -> str:
     said = re.sub(r"Does not validate against any of the Union subtypes .*?Errors: - ", "", said)
     said = re.sub(r" - Expected a NoneType.*", "", said)
     said = re.split(r"\.? (?:Got value: (?:Namespace|\{)|Given value)", said)[0]
+    choices = re.findall(r"'([^']+)'", " ".join(re.findall(r"Literal\[(.*?)\]", said)))
+    if given and choices:
+        near = nearest(given[1], choices)
+        return f"{said.partition(': ')[0]}: {given[1]} is none of {', '.join(choices)}{near}"
+    said = re.sub(r"Expected a (int|Iter)", r"Expected an \1", said).replace(" - Expected", " or")
+    if given and "Got value" not in said:
+        said = f"{said}, got {given[1]}"
     return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
@@ -90,3 +148,15 @@ def settings(
         **asdict(sampling),
         **{name: options[name] for name in more},
     }
+
+
+def in_words(images: int, first_seed: int, sampling: Sampling) -> str:
+    """What was drawn, such as `2 images, seeds 0 and 1, guidance 1.5`."""
+    last = first_seed + images - 1
+    seeds = f"seeds {first_seed} {'and' if images == 2 else 'to'} {last}"
+    seeds = seeds if images > 1 else f"seed {first_seed}"
+    return ", ".join(filter(None, (counted(images, "image"), seeds, str(sampling))))
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

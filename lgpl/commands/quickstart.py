@@ -15,11 +15,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
-from tqdm import tqdm
 
 from lgpl.atomic import write_text
+from lgpl.commands.parsing import ArgumentParser
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
@@ -29,6 +28,7 @@ from lgpl.inference import ImageList, draw_into, load_generator, requests_for
 from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
 from lgpl.metrics.images import open_images
 from lgpl.metrics.protocols import read_prompts
+from lgpl.progress import Bar
 from lgpl.tokenizer import TokenizerModule
 from lgpl.tokenizer.module import CodebookUsage
 from lgpl.training import load_module
@@ -139,7 +139,7 @@ def measure(out: Path) -> dict[str, Any]:
         rebuilt = tokenizer(normalize(images[target])).clamp(-1, 1)
     # What the tokenizer's own reconstructions reach is what a perfect generator could have.
     extractor = EfficientNetLite0(IMAGE_SIZE)
-    parts = tqdm(normalize(images).split(32), desc="features")
+    parts = Bar(normalize(images).split(32), desc="features")
     real = torch.cat([extractor(part) for part in parts])
     for name, drawn in ((NAME, made), (f"{NAME}_of_reconstructions", rebuilt)):
         features = extractor(drawn)

@@ -65,7 +65,10 @@ def main(args: list[str]) -> None:
         drawn_by = parsing.settings(options, prompts, sampling, "dtype", "int8")
         folder = inference.ImageFolder(out, drawn_by)
         drawn = inference.draw_into(module, requests, folder, options.batch_size, rank, world)
-        print(f"{out}: {drawn} images drawn of {len(requests)}, {sampling}")
+        there = (
+            f" ({drawn} drawn, the others were there)" if drawn < len(requests[rank::world]) else ""
+        )
+        print(f"{out}: {parsing.in_words(len(requests), options.seed, sampling)}{there}")
         return
     sink = inference.ImageList()
     inference.draw_into(module, requests, sink, options.batch_size)
@@ -74,7 +77,7 @@ def main(args: list[str]) -> None:
         save(to_image(images[0]), out)
     else:
         save(grid(images, prompts, options.columns, options.tile), out)
-    print(f"{out}: {len(images)} images, seeds {options.seed} to {requests[-1].seed}, {sampling}")
+    print(f"{out}: {parsing.in_words(len(images), options.seed, sampling)}")
 
 
 def chosen(

@@ -3,7 +3,7 @@
 import itertools
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,17 +14,21 @@ from lightning.pytorch import cli
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lgpl import shipped
 from lgpl.atomic import write_text
 from lgpl.callbacks import SkippedSamples
+from lgpl.callbacks.lines import LineProgress, ParameterCounts
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
 from lgpl.commands.follow import fill_in
-from lgpl.commands.parsing import innermost
+from lgpl.commands.keys import check_keys
+from lgpl.commands.mended import check_run_is_new, check_trainer, mended, where_it_is
+from lgpl.commands.parsing import SentenceErrors
+from lgpl.commands.quiet import be_quiet
 from lgpl.data import ShardDataModule
 from lgpl.data.filters import Scalar
 from lgpl.errors import UserError
+from lgpl.progress import is_terminal
 from lgpl.training import ShardedStrategy, TrainingModule
 
 
@@ -56,11 +60,8 @@ class SaveTrainingConfig(cli.SaveConfigCallback):
             write_text(Path(folder, self.config_filename), config)
 
 
-class TrainingParser(LightningArgumentParser):
+class TrainingParser(SentenceErrors, LightningArgumentParser):
     """Lightning's, with errors of one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(innermost(message)) from ex
 
 
 class CommandLine(cli.LightningCLI):
@@ -91,6 +92,8 @@ class CommandLine(cli.LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         # Apart from the config, which is saved: trust is given anew with every command.
         self.trust, rest = split_trust(sys.argv[1:] if args is None else list(args))
+        parsers = getattr(self, "_subcommand_parsers", {})
+        check_keys(rest, next((parsers[arg] for arg in rest if arg in parsers), parser))
         self.config = parser.parse_args(with_recipes(rest))
         config = self.of_command
         path = config.get("ckpt_path")
@@ -115,26 +118,47 @@ class CommandLine(cli.LightningCLI):
         self.model_config = config["model"]
         self.trainer_defaults["callbacks"] = [SkippedSamples()]
         if config["trainer"]["enable_progress_bar"] is not False:
-            # Plain lines, also where the output is no terminal, and no thread of its own.
-            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
+            # In a terminal without a thread of its own; in a log file lines.
+            bar = TQDMProgressBar(refresh_rate=10) if is_terminal(sys.stderr) else LineProgress()
+            self.trainer_defaults["callbacks"].append(bar)
+        summary = config["trainer"]["enable_model_summary"] is not False
+        if summary and "ModelSummary" not in str(config["trainer"]["callbacks"]):
+            self.trainer_defaults["callbacks"].append(ParameterCounts())
+        be_quiet()
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         try:
-            return super().instantiate_trainer(**options)
-        except MisconfigurationException as error:
+            with mended():
+                return super().instantiate_trainer(**options)
+        except UserError as error:
             wanted = self.of_command.trainer.accelerator
             if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
                 said = f"{wanted}, but torch finds no GPU here; give --trainer.accelerator cpu"
                 raise UserError(f"trainer.accelerator: {said}.") from error
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            raise
+
+    def fit(self, **arguments: Any) -> None:
+        """Ends with a validation where none has been, and says where the checkpoint is."""
+        trainer = self.trainer
+        with mended():
+            trainer.fit(**arguments)
+        seen = any(name.startswith("val/") for name in trainer.callback_metrics)
+        if trainer.state.finished and not seen and self.datamodule.patterns["val"] is not None:
+            trainer.validate(self.model, self.datamodule, verbose=False)
+        where_it_is(trainer)
 
     def predict(self, **arguments: Any) -> None:
         """Without keeping the predictions: those of a large set do not fit in memory."""
-        self.trainer.predict(**{**arguments, "return_predictions": False})
+        with mended():
+            self.trainer.predict(**{**arguments, "return_predictions": False})
 
     def after_instantiate_classes(self) -> None:
         self.model.config, self.model.evaluated = self.model_config, self.evaluated
         self.model.trust = self.trust
+        if self.config.get("subcommand") == "fit":
+            check_trainer(self.of_command.trainer, not self.model.automatic_optimization)
+            if not self.of_command.get("ckpt_path"):
+                check_run_is_new(self.trainer)
         path = self.of_command.get("ckpt_path")
         strategy = self.trainer and self.trainer.strategy
         unpickles = isinstance(strategy, (FSDPStrategy, ModelParallelStrategy))

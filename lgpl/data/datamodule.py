@@ -132,6 +132,7 @@ class ShardDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Expand the patterns: a mistake in them ends the run before anything else is done."""
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
+            split = getattr(split, "value", split)  # of Lightning's enumeration
             patterns = self.patterns[split]
             if patterns is None:
                 if split == "val" and stage == "fit":

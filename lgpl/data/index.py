@@ -22,6 +22,7 @@ from lgpl.data.shards import Shard, expand
 from lgpl.data.store import Store
 from lgpl.data.transfer import GCS, HTTP, S3, Unreachable, is_url, scheme
 from lgpl.errors import UserError
+from lgpl.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,9 @@ def counted(
     if many:
         log.info("%s: `lgpl data index` counts once for all runs.", what)
     count, bar = functools.partial(count_samples, store=store), f"counting {what}"
-    counts = thread_map(count, unknown, max_workers=THREADS, desc=bar, disable=not many)
+    counts = thread_map(
+        count, unknown, max_workers=THREADS, desc=bar, disable=not many, tqdm_class=Bar
+    )
     found = dict(zip(unknown, counts, strict=True))
     faults = [f"{path} {damage}" for path, (_, damage) in found.items() if damage]
     for fault in faults:

@@ -53,6 +53,11 @@ class Sampling:
         if (schedule := self.guidance_schedule) not in RISES:
             raise UserError(f"guidance_schedule must be one of {', '.join(RISES)}, got {schedule}")
 
+    def __str__(self) -> str:
+        """In words, what is not the default: `guidance 1.5, top-k 100`; nothing for defaults."""
+        chosen = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return ", ".join(f"{f.name.replace('_', '-')} {getattr(self, f.name)}" for f in chosen)
+
     def scales(self, count: int) -> list[float]:
         """The scale of guidance for each of `count` codes."""
         power = self.guidance_power if self.guidance_schedule == "power-cosine" else 1.0

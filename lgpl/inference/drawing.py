@@ -15,6 +15,7 @@ from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs, join
 from lgpl.generator.module import GeneratorModule
 from lgpl.generator.sampling import Sampling
+from lgpl.progress import Bar
 
 NO_IMAGE = -1  # number of an image that only keeps the ranks of a sharded model together
 PENDING = 2  # batches that wait for the detokenizer before the generator does
@@ -139,7 +140,7 @@ def draw_into(
     drawer = Drawer(module, batch_size, compiled=pays)
     waiting: list[Future[None]] = []
     done = len(share) - len(missing)
-    bar = tqdm(total=len(share), initial=done, unit="image", leave=False,
+    bar = Bar(total=len(share), initial=done, unit="image", leave=False,
                desc="sampling", disable=rank > 0, bar_format=BAR)  # fmt: skip
 
     def watch(_: Sequence[Request], codes: Tensor, drawn: Tensor) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 import lgpl
 from lgpl.atomic import atomic_file
@@ -20,6 +19,7 @@ from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.images import ImageSource, NpzImages, current_rank, open_images
 from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.summary import KEPT, FeatureSummary, Gaussian, ImageSet
+from lgpl.progress import Bar
 
 CACHE = "runs/references"
 # All that is read of an npz of statistics, ours or ADM's.
@@ -120,10 +120,10 @@ def batches(images: ImageSource, batch_size: int, doing: str) -> Iterator[tuple[
             bar.update(min(len(batch) * rank.count, images.count - bar.n))
 
 
-def progress(doing: str, images: int, shown: bool = True) -> tqdm:
+def progress(doing: str, images: int, shown: bool = True) -> Bar:
     """A bar of images, on the first rank."""
     hidden = not shown or current_rank().index > 0
-    return tqdm(total=images, unit="image", desc=doing, leave=False, disable=hidden)
+    return Bar(total=images, unit="image", desc=doing, leave=False, disable=hidden)
 
 
 def write_summary(path: Path, summary: FeatureSummary, provenance: dict[str, Any]) -> None:

@@ -62,6 +62,7 @@ class SamplerEngine(Engine):
             while True:
                 jobs = self._join()
                 if jobs:
+                    self._count(len(jobs))
                     self._begin(jobs)
                 elif not self._groups:
                     return  # closed and empty
@@ -79,7 +80,6 @@ class SamplerEngine(Engine):
         """Read the prompts of new images; in halves, as all from then on, where memory is full."""
         try:
             self._groups.append(Group(self.module, jobs))
-            self._count(len(jobs))
         except torch.OutOfMemoryError:
             half = len(jobs) // 2
             self.batch_size = max(1, self._drawn() + half)

@@ -25,6 +25,8 @@ def load_pretrained(
     import transformers
     from transformers import dynamic_module_utils
 
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()  # weights load in a moment
     # transformers asks on standard input whether to run the code of a nested model, such as an
     # image encoder; a timeout of 0 means no.
     asks = dynamic_module_utils.TIME_OUT_REMOTE_CODE
@@ -43,6 +45,8 @@ def load_pretrained(
         raise UserError(f"{what}: {source!r} cannot be loaded: {reason}") from error
     finally:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = asks
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
     return tokenizer, model.eval().requires_grad_(False)
 
 

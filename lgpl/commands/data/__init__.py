@@ -1,8 +1,7 @@
 """`lgpl data`: shards made, counted, shown and checked."""
 
-from jsonargparse import ArgumentParser
-
 from lgpl.commands.data import check, index, pack, show
+from lgpl.commands.parsing import ArgumentParser
 from lgpl.data.store import Store
 
 COMMANDS = {

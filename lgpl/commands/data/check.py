@@ -11,18 +11,19 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from lgpl.commands.data.members import causes_of, faults, is_pickle, is_read, names
 from lgpl.commands.data.processes import SECONDS_HELP, in_processes, sample
-from lgpl.commands.parsing import require_positive
+from lgpl.commands.parsing import ArgumentParser, require_positive
 from lgpl.data.decode import Shapes, check_shapes
 from lgpl.data.index import named, statistics
 from lgpl.data.members import BadSample
 from lgpl.data.shards import Shard
 from lgpl.data.store import Store
 from lgpl.data.watch import SECONDS
+from lgpl.progress import Bar
 
 # Ends the cause where both samples are of one shard.
 UNSORTED = " of its shard: members of a sample must follow each other, as tar --sort=name does it"
@@ -55,7 +56,7 @@ def run(options: Namespace) -> None:
 
     work = functools.partial(check_shard, store=store)
     reports = in_processes(work, list(shards.items()), options.workers, options.sample_seconds)
-    for path, report in zip(tqdm(shards, unit="shard"), reports, strict=True):
+    for path, report in zip(Bar(shards, unit="shard"), reports, strict=True):
         for key, cause in report.damage:
             log(path, key, cause)
         for name, shapes in report.shapes.items():

@@ -4,8 +4,9 @@ shards are named, and exit status 1 says that there are some."""
 import sys
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from lgpl.commands.parsing import ArgumentParser
 from lgpl.data.index import counted, named, write_index
 from lgpl.data.store import Store
 from lgpl.errors import UserError, as_user_error

@@ -13,15 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
-from tqdm import tqdm
+from jsonargparse import Namespace
 
 from lgpl.atomic import remove_partials, write_text
 from lgpl.commands.data import sources
 from lgpl.commands.data.members import by_cause, faults
 from lgpl.commands.data.processes import SECONDS_HELP, in_processes, sample
 from lgpl.commands.data.sources import ImageFile, Skipped, Source
-from lgpl.commands.parsing import require_positive
+from lgpl.commands.parsing import ArgumentParser, require_positive
 from lgpl.data.classes import CLASSES
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.members import BadSample
@@ -30,6 +29,7 @@ from lgpl.data.store import Store
 from lgpl.data.watch import SECONDS
 from lgpl.data.writer import ShardWriter, clean_key, remove_left
 from lgpl.errors import UserError
+from lgpl.progress import Bar
 
 RECORD = ".pack.json"  # identifies the plan whose shards these are
 
@@ -183,7 +183,7 @@ def pack(plan: list[Planned], workers: int, seconds: float) -> tuple[dict[Path, 
     done, skipped, several = {}, [], 0
     total = sum(len(shard.samples) for shard in missing)
     packed = in_processes(pack_shard, missing, workers, seconds)
-    with tqdm(total=total, unit="image", disable=not missing) as bar:
+    with Bar(total=total, unit="image", disable=not missing) as bar:
         for shard, made in zip(missing, packed, strict=True):
             done[shard.path] = made.samples
             skipped += made.skipped

@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from lgpl.commands.data.members import by_cause, causes_of, faults, is_read, names
-from lgpl.commands.parsing import require_positive
+from lgpl.commands.parsing import ArgumentParser, require_positive
 from lgpl.data import members
 from lgpl.data.codecs import open_header, open_image
 from lgpl.data.index import named
@@ -23,6 +22,7 @@ from lgpl.data.shards import Shard
 from lgpl.data.store import Store
 from lgpl.errors import UserError
 from lgpl.image_files import grid, image_path, save
+from lgpl.progress import Bar
 
 OPENED = 32  # shards at the most; a remote one is fetched whole
 WIDTH = 22  # characters of a row's name
@@ -48,7 +48,7 @@ def run(options: Namespace) -> None:
     summary, tiles = Summary(), []
     summary.broken += [(shard.path, f"shard: {shard.damage}") for shard in shards if shard.damage]
     shown = set(_evenly(range(len(places)), IMAGES))
-    for number, (shard, place) in enumerate(tqdm(places, unit="sample", leave=False)):
+    for number, (shard, place) in enumerate(Bar(places, unit="sample", leave=False)):
         try:
             raw = shard[place]
         except BadSample as error:

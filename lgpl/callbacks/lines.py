@@ -1,0 +1,69 @@
+"""What Lightning tells of a run, for a log file: lines, without codes of a terminal."""
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+
+from lgpl.progress import SECONDS, SHARE
+
+
+class LineProgress(ProgressBar):
+    """A line after a tenth of an epoch, or a minute, with the metrics that a bar would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown, self._said, self._said_at = True, 0.0, time.monotonic()
+
+    def disable(self) -> None:
+        self._shown = False
+
+    def enable(self) -> None:
+        self._shown = True
+
+    def _tell(self, what: str, done: int, total: float, more: str = "") -> None:
+        known = math.isfinite(total) and total > 0
+        share, now = done / total if known else 0.0, time.monotonic()
+        if share < self._said:  # another epoch
+            self._said = 0.0
+        if share >= self._said + SHARE - 1e-9 or now >= self._said_at + SECONDS:
+            self._said, self._said_at = share, now
+            of = f" of {total:.0f} ({share:.0%})" if known else ""
+            if self._shown:
+                print(f"{what}: {done}{of} batches{more}", flush=True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        found = self.get_metrics(trainer, pl_module)
+        said = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
+        more = "".join(f", {one}" for one in said)
+        self._tell(f"epoch {trainer.current_epoch}", batch_idx + 1, self.total_train_batches, more)
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *at: int
+    ) -> None:
+        self._tell("predict", at[0] + 1, self.total_predict_batches_current_dataloader)
+
+
+class ParameterCounts(ModelSummary):
+    """The parts of a model and their parameters; Lightning's own counts no FLOPs, and says 0."""
+
+    @staticmethod
+    def summarize(
+        summary_data: list[tuple[str, list[str]]],
+        total_parameters: int,
+        trainable_parameters: int,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        columns = dict(summary_data)
+        names, kinds = columns["Name"], columns["Type"]
+        counts = columns.get("Params") or columns["Params per Device"]
+        for name, kind, count in zip(names, kinds, counts, strict=True):
+            if count.strip() != "0":
+                print(f"{name:<16}{kind:<20}{count:>10}")
+        trained = f"{trainable_parameters:,} are trained"
+        print(f"{total_parameters:,} parameters, {trained}", flush=True)

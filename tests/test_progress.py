@@ -1,0 +1,21 @@
+"""A progress bar in a log file is a plain line now and then."""
+
+from __future__ import annotations
+
+import io
+
+from lgpl.progress import Bar
+
+
+def test_lines_in_a_log_file() -> None:
+    log = io.StringIO()
+    for _ in Bar(range(100), desc="x", unit="image", file=log, mininterval=0, miniters=1):
+        pass
+    bar = Bar(total=10, unit="image", file=log, mininterval=0)
+    bar.update(3)
+    Bar.write("an error", file=log)
+    bar.close()
+    lines = log.getvalue().splitlines()
+    assert "\r" not in log.getvalue() and lines[0] == "x: 10 of 100 (10%) images"
+    assert 9 <= len(lines) - 2 <= 10
+    assert lines[-2:] == ["3 of 10 (30%) images", "an error"]
