@@ -312,6 +312,7 @@ def fit(case: Case, one: Trained, **changes: Any) -> tuple[str, ...]:
     config = yaml.safe_load(Path(one.config("generator")).read_text())
     config["model"]["init_args"]["transformer"] = case.transformer
     config["model"]["init_args"] |= changes
+    config["trainer"]["logger"]["init_args"]["name"] = "wrong"
     write(one.config("wrong"), config)
     return ("fit", "-c", one.config("wrong"), "--trust", "tests")
 

@@ -45,7 +45,7 @@ class LineProgress(ProgressBar):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *at: int
     ) -> None:
-        self._tell("predict", at[0] + 1, self.total_predict_batches_current_dataloader)
+        self._tell("predict", at[0] + 1, sum(trainer.num_predict_batches))
 
 
 class ParameterCounts(ModelSummary):

@@ -12,6 +12,7 @@ from webdataset import TarWriter
 from lgpl.atomic import ENDING, PartialFile, remove_partials
 
 FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no name in UTF-8 holds the last
+HIDDEN = re.compile(r"^\.")
 DRIVE = re.compile(r"^([A-Za-z]):")
 # A file name has 255 bytes at most, a path on Linux 4096.
 LONGEST_PART, LONGEST_KEY, LONGEST_EXTENSION = 200, 1000, 50
@@ -81,9 +82,10 @@ def remove_left(paths: Sequence[Path]) -> None:
 def clean_key(key: str) -> str:
     """The key as a path that stays below the folder it is unpacked into, and reads back as it is.
     What leads elsewhere, what no file name holds, and dots in the last part, where a key ends with
-    the first, become `_`; a key too long for a path becomes its end and a digest."""
+    the first, become `_`, as does the dot of a hidden file; a key too long for a path becomes its
+    end and a digest."""
     *folders, last = ("_" if part == ".." else FORBIDDEN.sub("_", part) for part in key.split("/"))
-    folders = [part for part in folders if part not in ("", ".")]
+    folders = [HIDDEN.sub("_", part) for part in folders if part not in ("", ".")]
     cleaned = DRIVE.sub(r"\1_", "/".join([*folders, last.replace(".", "_") or "_"]))
     encoded = cleaned.encode()
     if len(encoded) > LONGEST_KEY or max(map(len, encoded.split(b"/"))) > LONGEST_PART:

@@ -41,7 +41,7 @@ class Metrics:
             "lgpl_request_seconds", "Seconds of an answered request.", buckets=SECONDS, **own
         )
         self.batch = Histogram(
-            "lgpl_batch_images", "Images of a batch.", buckets=[2**i for i in range(9)], **own
+            "lgpl_batch_images", "Images that began together.", buckets=[2**i for i in range(9)], **own
         )
         self.waiting = Gauge("lgpl_waiting_images", "Images in the queue.", **own)
 

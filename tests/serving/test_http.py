@@ -98,7 +98,7 @@ def test_many_users_at_once(server: Server) -> None:
         server.metric(f"lgpl_batch_images_{part}") - was
         for part, was in zip(("sum", "count"), before, strict=True)
     )
-    assert images == 24 and batches <= 7  # the first may have been alone
+    assert images == 24 and batches <= 13  # one seat is free again before the others
 
 
 def test_random_seed_is_returned(server: Server) -> None:
