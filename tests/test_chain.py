@@ -238,7 +238,7 @@ def test_stage_2_starts_from_stage_1_with_a_larger_grid(chain: Chain, tmp_path: 
 
 def test_sample(chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red car\n\na blue car\n")
+    prompts.write_text("a red car\na blue car\n")
 
     def draw(out: str, *options: str) -> bytes:
         path = tmp_path / out
