@@ -1,4 +1,5 @@
-"""Recipes and emoji that come with lgpl: in the root of a clone, or inside an installed wheel."""
+"""Recipes, emoji and a model of them that come with lgpl: in the root of a clone, or inside an
+installed wheel."""
 
 import glob
 import itertools
@@ -11,6 +12,7 @@ from lgpl.errors import UserError, nearest
 _PACKAGE = Path(__file__).parent
 ROOT = _PACKAGE / "share" if (_PACKAGE / "share").is_dir() else _PACKAGE.parent
 CONFIGS = ROOT / "configs"
+EMOJI = "emoji"  # the model, wherever a checkpoint is named
 
 
 def configs() -> Iterator[str]:
@@ -33,6 +35,13 @@ def config(path: str) -> str:
         f"-c {path}: no such file, and no recipe of that name"
         f"{nearest(path.removeprefix('configs/'), configs()) or '; `lgpl configs` lists them.'}"
     )
+
+
+def checkpoint(path: str | Path, kind: str | None) -> Path:
+    """The checkpoint of that name: the user's own, or else a part of the model that comes along."""
+    if str(path) != EMOJI or Path(path).exists():
+        return Path(path)
+    return ROOT / "data/emoji/model" / (kind or "generator")
 
 
 def shards(pattern: str) -> list[str]:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lgpl import shipped
 from lgpl.atomic import atomic_folder, remove_partials
 from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
 from lgpl.errors import UserError, as_user_error
@@ -58,9 +59,10 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
-    """A checkpoint in any of the three forms, whose weights stay on disk until they are asked for;
-    raises UserError where there is none, or, with a `kind`, one of the other."""
-    path = Path(path)
+    """A checkpoint in any of the three forms, or `emoji`, the one that comes with lgpl; its weights
+    stay on disk until they are asked for. Raises UserError where there is none, or, with a `kind`,
+    one of the other."""
+    path = shipped.checkpoint(path, kind)
     content: Any  # with the entry `lgpl`
     read: Callable[[], Any]  # the state dict of the module, or of the model alone
     if is_exported(path):
@@ -73,7 +75,8 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     elif path.is_file():
         content, read = load_tensors(path), lambda: content["state_dict"]
     else:
-        raise UserError(f"{path}: no such checkpoint; give a .ckpt file or the folder of a run.")
+        known = f"a .ckpt file, the folder of a run, or {shipped.EMOJI}"
+        raise UserError(f"{path}: no such checkpoint; give {known}.")
     entry: Any = content.get("lgpl") if isinstance(content, dict) else None
     found = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(found, str) or found not in MODEL:

@@ -4,12 +4,14 @@ without optimizer and discriminator."""
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lgpl.atomic import atomic_file, remove_partials
-from lgpl.checkpoints import add_trust, read_checkpoint, write_checkpoint
+from lgpl.checkpoints import Checkpoint, add_trust, read_checkpoint, write_checkpoint
 from lgpl.checkpoints.released.llamagen import to_llamagen
 from lgpl.commands.parsing import ArgumentParser
 from lgpl.errors import UserError, as_user_error
+from lgpl.inference import DTYPES
 
 
 def parser() -> ArgumentParser:
@@ -17,6 +19,8 @@ def parser() -> ArgumentParser:
     p.add_argument("checkpoint", help=".ckpt file, folder of a sharded run, or lgpl's own folder")
     p.add_argument("--out", required=True, help="folder, or .pt file for LlamaGen")
     p.add_argument("--format", choices=["lgpl", "llamagen"], default="lgpl", help="whose form")
+    dtype = "of the weights; their own by default, and bf16 takes half of float32's place"
+    p.add_argument("--dtype", choices=list(DTYPES), help=dtype)
     add_trust(p)
     return p
 
@@ -27,9 +31,12 @@ def main(args: list[str]) -> None:
     if for_llamagen != (out.suffix == ".pt"):
         wanted = "a .pt file for --format llamagen and a folder for lgpl"
         raise UserError(f"--out must be {wanted}, got {out}")
+    if for_llamagen and options.dtype:
+        raise UserError("--dtype: LlamaGen's own code loads float32; leave it out.")
     checkpoint = read_checkpoint(options.checkpoint)
+    dtype = options.dtype and getattr(torch, DTYPES[options.dtype])
     if not for_llamagen:
-        write_checkpoint(out, checkpoint.kind, checkpoint.described(), checkpoint.weights())
+        write_checkpoint(out, checkpoint.kind, checkpoint.described(), _weights(checkpoint, dtype))
     else:
         content = to_llamagen(checkpoint, options.trust)
         with as_user_error(f"--out: {out} cannot be written", OSError, RuntimeError):
@@ -38,3 +45,8 @@ def main(args: list[str]) -> None:
             with atomic_file(out) as file:
                 torch.save(content, file)
     print(f"{out}: the {checkpoint.kind} of {checkpoint.path}")
+
+
+def _weights(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    weights = checkpoint.weights()
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}

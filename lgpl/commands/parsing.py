@@ -6,12 +6,12 @@ import inspect
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
 from jsonargparse import Namespace
 
+from lgpl import shipped
 from lgpl.checkpoints.trust import add_trust
 from lgpl.errors import UserError, nearest
 from lgpl.generator.sampling import Sampling
@@ -109,9 +109,10 @@ def flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
-def add_generator(parser: ArgumentParser) -> None:
+def add_generator(parser: ArgumentParser, default: str | None = None) -> None:
     """The checkpoint, and where it runs."""
-    parser.add_argument("--checkpoint", required=True, help="checkpoint of a generator")
+    what = f"checkpoint of a generator, or {shipped.EMOJI}: the one that comes with lgpl"
+    parser.add_argument("--checkpoint", required=default is None, default=default, help=what)
     parser.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
     add_trust(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -140,7 +141,7 @@ def settings(
 
     return {
         "checkpoint": options.checkpoint,
-        "modified": newest(Path(options.checkpoint)),
+        "modified": newest(shipped.checkpoint(options.checkpoint, "generator")),
         "tokenizer": options.tokenizer,
         "images": len(prompts),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),

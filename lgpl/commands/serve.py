@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from lgpl import shipped
 from lgpl.commands import parsing
 from lgpl.errors import UserError
 from lgpl.inference import DTYPES
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def parser() -> parsing.ArgumentParser:
     p = parsing.ArgumentParser(prog="lgpl serve", description=__doc__)
-    parsing.add_generator(p)
+    parsing.add_generator(p, shipped.EMOJI)
     p.add_argument("--name", help="the model's name in the API; the run's by default")
     p.add_argument("--any-model", action="store_true", help="let requests name any model")
     host = "address to listen at, 0.0.0.0 for all; one that other machines reach needs a token"

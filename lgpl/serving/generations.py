@@ -40,9 +40,9 @@ class Metrics:
         self.seconds = Histogram(
             "lgpl_request_seconds", "Seconds of an answered request.", buckets=SECONDS, **own
         )
-        self.batch = Histogram(
-            "lgpl_batch_images", "Images that began together.", buckets=[2**i for i in range(9)], **own
-        )
+        sizes = [2**i for i in range(9)]
+        said = "Images that began together."
+        self.batch = Histogram("lgpl_batch_images", said, buckets=sizes, **own)
         self.waiting = Gauge("lgpl_waiting_images", "Images in the queue.", **own)
 
     def count(self, status: int, begun: float) -> None:

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, read_checkpoint
+from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, is_exported, read_checkpoint
 from lgpl.checkpoints.trust import only_trusted
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
@@ -64,9 +64,15 @@ class TrainingModule(Described, pl.LightningModule):
     def beside_checkpoint(self, path: str) -> str:
         """A path in the config of `checkpoint`, which is relative to where one stood in training:
         from here, or else from a folder above the checkpoint, such as the root of the run."""
-        if self.checkpoint is None or Path(path).is_absolute() or Path(path).exists():
+        if self.checkpoint is None:
             return path
         parts = Path(path).parts
+        # Where both were exported, the run of that name is a folder beside this one.
+        run = self.checkpoint.absolute().parent.joinpath(*parts[-3:-2])
+        if is_exported(self.checkpoint) and is_exported(run):
+            return str(run)
+        if Path(path).is_absolute() or Path(path).exists():
+            return path
         # Of a run that was moved the first folders are others. Its last three have the name of the
         # part, such as tokenizer/checkpoints/last.ckpt: fewer would be the checkpoint itself.
         ends = [Path(*parts[i:]) for i in range(max(1, len(parts) - 2))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor
 from lgpl.checkpoints import read_checkpoint
 from lgpl.cli import main
 from lgpl.data.shards import expand
+from lgpl.training import load_module
 from tests.conftest import (
     ROOT,
     TINY,
@@ -40,6 +42,36 @@ def exported(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Chain:
         main(["export", getattr(chain, name), "--out", str(folder / name)])
     paths = [str(folder / name) for name in ("tokenizer", "stage1", "stage2")]
     return Chain(folder, paths[0], chain.codes, paths[1], paths[2])
+
+
+def test_weights_in_bf16_are_the_rounded_ones(
+    chain: Chain, exported: Chain, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    main(["export", chain.stage2, "--out", str(tmp_path / "half"), "--dtype", "bf16"])
+    weights = load_file(f"{exported.stage2}/model.safetensors")
+    half = load_file(tmp_path / "half/model.safetensors")
+    assert {t.dtype for t in half.values()} == {torch.bfloat16}
+    assert equal(half, {name: tensor.bfloat16() for name, tensor in weights.items()})
+    files = [tmp_path / "half/model.safetensors", Path(exported.stage2, "model.safetensors")]
+    small, large = (path.stat().st_size for path in files)
+    assert small < 0.55 * large
+    assert read_checkpoint(tmp_path / "half").kind == "generator"
+    said = fails("export", chain.stage2, "--out", "a.pt", "--format", "llamagen", "--dtype", "bf16")
+    assert said == "--dtype: LlamaGen's own code loads float32; leave it out."
+
+
+def test_an_exported_tokenizer_is_found_beside_the_generator(
+    exported: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tokenizer", "stage2"):
+        shutil.copytree(exported.folder / name, tmp_path / "model" / name)
+    # Also where a run of the same name lies: it may have been trained anew.
+    config = read_checkpoint(exported.stage2).described()
+    run = tmp_path / config["init_args"]["tokenizer"]
+    monkeypatch.chdir(tmp_path)
+    module = load_module("model/stage2", "generator")
+    assert module.beside_checkpoint(str(run)) == str(tmp_path / "model/tokenizer")
+    main(["sample", "--checkpoint", "model/stage2", "--prompt", "a", "--out", "a.png"])
 
 
 def state(checkpoint: str, part: str, key: str = "state_dict") -> dict[str, Tensor]:

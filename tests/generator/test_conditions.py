@@ -101,7 +101,7 @@ def test_names_and_classes_are_as_many() -> None:
     with pytest.raises(UserError) as told:
         named(NAMES, 5)
     assert str(told.value) == "condition.names: there are 4, but num_classes is 5."
-    with pytest.raises(UserError, match="condition.num_classes is not set; give it, names, or data"):
+    with pytest.raises(UserError, match="num_classes is not set; give it, names, or data"):
         ClassCondition(DIM)
 
 

@@ -44,6 +44,7 @@ class VLLMEngine(Engine):
         trust: Sequence[str] = (),
     ) -> None:
         checkpoint = read_checkpoint(folder, "generator")
+        folder = checkpoint.path
         if not is_exported(folder):
             how = f"`lgpl export {folder} --out FOLDER` does it."
             raise UserError(f"--checkpoint must be exported for vLLM, got {folder}; {how}")
