@@ -60,7 +60,7 @@ def samples(shards: dict[str, dict[str, dict[str, bytes]]]) -> list[dict[str, by
 
 
 def test_folder_holds_the_shards_and_the_licence_in_under_3_mb() -> None:
-    files = sorted(EMOJI.iterdir())
+    files = sorted(path for path in EMOJI.iterdir() if path.is_file())
     assert [file.name for file in files] == ["LICENSE", *SHARDS]
     assert sum(file.stat().st_size for file in files) < 3_000_000
 
@@ -126,6 +126,23 @@ def test_a_known_emoji_is_its_image_on_white(
     assert min(image.getpixel((0, 0))) > 245
     red, green, blue = image.getpixel((32, 12))
     assert red > 200 and green > 150 and blue < 120
+
+
+def test_further_captions_are_phrases_of_label_and_tags(
+    tmp_path: Path, shards: dict[str, dict[str, dict[str, bytes]]]
+) -> None:
+    result = run_recipe("emoji_captions.py", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    for name, shard in shards.items():
+        with tarfile.open(tmp_path / name.removesuffix(".gz")) as tar:
+            names = tar.getnames()
+            pizza = "1f355.e.txt"
+            if pizza in names:
+                content = tar.extractfile(pizza)
+                assert content is not None and content.read() == b"a slice of pizza"
+        kinds = (*shard[next(iter(shard))], *(f"{letter}.txt" for letter in "abcde"))
+        assert names == [f"{key}.{kind}" for key in shard for kind in kinds]
+    assert any("1f355" in shard for shard in shards.values())
 
 
 @pytest.mark.parametrize("resolution", ["300", "15", "0", "-64"])
