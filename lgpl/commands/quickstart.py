@@ -130,23 +130,29 @@ def measure(out: Path) -> dict[str, Any]:
         usage.update(batch["codes"])
     metrics["codebook_usage"] = usage.compute()["usage"].item()
 
+    generator = load_generator(str(checkpoint), str(tokenizer_path), "cpu")
+    metrics |= retrieval(generator)
+    shown = [caption for caption in SHOWN if caption in read_prompts(TRAIN)]
+    save(grid(_draw(generator, shown), shown, columns=8, tile=96), out / "samples.png")
+    return metrics
+
+
+def retrieval(generator: GeneratorModule) -> dict[str, float]:
+    """How many images of training prompts are among the nearest to the prompt's own emoji. What the
+    tokenizer's reconstructions reach is what a perfect generator could have."""
     captions = read_prompts(TRAIN)
     images = torch.cat([*open_images(TRAIN, (IMAGE_SIZE, IMAGE_SIZE)).batches(32)])
     target = random.Random(0).sample(range(len(captions)), RETRIEVAL_PROMPTS)
-    generator = load_generator(str(checkpoint), str(tokenizer_path), "cpu")
     made = _draw(generator, [captions[i] for i in target])
     with torch.inference_mode():
-        rebuilt = tokenizer(normalize(images[target])).clamp(-1, 1)
-    # What the tokenizer's own reconstructions reach is what a perfect generator could have.
+        rebuilt = generator.tokenizer(normalize(images[target])).clamp(-1, 1)
     extractor = EfficientNetLite0(IMAGE_SIZE)
     parts = Bar(normalize(images).split(32), desc="features")
     real = torch.cat([extractor(part) for part in parts])
-    for name, drawn in ((NAME, made), (f"{NAME}_of_reconstructions", rebuilt)):
-        features = extractor(drawn)
-        metrics[name] = retrieval_accuracy(features, real, torch.tensor(target), RETRIEVAL_K)
-    shown = [caption for caption in SHOWN if caption in captions]
-    save(grid(_draw(generator, shown), shown, columns=8, tile=96), out / "samples.png")
-    return metrics
+    return {
+        name: retrieval_accuracy(extractor(drawn), real, torch.tensor(target), RETRIEVAL_K)
+        for name, drawn in ((NAME, made), (f"{NAME}_of_reconstructions", rebuilt))
+    }
 
 
 def _validate(module: pl.LightningModule, data: ShardDataModule) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lgpl.codes import CodeLayout, to_image_size
-from lgpl.data.decode import Field, SampleDecoder
+from lgpl.data.decode import Field, Fit, SampleDecoder
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
@@ -40,6 +40,8 @@ class ShardDataModule(pl.LightningDataModule):
         fields: what the model reads: image, caption, class, codes, text (features).
         image_size: side of the crop, or its height and width, pixels; multiples of the tokenizer's
             downsampling.
+        fit: `crop` scales an image to cover `image_size` and cuts off what is left; `pad` scales it
+            to lie inside, on white, and augments by flips alone.
         augment: random crops and flips in training; validation always takes the centre.
         flip: flip half of the augmented images.
         captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
@@ -75,6 +77,7 @@ class ShardDataModule(pl.LightningDataModule):
         predict: str | list[str] | None = None,
         fields: tuple[Field, ...] = ("image",),
         image_size: int | tuple[int, int] = 256,
+        fit: Fit = "crop",
         augment: bool = True,
         flip: bool = True,
         captions: dict[str, float] | None = None,
@@ -97,7 +100,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.patterns = {"train": train, "val": val, "test": test, "predict": predict}
         self.fields, self.ten_crop = list(fields), list(ten_crop)
         self.image_size = to_image_size(image_size, "data.image_size")
-        self.augment, self.flip, self.filter = augment, flip, filter
+        self.fit, self.augment, self.flip, self.filter = fit, augment, flip, filter
         self.captions = captions or {"txt": 1.0}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.global_batch, self.epoch_samples = global_batch, epoch_samples
@@ -111,6 +114,8 @@ class ShardDataModule(pl.LightningDataModule):
             raise UserError(f"data.sample_seconds: {sample_seconds} is below 0.")
         if min(self.captions.values()) < 0 or not sum(self.captions.values()):
             raise UserError("data.captions: weights are at least 0, and one is more.")
+        if fit == "pad" and ten_crop:
+            raise UserError("data.ten_crop: its views are crops; data.fit must be crop, got pad.")
         if isinstance(train, dict) and (not train or min(train.values()) <= 0):
             raise UserError("data.train: weights of data sets are above 0.")
         self.shards: dict[str, list[str]] = {}
@@ -285,6 +290,7 @@ class ShardDataModule(pl.LightningDataModule):
             self.image_size,
             augment=self.augment and training,
             flip=self.flip,
+            fit=self.fit,
             captions=self.captions,
             ten_crop=self.ten_crop if split == "predict" else (),
             filter=self.filter,

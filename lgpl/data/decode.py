@@ -20,6 +20,7 @@ from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, gu
 from lgpl.text.encoder import left_pad
 
 Field = Literal["image", "caption", "class", "codes", "text"]
+Fit = Literal["crop", "pad"]
 Sample = dict[str, Any]
 Shapes = dict[str, str]  # what has a shape -> the shape, both in the words of messages
 
@@ -38,6 +39,7 @@ class SampleDecoder:
     # captions, and of several crops' codes, instead of the first.
     augment: bool = False
     flip: bool = True
+    fit: Fit = "crop"  # or `pad`: the whole image on white, where it is no square, say
     # Members that hold a caption (`txt`, `short.txt`, `json:KEY`): how often each is taken.
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
     ten_crop: Sequence[float] = ()  # without `augment`: ten views at each of these scales, not one
@@ -130,9 +132,15 @@ class SampleDecoder:
 
     def _image(self, data: bytes, rng: random.Random) -> Tensor:
         if self.augment:
-            pixels = transforms.to_uint8(transforms.random_crop(data, self.image_size, rng))
+            if self.fit == "pad":
+                image = transforms.pad(open_image(data), self.image_size)
+            else:
+                image = transforms.random_crop(data, self.image_size, rng)
+            pixels = transforms.to_uint8(image)
             return pixels.flip(-1) if self.flip and rng.random() < 0.5 else pixels
         image = open_image(data)
+        if self.fit == "pad":
+            return transforms.to_uint8(transforms.pad(image, self.image_size))
         if not self.ten_crop:
             return transforms.to_uint8(transforms.center_crop(image, self.image_size))
         views = [transforms.ten_crops(image, self.image_size, scale) for scale in self.ten_crop]

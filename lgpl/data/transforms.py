@@ -34,6 +34,19 @@ def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
     return whole.crop((left, top, left + width, top + height))
 
 
+def pad(image: Image.Image, size: ImageSize) -> Image.Image:
+    """The whole image, scaled to fit into `size` (height, width), in the middle of white."""
+    height, width = size
+    scale = min(width / image.width, height / image.height)
+    inside = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    while image.width >= 2 * inside[0] and image.height >= 2 * inside[1]:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    padded = Image.new("RGB", (width, height), "white")
+    corner = (width - inside[0]) // 2, (height - inside[1]) // 2
+    padded.paste(image.resize(inside, Image.Resampling.BICUBIC), corner)
+    return padded
+
+
 def ten_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.Image]:
     """The views that LlamaGen takes codes from (arXiv 2406.06525; its `extract_codes_c2i.py`, with
     `TEN_CROP_SCALES`): top left, top right, bottom left, bottom right, centre, then the same

@@ -30,6 +30,7 @@ def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> 
         "dtype": CODE_TYPES[tokenizer.codebook_size > 2**16],
         "image_size": list(data.image_size),
         "ten_crop": data.ten_crop,
+        **({"fit": data.fit} if data.fit != "crop" else {}),  # which older shards do not name
         "text_encoder": encoder and encoder.name,
         "text_features": encoder and encoder.width,
         "text_length": encoder and encoder.max_length,

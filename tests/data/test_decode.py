@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 
 from lgpl.codes import CodeLayout
+from lgpl.data import ShardDataModule
 from lgpl.data.codecs import open_image
 from lgpl.data.decode import BadSample, Field, SampleDecoder, collate
 from lgpl.data.transforms import center_crop, normalize, to_image, to_uint8
+from lgpl.errors import UserError
 from lgpl.text.encoder import left_pad
 from tests.shards import image_bytes
 
@@ -37,6 +39,26 @@ def test_image_is_the_centre(kind: str) -> None:
     image = decode(["image"], {kind.replace("jpeg", "jpg"): data})["image"]
     assert image.shape == (3, 16, 16) and image.dtype == torch.uint8
     assert torch.equal(image, to_uint8(center_crop(open_image(data), (16, 16))))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("size", [(64, 16), (16, 64), (5, 40), (16, 16)])
+def test_image_is_whole_on_white(size: tuple[int, int], augment: bool) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (200, 0, 0)).save(buffer, "png")
+    image = decode(["image"], {"png": buffer.getvalue()}, fit="pad", augment=augment)["image"]
+    assert image.shape == (3, 16, 16)
+    width, height = (round(side * 16 / max(size)) for side in size)
+    left, top = (16 - width) // 2, (16 - height) // 2
+    expected = torch.full((3, 16, 16), 255, dtype=torch.uint8)
+    expected[0, top : top + height, left : left + width] = 200
+    expected[1:, top : top + height, left : left + width] = 0
+    assert torch.equal(image, expected)
+
+
+def test_views_are_crops() -> None:
+    with pytest.raises(UserError, match="must be crop, got pad"):
+        ShardDataModule(fit="pad", ten_crop=(1.1,))
 
 
 def test_transparent_is_white() -> None:
