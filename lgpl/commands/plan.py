@@ -8,6 +8,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lgpl.callbacks import EMA
+from lgpl.checkpoints.released.llamagen import differences
 from lgpl.commands.parsing import require_positive
 from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
@@ -54,6 +55,8 @@ class Plan(CommandLine):
         rows["FLOPs a step"] = f"{step.flops * batches / 1e12:,.4g} T"
         if step.cache:
             rows[f"KV cache of {SAMPLES}"] = f"{step.cache / GIB:.2f} GiB, sampling with guidance"
+        if unlike := differences(self.model):
+            rows["for LlamaGen"] = f"no export: it {' and '.join(unlike)}"
         spare = memory - used
         fits = f"fits, {spare:.1f} GiB to spare"
         verdict = fits if spare >= 0 else f"does NOT fit: {-spare:.1f} GiB too much"

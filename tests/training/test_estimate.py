@@ -139,14 +139,18 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     command += ["-c", "configs/trainer/fsdp.yaml"]
     recompute = "--model.init_args.transformer.init_args.activation_checkpointing"
     main([*command, "--gpus", "8", "--memory", "72"])
-    assert "fits, " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fits, " in said
+    assert "for LlamaGen      no export: it has prefix_rope identity, not zero" in said
     main([*command, "--gpus", "8", "--memory", "72", recompute, "false"])
     said = capsys.readouterr().out
     for line in ("parameters        1.44 GiB", "optimizer state   2.88 GiB", "gathered by FSDP"):
         assert line in said
     assert "3096.7M" in said and "147,456" in said and "does NOT fit" in said
-    main([*command, "--gpus", "8", "--memory", "141", "--data.batch_size", "4"])
-    assert "\nfits, " in capsys.readouterr().out
+    rope = ("--model.init_args.transformer.init_args.prefix_rope", "zero")
+    main([*command, "--gpus", "8", "--memory", "141", "--data.batch_size", "4", *rope])
+    said = capsys.readouterr().out
+    assert "\nfits, " in said and "for LlamaGen" not in said
 
 
 def test_mistakes_are_named(fails: Callable[..., str]) -> None:

@@ -23,6 +23,7 @@ from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.blocks import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
+from lgpl.training import TrainingModule
 from lgpl.training.build import build_described, build_module, one_sentence
 
 # Where a file keeps its weights, the averaged ones first; it may also be nothing but weights.
@@ -106,32 +107,44 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
     with one_sentence(checkpoint.path), torch.device("meta"):
         module = build_described(checkpoint, trust=trust)
         module.configure_model()
-    config = checkpoint.described()
     weights = _renamed(checkpoint.weights())
     source = f"{checkpoint.path} cannot be written for LlamaGen: it"
+    if unlike := differences(module):
+        raise UserError(f"{source} {' and '.join(unlike)}.")
     if isinstance(module, TokenizerModule):
-        quantizer = getattr(module.autoencoder, "quantizer", None)
-        if not isinstance(quantizer, VectorQuantizer) or not quantizer.l2_norm:
-            raise UserError(f"{source} has another quantizer than VectorQuantizer with l2_norm.")
         theirs = _tokenizer_config(weights, checkpoint.path)
     else:
-        assert isinstance(module, GeneratorModule)
-        model = module.model
-        if not isinstance(model, Transformer):
-            raise UserError(f"{source} is a {type(model).__name__}, not a Transformer.")
-        if model.prefix_rope != "zero":
-            raise UserError(f"{source} was trained with prefix_rope {model.prefix_rope}, not zero.")
-        for name in ("qk_norm", "target_positions"):
-            if config["init_args"]["transformer"]["init_args"].get(name):
-                raise UserError(f"{source} has {name}, which LlamaGen's model has not.")
-        layout = model.layout
-        if layout.rows != layout.columns or layout.depth > 1:
-            raise UserError(f"{source} has codes of {layout}, not a square of single ones.")
-        theirs = _generator_config(weights, checkpoint.path, None, layout.rows, model.heads)
+        model: Any = module.model
+        heads, rows = model.heads, model.layout.rows
+        theirs = _generator_config(weights, checkpoint.path, None, rows, heads)
     check_weights(_renamed(_state(theirs)), weights, source, "LlamaGen's model")
     if isinstance(module, TokenizerModule):
         weights[USAGE] = torch.zeros(65536)  # its loading is strict
     return {"model": weights}
+
+
+def differences(module: TrainingModule) -> list[str]:
+    """What a module, which may be on the meta device, has that LlamaGen's code does not know."""
+    if isinstance(module, TokenizerModule):
+        quantizer = getattr(module.autoencoder, "quantizer", None)
+        if isinstance(quantizer, VectorQuantizer) and quantizer.l2_norm:
+            return []
+        return ["has another quantizer than VectorQuantizer with l2_norm"]
+    assert isinstance(module, GeneratorModule)
+    model = module.model
+    if not isinstance(model, Transformer):
+        return [f"is a {type(model).__name__}, not a Transformer"]
+    unlike = []
+    if model.prefix_rope != "zero":
+        unlike.append(f"has prefix_rope {model.prefix_rope}, not zero")
+    if any("q_norm" in name for name, _ in model.named_parameters()):
+        unlike.append("has qk_norm, which LlamaGen's model has not")
+    if model.target is not None:
+        unlike.append("has target_positions, which LlamaGen's model has not")
+    layout = model.layout
+    if layout.rows != layout.columns or layout.depth > 1:
+        unlike.append(f"has codes of {layout}, not a square of single ones")
+    return unlike
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -203,16 +216,16 @@ def _generator_config(
         grid, heads, prefix_rope = _read_rope(rope, path, prefix, dim, grid)
     sizes = {(n, width): h for n, h, width in SIZES.values()}
     heads = heads or sizes.get((layers, dim))
+    sides = {int(side) // DOWNSAMPLING for side in re.findall(r"_(256|384|512)", path.stem)}
+    grid = grid or (sides.pop() if len(sides) == 1 else None)
+    missing = []
     if heads is None:
-        raise UserError(f"{path} ({layers} layers of {dim}) has unknown heads: give --heads.")
+        missing.append(f"--heads, unknown for {layers} layers of {dim}")
     if grid is None:
-        sides = {int(side) // DOWNSAMPLING for side in re.findall(r"_(256|384|512)", path.stem)}
-        if len(sides) != 1:
-            raise UserError(
-                f"{path} does not say the size of its images, neither in its name (_256, _384, "
-                "_512) nor inside: give --grid, the codes on a side (24 for 384 px)."
-            )
-        (grid,) = sides
+        where = "of which neither its name (_256, _384, _512) nor its content says anything"
+        missing.append(f"--grid, the codes on a side (24 for 384 px), {where}")
+    if heads is None or grid is None:
+        raise UserError(f"{path} needs {', and '.join(missing)}.")
     names = {size: name for name, size in SIZES.items()}
     transformer = _entry(
         "lgpl.generator.Transformer",

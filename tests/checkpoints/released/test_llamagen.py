@@ -200,8 +200,10 @@ def test_mistakes_are_named(fails: Callable[..., str], tmp_path: Path) -> None:
         return fails("import", str(tmp_path / name), "--out", str(tmp_path / "out"), *told)
 
     sized = ("--grid", "4", "--heads", "4")
-    assert "has unknown heads: give --heads" in run(state, "--grid", "4")
-    assert "give --grid, the codes on a side" in run(state, "--heads", "4")
+    assert "needs --heads, unknown for 3 layers of" in run(state, "--grid", "4")
+    assert "needs --grid, the codes on a side" in run(state, "--heads", "4")
+    said = run(state)
+    assert "needs --heads" in said and "and --grid" in said
     assert "--grid must be >= 1, got 0" in run(state, "--grid", "0")
     assert "no such file" in fails("import", "nowhere.pt", "--out", str(tmp_path / "out"))
     (tmp_path / "text.pt").write_text("hello")
