@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lgpl.cli import main
 from lgpl.codes import CodeLayout
@@ -196,7 +197,7 @@ def test_codes_of_another_tokenizer_are_refused(
 
 
 def test_validate_gives_the_metrics_of_the_checkpoint(chain: Chain, tmp_path: Path) -> None:
-    """The last validation of the fit that wrote it, to the last digit."""
+    """The last validation of the fit that wrote it, to the last digit, and at its step."""
     tokenizer = ["-c", "configs/tokenizer/emoji.yaml", *TINY_TOKENIZER, *TINY, *logs(tmp_path)]
     main(["validate", *tokenizer, "--ckpt_path", chain.tokenizer])
     generator = ["-c", "configs/generator/emoji_stage2.yaml", *TINY_GENERATOR, *TINY]
@@ -207,8 +208,11 @@ def test_validate_gives_the_metrics_of_the_checkpoint(chain: Chain, tmp_path: Pa
     )  # fmt: skip
     for stage, names in (("tokenizer", ("val/psnr", "val/lpips")), ("stage2", ("val/loss",))):
         fitted, found = scalars(chain.folder / stage), scalars(tmp_path / stage)
+        step = torch.load(getattr(chain, stage), weights_only=True)["global_step"]
+        events = EventAccumulator(str(tmp_path / stage)).Reload()
         for name in names:
             assert found[name] == pytest.approx(fitted[name], rel=1e-6)
+            assert step > 0 and [event.step for event in events.Scalars(name)] == [step]
 
 
 def test_generator_trains_on_images_through_the_frozen_tokenizer(

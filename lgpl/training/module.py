@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,10 @@ class TrainingModule(Described, pl.LightningModule):
         _forget_foreign_paths(checkpoint, self.trainer.ckpt_path if self._trainer else None)
         if "state_dict" in checkpoint:  # a sharded strategy has loaded the weights by itself
             check_weights(self.state_dict(), checkpoint["state_dict"], "The checkpoint")
+        if self._trainer is not None and self.trainer.state.fn in ("validate", "test"):
+            # So that what is measured is logged at the checkpoint's step, and not at 0.
+            with suppress(KeyError, TypeError, AttributeError):  # of a file without a run
+                self.trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
 
 
 def _forget_foreign_paths(checkpoint: dict[str, Any], resumed: str | Path | None) -> None:
