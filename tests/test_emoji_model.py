@@ -24,7 +24,7 @@ from lgpl.data.transforms import normalize, to_uint8
 from lgpl.inference import load_generator
 from lgpl.metrics import EfficientNetLite0
 from lgpl.metrics.images import open_images
-from lgpl.text.captions import read_prompts
+from lgpl.metrics.protocols import read_prompts
 from lgpl.tokenizer.module import CodebookUsage
 from tests.conftest import ROOT
 
@@ -103,7 +103,6 @@ def test_its_tokenizer_is_as_good_as_its_card_says() -> None:
     assert 100 * usage.compute()["usage"] == pytest.approx(promised("codebook usage, %"), abs=0.1)
 
 
-@pytest.mark.slow
 def test_its_images_are_found_by_their_prompts() -> None:
     found = quickstart.retrieval(load_generator("emoji", None, "cpu"))
     accuracy, possible = found["top5_retrieval"], found["top5_retrieval_of_reconstructions"]

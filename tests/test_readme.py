@@ -36,6 +36,7 @@ READMES = (
     "README.md",
     "configs/README.md",
     "data/README.md",
+    "data/emoji/model/README.md",
     "lgpl/checkpoints/README.md",
     "lgpl/inference/README.md",
     "lgpl/metrics/README.md",

@@ -28,13 +28,13 @@ def parser() -> parsing.ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = parsing.sampling_of(options)
+    parsing.sampling_of(options)  # a mistake is said before anything is loaded
     parsing.require_positive(options, "count")
     out = image_path(options.out)
     original = opened(options.image)
     device = usable_device(options.device)
     module = load_generator(options.checkpoint, options.tokenizer, device, trust=options.trust)
-    layout = module.model.layout
+    sampling, layout = parsing.sampling_of(options, module.sampling), module.model.layout
     if layout.rows == 1:
         raise UserError(f"The checkpoint draws codes of {layout}, which have no rows to keep.")
     kept = layout.rows // 2 if options.rows is None else options.rows

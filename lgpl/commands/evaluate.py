@@ -1,6 +1,7 @@
 """`lgpl evaluate`: metrics of a checkpoint, or of images made elsewhere, by a named protocol, with
 all they depend on."""
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -72,8 +73,8 @@ def _generation() -> parsing.ArgumentParser:
     parsing.add_sampling(p, skip=SWEPT)
     sweep = "see `lgpl sample`; several values are a sweep"
     for name in SWEPT:
-        value = getattr(Sampling(), name)
-        p.add_argument(parsing.flag(name), type=type(value), nargs="+", default=[value], help=sweep)
+        kind, own = type(getattr(Sampling(), name)), argparse.SUPPRESS  # the model's
+        p.add_argument(parsing.flag(name), type=kind, nargs="+", default=own, help=sweep)
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--npz", help="file for the images, from which an interrupted run continues")
     return p
@@ -202,9 +203,10 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
     prompts = list(itertools.islice(itertools.cycle(prompts), options.images))
     side = options.resize or module.image_size
     real, source = reference(options.reference, extractor, side, *kept)
-    sweep = list(itertools.product(*(options[name] for name in SWEPT)))
+    own = module.sampling
+    sweep = list(itertools.product(*(options.get(n) or [getattr(own, n)] for n in SWEPT)))
     for values in sweep:
-        sampling = parsing.sampling_of(options, **dict(zip(SWEPT, values, strict=True)))
+        sampling = parsing.sampling_of(options, own, **dict(zip(SWEPT, values, strict=True)))
         file = None
         if options.npz:
             path = Path(options.npz)

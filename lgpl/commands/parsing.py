@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -119,18 +119,22 @@ def add_generator(parser: ArgumentParser, default: str | None = None) -> None:
 
 
 def add_sampling(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
-    """An option for each field of `Sampling`, with dashes as the others have."""
+    """An option for each field of `Sampling`, with dashes as the others have; what is not given is
+    the model's own."""
     for name in parser.add_class_arguments(Sampling, skip=set(skip)):
         (action,) = (a for a in parser._actions if a.dest == name)
+        action.default = argparse.SUPPRESS
         action.option_strings = [flag(name)]
         parser._option_string_actions[flag(name)] = action
 
 
-def sampling_of(options: Namespace, **others: Any) -> Sampling:
-    """The chosen `Sampling`, with other values for some fields; raises a UserError."""
+def sampling_of(options: Namespace, own: Sampling = Sampling(), **others: Any) -> Sampling:
+    """The `Sampling` of a model's `own` and the given options, with other values for some fields;
+    raises a UserError."""
     if not 0 <= (seed := options.get("seed", 0)) < 2**63:
         raise UserError(f"--seed must be from 0 to 2**63 - 1, got {seed}")
-    return Sampling(**{field.name: options[field.name] for field in fields(Sampling)} | others)
+    given = {f.name: options[f.name] for f in fields(Sampling) if f.name in options}
+    return replace(own, **given | others)
 
 
 def settings(

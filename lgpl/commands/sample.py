@@ -34,7 +34,7 @@ def parser() -> parsing.ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = parsing.sampling_of(options)
+    parsing.sampling_of(options)  # a mistake is said before anything is loaded
     parsing.require_positive(options, "count", "balanced", "batch_size", "columns", "tile")
     many = options.out.endswith("/") or Path(options.out).is_dir()
     if options.balanced and (not many or options.label):
@@ -52,6 +52,7 @@ def main(args: list[str]) -> None:
     where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
     dtype = getattr(torch, inference.DTYPES[options.dtype])
     module = inference.load_generator(*where, dtype, options.int8, options.trust)
+    sampling = parsing.sampling_of(options, module.sampling)
     if options.balanced:
         every = module.model.condition.prompts()
         if every is None:

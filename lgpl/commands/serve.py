@@ -58,7 +58,7 @@ def parser() -> parsing.ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    sampling = parsing.sampling_of(options)
+    parsing.sampling_of(options)  # a mistake is said before anything is loaded
     for name in ("batch_size", "queue", "max_images", "timeout", "link_seconds"):
         if not 0 < (value := options[name]) < math.inf:
             raise UserError(f"{parsing.flag(name)} must be > 0 and finite, got {value}")
@@ -70,6 +70,7 @@ def main(args: list[str]) -> None:
     from lgpl.serving.server import run
 
     limits, engine = _limits(options), _engine(options)
+    sampling = parsing.sampling_of(options, engine.module.sampling)
     app = create_app(engine, options.name or model_name(options.checkpoint), sampling, limits)
     run(app, engine, options.host, options.port, options.timeout)
 

@@ -44,6 +44,7 @@ class GeneratorModule(TrainingModule):
         gradient_clip: largest norm of the gradient; 0 does not clip.
         compile: fuse the operations of each block by torch.compile; sampling stays as it is.
         decoder: draws codes; None is the model's own.
+        sampling: how commands and `lgpl.load` draw where nothing else is said.
     """
 
     kind = "generator"
@@ -61,6 +62,7 @@ class GeneratorModule(TrainingModule):
         gradient_clip: float = 1.0,
         compile: bool = False,
         decoder: Decoder | None = None,
+        sampling: Sampling = Sampling(),
     ) -> None:
         super().__init__()
         if isinstance(transformer, nn.Module):
@@ -71,7 +73,7 @@ class GeneratorModule(TrainingModule):
         self.tokenizer_path, self.init_from = tokenizer, init_from
         self.lr, self.muon_lr, self.betas, self.weight_decay = lr, muon_lr, betas, weight_decay
         self.schedule, self.gradient_clip = schedule, gradient_clip
-        self.compiled, self.own_decoder = compile, decoder
+        self.compiled, self.own_decoder, self.sampling = compile, decoder, sampling
         self.val_loss = MeanMetric()
         # Frozen and saved elsewhere, so no submodule: neither in checkpoints nor in DDP's buckets.
         self._tokenizer: list[TokenizerModule] = []

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from lgpl.errors import UserError
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
 from lgpl.generator.packing import int8_weights
-from lgpl.generator.sampling import Sampling
 from lgpl.inference import DTYPES
 from lgpl.inference.drawing import Abandoned, Drawer, Request, passed, requests_for
 from lgpl.tokenizer.module import TokenizerModule
@@ -124,12 +124,13 @@ class Generator:
         Args:
             seed: image i is drawn from `seed` + i, and is the one that `lgpl sample` makes.
             progress: called with the codes drawn so far and those of all images.
-            sampling: fields of `Sampling`: guidance, temperature, top_k, top_p, ...
+            sampling: fields of `Sampling`: guidance, temperature, top_k, top_p, ...; what is not
+                given is the model's own, `GeneratorModule.sampling`.
 
         Raises UserError where a prompt cannot be drawn, or an argument is out of range.
         """
         wanted = [prompts] if isinstance(prompts, str) else list(prompts)
-        requests = requests_for(wanted, Sampling(**sampling), seed)
+        requests = requests_for(wanted, replace(self.module.sampling, **sampling), seed)
         for prompt in wanted:
             self.module.model.condition.check(prompt)
         codes, total = self.module.model.layout.codes, len(requests)
@@ -148,7 +149,7 @@ class Generator:
 
         What is not drawn yet is grey. Leaving the loop ends the drawing.
         """
-        requests = requests_for([prompt], Sampling(**sampling), seed)
+        requests = requests_for([prompt], replace(self.module.sampling, **sampling), seed)
         self.module.model.condition.check(prompt)
         layout, left = self.module.model.layout, threading.Event()
         shown = layout.shown_at(partial)
