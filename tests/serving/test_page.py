@@ -84,6 +84,15 @@ def test_a_prompt_is_typed_and_the_images_appear(
 
 
 @needs_chromium
+def test_greedy_images_are_drawn_once(browser: Browser, tmp_path: Path) -> None:
+    """Where the likeliest codes are taken, every seed gives the same image."""
+    with serve(export(tmp_path), "--temperature", "0") as greedy:
+        with opened(browser, greedy.url, TOKEN) as page:
+            expect(page.locator("[name=temperature]")).to_have_value("0")
+            expect(page.locator("[name=n]")).to_have_value("1")
+
+
+@needs_chromium
 def test_an_empty_page_offers_an_example(browser: Browser, server: Server) -> None:
     """A click draws it; nothing that was refused is said to be under way."""
     with opened(browser, server.url, TOKEN, refused=True) as page:

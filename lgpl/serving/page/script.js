@@ -31,7 +31,8 @@ async function start() {
     `${model.name} · ${model.width} × ${model.height} pixels`;
   images.style.setProperty("--shape", `${model.width} / ${model.height}`);
   fields.n.max = model.images;
-  fields.n.value = Math.min(fields.n.value, model.images);
+  const wanted = model.defaults.temperature > 0 ? fields.n.value : 1; // or all seeds draw the same
+  fields.n.value = Math.min(wanted, model.images);
   images.classList.toggle("small", model.width <= SMALL);
   fields.prompt.maxLength = Math.min(model.prompt, model.longest ?? Infinity);
   document.getElementById("asks").textContent = model.label;
