@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -46,6 +48,37 @@ def test_it_draws_what_the_command_draws(models: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         for i, image in enumerate(images):
             assert np.array_equal(np.asarray(image), np.asarray(Image.open(out / f"{i:06d}.png")))
+
+
+def test_what_is_not_said_is_the_models_own(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A config's `sampling` holds for Python and the commands, option by option."""
+    for name in ("tokenizer", "classes"):
+        shutil.copytree(models / name, tmp_path / name)
+    config = tmp_path / "classes/config.json"
+    entry = json.loads(config.read_text())
+    entry["config"]["init_args"]["sampling"] = {"temperature": 0.0, "top_k": 5}
+    config.write_text(json.dumps(entry))
+    monkeypatch.chdir(tmp_path)
+
+    plain, own = opened(models / "classes"), opened(tmp_path / "classes")
+    (greedy,) = plain.draw("3", temperature=0.0)
+    (varied,) = plain.draw("3", top_k=5, temperature=2.0)
+    assert own.draw("3")[0].tobytes() == own.draw("3", seed=9)[0].tobytes() == greedy.tobytes()
+    assert own.draw("3", temperature=2.0)[0].tobytes() == varied.tobytes() != greedy.tobytes()
+    command = ["sample", "--checkpoint", "classes", "--label", "3", "--out"]
+    main([*command, "a.png"])
+    assert capsys.readouterr().out == "a.png: 1 image, seed 0, temperature 0.0, top-k 5\n"
+    assert Image.open("a.png").convert("RGB").tobytes() == greedy.tobytes()
+    main([*command, "b.png", "--temperature", "2"])
+    assert Image.open("b.png").convert("RGB").tobytes() == varied.tobytes()
+    main([*command, "c.png", "--temperature", "1", "--top-k", "0"])  # a default may be asked for
+    (default,) = plain.draw("3")
+    assert Image.open("c.png").convert("RGB").tobytes() == default.tobytes()
 
 
 def test_one_prompt_batches_and_progress(models: Path) -> None:
