@@ -329,9 +329,10 @@ def test_class_conditional(tmp_path: Path, chain: Chain) -> None:
     assert Image.open(out).width == 3 * 70 + 6
 
 
-def test_module_entry_point() -> None:
+@pytest.mark.parametrize("module", ["lgpl", "lgpl.cli"])
+def test_module_entry_point(module: str) -> None:
     said = subprocess.run(
-        [sys.executable, "-m", "lgpl.cli", "--help"],
+        [sys.executable, "-m", module, "--help"],
         capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"},
     ).stdout  # fmt: skip
     plain = ("sample", "import", "export", "plan", "quickstart")
