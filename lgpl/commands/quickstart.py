@@ -29,6 +29,7 @@ from lgpl.metrics import EfficientNetLite0, retrieval_accuracy
 from lgpl.metrics.images import open_images
 from lgpl.metrics.protocols import read_prompts
 from lgpl.progress import Bar
+from lgpl.text import TextEncoder
 from lgpl.tokenizer import TokenizerModule
 from lgpl.tokenizer.module import CodebookUsage
 from lgpl.training import load_module
@@ -69,6 +70,7 @@ def parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     out = Path(parser().parse_args(args).out)
     begin = time.perf_counter()
+    check_packages()
     train(out)
     trained = time.perf_counter()
     metrics = measure(out)
@@ -76,6 +78,14 @@ def main(args: list[str]) -> None:
     metrics["seconds_measuring"] = round(time.perf_counter() - trained)
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(f"\n{TABLE.format(out=out, **metrics)}")
+
+
+def check_packages() -> None:
+    """Raises a UserError for what would otherwise be missed only after minutes of training."""
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(f"The quickstart needs torch 2.9 or newer, not {torch.__version__}.")
+    _ = TextEncoder().width  # of the captions' encoder, by its package
+    EfficientNetLite0(IMAGE_SIZE)
 
 
 def train(out: Path) -> None:
