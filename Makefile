@@ -14,6 +14,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --progress-bar off
 STAMP := $(VENV)/.lgpl-installed
 # Stands while an install is under way: one that is found by the next install was cut short.
 MARKER := $(VENV)/.lgpl-installing
+# The oldest dependencies'.
+LOWEST_VENV ?= .venv-lowest
+LOWEST_STAMP := $(LOWEST_VENV)/.lgpl-installed
+LOWEST_UV := $(LOWEST_VENV)/bin/uv pip install --quiet --python '$(LOWEST_VENV)'
 # torch-fidelity's and clean-fid's, with torchvision.
 PEERS_VENV ?= .venv-peers
 PEERS_STAMP := $(PEERS_VENV)/.lgpl-installed
@@ -24,7 +28,7 @@ SERVING_PIP := $(SERVING_VENV)/bin/python -m pip --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow test-gpu test-peers test-serving benchmark lint format clean
+.PHONY: help install quickstart test test-slow test-gpu test-lowest test-peers test-serving benchmark lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +66,22 @@ test-slow: $(STAMP)  ## the tests that take long or fetch packages
 
 test-gpu: $(STAMP)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+test-lowest: $(LOWEST_STAMP)  ## the chain with the oldest dependencies, in an environment of its own
+	$(LOWEST_VENV)/bin/python -m pytest \
+		tests/test_imports.py tests/test_shipped.py tests/test_chain.py tests/test_resume.py \
+		tests/commands/test_evaluate.py
+
+# pip takes the newest version that a bound admits, uv the oldest where it is asked to. What those
+# bring along themselves is the newest, as on a user's machine.
+$(LOWEST_STAMP): pyproject.toml requirements-offline.txt
+	@rm -rf '$(LOWEST_VENV)'
+	$(PYTHON) -m venv '$(LOWEST_VENV)'
+	@echo 'Installing into $(LOWEST_VENV); this takes some minutes.'
+	$(LOWEST_VENV)/bin/python -m pip --quiet install uv==0.13.9
+	$(LOWEST_UV) --resolution lowest-direct -e '.[text,offline]' 'pytest>=8'
+	$(LOWEST_UV) --no-deps -r requirements-offline.txt
+	@: > '$@'
 
 test-peers: $(PEERS_STAMP)  ## figures against torch-fidelity and clean-fid, in an environment of its own
 	$(PEERS_VENV)/bin/python -m pytest -rs tests/metrics/test_peers.py

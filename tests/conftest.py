@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  # its log is not to hold one test's captured stderr
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lgpl.cli import main
@@ -28,6 +29,7 @@ TINY_TOKENIZER = [
 TINY_GENERATOR = [
     *("--model.init_args.transformer.init_args.size", "[2, 2, 32]"),
     *("--model.init_args.transformer.init_args.codebook_size", "64"),
+    *(() if hasattr(torch.optim, "Muon") else ("--model.init_args.muon_lr", "null")),
 ]
 CONDITION = "--model.init_args.transformer.init_args.condition.init_args"
 

@@ -232,7 +232,7 @@ def test_generator_trains_on_images_through_the_frozen_tokenizer(
 
 def test_stage_2_starts_from_stage_1_with_a_larger_grid(chain: Chain, tmp_path: Path) -> None:
     init = ("--model.init_args.init_from", chain.stage1)
-    still = ("--model.init_args.lr", "0", "--model.init_args.muon_lr", "0")
+    still = ("--model.init_args.lr", "0", "--model.init_args.muon_lr", "null")
     fit_generator(tmp_path, "stage2", chain.tokenizer, chain.codes, *init, *still)
     path = tmp_path / "stage2/checkpoints/last.ckpt"
     first, second = (torch.load(p, weights_only=True)["state_dict"] for p in (chain.stage1, path))

@@ -6,8 +6,10 @@ import ast
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import yaml
 
 from lgpl.errors import UserError
 from lgpl.lazy import needs
@@ -73,9 +75,13 @@ PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
 BROUGHT = {"wandb", "vllm"}
 
 
-def test_what_is_imported_is_declared() -> None:
+def declared_project() -> Any:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = declared_project()
     extras = project["optional-dependencies"]
     lists = [project["dependencies"], *(extras[name] for name in extras if name != "dev")]
     declared = {re.split(r"[^\w-]", line)[0].lower() for names in lists for line in names}
@@ -88,3 +94,17 @@ def test_what_is_imported_is_declared() -> None:
                 if top not in (*sys.stdlib_module_names, "lgpl", *BROUGHT):
                     package = PACKAGES.get(top, top.replace("_", "-"))
                     assert package in declared, f"{path} imports {top}"
+
+
+def test_every_core_dependency_has_an_oldest_version() -> None:
+    """Which `make test-lowest` installs; without one, uv would take the first that was released."""
+    names = [line for line in declared_project()["dependencies"] if ">=" not in line]
+    assert names == []
+
+
+def test_the_declared_versions_of_python_are_those_of_ci() -> None:
+    project = declared_project()
+    declared = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python-version"] == declared
+    assert project["requires-python"] == f">={declared[0]}"

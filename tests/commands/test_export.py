@@ -137,7 +137,7 @@ def test_validate(chain: Chain, exported: Chain, capsys: pytest.CaptureFixture[s
 
 
 def test_generator_starts_from_it(exported: Chain, tmp_path: Path) -> None:
-    still = ("--model.init_args.lr", "0", "--model.init_args.muon_lr", "0")
+    still = ("--model.init_args.lr", "0", "--model.init_args.muon_lr", "null")
     init = ("--model.init_args.init_from", exported.stage1)
     fit_generator(tmp_path, "stage2", exported.tokenizer, exported.codes, *init, *still)
     after = state(str(tmp_path / "stage2/checkpoints/last.ckpt"), TRANSFORMER)
