@@ -79,7 +79,7 @@ $(LOWEST_STAMP): pyproject.toml requirements-offline.txt
 	$(PYTHON) -m venv '$(LOWEST_VENV)'
 	@echo 'Installing into $(LOWEST_VENV); this takes some minutes.'
 	$(LOWEST_VENV)/bin/python -m pip --quiet install uv==0.13.9
-	$(LOWEST_UV) --resolution lowest-direct -e '.[text,offline]' 'pytest>=8'
+	$(LOWEST_UV) --resolution lowest-direct -e '.[text,offline,plots]' 'pytest>=8'
 	$(LOWEST_UV) --no-deps -r requirements-offline.txt
 	@: > '$@'
 
