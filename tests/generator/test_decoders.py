@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from lgpl.generator import (
     generate,
     packing,
 )
+from lgpl.generator.decoders.raster import CachedModel
 from lgpl.generator.packing import pack_weights
 from tests.generator.test_transformer import small
 from tests.models import labels, on, some, text, transformer
@@ -34,6 +36,14 @@ def test_cache_equals_the_full_forward(depth: int) -> None:
     assert drawn.shape == (3, *model.layout.shape)
     codes = model.layout.flatten(drawn)
     assert torch.equal(model(codes, LABELS).argmax(-1), codes)
+
+
+def test_what_raster_needs_is_seen_on_every_python() -> None:
+    """From 3.12 on, isinstance looks past `nn.Module.__getattr__`, which finds submodules."""
+    needed = [name for name in (*CachedModel.__annotations__, *vars(CachedModel)) if name[0] != "_"]
+    assert "prefix_length" in needed and "step" in needed
+    for name in needed:
+        inspect.getattr_static(small(), name)
 
 
 def test_codes_of_a_place_share_its_position_and_know_their_depth() -> None:

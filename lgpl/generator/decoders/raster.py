@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from lgpl.generator.blocks import Cache, Past, Pasts
-from lgpl.generator.conditions import Condition, join
+from lgpl.generator.conditions import join
 from lgpl.generator.decoders.base import Decoder, Step, Task
 from lgpl.generator.guidance import Picker
 
 
 @runtime_checkable
 class CachedModel(Protocol):
-    """A model that predicts from a prefix and a KV cache; see `Transformer` for its methods."""
+    """A model that predicts from a prefix and a KV cache; see `Transformer` for its methods. No
+    submodule stands here: from Python 3.12 on, isinstance would not see it."""
 
-    condition: Condition
     prefix_length: int
 
     def embed(self, codes: Tensor, index: Tensor) -> Tensor: ...
