@@ -42,7 +42,8 @@ COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
     b"\x28\xb5\x2f\xfd": _zstd,
-    b"\x50\x2a\x4d\x18": _zstd,  # pzstd's, which begins with a frame that is skipped
+    # pzstd's and others, which begin with a frame that is skipped
+    **{bytes([first]) + b"\x2a\x4d\x18": _zstd for first in range(0x50, 0x60)},
 }
 OPEN_AT_ONCE = 128  # shards
 
@@ -157,7 +158,7 @@ def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with file, opened(file) as stream:
-            while piece := stream.read(PIECE):
+            while piece := stream.read1(PIECE):  # `read` would lose what precedes the damage
                 size = unpacked.tell() + len(piece)
                 if size > min(LARGEST_UNPACKED, max(ALWAYS_UNPACKED, LARGEST_RATIO * file.tell())):
                     bounds = f"{LARGEST_RATIO} times its size or {LARGEST_UNPACKED} bytes"
