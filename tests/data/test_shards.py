@@ -43,9 +43,12 @@ def test_what_is_there_is_no_pattern(tmp_path: Path) -> None:
     odd = folder / "a[1]*.tar"
     odd.write_bytes(Path(paths[0]).read_bytes())
     assert expand(paths[0]) == [paths[0]] and expand(str(odd)) == [str(odd)]
-    plain = tmp_path / "out [v2]"
-    paths = write_shards(plain, [1, 1])
-    assert expand(str(plain / "000*.tar")) == expand(str(plain / "{0000,0001}.tar")) == paths
+    for name in ("out [v2]", "a{1,2}/b", "half{/b[0]", "c*/d?"):
+        paths = write_shards(tmp_path / name, [1, 1])
+        for form in ("000*.tar", "{0000,0001}.tar", "000[01].tar", "000{0..1}.t?r"):
+            assert expand(str(tmp_path / name / form)) == paths
+    deep = write_shards(tmp_path / "e[1]/any", [1])
+    assert expand(f"{tmp_path}/e[1]/*/0*.tar") == expand(f"{tmp_path}/e[1]/{{any,any}}/*") == deep
 
 
 @pytest.mark.parametrize(
