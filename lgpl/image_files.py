@@ -23,19 +23,19 @@ Left = list[tuple[str, str]]  # files that are left out, and why
 
 
 def files_below(folder: Path) -> tuple[list[str], Left]:
-    """Paths in a folder of all files below it that are not hidden, each file once: of two names,
-    such as a link and what it leads to, the one that is no link. Second, the others."""
+    """Paths in a folder of all files below it that are not hidden; a link counts where it leads to
+    what is not there without it. Second, what is left out."""
     found: list[str] = []
     left: Left = []
-    root = os.stat(folder)
-    seen = {(root.st_dev, root.st_ino)}
-    folders, links = [""], deque[str]()
+    top = os.path.realpath(folder)
+    # Real paths of folders and of what links lead to: some file systems make up their inodes.
+    seen = {top}
+    folders, links = [("", top)], deque[str]()
     while folders or links:
         if folders:
-            place = folders.pop()
+            place, real = folders.pop()
             try:
-                device = os.stat(folder / place).st_dev
-                with os.scandir(folder / place) as entries:
+                with os.scandir(real) as entries:
                     inside = sorted(entries, key=lambda entry: entry.name)
             except OSError as error:
                 left.append((place, f"folder that cannot be read ({error.strerror})"))
@@ -46,24 +46,35 @@ def files_below(folder: Path) -> tuple[list[str], Left]:
                 path = f"{place}/{entry.name}" if place else entry.name
                 if entry.is_symlink():
                     links.append(path)
-                elif (device, entry.inode()) in seen:
-                    left.append((path, "another name of a file that is there"))
+                elif entry.path in seen:
+                    left.append((path, "another name of what is there already"))
+                elif entry.is_dir():
+                    seen.add(entry.path)
+                    folders.append((path, entry.path))
+                elif entry.is_file():
+                    found.append(path)
                 else:
-                    seen.add((device, entry.inode()))
-                    (folders if entry.is_dir() else found).append(path)
+                    left.append((path, "neither a file nor a folder"))
             links = deque(sorted(links))
             continue
         path = links.popleft()
         try:
-            target = os.stat(folder / path)
+            target = os.path.realpath(folder / path, strict=True)
+            mode = os.stat(target).st_mode
         except OSError:  # nothing, or itself
             left.append((path, "link that leads nowhere"))
             continue
-        if (target.st_dev, target.st_ino) in seen:
+        within, name = os.path.split(target)
+        if target in seen or (within in seen and not name.startswith(".")):
             left.append((path, "link to what is there already"))
-            continue
-        seen.add((target.st_dev, target.st_ino))
-        (folders if stat.S_ISDIR(target.st_mode) else found).append(path)
+        elif stat.S_ISDIR(mode):
+            seen.add(target)
+            folders.append((path, target))
+        elif stat.S_ISREG(mode):
+            seen.add(target)
+            found.append(path)
+        else:
+            left.append((path, "link to what is neither a file nor a folder"))
     return sorted(found, key=lambda path: path.split("/")), sorted(left)
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lgpl import shipped
 from lgpl.atomic import write_text
-from lgpl.callbacks import SkippedSamples
+from lgpl.callbacks import NaNGuard, SkippedSamples
 from lgpl.callbacks.lines import LineProgress, ParameterCounts
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
 from lgpl.commands.follow import fill_in
@@ -117,6 +117,9 @@ class CommandLine(cli.LightningCLI):
         config = dump[self.subcommand] if self.subcommand else dump
         self.model_config = config["model"]
         self.trainer_defaults["callbacks"] = [SkippedSamples()]
+        has_scaler = str(config["trainer"]["precision"]) in ("16", "16-mixed")  # which skips steps
+        if not has_scaler and "NaNGuard" not in str(config["trainer"]["callbacks"]):
+            self.trainer_defaults["callbacks"].append(NaNGuard())
         if config["trainer"]["enable_progress_bar"] is not False:
             # In a terminal without a thread of its own; in a log file lines.
             bar = TQDMProgressBar(refresh_rate=10) if is_terminal(sys.stderr) else LineProgress()

@@ -84,7 +84,9 @@ def _by_pillow(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadSample(f"image that does not decode: more than {MAX_PIXELS} pixels") from error
     except Exception as error:  # Pillow raises whatever its codecs raise
-        raise BadSample(f"image that does not decode: none of {', '.join(FORMATS)}") from error
+        is_ours = data.startswith((b"\xff\xd8", PNG_SIGNATURE, b"GIF8")) or data[8:12] == b"WEBP"
+        why = "damaged" if is_ours else f"none of {', '.join(FORMATS)}"
+        raise BadSample(f"image that does not decode: {why}") from error
 
 
 def _png_of(data: bytes, kept: frozenset[bytes]) -> bytes:

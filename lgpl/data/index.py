@@ -98,8 +98,13 @@ def _is_count(value: Any) -> bool:
 
 def statistics_name(path: str) -> str:
     """`a_stats.json` of `a.tar`, and `a_stats.json?query` of `a.tar?query`."""
-    name, mark, query = path.partition("?") if scheme(path) in HTTP else (path, "", "")
-    return f"{name.removesuffix('.tar')}_stats.json{mark}{query}"
+    name = _without_query(path)
+    return f"{name.removesuffix('.tar')}_stats.json{path[len(name) :]}"
+
+
+def _without_query(path: str) -> str:
+    """A path as it is, a URL of HTTP without query and fragment."""
+    return re.split(r"[?#]", path, maxsplit=1)[0] if scheme(path) in HTTP else path
 
 
 def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:
@@ -117,7 +122,7 @@ def write_index(path: Path, counts: dict[str, int], **more: Any) -> None:
 
 def is_index(path: str) -> bool:
     """By its name, whatever query a URL has."""
-    return (path.partition("?")[0] if scheme(path) in HTTP else path).endswith(".json")
+    return _without_query(path).endswith(".json")
 
 
 def read_index(path: str, store: Store) -> dict[str, int | None]:
@@ -147,8 +152,7 @@ def place_of(name: str, index: str, allow_local: bool) -> str:
         raise UserError(f"{index}: {fault}; {cure}.")
     if is_url(name) or name.startswith("/"):
         return name
-    place = index.partition("?")[0] if scheme(index) in HTTP else index
-    return posixpath.join(place.rpartition("/")[0], name)
+    return posixpath.join(_without_query(index).rpartition("/")[0], name)
 
 
 def _is_allowed(name: str, index: str) -> bool:

@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JSON_CAPTION = "json:"  # before the key of a caption that stands in the JSON
 LONGEST_HEADER = 4096  # bytes of an .npy file's header that are looked at
 LARGEST_JSON = 4 * 2**20  # bytes; parsed it takes twenty times as many
-LONGEST_CAPTION = 10_000  # characters; cleaning takes their square
+LONGEST_CAPTION = 10_000  # characters
 MOST_PIXELS_A_SIDE = 2**31
 
 
@@ -111,7 +111,7 @@ def read_caption(raw: Raw, name: str, rng: random.Random | None = None) -> str:
     random, without `rng` the first, where what is empty or no text does not count."""
     if not name.startswith(JSON_CAPTION):
         try:
-            text = member(raw, "caption", (name,)).decode("utf-8")
+            text = member(raw, "caption", (name,)).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadSample("caption that is not UTF-8") from error
         return _cleaned(text)
@@ -120,8 +120,10 @@ def read_caption(raw: Raw, name: str, rng: random.Random | None = None) -> str:
     if isinstance(value, str):
         check_text(value)
         return _cleaned(value)
-    if not isinstance(value, list):
+    if value is None:
         raise BadSample(f"JSON without the caption {key!r}")
+    if not isinstance(value, list):
+        raise BadSample(f"JSON whose {key!r} is neither a text nor a list of texts")
     texts = [text for text in value if isinstance(text, str)]
     while texts:
         text = texts.pop(rng.randrange(len(texts)) if rng else 0)
@@ -154,8 +156,8 @@ def check_text(text: str) -> None:
 def read_array(data: bytes, what: str) -> np.ndarray:
     """The array of an .npy file of numbers, a view of the bytes; an empty one is refused."""
     try:
-        dtype, shape, start = _npy_header(data[:LONGEST_HEADER].partition(b"\n")[0])
-        array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+        dtype, shape, order, start = _npy_header(data[:LONGEST_HEADER].partition(b"\n")[0])
+        array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape, order=order)
     except Exception as error:  # numpy parses the header as Python, with all that may fail there
         raise BadSample(f"{what} that are no .npy array of numbers") from error
     if array.size == 0:
@@ -164,15 +166,15 @@ def read_array(data: bytes, what: str) -> np.ndarray:
 
 
 @functools.lru_cache(64)  # numpy takes longer for one than all the rest of a code sample does
-def _npy_header(line: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
-    """Type, shape and beginning of the data, by the header that ends with this line."""
+def _npy_header(line: bytes) -> tuple[np.dtype, tuple[int, ...], Literal["C", "F"], int]:
+    """Type, shape, order and beginning of the data, by the header that ends with this line."""
     stream, npy = io.BytesIO(line + b"\n"), np.lib.format
     is_first = npy.read_magic(stream) == (1, 0)
     read = npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0
     shape, fortran, dtype = read(stream)
-    if (fortran and len(shape) > 1) or dtype.kind not in "iuf" or any(n < 0 for n in shape):
-        raise ValueError("not an array of numbers in C order")
-    return dtype, shape, len(line) + 1
+    if dtype.kind not in "iuf" or any(n < 0 for n in shape):
+        raise ValueError("not an array of numbers")
+    return dtype, shape, "F" if fortran else "C", len(line) + 1
 
 
 def describe(array: np.ndarray) -> str:

@@ -42,7 +42,8 @@ COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
     b"\x28\xb5\x2f\xfd": _zstd,
-    b"\x50\x2a\x4d\x18": _zstd,  # pzstd's, which begins with a frame that is skipped
+    # pzstd's and others, which begin with a frame that is skipped
+    **{bytes([first]) + b"\x2a\x4d\x18": _zstd for first in range(0x50, 0x60)},
 }
 OPEN_AT_ONCE = 128  # shards
 
@@ -57,18 +58,18 @@ def expand(
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         store.check(pattern)
         is_command = scheme(pattern) == "pipe"  # whose braces are the shell's
-        is_plain = is_command or os.path.isfile(pattern)
+        is_plain = is_command or os.path.exists(pattern)
+        folder, rest = _divided(pattern)
         try:
-            paths = [pattern] if is_plain else list(braceexpand.braceexpand(pattern))
+            paths = [pattern] if is_plain else [folder + p for p in braceexpand.braceexpand(rest)]
         except braceexpand.UnbalancedBracesError as error:  # type: ignore[attr-defined]
             raise UserError(f"{what}: {pattern!r} has a brace without its partner.") from error
         for path in paths:
-            folder, name = os.path.split(path)
-            if is_url(path) or os.path.isfile(path):
+            if is_url(path) or os.path.exists(path):
                 found = [path]
-            else:  # a folder that is there is no pattern, whatever brackets it has
-                folder = glob.escape(folder) if os.path.isdir(folder) else folder
-                found = sorted(glob.glob(os.path.join(folder, name)))
+            else:
+                folder, rest = _divided(path)
+                found = sorted(glob.glob(glob.escape(folder) + rest))
             found = found or shipped.shards(path)
             if not found:
                 raise UserError(f"{what}: {path!r} matches no file; give a path, pattern or URL.")
@@ -76,6 +77,16 @@ def expand(
     if not shards:
         raise UserError(f"{what}: the list is empty; give at least one path, pattern or URL.")
     return list(shards)
+
+
+def _divided(pattern: str) -> tuple[str, str]:
+    """The folders that a pattern begins with, as far as they are there: whatever brackets their
+    names have, only the rest is a pattern."""
+    folder = "" if is_url(pattern) else os.path.dirname(pattern)
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    end = len(folder) + (pattern[len(folder) :][:1] == "/" and folder != "")
+    return pattern[:end], pattern[end:]
 
 
 class Shard(Table):
@@ -157,7 +168,7 @@ def _unpacked(file: BinaryIO) -> tuple[BinaryIO, str | None]:
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115
     try:
         with file, opened(file) as stream:
-            while piece := stream.read(PIECE):
+            while piece := stream.read1(PIECE):  # `read` would lose what precedes the damage
                 size = unpacked.tell() + len(piece)
                 if size > min(LARGEST_UNPACKED, max(ALWAYS_UNPACKED, LARGEST_RATIO * file.tell())):
                     bounds = f"{LARGEST_RATIO} times its size or {LARGEST_UNPACKED} bytes"

@@ -22,7 +22,7 @@ WITHOUT_CONTENT = (b"2", b"3", b"4", b"5", b"6")  # symbolic links, devices, fol
 HIDDEN = re.compile(rb"(?:^|/)\.(?!\.?/)")
 SMALL = 4096  # bytes; where all members so far are smaller, headers are read many at a time
 WINDOW = 64 * 1024  # bytes of that
-LONGEST_NAME = 64 * 1024  # bytes of an extended header that are still read
+LONGEST_EXTENDED = 16 * 2**20  # bytes of a header that are still read: names, a file's attributes
 LENGTH_DIGITS = 8  # of a pax record with the space behind it; Python reads no number of thousands
 MOST_MEMBERS = 1000  # of a sample; millions of empty ones would fill the memory
 
@@ -44,8 +44,8 @@ class Table:
         self._extensions: list[str] = []
         self._offsets, self._sizes = array("q"), array("q")
         self._sparse: dict[int, list[tuple[int, int]]] = {}  # by offset: start and length of parts
-        # Offset and size by key and extension, kept from the first hard link on.
-        self._named: dict[tuple[str, str], tuple[int, int]] | None = None
+        # Offset and size of all members by name, kept from the first hard link on.
+        self._named: dict[bytes, tuple[int, int]] | None = None
         self._fd = file
         self._members = None if file is None else self._scan(file)
 
@@ -58,12 +58,12 @@ class Table:
         """Read headers until all members of a sample are known; False where there is none."""
         try:
             while self._members is not None and len(self.keys) <= sample + 1:
-                next(self._members)
+                self._add(*next(self._members))
         except StopIteration:
             self._members = None
             self._first.append(len(self._sizes))
         except (DamagedTar, OSError) as error:
-            self._members, self.damage = None, str(error)
+            self._members, self.damage = None, self.damage or str(error)
             del self.keys[-1:]  # it may have lost members; where it begins, the others end
         return sample < len(self.keys)
 
@@ -90,61 +90,62 @@ class Table:
             offset += length
         return bytes(data[:size])
 
-    def _scan(self, file: int) -> Iterator[None]:
-        """Add a member with every step."""
+    def _scan(self, file: int, stop: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+        """Name, offset and size of each member, or of those before the place `stop`."""
         end = os.fstat(file).st_size
         offset, start, long_name = 0, 0, None  # start: of the headers of the next member
-        window, begin, largest = b"", 0, SMALL + 1
-        while offset < end:
+        window, begin, largest = b"", 0, 0
+        while offset < (end if stop is None else stop):
             header = window[offset - begin : offset - begin + BLOCK]
             if len(header) < BLOCK:
                 window = os.pread(file, WINDOW if largest <= SMALL else BLOCK, offset)
                 header, begin = window[:BLOCK], offset
             if len(header) < BLOCK:
-                raise DamagedTar(f"cut off at byte {end}")
+                said = "" if offset else f", or {_no_tar(header)}"
+                raise DamagedTar(f"cut off at byte {end}{said}")
             if not header[0] and not any(header):
                 self._look_behind(file, offset, end)
                 return  # the end mark
             kind, size = header[156:157], _number(header[124:136])
             if size < 0 or not _is_whole(header):
-                raise DamagedTar(f"no header at byte {offset}")
+                raise DamagedTar(f"no header at byte {offset}" if offset else _no_tar(header))
             content = offset + BLOCK
             if kind in BY_TARFILE:
-                offset = start = self._by_tarfile(file, start, end)
-                long_name = None
-                yield
+                offset, found = self._by_tarfile(file, start, end)
+                start, long_name = offset, None
+                yield from found
                 continue
             offset = content + (0 if kind in WITHOUT_CONTENT else -(-size // BLOCK) * BLOCK)
             if kind in (PAX, GNU_LONG_NAME):
-                if size > LONGEST_NAME:
-                    raise DamagedTar(f"a name of {size} bytes at byte {content}")
+                if size > LONGEST_EXTENDED:
+                    raise DamagedTar(f"a header of {size} bytes at byte {content}")
                 extended = os.pread(file, size, content)
                 if len(extended) < size:
                     raise DamagedTar(f"cut off at byte {end}")
                 if kind == PAX:
                     records = _pax(extended.rstrip(b"\0"), content)
                     if b"size" in records or any(key.startswith(b"GNU.sparse") for key in records):
-                        offset = start = self._by_tarfile(file, start, end)
-                        long_name = None
-                        yield
+                        offset, found = self._by_tarfile(file, start, end)
+                        start, long_name = offset, None
+                        yield from found
                         continue
-                    long_name = records.get(b"path", long_name)
+                    long_name = long_name or records.get(b"path")  # the first counts
                 else:
-                    long_name = extended.partition(b"\0")[0]
+                    long_name = long_name or extended.partition(b"\0")[0]
             elif kind in REGULAR:
                 if content + size > end:
                     raise DamagedTar(f"cut off at byte {end}")
                 name, long_name = long_name or _name(header), None
-                self._add(name, content, size)
-                start = offset
-                largest = max(size, 0 if len(self._sizes) == 1 else largest)
-                yield
+                start, largest = offset, max(size, largest)
+                yield name, content, size
             elif kind not in EXTENDED:
                 start, long_name = offset, None
-        if end:
+        if end and stop is None:
             raise DamagedTar(f"cut off at byte {end}")  # a whole tar has an end mark
 
     def _add(self, name: bytes, offset: int, size: int) -> None:
+        if self._named is not None:
+            self._named[os.path.normpath(name)] = offset, size
         key, extension = _split(name)
         if not extension or ((name[:1] == b"." or b"/." in name) and HIDDEN.search(name)):
             return
@@ -157,11 +158,12 @@ class Table:
         self._extensions.append(extension)
         self._offsets.append(offset)
         self._sizes.append(size)
-        if self._named is not None:
-            self._named[key, extension] = offset, size
 
-    def _by_tarfile(self, file: int, start: int, end: int) -> int:
-        """Add the member whose headers begin there; gives where the next ones do."""
+    def _by_tarfile(
+        self, file: int, start: int, end: int
+    ) -> tuple[int, list[tuple[bytes, int, int]]]:
+        """Where the next headers begin, and the member whose headers begin at `start`, if it is
+        one: of a hard link the latest of that name before it."""
         try:
             reader: Any = _Reader(file, start, end)
             tar = tarfile.TarFile(fileobj=reader, encoding="utf-8")
@@ -175,23 +177,17 @@ class Table:
         name = info.name.encode("utf-8", "surrogateescape")
         if info.islnk():
             if self._named is None:
-                self._named = dict(self._all())
-            place = self._named.get(_split(info.linkname.encode("utf-8", "surrogateescape")))
-            if place is not None:
-                self._add(name, *place)
-        elif info.isreg():
-            parts: Any = info.sparse
-            if parts is not None:
-                self._sparse[info.offset_data] = list(parts)
-            self._add(name, info.offset_data, info.size)
-        return tar.offset
-
-    def _all(self) -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
-        """Every member so far: key and extension, offset and size."""
-        ends = [*self._first[1:], len(self._sizes)]
-        for key, first, end in zip(self.keys, self._first, ends, strict=True):
-            for i in range(first, end):
-                yield (key, self._extensions[i]), (self._offsets[i], self._sizes[i])
+                before = self._scan(file, start)
+                self._named = {os.path.normpath(n): (at, size) for n, at, size in before}
+            linked = info.linkname.encode("utf-8", "surrogateescape")
+            place = self._named.get(os.path.normpath(linked))
+            return tar.offset, [] if place is None else [(name, *place)]
+        if not info.isreg():
+            return tar.offset, []
+        parts: Any = info.sparse
+        if parts is not None:
+            self._sparse[info.offset_data] = list(parts)
+        return tar.offset, [(name, info.offset_data, info.size)]
 
     def _look_behind(self, file: int, offset: int, end: int) -> None:
         """Note what lies behind the end mark, which no reader of tars reads."""
@@ -218,6 +214,10 @@ class _Reader:
         data = os.pread(self._file, max(0, min(size, self._end - self._place)), self._place)
         self._place += len(data)
         return data
+
+
+def _no_tar(start: bytes) -> str:
+    return f"no tar, plain or as .gz, .bz2, .xz or .zst: it begins with {start[:16]!r}"
 
 
 def _split(name: bytes) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from lgpl.errors import UserError, as_user_error
 TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,200}>")
 URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
 FILE_ENDING = re.compile(r"\.(?:jpe?g|png|webp|gif|bmp|tiff?)\b", re.IGNORECASE)
-SPACE = re.compile(r"\s+")
+SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # control characters as well
 
 
 def clean(caption: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lgpl.callbacks import TokenizerHealth
+from lgpl.callbacks import NaNGuard, TokenizerHealth
 from lgpl.cli import main
 from lgpl.training import load_module
 from tests.callbacks.test_evaluation import generator, scalars, short, stacked, tokenizer
@@ -65,7 +65,7 @@ STATE = {"class_path": f"{__name__}.State"}
 
 @pytest.mark.parametrize("kind", [pytest.param("tokenizer", marks=pytest.mark.slow), "generator"])
 def test_a_step_with_nan_changes_nothing_and_is_counted(
-    kind: str, chain: Chain, tmp_path: Path
+    kind: str, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two optimizers that are stepped by hand, and with one that Lightning steps."""
 
@@ -86,6 +86,8 @@ def test_a_step_with_nan_changes_nothing_and_is_counted(
     assert any("discriminator" in name for name in second) == (kind == "tokenizer")
     assert all(torch.equal(second[name], third[name]) for name in second)
     assert not all(torch.equal(third[name], fourth[name]) for name in third)
+    assert fit("by default")[0] == loss
+    monkeypatch.setattr(NaNGuard, "_check", lambda *_: None)
     loss, _ = fit("unguarded")
     assert all(map(math.isnan, loss[3:]))
 

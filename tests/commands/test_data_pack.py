@@ -316,6 +316,38 @@ def test_a_row_that_cannot_be_read_ends_no_table(
     assert "skipped 2: row that is no JSON object, such as" in capsys.readouterr().out
 
 
+def test_rows_of_a_table_in_another_encoding_or_with_what_no_text_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each such row is skipped and counted, the others are packed."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(4):
+        (source / f"{i}.jpg").write_bytes(image_bytes(i))
+
+    def keys(name: str, content: bytes) -> list[str]:
+        (tmp_path / name).write_bytes(content)
+        pack(source, tmp_path / f"out {name}", "--captions", tmp_path / name, "--val", 0)
+        return sorted(packed(tmp_path / f"out {name}", "train"))
+
+    table = b"\n\nfile_name,text\n0.jpg,a\n\n1.jpg,caf\xe9\n2.jpg,b\n"
+    assert keys("rows.CSV", table) == ["0", "2"]
+    assert "skipped 1: row that is not UTF-8, such as" in capsys.readouterr().out
+    rows = [
+        rb'{"file_name": "\ud83d.jpg", "text": "a"}',
+        rb'{"file_name": "0\u0000.jpg", "text": "a"}',
+        b'{"file_name": "1.jpg", "text": "caf\xe9"}',
+        b'{"file_name": "2.jpg", "text": "a", "n": %s, "m": NaN}' % (b"9" * 5000),
+        b'{"file_name": "3.jpg", "text": [null, " ", "a text"]}',
+    ]
+    assert keys("rows.jsonl", b"\n".join(rows)) == ["2", "3"]
+    said = capsys.readouterr().out
+    assert "skipped 2: no such file" in said and "skipped 1: row that is not UTF-8" in said
+    found = packed(tmp_path / "out rows.jsonl", "train")
+    assert json.loads(found["2"]["json"]) == {"n": None, "m": None}
+    assert found["3"]["txt"] == b"a text"
+
+
 def test_links_are_followed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     for name in ("cats", "dogs"):
@@ -334,6 +366,44 @@ def test_links_are_followed_once(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "skipped 2: link to what is there already, such as all" in said
     assert "skipped 2: link that leads nowhere, such as cats/gone.jpg" in said
     assert "3 classes" in said
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder, through a link or in a table: reading one might never end."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "0.jpg").write_bytes(image_bytes(0))
+    os.mkfifo(folder / "1.jpg")
+    (folder / "2.jpg").symlink_to("/dev/zero")
+    for i in range(3):
+        (folder / f"{i}.txt").write_text("a cat")
+    pack(folder, tmp_path / "out", "--val", 0)
+    assert list(packed(tmp_path / "out", "train")) == ["0"]
+    said = capsys.readouterr().out
+    assert "skipped 1: neither a file nor a folder, such as 1.jpg" in said
+    assert "skipped 1: link to what is neither a file nor a folder, such as 2.jpg" in said
+    table = tmp_path / "rows.csv"
+    table.write_text("file_name,text\n" + "".join(f"{i}.jpg,a cat\n" for i in range(3)))
+    pack(folder, tmp_path / "by_table", "--captions", table, "--val", 0)
+    assert list(packed(tmp_path / "by_table", "train")) == ["0"]
+    assert "skipped 2: what is no file, such as" in capsys.readouterr().out
+
+
+def test_files_of_several_names(tmp_path: Path) -> None:
+    """A caption may stand for several images by links; of two hard links each is a file."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(image_bytes(i))
+    (folder / "0.txt").write_text("a cat")
+    os.link(folder / "0.txt", folder / "1.txt")
+    (folder / "2.txt").symlink_to("0.txt")
+    os.link(folder / "2.jpg", folder / "3.jpg")
+    (folder / "3.txt").write_text("another")
+    pack(folder, tmp_path / "out", "--val", 0)
+    found = packed(tmp_path / "out", "train")
+    captions = {key: raw["txt"].decode() for key, raw in found.items()}
+    assert captions == {"0": "a cat", "1": "a cat", "2": "a cat", "3": "another"}
 
 
 def test_keys_are_unique_and_without_dots() -> None:
@@ -410,11 +480,17 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
     assert "is neither .csv nor .jsonl" in pack("--captions", tmp_path / "t.xlsx")
     assert "cannot be read (" in pack("--captions", tmp_path / "none.csv")
     (tmp_path / "bad.jsonl").write_text("hello\n")
-    assert "bad.jsonl has no column 'file_name' but no rows" in pack(
+    assert "bad.jsonl, line 1: no row can be read: row that is no JSON object." in pack(
         "--captions", tmp_path / "bad.jsonl"
     )
-    (tmp_path / "latin.csv").write_bytes(b"file_name,text\na.jpg,\xe4\xe4\n")
-    assert "latin.csv is not UTF-8" in pack("--captions", tmp_path / "latin.csv")
+    (tmp_path / "none.csv").write_bytes(b"file_name,text\n")
+    assert "none.csv: no row can be read: it has none." in pack("--captions", tmp_path / "none.csv")
+    for content, says in (
+        (b"file_name,text\na.jpg,\xe4\xe4\n", "2: no row can be read: row that is not UTF-8."),
+        ("file_name,text\na.jpg,a\n".encode("utf-16"), "1: the header is not UTF-8."),
+    ):
+        (tmp_path / "latin.csv").write_bytes(content)
+        assert f"latin.csv, line {says}" in pack("--captions", tmp_path / "latin.csv")
 
     classes = tmp_path / "classes"
     class_folder(classes, {"a": 3})

@@ -93,6 +93,12 @@ def test_a_photograph_with_damaged_pixels_is_refused() -> None:
         open_image(bytes(data))
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "gif"])
+def test_a_damaged_beginning_is_no_other_format(kind: str) -> None:
+    with pytest.raises(BadSample, match="does not decode: damaged"):
+        open_image(encoded(Image.new("RGB", (64, 64), "red"), kind)[:20])
+
+
 def test_many_scans_of_many_pixels_are_refused_at_once() -> None:
     whole = encoded(Image.new("L", (8000, 8000), 128), "jpeg", progressive=True, quality=50)
     last, end = whole.rfind(b"\xff\xda"), whole.rfind(b"\xff\xd9")

@@ -148,6 +148,23 @@ def test_codes_are_one_view_by_their_layout(depth: int) -> None:
     assert all(any(torch.equal(codes, view) for view in views) for codes in found)
 
 
+def test_arrays_in_any_order_of_their_bytes() -> None:
+    """As numpy saves a transposed array, or one of a machine of the other kind."""
+    array = np.arange(6, dtype=np.float16).reshape(3, 2)
+    for other in (np.asfortranarray(array), array.astype(">f4")):
+        data = io.BytesIO()
+        np.save(data, other)
+        decoder = SampleDecoder(["text"], (16, 16))
+        raw = {"__key__": "k", "text.npy": data.getvalue()}
+        assert torch.equal(decoder(raw, random.Random(0))["text"], torch.tensor(array).float())
+
+
+def test_a_caption_with_a_byte_order_mark() -> None:
+    """As Windows' editors write it."""
+    raw = {"__key__": "k", "txt": "\ufeffa cat".encode()}
+    assert SampleDecoder(["caption"], (16, 16))(raw, random.Random(0))["caption"] == "a cat"
+
+
 def test_collate_pads_text_on_the_left() -> None:
     features = [torch.ones(2, 3), torch.ones(5, 3)]
     batch, lengths = left_pad(features, 4)

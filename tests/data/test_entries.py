@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from lgpl.data.index import count_samples, named, place_of, read_index, statistics
+from lgpl.data.index import (
+    count_samples,
+    is_index,
+    named,
+    place_of,
+    read_index,
+    statistics,
+    statistics_name,
+)
 from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
 from lgpl.errors import UserError
@@ -131,6 +139,21 @@ def test_an_index_with_a_signature(tmp_path: Path, serve: Any, store: Store) -> 
     url = serve(tmp_path / "data").url
     (path,) = named(f"{url}/index.json?sig=a/b", "data.train", store)
     assert path == f"{url}/0000.tar?sig=c/d" and len(list(read_shard(path, store))) == 3
+
+
+@pytest.mark.parametrize(
+    ("shard", "statistics"),
+    [
+        ("https://h/a.tar", "https://h/a_stats.json"),
+        ("https://h/a.tar?download=true", "https://h/a_stats.json?download=true"),
+        ("https://h/a.tar?x=/b.json#c", "https://h/a_stats.json?x=/b.json#c"),
+        ("https://h/a.tar#c.json?d", "https://h/a_stats.json#c.json?d"),
+        ("s3://bucket/a#b.tar", "s3://bucket/a#b_stats.json"),
+        ("data/a#b.tar", "data/a#b_stats.json"),
+    ],
+)
+def test_what_a_shard_is_called_without_its_query(shard: str, statistics: str) -> None:
+    assert statistics_name(shard) == statistics and not is_index(shard)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,10 @@ def test_one_of_a_list_of_captions_in_training_and_the_first_in_evaluation() -> 
             ):
                 decoder(raw(nothing), random.Random(0))
         with pytest.raises(BadSample, match="JSON without the caption 'captions'"):
-            decoder(raw({"a": "b"}), random.Random(0))
+            decoder(raw(None), random.Random(0))
+        for other in ({"a": "b"}, 4, True):
+            with pytest.raises(BadSample, match="'captions' is neither a text nor a list of texts"):
+                decoder(raw(other), random.Random(0))
     # What the filter has looked at is what is given.
     long = SampleDecoder(
         ["caption"], (16, 16), augment=True, filter=Filter(caption_length=(8, 9)), **options

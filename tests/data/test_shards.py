@@ -43,9 +43,12 @@ def test_what_is_there_is_no_pattern(tmp_path: Path) -> None:
     odd = folder / "a[1]*.tar"
     odd.write_bytes(Path(paths[0]).read_bytes())
     assert expand(paths[0]) == [paths[0]] and expand(str(odd)) == [str(odd)]
-    plain = tmp_path / "out [v2]"
-    paths = write_shards(plain, [1, 1])
-    assert expand(str(plain / "000*.tar")) == expand(str(plain / "{0000,0001}.tar")) == paths
+    for name in ("out [v2]", "a{1,2}/b", "half{/b[0]", "c*/d?"):
+        paths = write_shards(tmp_path / name, [1, 1])
+        for form in ("000*.tar", "{0000,0001}.tar", "000[01].tar", "000{0..1}.t?r"):
+            assert expand(str(tmp_path / name / form)) == paths
+    deep = write_shards(tmp_path / "e[1]/any", [1])
+    assert expand(f"{tmp_path}/e[1]/*/0*.tar") == expand(f"{tmp_path}/e[1]/{{any,any}}/*") == deep
 
 
 @pytest.mark.parametrize(
@@ -91,11 +94,21 @@ def test_compressed_shards(tmp_path: Path, opener: Any) -> None:
     assert number < 5 and damage and "damaged compression" in damage
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_what_precedes_damaged_compression_is_read(tmp_path: Path, pack: Any) -> None:
+    plain = Path(write_shard(tmp_path / "a.tar", samples(5))).read_bytes()
+    path = tmp_path / "b.tar.packed"
+    path.write_bytes(pack(plain) + b"no compression")
+    assert [raw["jpg"] for raw in read_shard(str(path))] == [s["jpg"] for s in samples(5)]
+    number, damage = count_samples(str(path), Store())
+    assert number == 5 and damage and "damaged compression" in damage
+
+
 def test_zstandard(tmp_path: Path) -> None:
     """In one frame, or in several behind each other, as several threads write them."""
     plain = Path(write_shard(tmp_path / "a.tar", samples(5))).read_bytes()
     packed = [zstandard.compress(part) for part in (plain, plain[:2000], plain[2000:])]
-    skipped = b"\x50\x2a\x4d\x18\4\0\0\0size"
+    skipped = b"\x5c\x2a\x4d\x18\4\0\0\0size"
     path = tmp_path / "b.tar.zst"
     for content in (packed[0], packed[1] + packed[2], skipped + packed[0]):
         path.write_bytes(content)

@@ -8,11 +8,15 @@ import random
 import shutil
 import subprocess
 import tarfile
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from webdataset import TarWriter
 
+from lgpl.data.members import BadSample
+from lgpl.data.shards import Shard
+from lgpl.data.store import Store
 from lgpl.data.tar import MOST_MEMBERS, Table
 
 NAMES = ["00000", "a/b/00001", "é" * 20, "n" * 150, "folder/" * 20 + "x"]
@@ -398,3 +402,48 @@ def test_absurd_sparse_members(tmp_path: Path) -> None:
         for i in range(len(found)):
             for _, size in found.members(i).values():
                 assert 0 <= size < 2**63
+        with closing(Shard(str(path), Store())) as shard:
+            for i in range(len(shard)):
+                with suppress(BadSample):
+                    shard.read(i)
+
+
+def test_hard_links_lead_to_what_tarfile_finds(tmp_path: Path) -> None:
+    """By the exact name of any member before: one in capitals or hidden, one of no sample, the
+    latest of its name, and also where a link that leads nowhere comes first."""
+
+    def link(tar: tarfile.TarFile, name: str, to: str) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.LNKTYPE, to
+        tar.addfile(info)
+
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        link(tar, "0.jpg", "nowhere")
+        for name in (".pool/x.jpg", "pool", "1.JPG", "1.jpg", "2.txt"):
+            add(tar, name, name.encode())
+        for i, to in enumerate([".pool/x.jpg", "pool", "1.JPG", "./2.txt", "3.jpg"]):
+            link(tar, f"{i + 3}.jpg", to)
+    expected = ["1.jpg", ".pool/x.jpg", "pool", "1.JPG", "2.txt", ".pool/x.jpg"]
+    found = content(path)
+    assert [found[key].get("jpg", b"").decode() for key in "134567"] == expected
+
+
+def test_large_attributes_in_pax_headers(tmp_path: Path) -> None:
+    """As those of macOS' files."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        add(tar, "a.txt", b"a", pax_headers={"SCHILY.xattr.com.apple.ResourceFork": "x" * 10**6})
+        add(tar, "b.txt", b"b")
+    assert content(path) == {"a": {"txt": b"a"}, "b": {"txt": b"b"}}
+
+
+@pytest.mark.parametrize(
+    "start", [b"PK\3\4" * 999, b"<!DOCTYPE html>" * 99, b"version https://git-lfs"]
+)
+def test_what_is_no_tar_says_so(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(start)
+    damage = table(path).damage
+    said = "no tar, plain or as .gz, .bz2, .xz or .zst: it begins with"
+    assert damage and f"{said} {start[:16]!r}" in damage

@@ -51,6 +51,11 @@ def test_prompt_i_is_line_i(tmp_path: Path, content: bytes, prompts: list[str]) 
     assert read_prompts(str(tmp_path / "prompts.txt")) == prompts
 
 
+def test_control_characters_are_spaces() -> None:
+    assert clean("a\x00cat\x1b[2J \x7f\x9b") == "a cat [2J"
+    assert clean("\x00\x08\x85") == ""
+
+
 def test_an_empty_line_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a\n\nb\n")

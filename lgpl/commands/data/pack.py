@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import stat
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -242,7 +243,10 @@ def read(folder: Path, image: ImageFile) -> dict[str, bytes]:
 
 def _content(file: Path) -> bytes:
     try:
-        if file.stat().st_size > LARGEST_MEMBER:  # which nobody would read of the shard
+        info = file.stat()
+        if not stat.S_ISREG(info.st_mode):  # reading a pipe might never end
+            raise BadSample("what is no file")
+        if info.st_size > LARGEST_MEMBER:  # which nobody would read of the shard
             raise BadSample(f"file of more than {LARGEST_MEMBER} bytes")
         return file.read_bytes()
     except OSError as error:

@@ -19,6 +19,7 @@ Skipped = list[tuple[str, str]]  # files that cannot be packed, and why
 TABLES = ("metadata.jsonl", "metadata.csv")  # in a folder of images, as the hub's data sets are
 TEXTS = (".caption", ".txt")  # beside an image, in capitals too; the last counts most
 LONGEST_FIELD = 2**24  # characters
+NO_UTF8 = "row that is not UTF-8"
 READ = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 
@@ -45,7 +46,7 @@ class Source:
     def add(self, file: str, **known: Any) -> None:
         try:
             self.images.append(ImageFile(file, os.path.getsize(self.folder / file), **known))
-        except OSError:
+        except (OSError, ValueError):  # the latter for what no name can hold
             self.skipped.append((file, "no such file"))
 
 
@@ -58,7 +59,8 @@ def find(folder: Path, file_column: str, caption_column: str) -> Source:
     found, left = files_below(folder)
     images = list(filter(_is_image, found))
     texts: dict[str, dict[str, str]] = {ending: {} for ending in TEXTS}
-    for file in found:
+    # Several images may have one caption by links, which are left out as images.
+    for file in [*found, *(file for file, _ in left)]:
         stem, ending = os.path.splitext(file)
         if ending.lower() in texts:
             texts[ending.lower()][stem] = file
@@ -103,23 +105,26 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
 def from_table(folder: Path, table: Path, file_column: str, caption_column: str) -> Source:
     """The images that a table in UTF-8 names by their paths in the folder: a `.csv` with a header
     or a `.jsonl` with an object a line. Each row is a sample, whose caption may be a list of which
-    the first counts; other columns, and the list, are kept as they are. A row that cannot be read
-    is skipped; a UserError where the table cannot be, or lacks a column."""
+    the first text counts; other columns, and the list, are kept as they are. A row that cannot be
+    read is skipped; a UserError where the table cannot be, or lacks a column."""
     source = Source(folder)
     columns: dict[str, None] = {}
     for number, row in _rows(table, source.skipped):
         columns.update(dict.fromkeys(row))
         file, caption = row.pop(file_column, None), row.pop(caption_column, None)
-        if isinstance(caption, list) and all(isinstance(one, str) for one in caption):
+        if isinstance(caption, list):
             row[caption_column] = caption
-            caption = next(iter(caption), None)
+            caption = next((one for one in caption if isinstance(one, str) and one.strip()), None)
         if not isinstance(file, str) or not isinstance(caption, str):
             source.skipped.append((f"{table}, line {number}", "row without file or caption"))
         elif not _is_image(file):
             source.skipped.append((file, f"file that is none of {READ}"))
         else:
             source.add(file, caption=caption, more=row or None)
-    there = ", ".join(columns) or "no rows"
+    if not columns:
+        place, why = source.skipped[0] if source.skipped else (str(table), "it has none")
+        raise UserError(f"--captions: {place}: no row can be read: {why}.")
+    there = ", ".join(columns)
     for option, name in (("--file-column", file_column), ("--caption-column", caption_column)):
         if name not in columns:
             raise UserError(f"{table} has no column {name!r} but {there}; name it with {option}.")
@@ -128,14 +133,15 @@ def from_table(folder: Path, table: Path, file_column: str, caption_column: str)
 
 def _rows(table: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows and the lines that they begin at; those that cannot be read are added to `skipped`."""
-    if table.suffix not in (".csv", ".jsonl"):
+    kind = table.suffix.lower()
+    if kind not in (".csv", ".jsonl"):
         raise UserError(f"--captions: {table} is neither .csv nor .jsonl.")
     with (
-        as_user_error(f"--captions: {table} is not UTF-8", UnicodeDecodeError),
         as_user_error(f"--captions: {table} cannot be read", OSError),
-        open(table, encoding="utf-8-sig", newline="") as file,  # as spreadsheets write it
+        # With the byte order mark of spreadsheets; another encoding spoils its own rows alone.
+        open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
     ):
-        yield from (_csv_rows if table.suffix == ".csv" else _json_rows)(file, table, skipped)
+        yield from (_csv_rows if kind == ".csv" else _json_rows)(file, table, skipped)
 
 
 def _csv_rows(file: TextIO, table: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -153,9 +159,15 @@ def _csv_rows(file: TextIO, table: Path, skipped: Skipped) -> Iterator[tuple[int
             lost = range(first, reader.line_num + 1)
             skipped += [(f"{table}, line {line}", f"row that is no CSV ({error})") for line in lost]
             continue
-        if names is None:
+        if not row:
+            continue
+        if not _is_utf8("".join(row)):
+            if names is None:
+                raise UserError(f"--captions: {table}, line {first}: the header is not UTF-8.")
+            skipped.append((f"{table}, line {first}", NO_UTF8))
+        elif names is None:
             names = row
-        elif row:
+        else:
             pairs = zip(names, row, strict=False)  # a row may be shorter or longer
             yield first, {name: value for name, value in pairs if name}
 
@@ -166,10 +178,13 @@ def _json_rows(file: TextIO, table: Path, skipped: Skipped) -> Iterator[tuple[in
             continue
         try:
             # NaN and Infinity, which Python's tables hold for what is missing, are no JSON.
-            row = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
+            numbers: dict[str, Any] = {"parse_float": _finite, "parse_int": _finite_integer}
+            row = json.loads(line, parse_constant=lambda _: None, **numbers)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict):
+        if not _is_utf8(line):
+            skipped.append((f"{table}, line {number}", NO_UTF8))
+        elif isinstance(row, dict):
             yield number, row
         else:
             skipped.append((f"{table}, line {number}", "row that is no JSON object"))
@@ -177,6 +192,18 @@ def _json_rows(file: TextIO, table: Path, skipped: Skipped) -> Iterator[tuple[in
 
 def _finite(text: str) -> float | None:
     return float(text) if math.isfinite(float(text)) else None
+
+
+def _finite_integer(text: str) -> int | None:
+    return None if _finite(text) is None else int(text)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # what is no UTF-8 was read as surrogates
+        return False
+    return True
 
 
 def _is_image(file: str) -> bool:
