@@ -2,9 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-# Threads that wait sleep instead of spinning: with the default, one busy neighbour on the machine
-# slows every training step tenfold.
-export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
@@ -115,6 +112,8 @@ benchmark: $(STAMP)  ## the benchmarks, against peers that are installed for the
 	$(BIN)/python -m tests.benchmarks.data
 	$(BIN)/python -m tests.benchmarks.train_step
 	$(BIN)/python -m tests.benchmarks.sampling --vllm-python '$(SERVING_VENV)/bin/python'
+	$(BIN)/python -m tests.benchmarks.neighbour
+	$(BIN)/python -m tests.benchmarks.latency
 
 lint: $(STAMP)  ## ruff, the format and mypy
 	$(BIN)/python -m ruff check .

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 
+from lgpl import cpus
 from lgpl.errors import UserError, behind, nearest
 
 HELP = """usage: lgpl COMMAND [options], each with its own --help
@@ -47,6 +48,8 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show ends no command
             stream.reconfigure(errors="backslashreplace")
+    # Here and not at `import lgpl`: in a Python program threads are the program's own business.
+    cpus.prepare()
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # nobody here can mend them
     try:
         run(args)

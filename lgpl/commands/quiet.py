@@ -6,6 +6,7 @@ import warnings
 
 WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",
+    "This DataLoader will create",  # `data.num_workers` above the CPUs: lgpl says it in a sentence
     r"Precision \S+ is not supported by the model summary",
 )
 MESSAGES = re.compile(

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
-from lgpl import shipped
+from lgpl import cpus, shipped
 from lgpl.atomic import write_text
 from lgpl.callbacks import NaNGuard, SkippedSamples
 from lgpl.callbacks.lines import LineProgress, ParameterCounts
@@ -132,13 +132,16 @@ class CommandLine(cli.LightningCLI):
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         try:
             with mended():
-                return super().instantiate_trainer(**options)
+                trainer = super().instantiate_trainer(**options)
         except UserError as error:
             wanted = self.of_command.trainer.accelerator
             if wanted in ("gpu", "cuda") and not torch.cuda.is_available():
                 said = f"{wanted}, but torch finds no GPU here; give --trainer.accelerator cpu"
                 raise UserError(f"trainer.accelerator: {said}.") from error
             raise
+        if (threads := cpus.part(trainer.num_devices)) is not None:
+            torch.set_num_threads(threads)  # Lightning would divide all CPUs and know no quota
+        return trainer
 
     def fit(self, **arguments: Any) -> None:
         """Ends with a validation where none has been, and says where the checkpoint is."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lgpl import cpus
 from lgpl.codes import CodeLayout, to_image_size
 from lgpl.data.decode import Field, Fit, SampleDecoder
 from lgpl.data.filters import Filter
@@ -136,6 +137,9 @@ class ShardDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Expand the patterns: a mistake in them ends the run before anything else is done."""
+        if self.num_workers > (most := cpus.available()):
+            many = f"data.num_workers: {self.num_workers} processes share {most} CPUs"
+            self._say(f"{many}; {most} would read as fast and take less memory.")
         for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             split = getattr(split, "value", split)  # of Lightning's enumeration
             patterns = self.patterns[split]

@@ -69,9 +69,15 @@ class SamplerEngine(Engine):
                 self._step()
 
     def _join(self) -> list[ImageJob]:
-        """What waits, as far as there is room; an idle engine waits for it."""
+        """What waits, as far as there is room; an idle engine waits for it.
+
+        Where much waits, images join by the quarter of a batch: they are as long as each other, so
+        groups of one would stay so for ever, and each costs a step to read its prompt.
+        """
         idle, room = not self._groups, self.batch_size - self._drawn()
-        return self._take(room, idle, GATHER if idle else 0.0) if room > 0 else []
+        if room < max(1, min(len(self.queue), self.batch_size // 4)):
+            return []
+        return self._take(room, idle, GATHER if idle else 0.0)
 
     def _drawn(self) -> int:
         return sum(len(group.jobs) for group in self._groups)
@@ -112,14 +118,12 @@ class SamplerEngine(Engine):
             self._groups = []
 
     def _show_group(self, group: Group, count: int) -> None:
-        places = count // self.layout.depth
-        drawn = (torch.arange(self.layout.places) < places).view(self.layout.rows, -1)
+        places, is_whole = count // self.layout.depth, count == self.layout.codes
         for job, own in zip(group.jobs, group.codes, strict=True):
-            codes = self.layout.unflatten(own[None].clone())[0].to(self.module.device)
-            if count == self.layout.codes:
-                self._render(job, codes)
-            elif passed(job.previews, places):
-                self._render(job, codes, drawn)
+            if is_whole or passed(job.previews, places):
+                codes = self.layout.unflatten(own[None].clone())[0].to(self.module.device)
+                drawn = (torch.arange(self.layout.places) < places).view(self.layout.rows, -1)
+                self._render(job, codes, None if is_whole else drawn)
 
     def _is_over(self, group: Group) -> bool:
         if group.is_abandoned:

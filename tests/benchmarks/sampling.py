@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lgpl import cpus
 from lgpl.generator import Raster, Sampling, Transformer, generate
 from lgpl.generator.blocks import FeedForward
 from lgpl.generator.conditions import Inputs
@@ -190,11 +191,11 @@ class Arm:
         self.said: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
         python = options.vllm_python if name == "vLLM" else sys.executable
         settings = json.dumps({**vars(options), "arm": name})
-        # Nothing else runs, so threads may wait as they do by default.
-        inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        # As lgpl's command line sets it; the threads of others wait as they do by default.
+        waiting = {"GOMP_SPINCOUNT": str(cpus.SPINS)} if name.startswith("lgpl") else {}
         self.process = subprocess.Popen(
             [python, "-m", "tests.benchmarks.sampling", "--serve", settings],
-            env={**inherited, "PYTHONPATH": os.getcwd(), **env},
+            env={**os.environ, **waiting, "PYTHONPATH": os.getcwd(), **env},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True,
         )  # fmt: skip
 

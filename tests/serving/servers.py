@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,12 @@ def export(folder: Path, condition: Config = class_config(10), **changes: Any) -
 
 
 @contextlib.contextmanager
-def serve(checkpoint: Path, *options: str, program: str = PROGRAM) -> Iterator[Server]:
+def serve(
+    checkpoint: Path,
+    *options: str,
+    program: str = PROGRAM,
+    env: Mapping[str, str] = {"OMP_NUM_THREADS": "1"},  # which nobody changes
+) -> Iterator[Server]:
     """`lgpl serve` as a process of its own; with GATED it draws while `Server.gate` exists."""
     gate = checkpoint.with_name("gate")
     gate.touch()
@@ -111,7 +116,8 @@ def serve(checkpoint: Path, *options: str, program: str = PROGRAM) -> Iterator[S
         text=True,
         env={
             **os.environ,
-            **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LGPL_TOKEN": TOKEN},
+            **env,
+            **{"PYTHONPATH": str(ROOT), "LGPL_TOKEN": TOKEN},
             "GATE": str(gate),
             "MALLOC_ARENA_MAX": "1",  # or what it holds depends on which thread took it
         },

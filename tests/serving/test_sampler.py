@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,41 @@ def test_images_join_between_two_steps(
     assert shown == alone
     assert max(map(len, groups)) == 4  # each group at its own place
     assert [1, 2, 2, 2] in groups  # the first is drawn without guidance: one row, not two
+
+
+def test_where_much_waits_images_join_by_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an image that began alone would be followed by another alone, for ever."""
+    engine = SamplerEngine(load_generator(str(export(tmp_path)), None, "cpu"), batch_size=8)
+    sizes, done, steps = list[int](), threading.Semaphore(0), itertools.count()
+    together = sampler.decode_together
+
+    def put(number: int) -> None:
+        prompt = engine.prepare("3")
+        jobs = [ImageJob(prompt, Sampling(), i, 0, see) for i in range(number)]
+        engine.queue.put(jobs)
+
+    def see(*_: Any) -> None:
+        done.release()
+
+    def watched(model: Any, drawings: Any) -> None:
+        if next(steps) == 0:  # the first image is begun
+            put(11)
+        together(model, drawings)
+
+    class Counted(sampler.Group):
+        def __init__(self, module: GeneratorModule, jobs: list[ImageJob]) -> None:
+            sizes.append(len(jobs))
+            super().__init__(module, jobs)
+
+    monkeypatch.setattr(sampler, "Group", Counted)
+    monkeypatch.setattr(sampler, "decode_together", watched)
+    put(1)
+    for _ in range(12):
+        assert done.acquire(timeout=60)
+    engine.close()
+    assert sizes == [1, 7, 4]
 
 
 def test_a_failing_step_fails_what_is_drawn_alone(

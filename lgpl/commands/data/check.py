@@ -3,7 +3,6 @@ that something is."""
 
 import functools
 import hashlib
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
+from lgpl import cpus
 from lgpl.commands.data.members import causes_of, faults, is_pickle, is_read, names
 from lgpl.commands.data.processes import SECONDS_HELP, in_processes, sample
 from lgpl.commands.parsing import ArgumentParser, require_positive
@@ -39,7 +39,7 @@ class Report(NamedTuple):
 
 
 def add_arguments(p: ArgumentParser) -> None:
-    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
+    p.add_argument("--workers", type=int, default=cpus.available(), help="shards at a time")
     p.add_argument("--sample-seconds", type=float, default=SECONDS, help=SECONDS_HELP)
 
 

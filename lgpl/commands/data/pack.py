@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from jsonargparse import Namespace
 
+from lgpl import cpus
 from lgpl.atomic import remove_partials, write_text
 from lgpl.commands.data import sources
 from lgpl.commands.data.members import by_cause, faults
@@ -66,7 +67,7 @@ def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("--shard-samples", type=int, default=1000, help="samples of a shard, about")
     p.add_argument("--shard-mb", type=int, default=1000, help="its size at the most, about")
     p.add_argument("--seed", type=int, default=0, help="of the order and of what is held out")
-    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards at a time")
+    p.add_argument("--workers", type=int, default=cpus.available(), help="shards at a time")
     p.add_argument("--sample-seconds", type=float, default=SECONDS, help=SECONDS_HELP)
 
 
