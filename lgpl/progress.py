@@ -22,7 +22,7 @@ class Bar(tqdm):
             return bool(super().display(msg, pos))
         done = self.n / self.total if self.total else 0.0
         now = time.monotonic()
-        if self.n and (done >= self._said + SHARE or now >= self._said_at + SECONDS):
+        if done >= self._said + SHARE or now >= self._said_at + SECONDS:
             self._said, self._said_at = done, now
             of = f" of {self.total:.0f} ({done:.0%})" if self.total else ""
             name = f"{self.desc.strip(': ')}: " if self.desc else ""

@@ -11,7 +11,8 @@ from lgpl.progress import SECONDS, SHARE
 
 
 class LineProgress(ProgressBar):
-    """A line after a tenth of an epoch, or a minute, with the metrics that a bar would show."""
+    """A line after a tenth of an epoch or of a pass, or a minute, with the metrics that a bar would
+    show; and those of a validation when it ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,15 +38,34 @@ class LineProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        found = self.get_metrics(trainer, pl_module)
-        said = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
-        more = "".join(f", {one}" for one in said)
+        more = "".join(f", {one}" for one in self._metrics(trainer, pl_module))
         self._tell(f"epoch {trainer.current_epoch}", batch_idx + 1, self.total_train_batches, more)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = self._metrics(trainer, pl_module, "val/")
+        if found and self._shown and not trainer.sanity_checking:
+            print(f"validation at step {trainer.global_step}: {', '.join(found)}", flush=True)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *at: int
+    ) -> None:
+        if trainer.state.fn == "validate":  # that of a training is short
+            self._tell("validation", at[0] + 1, trainer.num_val_batches[at[1] if at[1:] else 0])
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *at: int
+    ) -> None:
+        self._tell("test", at[0] + 1, trainer.num_test_batches[at[1] if at[1:] else 0])
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *at: int
     ) -> None:
-        self._tell("predict", at[0] + 1, sum(trainer.num_predict_batches))
+        self._tell("predict", at[0] + 1, trainer.num_predict_batches[at[1] if at[1:] else 0])
+
+    def _metrics(self, trainer: Trainer, module: LightningModule, start: str = "") -> list[str]:
+        found = self.get_metrics(trainer, module).items()
+        said = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found)
+        return [one for one in said if one.startswith(start)]
 
 
 class ParameterCounts(ModelSummary):

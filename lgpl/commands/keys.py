@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 import yaml
+from jsonargparse._typehints import ActionTypeHint  # whether a parameter takes a class
 
 from lgpl import shipped
 from lgpl.errors import UserError, as_user_error, nearest
@@ -56,8 +57,7 @@ def _sources(args: Sequence[str]) -> Iterator[Source]:
             yield Source("", _nested(option[2:].removesuffix("+").split("."), value))
         elif option in ("--model", "--data", "--trainer"):
             value = value if equals else next(left, "")
-            if option == "--model" and re.fullmatch(r"[\w.]+", value):
-                yield Source("", {"model": {"class_path": value}})
+            yield Source("", _nested([option[2:]], value))
 
 
 def _nested(keys: list[str], value: Any) -> Any:
@@ -130,8 +130,8 @@ class _Walk:
 
     def mapping(self, values: dict[str, Any], tree: Tree, above: str) -> None:
         for name, value in values.items():
-            key = f"{above}{name}"
-            known = tree.get(str(name).removesuffix("+"))
+            plain = str(name).removesuffix("+")  # `callbacks+` adds to a list
+            key, known = f"{above}{plain}", tree.get(plain)
             if known is None:
                 near = nearest(str(name), [*filter(None, tree)])
                 before = above if self.source else f"--{above}"
@@ -150,6 +150,8 @@ class _Walk:
                 if isinstance(item, dict) and "class_path" in item:
                     self.of_class(item, f"{key}[{number}]")
                     self.classes[key] = self.classes.get(f"{key}[{number}]", object)
+        elif isinstance(value, str) and _names_class(value, action):
+            self.of_class({"class_path": value}, key)
         elif isinstance(value, dict) and (
             "class_path" in value or "init_args" in value or key in self.classes
         ):
@@ -199,6 +201,14 @@ class _Walk:
                 raise UserError(f"{self.source}{where}: {path}: {what}{near or '.'}")
             place = found
         return place
+
+
+def _names_class(value: str, action: Any) -> bool:
+    """Whether a text stands for a class, as `--trainer.callbacks+=lgpl.callbacks.EMA` does."""
+    typehint = getattr(action, "_typehint", None)
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", value):
+        return False
+    return ActionTypeHint.is_subclass_typehint(typehint, all_subtypes=False, also_lists=True)
 
 
 def _below(place: Any, names: list[str]) -> Any:

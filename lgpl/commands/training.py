@@ -90,6 +90,7 @@ class CommandLine(cli.LightningCLI):
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        be_quiet()
         # Apart from the config, which is saved: trust is given anew with every command.
         self.trust, rest = split_trust(sys.argv[1:] if args is None else list(args))
         parsers = getattr(self, "_subcommand_parsers", {})
@@ -127,7 +128,6 @@ class CommandLine(cli.LightningCLI):
         summary = config["trainer"]["enable_model_summary"] is not False
         if summary and "ModelSummary" not in str(config["trainer"]["callbacks"]):
             self.trainer_defaults["callbacks"].append(ParameterCounts())
-        be_quiet()
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         try:
