@@ -1,5 +1,6 @@
 """`lgpl fit | validate | test | predict`: LightningCLI for lgpl's two modules and its shards."""
 
+import contextlib
 import itertools
 import sys
 from pathlib import Path
@@ -30,6 +31,13 @@ from lgpl.data.filters import Scalar
 from lgpl.errors import UserError
 from lgpl.progress import is_terminal
 from lgpl.training import ShardedStrategy, TrainingModule
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def usage(command: str) -> str:
+    """Without the hundred options, which the help lists below."""
+    return f"lgpl {command} -c CONFIG [-c CONFIG ...] [--KEY VALUE ...]"
 
 
 def with_recipes(args: list[str]) -> list[str]:
@@ -77,7 +85,7 @@ class CommandLine(cli.LightningCLI):
             save_config_callback=SaveTrainingConfig,
             seed_everything_default=0,
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "lgpl"},
+            parser_kwargs={"prog": "lgpl", **{name: {"usage": usage(name)} for name in COMMANDS}},
             args=args,
             run=run,
             auto_configure_optimizers=False,
@@ -169,3 +177,23 @@ class CommandLine(cli.LightningCLI):
             danger = f"{type(strategy).__name__}, which would run what a sharded checkpoint holds"
             add = "-c configs/trainer/fsdp.yaml, whose strategy is lgpl.training.ShardedStrategy"
             raise UserError(f"--ckpt_path: {path} cannot be read by {danger}; add {add}.")
+
+
+class _Parsers(CommandLine):
+    """Makes the parsers and runs nothing."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(_MadeError):
+            super().__init__([])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise _MadeError
+
+
+class _MadeError(Exception):
+    pass
+
+
+def training_parsers() -> dict[str, LightningArgumentParser]:
+    """The parsers of the commands, by their names."""
+    return _Parsers()._subcommand_parsers
