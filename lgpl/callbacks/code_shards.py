@@ -80,9 +80,9 @@ class CodeShardWriter(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if bar := trainer.progress_bar_callback:
             bar.disable()  # it counts batches, whose number nobody knows beforehand
-            own = len(data.shards["predict"][trainer.global_rank :: trainer.world_size])
+            total = len(data.shards["predict"][trainer.global_rank :: trainer.world_size])
             hidden = not trainer.is_global_zero
-            self._bar = Bar(total=own, desc="encoding", unit="shard", disable=hidden)
+            self._bar = Bar(total=total, desc="encoding", unit="shard", disable=hidden)
         if not hasattr(pl_module, "fingerprint"):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         self._made_by = made_by(pl_module, data, self.text_encoder)

@@ -208,7 +208,7 @@ class SkippedSamples(Callback):
 
 def skipped_of_all_ranks(trainer: Trainer, loader: Any) -> Counter[str]:
     """Samples that a loader has skipped so far, by cause; all ranks must call this."""
-    own: Counter[str] = getattr(loader, "skipped", Counter())
+    own = getattr(loader, "skipped", None) or Counter[str]()
     ranks = [own] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(ranks, own)

@@ -33,12 +33,12 @@ def main(args: list[str]) -> None:
     every = argparse.ArgumentParser(prog="lgpl")
     commands = every.add_subparsers()
     for name, own in parsers().items():
-        for action in actions(own):
+        for action in parsing.actions(own):
             _offer_values(action)
         help = own.description.partition("\n\n")[0] if own.description else None
         commands.add_parser(name, parents=[own], add_help=False, help=help)
     recipes = " ".join(shipped.configs())
-    preamble = {name: script.format(recipes) for name, script in RECIPES.items()}
+    preamble: Any = {name: script.format(recipes) for name, script in RECIPES.items()}
     print(shtab.complete(every, shell, preamble=preamble))
 
 
@@ -62,16 +62,6 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
             if option not in known:
                 own.add_argument(option)
     return found
-
-
-def actions(p: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Those of a parser and of its commands."""
-    for action in p._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from actions(inner)
-        else:
-            yield action
 
 
 def _offer_values(action: argparse.Action) -> None:

@@ -21,6 +21,8 @@ MESSAGES = re.compile(
 
 def be_quiet() -> None:
     """For the whole process; called before Lightning's first word."""
+    # A user has no use for the line of a library that warns.
+    warnings.formatwarning = lambda message, *_, **__: f"lgpl: warning: {message}\n"
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in ("pytorch", "fabric"):

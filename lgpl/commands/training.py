@@ -23,7 +23,7 @@ from lgpl.callbacks.lines import LineProgress, ParameterCounts
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
 from lgpl.commands.follow import fill_in
 from lgpl.commands.keys import check_keys
-from lgpl.commands.mended import check_run_is_new, check_trainer, mended, where_it_is
+from lgpl.commands.mended import check_names, check_run_is_new, check_trainer, mended, where_it_is
 from lgpl.commands.parsing import SentenceErrors
 from lgpl.commands.quiet import be_quiet
 from lgpl.data import ShardDataModule
@@ -53,6 +53,19 @@ def with_recipes(args: list[str]) -> list[str]:
 
 
 register_type(Scalar, lambda value: value, Scalar.read, type_check=lambda *_: False)
+
+
+class LastValidation(pl.Callback):
+    """Knows whether weights were trained after the last validation."""
+
+    is_due = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.is_due = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.is_due = False
 
 
 class SaveTrainingConfig(cli.SaveConfigCallback):
@@ -125,7 +138,8 @@ class CommandLine(cli.LightningCLI):
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = dump[self.subcommand] if self.subcommand else dump
         self.model_config = config["model"]
-        self.trainer_defaults["callbacks"] = [SkippedSamples()]
+        self.last_validation = LastValidation()
+        self.trainer_defaults["callbacks"] = [SkippedSamples(), self.last_validation]
         has_scaler = str(config["trainer"]["precision"]) in ("16", "16-mixed")  # which skips steps
         if not has_scaler and "NaNGuard" not in str(config["trainer"]["callbacks"]):
             self.trainer_defaults["callbacks"].append(NaNGuard())
@@ -137,7 +151,12 @@ class CommandLine(cli.LightningCLI):
         if summary and "ModelSummary" not in str(config["trainer"]["callbacks"]):
             self.trainer_defaults["callbacks"].append(ParameterCounts())
 
+    def _set_seed(self) -> None:
+        with mended():
+            super()._set_seed()
+
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
+        check_names(self.of_command.trainer)
         try:
             with mended():
                 return super().instantiate_trainer(**options)
@@ -149,13 +168,13 @@ class CommandLine(cli.LightningCLI):
             raise
 
     def fit(self, **arguments: Any) -> None:
-        """Ends with a validation where none has been, and says where the checkpoint is."""
-        trainer = self.trainer
+        """Ends with a validation where the last weights have seen none, and says where the
+        checkpoint is."""
+        trainer, has_shards = self.trainer, self.datamodule.patterns["val"] is not None
         with mended():
             trainer.fit(**arguments)
-        seen = any(name.startswith("val/") for name in trainer.callback_metrics)
-        if trainer.state.finished and not seen and self.datamodule.patterns["val"] is not None:
-            trainer.validate(self.model, self.datamodule, verbose=False)
+            if trainer.state.finished and self.last_validation.is_due and has_shards:
+                trainer.validate(self.model, self.datamodule, verbose=False)
         where_it_is(trainer)
 
     def predict(self, **arguments: Any) -> None:
