@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 
-from lgpl.progress import SECONDS, SHARE
+from lgpl.progress import PAUSE, SECONDS, SHARE
 
 
 class LineProgress(ProgressBar):
@@ -24,12 +24,15 @@ class LineProgress(ProgressBar):
     def enable(self) -> None:
         self._shown = True
 
-    def _tell(self, what: str, done: int, total: float, more: str = "") -> None:
+    def _tell(
+        self, what: str, done: int, total: float, pause: float = PAUSE, more: str = ""
+    ) -> None:
         known = math.isfinite(total) and total > 0
         share, now = done / total if known else 0.0, time.monotonic()
         if share < self._said:  # another epoch
             self._said = 0.0
-        if share >= self._said + SHARE - 1e-9 or now >= self._said_at + SECONDS:
+        passed = now - self._said_at
+        if passed >= SECONDS or (passed >= pause and share >= self._said + SHARE - 1e-9):
             self._said, self._said_at = share, now
             of = f" of {total:.0f} ({share:.0%})" if known else ""
             if self._shown:
@@ -39,11 +42,12 @@ class LineProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         more = "".join(f", {one}" for one in self._metrics(trainer, pl_module))
-        self._tell(f"epoch {trainer.current_epoch}", batch_idx + 1, self.total_train_batches, more)
+        epoch, total = f"epoch {trainer.current_epoch}", self.total_train_batches
+        self._tell(epoch, batch_idx + 1, total, 0.0, more)  # a loss is worth a line
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = self._metrics(trainer, pl_module, "val/")
-        if found and self._shown and not trainer.sanity_checking:
+        if found and self._shown and trainer.global_step:  # else `lgpl validate` prints them
             print(f"validation at step {trainer.global_step}: {', '.join(found)}", flush=True)
 
     def on_validation_batch_end(

@@ -15,7 +15,7 @@ WARNINGS = (
 MESSAGES = re.compile(
     r".*(litlogger|litmodels|[TH]PU available: False|GPU available: False|Seed set to"
     r"|Automatic Mixed Precision|already configured with model summary callbacks"
-    r"|was configured so \d+ batch|Loaded model weights from)"
+    r"|Trainer.fit` stopped: `max_|was configured so \d+ batch|Loaded model weights from)"
 )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,19 @@ class CommandLine(cli.LightningCLI):
             if trainer.state.finished and self.last_validation.is_due and has_shards:
                 trainer.validate(self.model, self.datamodule, verbose=False)
         where_it_is(trainer)
+
+    def validate(self, **arguments: Any) -> None:
+        with mended():
+            self._print(self.trainer.validate(**{**arguments, "verbose": False}))
+
+    def test(self, **arguments: Any) -> None:
+        with mended():
+            self._print(self.trainer.test(**{**arguments, "verbose": False}))
+
+    def _print(self, found: Sequence[Mapping[str, float]]) -> None:
+        """The metrics, a line for each."""
+        for metrics in found if self.trainer.is_global_zero else ():
+            print("\n".join(f"{name:<28}{value:>12.4f}" for name, value in metrics.items()))
 
     def predict(self, **arguments: Any) -> None:
         """Without keeping the predictions: those of a large set do not fit in memory."""
