@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 import sys
+from types import ModuleType
 
 from lgpl import cpus
 from lgpl.errors import UserError, behind, nearest
@@ -30,6 +31,7 @@ plain commands:
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
   plan        memory, tokens and FLOPs of a training step, before it is queued
   configs     the recipes that -c takes by name: listed, or copied to be changed
+  completion  bash | zsh: a script that completes all this in a shell
   quickstart  tokenizer, codes, generator and images on the embedded emoji, in minutes
 
 with every command that reads a checkpoint:
@@ -38,7 +40,7 @@ with every command that reads a checkpoint:
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (
     *("data", "sample", "complete", "reconstruct", "evaluate", "compare", "serve", "import"),
-    *("export", "plan", "quickstart", "configs"),
+    *("export", "plan", "quickstart", "configs", "completion"),
 )
 
 
@@ -80,8 +82,7 @@ def run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
     elif args[0] in COMMANDS:
-        module = "import_released" if args[0] == "import" else args[0]  # no module may be so called
-        importlib.import_module(f"lgpl.commands.{module}").main(args[1:])
+        module_of(args[0]).main(args[1:])
     elif args[0] in TRAINING or args[0].startswith("-"):
         from lgpl.commands.training import CommandLine
 
@@ -90,6 +91,12 @@ def run(args: list[str]) -> None:
     else:
         meant = nearest(args[0], (*TRAINING, *COMMANDS)) or ". `lgpl --help` lists them."
         raise UserError(f"{args[0]!r} is no command{meant}")
+
+
+def module_of(command: str) -> ModuleType:
+    """The module of a plain command, which has its `parser` and its `main`."""
+    module = "import_released" if command == "import" else command  # no module may be so called
+    return importlib.import_module(f"lgpl.commands.{module}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 SHARE, SECONDS = 0.1, 60.0  # a line in a log after a tenth, or a minute
+PAUSE = 5.0  # seconds between two lines, and before the first: what is done by then says so itself
 
 
 class Bar(tqdm):
@@ -22,12 +23,13 @@ class Bar(tqdm):
             return bool(super().display(msg, pos))
         done = self.n / self.total if self.total else 0.0
         now = time.monotonic()
-        if self.n and (done >= self._said + SHARE or now >= self._said_at + SECONDS):
+        passed = now - self._said_at
+        if passed >= SECONDS or (passed >= PAUSE and done >= self._said + SHARE):
             self._said, self._said_at = done, now
             of = f" of {self.total:.0f} ({done:.0%})" if self.total else ""
             name = f"{self.desc.strip(': ')}: " if self.desc else ""
             rest = f", {self.postfix}" if getattr(self, "postfix", None) else ""
-            print(f"{name}{self.n:.0f}{of} {self.unit}s{rest}", file=self.fp, flush=True)
+            print(f"{name}{int(self.n)}{of} {self.unit}s{rest}", file=self.fp, flush=True)
         return True
 
     def clear(self, nolock: bool = False) -> None:

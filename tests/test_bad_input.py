@@ -70,7 +70,10 @@ def test_no_gpu(fails: Fails, trainer: str) -> None:
         ("gradient_clip_val", "1.0", "--trainer.gradient_clip_val: the tokenizer's steps are its"),
         ("accumulate_grad_batches", "2", "--trainer.accumulate_grad_batches: the tokenizer's"),
         ("barebones", "true", "--trainer.barebones: true leaves out the logger"),
-        ("accelerator", "cup", "trainer: You selected an invalid accelerator name"),
+        ("accelerator", "cup", "--trainer.accelerator: cup is none that Lightning has; did you"),
+        ("strategy", "dpp", "--trainer.strategy: dpp is none that Lightning has; did you mean ddp"),
+        ("devices", "two", "--trainer.devices must be auto, or a number >= 1"),
+        ("val_check_interval", "0", "--trainer.val_check_interval must be > 0, got 0"),
     ],
 )
 def test_trainer_that_contradicts_itself(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
+from lgpl import progress
 from lgpl.progress import Bar
 
 
-def test_lines_in_a_log_file() -> None:
+def test_lines_in_a_log_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
     log = io.StringIO()
     for _ in Bar(range(100), desc="x", unit="image", file=log, mininterval=0, miniters=1):
         pass
@@ -19,3 +23,10 @@ def test_lines_in_a_log_file() -> None:
     assert "\r" not in log.getvalue() and lines[0] == "x: 10 of 100 (10%) images"
     assert 9 <= len(lines) - 2 <= 10
     assert lines[-2:] == ["3 of 10 (30%) images", "an error"]
+
+
+def test_what_is_done_in_a_moment_needs_no_line() -> None:
+    log = io.StringIO()
+    for _ in Bar(range(10), desc="x", file=log, mininterval=0, miniters=1):
+        pass
+    assert log.getvalue() == ""

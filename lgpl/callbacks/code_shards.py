@@ -11,12 +11,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lgpl.atomic import write_text
+from lgpl.callbacks.monitoring import skipped_of_all_ranks
 from lgpl.data.classes import CLASSES, names_beside, shards_and_indexes
 from lgpl.data.datamodule import ShardDataModule
 from lgpl.data.index import count_samples, statistics, statistics_name, write_index
 from lgpl.data.transfer import HTTP, scheme
 from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
+from lgpl.progress import Bar
 from lgpl.text import TextEncoder
 from lgpl.training.encoding import add_features, code_members, made_by
 
@@ -48,6 +50,8 @@ class CodeShardWriter(Callback):
         self.text_encoder = text_encoder
         self._writer: ShardWriter | None = None
         self._made_by: dict[str, Any] = {}
+        self._bar: Bar | None = None
+        self._images = 0  # that this rank has encoded
         self._cut = self._captions = 0  # captions of this rank: cut by the text encoder, all
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -67,12 +71,18 @@ class CodeShardWriter(Callback):
         if trainer.is_global_zero:  # the other ranks have not begun yet
             paths = [self.out / code_shard_name(shard) for shard in left]
             remove_left([*paths, *(Path(statistics_name(str(path))) for path in paths)])
-            done = f"{len(shards) - len(left)} of {len(shards)}"
-            print(f"{self.out}: {done} code shards are there, {len(left)} to write.")
+            if len(left) < len(shards):
+                done = f"{len(shards) - len(left)} of {len(shards)}"
+                print(f"{self.out}: {done} code shards are there, {len(left)} to write.")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Now that the weights are loaded: the shards that stand must come from the same."""
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if bar := trainer.progress_bar_callback:
+            bar.disable()  # it counts batches, whose number nobody knows beforehand
+            total = len(data.shards["predict"][trainer.global_rank :: trainer.world_size])
+            hidden = not trainer.is_global_zero
+            self._bar = Bar(total=total, desc="encoding", unit="shard", disable=hidden)
         if not hasattr(pl_module, "fingerprint"):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         self._made_by = made_by(pl_module, data, self.text_encoder)
@@ -94,6 +104,11 @@ class CodeShardWriter(Callback):
             self._cut, self._captions = self._cut + cut, self._captions + total
         for key, member in zip(batch["key"], members, strict=True):
             self._writer.write(key, member)
+        self._images += len(members)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._images} images", refresh=False)
+            self._bar.update(int(batch["end_of_shard"]))
+            self._bar.refresh()
         if batch["end_of_shard"]:
             found = {"successes": self._writer.samples, "made_by": self._made_by}
             write_text(statistics_name(str(self._writer.path)), json.dumps(found) + "\n")
@@ -111,6 +126,9 @@ class CodeShardWriter(Callback):
                 "%d of %d captions have more tokens than the text encoder reads, %d, and are cut."
             )
             log.warning(said, self._cut, self._captions, self.text_encoder.max_length)
+        if self._bar is not None:
+            self._bar.close()
+        skipped = skipped_of_all_ranks(trainer, trainer.predict_dataloaders)
         trainer.strategy.barrier()
         paths = [str(path) for path in sorted(self.out.glob("*.tar"))]
         if trainer.is_global_zero and paths:
@@ -127,4 +145,7 @@ class CodeShardWriter(Callback):
                 write_text(self.out / CLASSES, "".join(f"{name}\n" for name in classes[1]))
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)
-            print(f"{self.out}: {len(paths)} code shards, {sum(counts.values())} samples")
+            wrote = f"{len(paths)} code shards, {sum(counts.values())} samples"
+            why = ", ".join(f"{cause}: {count}" for cause, count in skipped.items())
+            left_out = f", {skipped.total()} skipped ({why})" if skipped else ""
+            print(f"{self.out}: {wrote}{left_out}")

@@ -24,9 +24,9 @@ from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.inference import draw_in_turn, requests_for
 from lgpl.inference.drawing import NO_IMAGE
-from lgpl.metrics import Extractor, FeatureSummary, ImageSet, load_extractor
-from lgpl.metrics.protocols import GFID, RFID, commit, read_prompts, report
-from lgpl.metrics.reference import CACHE, progress, reference
+from lgpl.metrics import CACHE, GFID, RFID, Extractor, FeatureSummary, ImageSet, load_extractor
+from lgpl.metrics.protocols import commit, read_prompts, report
+from lgpl.metrics.reference import progress, reference
 from lgpl.tokenizer import TokenizerModule
 
 KEYS = 2**32  # what a sample's key is hashed to

@@ -200,10 +200,16 @@ class SkippedSamples(Callback):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every or not isinstance(loader, TrainLoader):
             return
-        ranks = [loader.skipped] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(ranks, loader.skipped)
-        skipped: Counter[str] = sum(ranks, Counter())
+        skipped = skipped_of_all_ranks(trainer, loader)
         metrics = {f"data/skipped/{cause}": float(count) for cause, count in skipped.items()}
         for logger in trainer.loggers if metrics else ():
             logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def skipped_of_all_ranks(trainer: Trainer, loader: Any) -> Counter[str]:
+    """Samples that a loader has skipped so far, by cause; all ranks must call this."""
+    own = getattr(loader, "skipped", None) or Counter[str]()
+    ranks = [own] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(ranks, own)
+    return sum(ranks, Counter())

@@ -1,15 +1,11 @@
 """`lgpl complete`: images that begin as a given one does, whose first rows of codes are kept while
 the rest is drawn. The given one stands at the left."""
 
-import torch
-
+from lgpl import inference
 from lgpl.commands import parsing
 from lgpl.commands.reconstruct import opened
 from lgpl.commands.sample import chosen
-from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError
-from lgpl.image_files import grid, image_path, save
-from lgpl.inference import ImageList, draw_into, load_generator, requests_for, usable_device
 
 
 def parser() -> parsing.ArgumentParser:
@@ -30,10 +26,15 @@ def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     parsing.sampling_of(options)  # a mistake is said before anything is loaded
     parsing.require_positive(options, "count")
+    import torch
+
+    from lgpl.data.transforms import center_crop, normalize, to_uint8
+    from lgpl.image_files import grid, image_path, save
+
     out = image_path(options.out)
     original = opened(options.image)
-    device = usable_device(options.device)
-    module = load_generator(options.checkpoint, options.tokenizer, device, trust=options.trust)
+    where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
+    module = inference.load_generator(*where, trust=options.trust)
     sampling, layout = parsing.sampling_of(options, module.sampling), module.model.layout
     if layout.rows == 1:
         raise UserError(f"The checkpoint draws codes of {layout}, which have no rows to keep.")
@@ -47,9 +48,9 @@ def main(args: list[str]) -> None:
         codes = module.tokenizer.autoencoder.encode(image.to(module.device))
     given = layout.flatten(codes.clone())[0]
     given[kept * layout.columns * layout.depth :] = -1
-    requests = requests_for(prompts, sampling, options.seed, given)
-    sink = ImageList()
-    draw_into(module, requests, sink, options.count)
+    requests = inference.requests_for(prompts, sampling, options.seed, given)
+    sink = inference.ImageList()
+    inference.draw_into(module, requests, sink, options.count)
     captions = ["given", *(f"seed {request.seed}" for request in requests)]
     save(grid(torch.cat((image, sink.images())), captions), out)
     drawn = parsing.in_words(len(requests), options.seed, sampling)

@@ -1,17 +1,22 @@
 """`lgpl export`: write the model of a checkpoint, its moving average where it was trained with one,
 without optimizer and discriminator."""
 
-from pathlib import Path
+from __future__ import annotations  # or they would import torch
 
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lgpl.atomic import atomic_file, remove_partials
-from lgpl.checkpoints import Checkpoint, add_trust, read_checkpoint, write_checkpoint
-from lgpl.checkpoints.released.llamagen import to_llamagen
+from lgpl.checkpoints import add_trust
 from lgpl.commands.parsing import ArgumentParser
 from lgpl.errors import UserError, as_user_error
 from lgpl.inference import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lgpl.checkpoints import Checkpoint
 
 
 def parser() -> ArgumentParser:
@@ -33,6 +38,11 @@ def main(args: list[str]) -> None:
         raise UserError(f"--out must be {wanted}, got {out}")
     if for_llamagen and options.dtype:
         raise UserError("--dtype: LlamaGen's own code loads float32; leave it out.")
+    import torch
+
+    from lgpl.checkpoints import read_checkpoint, write_checkpoint
+    from lgpl.checkpoints.released.llamagen import to_llamagen
+
     checkpoint = read_checkpoint(options.checkpoint)
     dtype = options.dtype and getattr(torch, DTYPES[options.dtype])
     if not for_llamagen:

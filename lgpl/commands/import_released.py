@@ -1,7 +1,5 @@
 """`lgpl import`: read a checkpoint of LlamaGen, find out which model it is, write lgpl's form."""
 
-from lgpl.checkpoints import write_checkpoint
-from lgpl.checkpoints.released.llamagen import read_released
 from lgpl.commands.parsing import ArgumentParser, require_positive
 
 
@@ -17,6 +15,9 @@ def parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
     require_positive(options, "grid", "heads")
+    from lgpl.checkpoints import write_checkpoint
+    from lgpl.checkpoints.released.llamagen import read_released
+
     released = read_released(options.file, options.grid, options.heads)
     write_checkpoint(options.out, released.kind, released.config, released.weights)
     print(f"{options.out}: {released.summary}")

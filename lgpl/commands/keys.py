@@ -5,6 +5,8 @@ import contextlib
 import importlib
 import pkgutil
 import re
+import sys
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +14,17 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 import yaml
+from jsonargparse._typehints import (  # which classes a parameter takes
+    get_all_subclass_paths,
+    get_subclass_types,
+    resolve_class_path_by_name,
+)
 
 from lgpl import shipped
-from lgpl.errors import UserError, as_user_error, nearest
+from lgpl.errors import UserError, nearest
 
 IN_CLASS = ("class_path", "init_args", "dict_kwargs")
+NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")  # of a class, as text may give it
 STACK = "stack it after the recipe"
 
 
@@ -25,6 +33,7 @@ class Source(NamedTuple):
 
     name: str  # begins a message, such as `-c a.yaml: `; nothing for the command line
     values: dict[str, Any]
+    is_shipped: bool = False  # one of lgpl's own
 
 
 def check_keys(args: Sequence[str], parser: jsonargparse.ArgumentParser) -> None:
@@ -33,8 +42,9 @@ def check_keys(args: Sequence[str], parser: jsonargparse.ArgumentParser) -> None
     sources = list(_sources(args))
     _check_order(sources)
     classes: dict[str, type] = {}
+    tree = _tree(parser)
     for source in sources:
-        _Walk(source.name, classes).mapping(source.values, _tree(parser), "")
+        _Walk(source.name, classes, tree).mapping(source.values, tree, "")
 
 
 def _sources(args: Sequence[str]) -> Iterator[Source]:
@@ -44,45 +54,61 @@ def _sources(args: Sequence[str]) -> Iterator[Source]:
         option, equals, value = arg.partition("=")
         if option in ("-c", "--config"):
             path = value if equals else next(left, "")
+            if not path:
+                raise UserError("-c: name a config; `lgpl configs` lists the recipes.")
             if Path(file := shipped.config(path)).is_file():
-                with as_user_error(f"-c {path}: is no YAML", yaml.YAMLError, UnicodeDecodeError):
+                try:
                     content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+                except (yaml.YAMLError, UnicodeDecodeError) as error:
+                    raise UserError(f"-c {path}: is no YAML ({_first_fault(error)}).") from error
                 if content is not None and not isinstance(content, dict):
                     raise UserError(f"-c {path}: holds no keys with values.")
-                yield Source(f"-c {path}: ", content or {})
+                is_shipped = shipped.CONFIGS in Path(file).resolve().parents
+                yield Source(f"-c {path}: ", content or {}, is_shipped)
         elif option.startswith("--") and "." in option:
             if not equals:
                 value = next(left, "")
             yield Source("", _nested(option[2:].removesuffix("+").split("."), value))
         elif option in ("--model", "--data", "--trainer"):
             value = value if equals else next(left, "")
-            if option == "--model" and re.fullmatch(r"[\w.]+", value):
-                yield Source("", {"model": {"class_path": value}})
+            yield Source("", _nested([option[2:]], value))
 
 
-def _nested(keys: list[str], value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+def _first_fault(error: Exception) -> str:
+    """What is wrong with a file, and where, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + " ".join(str(getattr(error, "problem", error)).split())
+
+
+def _nested(keys: list[str], value: str) -> Any:
+    nested: Any = value
+    if value.lstrip()[:1] in ("{", "[") or NAME.fullmatch(value):  # which may be `null`
         with contextlib.suppress(yaml.YAMLError):  # jsonargparse says what is wrong
-            value = yaml.safe_load(value)
+            nested = yaml.safe_load(value)
     for key in reversed(keys):
-        value = {key: value}
-    return value
+        nested = {key: nested}
+    return nested
 
 
 def _check_order(sources: Sequence[Source]) -> None:
     """A recipe says which model it is for. What stands before it is overwritten, and what is
     stacked on none has nothing to change."""
     configs = [source for source in sources if source.name]
-    recipes = [source for source in configs if _is_recipe(source)]
     for number, source in enumerate(configs):
         if _is_recipe(source):
             break
         for recipe in configs[number + 1 :]:
-            if _is_recipe(recipe) and (key := _overwritten(source.values, recipe.values)):
-                said = f"{key} is set again by {recipe.name.strip(': ').removeprefix('-c ')}"
+            lost = {*_overwritten(source.values, recipe.values)} if _is_recipe(recipe) else set()
+            if not lost:
+                continue
+            first = next(key for key in _leaves(source.values) if key in lost)
+            said = f"{first} is set again by {recipe.name.strip(': ').removeprefix('-c ')}"
+            if source.is_shipped or lost == {*_leaves(source.values)}:
                 raise UserError(f"{source.name}{said}; {STACK}.")
-    chosen = any("model" in s.values and "class_path" in str(s.values) for s in sources)
-    if configs and not recipes and not chosen:
+            print(f"lgpl: {source.name}{said}, which counts.", file=sys.stderr)
+    chosen = any(map(_is_recipe, sources))
+    if configs and not chosen:
         is_for_codes = "transformer" in str(configs[0].values.get("model"))
         base = "generator/c2i.yaml" if is_for_codes else "tokenizer/emoji.yaml"
         said = f"sets no model; {STACK} it belongs on"
@@ -94,13 +120,22 @@ def _is_recipe(source: Source) -> bool:
     return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
 
 
-def _overwritten(first: Any, then: Any, key: str = "") -> str:
-    """The first key that gets another value, if any does."""
+def _overwritten(first: Any, then: Any, key: str = "") -> Iterator[str]:
+    """The keys that get another value."""
     if isinstance(first, dict) and isinstance(then, dict):
-        same = [name for name in first if name in then]
-        inside = (_overwritten(first[n], then[n], f"{key}.{n}".strip(".")) for n in same)
-        return next(filter(None, inside), "")
-    return key if first != then else ""
+        for name in first:
+            if name in then:
+                yield from _overwritten(first[name], then[name], f"{key}.{name}".strip("."))
+    elif first != then:
+        yield from _leaves(first, key)
+
+
+def _leaves(values: Any, key: str = "") -> Iterator[str]:
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _leaves(value, f"{key}.{name}".strip("."))
+    else:
+        yield key
 
 
 Tree = dict[str, Any]  # keys by their parts; at the end an action of the parser
@@ -125,51 +160,67 @@ class _Walk:
     """Through the values of one source, by the parameters of the classes that it or one before it
     names."""
 
-    def __init__(self, source: str, classes: dict[str, type]) -> None:
-        self.source, self.classes = source, classes
+    def __init__(self, source: str, classes: dict[str, type], tree: Tree) -> None:
+        self.source, self.classes, self.tree = source, classes, tree
 
     def mapping(self, values: dict[str, Any], tree: Tree, above: str) -> None:
         for name, value in values.items():
-            key = f"{above}{name}"
-            known = tree.get(str(name).removesuffix("+"))
+            plain = str(name).removesuffix("+")  # `callbacks+` adds to a list
+            key, known = f"{above}{plain}", tree.get(plain)
             if known is None:
                 near = nearest(str(name), [*filter(None, tree)])
                 before = above if self.source else f"--{above}"
-                near, where = near.replace("mean ", f"mean {before}"), f"{before}{name}"
-                raise UserError(f"{self.source}{where}: no such key{near or '.'}")
+                near = near.replace("mean ", f"mean {before}") or self.elsewhere(plain)
+                raise UserError(f"{self.source}{before}{name}: no such key{near or '.'}")
             if isinstance(known, dict):
+                if isinstance(value, list):
+                    said = "should hold keys with values, not a list"
+                    raise UserError(f"{self.source}{key}: {said}.")
                 if isinstance(value, dict) and "class_path" not in value:
                     self.mapping(value, known, f"{key}.")
             else:
                 self.value(value, known, key)
 
+    def elsewhere(self, name: str) -> str:
+        """Offers the key of this name in another group, or at the top."""
+        dashes = "" if self.source else "--"
+        for group, inner in self.tree.items():
+            if group == name or (isinstance(inner, dict) and name in inner):
+                return f"; did you mean {dashes}{group}{'' if group == name else f'.{name}'}?"
+        return ""
+
     def value(self, value: Any, action: Any, key: str) -> None:
         """One that may be a class, or a list of them."""
-        if isinstance(value, list):
+        typehint = getattr(action, "_typehint", None)
+        kinds = get_subclass_types(typehint, also_lists=True) or ()
+        if isinstance(value, list) and kinds:
             for number, item in enumerate(value):
-                if isinstance(item, dict) and "class_path" in item:
-                    self.of_class(item, f"{key}[{number}]")
-                    self.classes[key] = self.classes.get(f"{key}[{number}]", object)
+                self.value(item, action, f"{key}[{number}]")
+                self.classes[_short(key)] = self.classes.get(_short(f"{key}[{number}]"), object)
+        elif isinstance(value, str) and kinds and NAME.fullmatch(value):
+            if "." in value or str not in (typehint, *typing.get_args(typehint)):
+                self.of_class({"class_path": value}, key, kinds)
         elif isinstance(value, dict) and (
-            "class_path" in value or "init_args" in value or key in self.classes
+            "class_path" in value or "init_args" in value or _short(key) in self.classes
         ):
-            self.of_class(value, key, getattr(action, "default", None))
+            self.of_class(value, key, kinds, getattr(action, "default", None))
 
-    def of_class(self, value: dict[str, Any], key: str, default: Any = None) -> None:
+    def of_class(
+        self, value: dict[str, Any], full: str, kinds: tuple[type, ...], default: Any = None
+    ) -> None:
+        """A value with a class of one of these kinds, or with arguments of the one that is known;
+        `full` is its key."""
+        key = _short(full)
         if isinstance(path := value.get("class_path"), str):
-            found = self.find(path, f"{key}.class_path")
-            if found is None:
-                self.classes.pop(key, None)  # a short name, which jsonargparse looks up
-                return
-            self.classes[key] = found
+            self.classes[key] = self.find(path, f"{full}.class_path", kinds)
         elif key not in self.classes:
             path = default.get("class_path") if isinstance(default, dict) else None
             if path is None:
                 if self.source and "model" in key:
-                    said = f"{key}.init_args, but no config before it names the class"
+                    said = f"{full}.init_args, but no config before it names the class"
                     raise UserError(f"{self.source}{said}; {STACK} it belongs on.")
                 return
-            self.classes[key] = self.find(path, key) or object
+            self.classes[key] = self.find(path, full, kinds)
         cls = self.classes[key]
         if cls is object or not isinstance(cls, type):
             return
@@ -178,14 +229,19 @@ class _Walk:
         known = _parameters(cls)
         if known is not None:
             if isinstance(inner, dict):
-                self.mapping(inner, known, f"{key}.init_args.")
+                self.mapping(inner, known, f"{full}.init_args.")
             if short:
-                self.mapping(short, known, f"{key}.")
+                self.mapping(short, known | dict.fromkeys(IN_CLASS), f"{full}.")
 
-    def find(self, path: str, key: str) -> Any:
-        """The class of a path; None for a name without a module."""
+    def find(self, path: str, key: str, kinds: tuple[type, ...]) -> Any:
+        """The class of a path, or of one of these kinds by its name alone."""
+        where = f"{self.source}{key}" if self.source else f"--{key}"
         if "." not in path:
-            return None
+            short, path = path, resolve_class_path_by_name(kinds, path)  # type: ignore[arg-type]
+            if "." not in path:
+                there = [p for kind in kinds for p in get_all_subclass_paths(kind)]
+                near = nearest(short, {p.rpartition(".")[2] for p in there})
+                raise UserError(f"{where}: {short} is no class that is known here{near or '.'}")
         names = path.split(".")
         place: Any = None
         for number, name in enumerate(names):
@@ -194,11 +250,19 @@ class _Walk:
                 before = ".".join(names[:number])
                 near = nearest(name, _names_in(place))
                 near = near.replace("mean ", f"mean {before}.") if before else near
-                where = key if self.source else f"--{key}"
                 what = f"{before} has no {name}" if before else f"there is no module {name}"
-                raise UserError(f"{self.source}{where}: {path}: {what}{near or '.'}")
+                raise UserError(f"{where}: {path}: {what}{near or '.'}")
             place = found
+        is_known = kinds and not any(getattr(kind, "_is_protocol", False) for kind in kinds)
+        if is_known and isinstance(place, type) and not issubclass(place, kinds):
+            wanted = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds))
+            raise UserError(f"{where}: {path} is no {wanted}.")
         return place
+
+
+def _short(key: str) -> str:
+    """A key may leave `init_args` out: `model.autoencoder.width`."""
+    return key.replace(".init_args", "")
 
 
 def _below(place: Any, names: list[str]) -> Any:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lgpl.errors import UserError
+from lgpl.errors import UserError, nearest
 
+DEVICES = "--trainer.devices must be auto, or a number >= 1 of devices that are there."
 # What to say where a message of Lightning holds these words.
 MENDED = {
     "val_check_interval (": "--trainer.val_check_interval is above the training batches of an "
@@ -18,9 +22,15 @@ MENDED = {
     "barebones=True": "--trainer.barebones: true leaves out the logger, checkpoints and callbacks "
     "that the config asks for; leave it false.",
     'ckpt_path="best"': "--ckpt_path: there is no best checkpoint; give last, or a path.",
-    "devices=": "--trainer.devices must be auto, or a number >= 1 of devices that are there.",
+    "is not in bounds, numpy accepts": "--seed_everything must be from 0 to 4294967295.",
+    "devices=": DEVICES,
+    "devices selected with": DEVICES,
 }
-LIGHTNING = Path(lightning.__file__).parent
+# What these refuse are values of this part of a config.
+PACKAGES = {
+    Path(lightning.__file__).parent: "trainer",
+    Path(torch.optim.__file__).parent: "model.init_args",
+}
 
 
 @contextmanager
@@ -31,20 +41,39 @@ def mended() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (MisconfigurationException, ValueError) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        if LIGHTNING not in Path(last.filename).parents:
-            raise
-        raise UserError(sentence(str(error))) from error
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        for package, what in PACKAGES.items():
+            if package in last.parents:
+                raise UserError(sentence(what, str(error))) from error
+        raise
 
 
-def sentence(message: str) -> str:
-    """A message in one line, with the options of the Trainer as the command line names them."""
+def sentence(what: str, message: str) -> str:
+    """A message about a part of the config in one line, with the options of the Trainer as the
+    command line names them."""
     said = " ".join(message.replace("`", "").split())
     for mark, mended_by in MENDED.items():
         if mark in said:
             return mended_by
-    return f"trainer: {said}"
+    return f"{what}: {said}"
+
+
+def check_names(trainer: Any) -> None:
+    """Raises a UserError for the name of a strategy or an accelerator that there is not, and for
+    intervals that are none."""
+    known = {
+        "strategy": {"auto", *StrategyRegistry.available_strategies()},
+        "accelerator": {"auto", "gpu", *AcceleratorRegistry.available_accelerators()},
+        "profiler": {"simple", "advanced", "pytorch", "xla"},
+    }
+    for name, names in known.items():
+        if isinstance(value := trainer.get(name), str) and value not in names:
+            near = nearest(value, names) or f", which are {', '.join(sorted(names))}."
+            raise UserError(f"--trainer.{name}: {value} is none that Lightning has{near}")
+    for name in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches"):
+        if trainer.get(name) == 0:
+            raise UserError(f"--trainer.{name} must be > 0, got 0")
 
 
 def check_trainer(trainer: Any, is_manual: bool) -> None:

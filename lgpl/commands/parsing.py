@@ -24,12 +24,30 @@ class SentenceErrors(jsonargparse.ArgumentParser):
 
     options_are_keys = True  # `trainer.max_epochs`, as in a config
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        # A part of a name would be taken for one, and misspelled ones for several.
+        options.setdefault("allow_abbrev", False)
+        super().__init__(*args, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             raise UserError(unrecognized(unknown[1], list(known_options(self)))) from ex
         if choice := re.match(r"argument subcommand: invalid choice: '(.*?)' \((.*)\)", message):
             near = nearest(choice[1], re.findall(r"[\w-]+", choice[2].partition("from")[2]))
             raise UserError(f"{choice[1]!r} is no command{near or f' ({choice[2]})'}") from ex
+        if choice := re.match(r"argument ([\w-]+): invalid choice: '(.*?)' \((.*)\)", message):
+            names = re.findall(r"[\w.-]+", choice[3].partition("from")[2])
+            what = choice[1] if choice[1].startswith("-") else self.option_of(choice[1])
+            said = f"{choice[2]} is none of {', '.join(names)}{nearest(choice[2], names)}"
+            raise UserError(f"{what}: {said}") from ex
+        if wanted := re.match(r"expected \"subcommand\" to be one of {(.*?)}", message):
+            raise UserError(f"`{self.prog}` needs one of {wanted[1].replace(',', ', ')}.") from ex
+        message = re.sub(r"^argument (?=-)", "", message)
+        if re.match(r"the following arguments are required: (\w+\.)?model$", message):
+            ways = "-c tokenizer/emoji.yaml; `lgpl configs` lists the recipes"
+            raise UserError(f"No config says what is built; give one, such as {ways}.") from ex
+        if missing := re.match(r"the following arguments are required: (.+)", message):
+            raise UserError(self.missing(missing[1].split(", "))) from ex
         if not self.options_are_keys:
             named = lambda key: f"{self.option_of(key[1])}:"  # noqa: E731
             message = re.sub(r'^\s*Parser key "([\w.]+)":?', named, message)
@@ -37,10 +55,18 @@ class SentenceErrors(jsonargparse.ArgumentParser):
 
     def option_of(self, key: str) -> str:
         """The option, or the name of the argument, whose value a key is."""
-        for action in self._actions:
+        for action in actions(self):
             if action.dest == key and not action.option_strings:
                 return str(action.metavar or key.upper())
         return flag(key)
+
+    def missing(self, keys: Sequence[str]) -> str:
+        """What to say where these keys, each perhaps behind its command, have no value."""
+        command, _, _ = keys[0].rpartition(".")
+        *names, last = (self.option_of(key.rpartition(".")[2]) for key in keys)
+        listed = f"{', '.join(names)} and {last}" if names else last
+        help = " ".join(filter(None, (self.prog, command, "--help")))
+        return f"{listed} must be given; `{help}` says what it is."
 
 
 class ArgumentParser(SentenceErrors):
@@ -59,6 +85,16 @@ class Paragraphs(jsonargparse.DefaultHelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         parts = re.split(r"\n\s*\n", inspect.cleandoc(text))
         return "\n\n".join(super(Paragraphs, self)._fill_text(p, width, indent) for p in parts)
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Those of a parser and of its commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from actions(inner)
+        else:
+            yield action
 
 
 def known_options(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -99,8 +135,11 @@ def innermost(message: str) -> str:
         near = nearest(given[1], choices)
         return f"{said.partition(': ')[0]}: {given[1]} is none of {', '.join(choices)}{near}"
     said = re.sub(r"Expected a (int|Iter)", r"Expected an \1", said).replace(" - Expected", " or")
-    if given and "Got value" not in said:
+    said = said.replace(". Got value: ", ", got ")
+    if given and ", got " not in said:
         said = f"{said}, got {given[1]}"
+    if path := re.match(r"((?:[\w.]+: )+)(?=Expected|Option)", said):
+        said = f"{path[1].replace(': ', '.')[:-1]}: {said[path.end() :]}"
     return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 

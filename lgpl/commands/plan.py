@@ -1,88 +1,32 @@
-"""`lgpl plan`: memory, tokens and FLOPs of a training step, before it is queued."""
+"""`lgpl plan`: memory, tokens and FLOPs of a training step, before it is queued.
 
-import sys
-from typing import Any
+Takes the configs and options of `lgpl fit`, such as --data.batch_size 8, and two of its own.
+"""
 
-import torch
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+import argparse
 
-from lgpl.callbacks import EMA
-from lgpl.checkpoints.released.llamagen import differences
-from lgpl.commands.parsing import require_positive
-from lgpl.commands.training import CommandLine
-from lgpl.errors import UserError
-from lgpl.training.estimate import SAMPLES, StepEstimate, estimate_step
-
-GIB = 2**30
-NOT_COUNTED = "not counted: the driver (about 1 GiB), fragmentation, a frozen tokenizer or encoder"
+from lgpl.checkpoints import add_trust
+from lgpl.commands.parsing import ArgumentParser
 
 
-class Plan(CommandLine):
-    """The configs of a run with its size, built on the meta device and without a Trainer."""
+def add_devices(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
+    p.add_argument("--memory", type=float, default=80.0, help="GiB of one device")
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--gpus", type=int, default=1, help="devices of all nodes together")
-        parser.add_argument("--memory", type=float, default=80.0, help="GiB of one device")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        super().parse_arguments(parser, args)
-        require_positive(self.config, "gpus")
-        if not self.config.memory > 0:
-            raise UserError(f"--memory must be > 0, got {self.config.memory:g}")
-
-    def instantiate_trainer(self, **_: Any) -> None:  # type: ignore[override]
-        """None: the GPUs may be elsewhere."""
-
-    def report(self) -> str:
-        trainer, gpus = self.config_init.trainer, self.config_init.gpus
-        callbacks = trainer.callbacks
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        sharded = isinstance(trainer.strategy, (ModelParallelStrategy, FSDPStrategy))
-        sharded = sharded or str(trainer.strategy).startswith("fsdp")
-        precision = str(trainer.precision or "32-true")
-        accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
-        batch_size, size = self.datamodule.train_batch(gpus, accumulate), self.datamodule.image_size
-        step = estimate_step(self.model, batch_size, size, precision, sharded)
-        averaged = any(isinstance(callback, EMA) for callback in callbacks)
-        lines = per_device(step, gpus, sharded, averaged)
-        used, memory = sum(lines.values()) / GIB, self.config_init.memory
-        batches = gpus * accumulate
-        rows = {name: f"{size / GIB:.2f} GiB" for name, size in lines.items()}
-        rows["together"] = f"{used:.2f} GiB on each of {gpus}, {memory:g} GiB there"
-        rows["trainable weights"] = f"{step.weights / 1e6:.1f}M"
-        rows["tokens a step"] = f"{step.tokens * batches:,}"
-        rows["FLOPs a step"] = f"{step.flops * batches / 1e12:,.4g} T"
-        if step.cache:
-            rows[f"KV cache of {SAMPLES}"] = f"{step.cache / GIB:.2f} GiB, sampling with guidance"
-        if unlike := differences(self.model):
-            rows["for LlamaGen"] = f"no export: it {' and '.join(unlike)}"
-        spare = memory - used
-        fits = f"fits, {spare:.1f} GiB to spare"
-        verdict = fits if spare >= 0 else f"does NOT fit: {-spare:.1f} GiB too much"
-        return "\n".join([*(f"{name:<18}{rows[name]}" for name in rows), verdict, NOT_COUNTED])
+def parser() -> ArgumentParser:
+    """The options that `--help` lists; a run's own are read by `planning.Plan`."""
+    p = ArgumentParser(prog="lgpl plan", description=__doc__)
+    p.add_argument("-c", "--config", action="append", help="of a run; configs stack")
+    add_devices(p)
+    add_trust(p)
+    return p
 
 
 def main(args: list[str]) -> None:
-    sys.argv[1:] = args
-    with torch.device("meta"):
-        planned = Plan(run=False)
-    print(planned.report())
+    if {"-h", "--help"} & {*args}:
+        parser().print_help()
+        return
+    from lgpl.commands.planning import plan  # with torch
 
-
-def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> dict[str, int]:
-    """Bytes on each of so many devices, by what they are for; `sharded` is FSDP instead of DDP, and
-    `averaged` an EMA of the weights. The step is of a device that holds the whole model."""
-    lines = {
-        "parameters": step.parameters,
-        "gradients": step.gradients,
-        "optimizer state": step.optimizer,
-    }
-    if averaged:
-        lines["moving average"] = step.parameters
-    if sharded:
-        lines = {name: -(-size // gpus) for name, size in lines.items()}
-        lines["gathered by FSDP"] = step.gathered
-    elif gpus > 1:
-        lines["buckets of DDP"] = step.gradients
-    return {**lines, "activations": step.activations}
+    print(plan(args))

@@ -1,24 +1,22 @@
 """`lgpl reconstruct`: images through a tokenizer and back, originals at the left, reconstructions
 at the right, with PSNR, SSIM and LPIPS."""
 
+from __future__ import annotations  # or they would import torch
+
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
-
+from lgpl import inference, metrics
 from lgpl.checkpoints import add_trust
 from lgpl.codes import ImageSize, in_pixels, to_image_size
 from lgpl.commands.parsing import ArgumentParser
-from lgpl.data.codecs import open_image
-from lgpl.data.transforms import center_crop, normalize, to_uint8
 from lgpl.errors import UserError, as_user_error
-from lgpl.generator.module import PERCEPTUAL
-from lgpl.image_files import grid, image_path, save
-from lgpl.inference import usable_device
-from lgpl.metrics import Similarity
-from lgpl.tokenizer import Autoencoder, TokenizerModule
-from lgpl.training import load_module
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from lgpl.tokenizer import Autoencoder
 
 LARGEST = 1024  # pixels of a side; attention's memory grows with the fourth power of it
 SMALLEST = 8  # SSIM's window
@@ -40,8 +38,16 @@ def parser() -> ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
+    import torch
+
+    from lgpl.data.transforms import normalize, to_uint8
+    from lgpl.generator.module import PERCEPTUAL
+    from lgpl.image_files import grid, image_path, save
+    from lgpl.tokenizer import TokenizerModule
+    from lgpl.training import load_module
+
     out = image_path(options.out)
-    device = usable_device(options.device)
+    device = inference.usable_device(options.device)
     module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
     assert isinstance(module, TokenizerModule)
     size = options.image_size and to_image_size(options.image_size, "--image-size")
@@ -64,8 +70,8 @@ def main(args: list[str]) -> None:
     if len(found) > 1:
         names.append(f"mean of {len(found)}")
         found.append({key: sum(one[key] for one in found) / len(found) for key in found[0]})
-    for name, metrics in zip(names, found, strict=True):
-        print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in metrics.items())}")
+    for name, values in zip(names, found, strict=True):
+        print(f"{name}: {', '.join(f'{metric} {value:.4g}' for metric, value in values.items())}")
     save(grid(torch.cat(shown), columns=2), out)
     print(f"{out}: originals at the left")
 
@@ -83,6 +89,8 @@ def cropped(path: str, size: ImageSize | None, tokenizer: Autoencoder) -> Image.
     except UserError as error:
         raise UserError(f"--image-size: {error}") from error
     if size is not None:
+        from lgpl.data.transforms import center_crop
+
         return center_crop(image, size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
@@ -90,18 +98,20 @@ def cropped(path: str, size: ImageSize | None, tokenizer: Autoencoder) -> Image.
 
 def opened(path: str) -> Image.Image:
     """The RGB image of a file."""
+    from lgpl.data.codecs import open_image
+
     with as_user_error(f"{path} cannot be read as an image", OSError, ValueError):
         return open_image(Path(path).read_bytes())
 
 
-def similarity(lpips: str, side: int) -> Similarity:
+def similarity(lpips: str, side: int) -> metrics.Similarity:
     """Without LPIPS where its weights cannot be had, or a side has too few pixels for its nets: the
     image is what was asked for."""
     if lpips != "none":
         try:
             if side < FOR_LPIPS:
                 raise UserError(f"it needs sides of {FOR_LPIPS} pixels or more.")
-            return Similarity(lpips)
+            return metrics.Similarity(lpips)
         except UserError as error:
             print(f"lgpl: no LPIPS: {error}", file=sys.stderr)
-    return Similarity(None)
+    return metrics.Similarity(None)

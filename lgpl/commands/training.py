@@ -1,7 +1,9 @@
 """`lgpl fit | validate | test | predict`: LightningCLI for lgpl's two modules and its shards."""
 
+import contextlib
 import itertools
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from lgpl.callbacks.lines import LineProgress, ParameterCounts
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
 from lgpl.commands.follow import fill_in
 from lgpl.commands.keys import check_keys
-from lgpl.commands.mended import check_run_is_new, check_trainer, mended, where_it_is
+from lgpl.commands.mended import check_names, check_run_is_new, check_trainer, mended, where_it_is
 from lgpl.commands.parsing import SentenceErrors
 from lgpl.commands.quiet import be_quiet
 from lgpl.data import ShardDataModule
@@ -30,6 +32,13 @@ from lgpl.data.filters import Scalar
 from lgpl.errors import UserError
 from lgpl.progress import is_terminal
 from lgpl.training import ShardedStrategy, TrainingModule
+
+COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def usage(command: str) -> str:
+    """Without the hundred options, which the help lists below."""
+    return f"lgpl {command} -c CONFIG [-c CONFIG ...] [--KEY VALUE ...]"
 
 
 def with_recipes(args: list[str]) -> list[str]:
@@ -45,6 +54,19 @@ def with_recipes(args: list[str]) -> list[str]:
 
 
 register_type(Scalar, lambda value: value, Scalar.read, type_check=lambda *_: False)
+
+
+class LastValidation(pl.Callback):
+    """Knows whether weights were trained after the last validation."""
+
+    is_due = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.is_due = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.is_due = False
 
 
 class SaveTrainingConfig(cli.SaveConfigCallback):
@@ -77,7 +99,7 @@ class CommandLine(cli.LightningCLI):
             save_config_callback=SaveTrainingConfig,
             seed_everything_default=0,
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "lgpl"},
+            parser_kwargs={"prog": "lgpl", **{name: {"usage": usage(name)} for name in COMMANDS}},
             args=args,
             run=run,
             auto_configure_optimizers=False,
@@ -90,6 +112,7 @@ class CommandLine(cli.LightningCLI):
         return self.config.get(str(self.config.get("subcommand")), self.config)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        be_quiet()
         # Apart from the config, which is saved: trust is given anew with every command.
         self.trust, rest = split_trust(sys.argv[1:] if args is None else list(args))
         parsers = getattr(self, "_subcommand_parsers", {})
@@ -116,7 +139,8 @@ class CommandLine(cli.LightningCLI):
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = dump[self.subcommand] if self.subcommand else dump
         self.model_config = config["model"]
-        self.trainer_defaults["callbacks"] = [SkippedSamples()]
+        self.last_validation = LastValidation()
+        self.trainer_defaults["callbacks"] = [SkippedSamples(), self.last_validation]
         has_scaler = str(config["trainer"]["precision"]) in ("16", "16-mixed")  # which skips steps
         if not has_scaler and "NaNGuard" not in str(config["trainer"]["callbacks"]):
             self.trainer_defaults["callbacks"].append(NaNGuard())
@@ -127,9 +151,13 @@ class CommandLine(cli.LightningCLI):
         summary = config["trainer"]["enable_model_summary"] is not False
         if summary and "ModelSummary" not in str(config["trainer"]["callbacks"]):
             self.trainer_defaults["callbacks"].append(ParameterCounts())
-        be_quiet()
+
+    def _set_seed(self) -> None:
+        with mended():
+            super()._set_seed()
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
+        check_names(self.of_command.trainer)
         try:
             with mended():
                 trainer = super().instantiate_trainer(**options)
@@ -144,14 +172,27 @@ class CommandLine(cli.LightningCLI):
         return trainer
 
     def fit(self, **arguments: Any) -> None:
-        """Ends with a validation where none has been, and says where the checkpoint is."""
-        trainer = self.trainer
+        """Ends with a validation where the last weights have seen none, and says where the
+        checkpoint is."""
+        trainer, has_shards = self.trainer, self.datamodule.patterns["val"] is not None
         with mended():
             trainer.fit(**arguments)
-        seen = any(name.startswith("val/") for name in trainer.callback_metrics)
-        if trainer.state.finished and not seen and self.datamodule.patterns["val"] is not None:
-            trainer.validate(self.model, self.datamodule, verbose=False)
+            if trainer.state.finished and self.last_validation.is_due and has_shards:
+                trainer.validate(self.model, self.datamodule, verbose=False)
         where_it_is(trainer)
+
+    def validate(self, **arguments: Any) -> None:
+        with mended():
+            self._print(self.trainer.validate(**{**arguments, "verbose": False}))
+
+    def test(self, **arguments: Any) -> None:
+        with mended():
+            self._print(self.trainer.test(**{**arguments, "verbose": False}))
+
+    def _print(self, found: Sequence[Mapping[str, float]]) -> None:
+        """The metrics, a line for each."""
+        for metrics in found if self.trainer.is_global_zero else ():
+            print("\n".join(f"{name:<28}{value:>12.4f}" for name, value in metrics.items()))
 
     def predict(self, **arguments: Any) -> None:
         """Without keeping the predictions: those of a large set do not fit in memory."""
@@ -172,3 +213,23 @@ class CommandLine(cli.LightningCLI):
             danger = f"{type(strategy).__name__}, which would run what a sharded checkpoint holds"
             add = "-c configs/trainer/fsdp.yaml, whose strategy is lgpl.training.ShardedStrategy"
             raise UserError(f"--ckpt_path: {path} cannot be read by {danger}; add {add}.")
+
+
+class _Parsers(CommandLine):
+    """Makes the parsers and runs nothing."""
+
+    def __init__(self) -> None:
+        with contextlib.suppress(_MadeError):
+            super().__init__([])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        raise _MadeError
+
+
+class _MadeError(Exception):
+    pass
+
+
+def training_parsers() -> dict[str, LightningArgumentParser]:
+    """The parsers of the commands, by their names."""
+    return _Parsers()._subcommand_parsers

@@ -1,14 +1,28 @@
 """Feature extractors and metrics."""
 
-from lgpl.metrics.comparison import compute_metrics as compute_metrics
-from lgpl.metrics.comparison import left_out as left_out
-from lgpl.metrics.comparison import retrieval_accuracy as retrieval_accuracy
-from lgpl.metrics.extractors import EfficientNetLite0 as EfficientNetLite0
-from lgpl.metrics.extractors import Extractor as Extractor
-from lgpl.metrics.extractors import Features as Features
-from lgpl.metrics.extractors import Inception as Inception
-from lgpl.metrics.extractors import load_extractor as load_extractor
-from lgpl.metrics.pairs import CLIPScore as CLIPScore
-from lgpl.metrics.pairs import Similarity as Similarity
-from lgpl.metrics.summary import FeatureSummary as FeatureSummary
-from lgpl.metrics.summary import ImageSet as ImageSet
+from typing import TYPE_CHECKING
+
+from lgpl.lazy import lazily
+
+if TYPE_CHECKING:
+    from lgpl.metrics.comparison import compute_metrics, left_out, retrieval_accuracy
+    from lgpl.metrics.extractors import (
+        EfficientNetLite0,
+        Extractor,
+        Features,
+        Inception,
+        load_extractor,
+    )
+    from lgpl.metrics.pairs import CLIPScore, Similarity
+    from lgpl.metrics.summary import FeatureSummary, ImageSet
+
+RFID, GFID = "rfid", "gfid"  # protocols
+CACHE = "runs/references"  # of reference statistics
+
+__getattr__ = lazily(
+    __name__,
+    comparison=("compute_metrics", "left_out", "retrieval_accuracy"),
+    extractors=("EfficientNetLite0", "Extractor", "Features", "Inception", "load_extractor"),
+    pairs=("CLIPScore", "Similarity"),
+    summary=("FeatureSummary", "ImageSet"),
+)

@@ -23,8 +23,6 @@ from lgpl.metrics.extractors import Extractor
 from lgpl.metrics.summary import FeatureSummary
 from lgpl.text import captions
 
-RFID, GFID = "rfid", "gfid"
-
 
 def read_prompts(path: str | list[str]) -> list[str]:
     """One prompt a line of a text file, or the captions of shards in their order."""

@@ -15,13 +15,13 @@ import lgpl
 from lgpl.atomic import atomic_file
 from lgpl.codes import ImageSize, in_pixels
 from lgpl.errors import UserError, as_user_error
+from lgpl.metrics import CACHE
 from lgpl.metrics.extractors import INCEPTION, Extractor
 from lgpl.metrics.images import ImageSource, NpzImages, current_rank, open_images
 from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.summary import KEPT, FeatureSummary, Gaussian, ImageSet
 from lgpl.progress import Bar
 
-CACHE = "runs/references"
 # All that is read of an npz of statistics, ours or ADM's.
 ARRAYS = ("provenance", "count", "mu", "sigma", "mu_s", "sigma_s", "features")
 ADM_COUNT = 10_000  # images behind a reference batch that does not say its number

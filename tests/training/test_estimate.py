@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lgpl.cli import main
-from lgpl.commands.plan import per_device
+from lgpl.commands.planning import per_device
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
 from lgpl.training import TrainingModule
