@@ -59,4 +59,7 @@ def main(args: list[str]) -> None:
 
 def _weights(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
     weights = checkpoint.weights()
-    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
+    for name, tensor in weights.items() if dtype else ():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            weights[name] = tensor.to(dtype)
+    return weights

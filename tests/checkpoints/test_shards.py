@@ -128,7 +128,12 @@ def test_code_in_the_place_of_an_average_is_not_run(tmp_path: Path) -> None:
 def test_a_strangers_checkpoint_names_nothing_to_delete(tmp_path: Path, path: str) -> None:
     """ModelCheckpoint deletes the best so far, recursively, once there is a better one."""
     module, score = build_module(GENERATOR), torch.ones(())
-    module.trainer = cast(Any, SimpleNamespace(ckpt_path=str(tmp_path / "downloads/x.ckpt")))
+    module.trainer = cast(
+        Any,
+        SimpleNamespace(
+            state=SimpleNamespace(fn="fit"), ckpt_path=str(tmp_path / "downloads/x.ckpt")
+        ),
+    )
     path = path.format(run=tmp_path / "run")
     state = {"best_model_path": path, "last_model_path": path, "kth_best_model_path": path,
              "best_k_models": {path: score}}  # fmt: skip
@@ -139,7 +144,10 @@ def test_a_strangers_checkpoint_names_nothing_to_delete(tmp_path: Path, path: st
 
 def test_a_run_that_goes_on_knows_its_own_checkpoints(tmp_path: Path) -> None:
     module, own = build_module(GENERATOR), str(tmp_path / "run/best.ckpt")
-    module.trainer = cast(Any, SimpleNamespace(ckpt_path=str(tmp_path / "run/last.ckpt")))
+    module.trainer = cast(
+        Any,
+        SimpleNamespace(state=SimpleNamespace(fn="fit"), ckpt_path=str(tmp_path / "run/last.ckpt")),
+    )
     state = {"best_model_path": own, "best_k_models": {own: torch.ones(())}}
     module.on_load_checkpoint({"lgpl": {"kind": "generator"}, "callbacks": {"any": state}})
     assert state["best_model_path"] == own and own in state["best_k_models"]
