@@ -55,6 +55,10 @@ def main(args: list[str] | None = None) -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # nobody here can mend them
     try:
         run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as the shell says of SIGPIPE
     except Exception as error:
         end_bars()
         if (mistake := behind(error)) is None:

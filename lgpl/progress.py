@@ -26,10 +26,11 @@ class Bar(tqdm):
         passed = now - self._said_at
         if passed >= SECONDS or (passed >= PAUSE and done >= self._said + SHARE):
             self._said, self._said_at = done, now
-            of = f" of {self.total:.0f} ({done:.0%})" if self.total else ""
+            of = f"{done:.0%} of {self.total:.0f}" if self.total else f"{int(self.n)}"
             name = f"{self.desc.strip(': ')}: " if self.desc else ""
             rest = f", {self.postfix}" if getattr(self, "postfix", None) else ""
-            print(f"{name}{int(self.n)}{of} {self.unit}s{rest}", file=self.fp, flush=True)
+            plural = "" if self.total == 1 else "s"
+            print(f"{name}{of} {self.unit}{plural}{rest}", file=self.fp, flush=True)
         return True
 
     def clear(self, nolock: bool = False) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
 
@@ -20,9 +22,19 @@ def test_lines_in_a_log_file(monkeypatch: pytest.MonkeyPatch) -> None:
     Bar.write("an error", file=log)
     bar.close()
     lines = log.getvalue().splitlines()
-    assert "\r" not in log.getvalue() and lines[0] == "x: 10 of 100 (10%) images"
+    assert "\r" not in log.getvalue() and lines[0] == "x: 10% of 100 images"
     assert 9 <= len(lines) - 2 <= 10
-    assert lines[-2:] == ["3 of 10 (30%) images", "an error"]
+    assert lines[-2:] == ["30% of 10 images", "an error"]
+
+
+def test_whoever_reads_the_output_may_stop() -> None:
+    """As in `lgpl configs | head -1`."""
+    command = [sys.executable, "-m", "lgpl", "configs"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    assert (process.communicate()[1], process.returncode) == ("", 141)
 
 
 def test_what_is_done_in_a_moment_needs_no_line() -> None:

@@ -29,6 +29,7 @@ from lgpl.errors import UserError, as_user_error
 
 StateDict = Mapping[str, Tensor]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+LAST = "checkpoints/last.ckpt"  # in the folder of a run
 # kind -> the model's place in the module, and so in the names of a Lightning checkpoint
 MODEL = {"tokenizer": "autoencoder", "generator": "transformer"}
 # What libraries that look models up by name, such as vLLM, know a generator's folder by.
@@ -63,6 +64,8 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     stay on disk until they are asked for. Raises UserError where there is none, or, with a `kind`,
     one of the other."""
     path = shipped.checkpoint(path, kind)
+    if (last := path / LAST).is_file():
+        path = last  # of the folder of a run
     content: Any  # with the entry `lgpl`
     read: Callable[[], Any]  # the state dict of the module, or of the model alone
     if is_exported(path):
@@ -75,8 +78,8 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     elif path.is_file():
         content, read = load_tensors(path), lambda: content["state_dict"]
     else:
-        known = f"a .ckpt file, the folder of a run, or {shipped.EMOJI}"
-        raise UserError(f"{path}: no such checkpoint; give {known}.")
+        folders = f"a run's folder with {LAST}, an exported one"
+        raise UserError(f"{path}: no such checkpoint; give a .ckpt, {folders}, or {shipped.EMOJI}.")
     entry: Any = content.get("lgpl") if isinstance(content, dict) else None
     found = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(found, str) or found not in MODEL:

@@ -123,7 +123,8 @@ class CommandLine(cli.LightningCLI):
         if path is None and self.config.get("subcommand") in ("validate", "test", "predict"):
             raise UserError("--ckpt_path is not set; give the checkpoint of the weights to use.")
         if path and path not in ("best", "last", "hpc"):
-            read_checkpoint(path)  # a wrong file fails before anything is built
+            path = read_checkpoint(path).path  # a wrong file fails before anything is built
+            config["ckpt_path"] = str(path)
             if self.config.get("subcommand") != "fit" and Path(path).is_dir():
                 # The Trainer reads a folder only with the strategy that wrote it, if at all.
                 config["ckpt_path"], self.evaluated = None, str(path)

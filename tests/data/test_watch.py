@@ -186,4 +186,4 @@ def test_check_and_pack_name_it_and_go_on(
     main(["data", "pack", f"{tmp_path}/in", *options])
     said = capsys.readouterr()
     assert f"skipped 1: {cause}, such as a/00005.jpg" in said.out
-    assert "15 samples in 1 shards" in said.out and not list(tmp_path.glob("out/*partial*"))
+    assert "15 samples in 1 shard" in said.out and not list(tmp_path.glob("out/*partial*"))

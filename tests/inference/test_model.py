@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import lgpl
+from lgpl.checkpoints import read_checkpoint
 from lgpl.cli import main
 from lgpl.errors import UserError
 from lgpl.inference import Generator, Tokenizer
@@ -79,6 +80,20 @@ def test_what_is_not_said_is_the_models_own(
     main([*command, "c.png", "--temperature", "1", "--top-k", "0"])  # a default may be asked for
     (default,) = plain.draw("3")
     assert Image.open("c.png").convert("RGB").tobytes() == default.tobytes()
+
+
+def test_the_folder_of_a_run_is_its_last_checkpoint(tmp_path: Path) -> None:
+    export_tokenizer(tmp_path / "tokenizer")
+    export_generator(tmp_path / "classes", class_config(10))
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    last.parent.mkdir(parents=True)
+    exported = read_checkpoint(tmp_path / "classes")
+    described = exported.described()
+    described["init_args"]["tokenizer"] = str(tmp_path / "tokenizer")
+    state = {f"transformer.{name}": t for name, t in exported.weights().items()}
+    torch.save({"lgpl": {"kind": "generator", "config": described}, "state_dict": state}, last)
+    (one,), (other,) = (opened(path).draw("3") for path in (last.parent.parent, last))
+    assert one.tobytes() == other.tobytes()
 
 
 def test_one_prompt_batches_and_progress(models: Path) -> None:

@@ -22,7 +22,7 @@ from lgpl.commands.data import sources
 from lgpl.commands.data.members import by_cause, faults
 from lgpl.commands.data.processes import SECONDS_HELP, in_processes, sample
 from lgpl.commands.data.sources import ImageFile, Skipped, Source
-from lgpl.commands.parsing import ArgumentParser, require_positive
+from lgpl.commands.parsing import ArgumentParser, counted, require_positive
 from lgpl.data.classes import CLASSES
 from lgpl.data.index import count_samples, write_index
 from lgpl.data.members import BadSample
@@ -268,8 +268,10 @@ def finish(
     for count, cause in causes:
         print(f"skipped {count}: {cause}")
     if source.classes is not None:
-        print(f"{out}/{CLASSES}: {len(source.classes)} classes")
+        plural = "" if len(source.classes) == 1 else "es"
+        print(f"{out}/{CLASSES}: {len(source.classes)} class{plural}")
     for split, counts in splits.items():
         write_index(out / f"{split}.json", counts)
         total = sum(counts.values())
-        print(f"data.{split}: {out}/{split}.json  # {total} samples in {len(counts)} shards")
+        held = f"{counted(total, 'sample')} in {counted(len(counts), 'shard')}"
+        print(f"data.{split}: {out}/{split}.json  # {held}")
