@@ -36,7 +36,7 @@ def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--link-seconds", "0"], "--link-seconds must be > 0 and finite, got 0"),
         (["--token", ""], "--token must not be empty"),
         (["--token", " \n"], "--token must not be empty"),
-        (["--guidance", "much"], "--guidance: Expected a float. Got value: much"),
+        (["--guidance", "much"], "--guidance: Expected a float, got much"),
         (["--tokenizer", "nowhere"], "nowhere: no such checkpoint"),
         (["--vllm.dtype", "float32"], "--vllm needs --engine vllm"),
     ],
