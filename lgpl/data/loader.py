@@ -136,12 +136,12 @@ class TrainLoader:
         """The sampler state of all ranks, for the checkpoint; all ranks must call this."""
         partitions, partition, rest = self._state
         places = {p: self.mixture.take(p, place, n)[1] for p, (place, n) in partitions.items()}
-        mine = places, [partition, rest]
+        mine = places, [partition, rest], dict(self.samples.watch.skipped)
         ranks = [mine]
         if dist.is_available() and dist.is_initialized():
             ranks = [mine] * dist.get_world_size()
             dist.all_gather_object(ranks, mine)
-        all_places = {p: place for partitions, _ in ranks for p, place in partitions.items()}
+        all_places = {p: place for partitions, *_ in ranks for p, place in partitions.items()}
         by_order = zip(*(place.positions for place in all_places.values()), strict=True)
         return {
             "data": self.fingerprint,
@@ -151,7 +151,9 @@ class TrainLoader:
                 partition: [place.drawn, [list(position) for position in place.positions]]
                 for partition, place in all_places.items()
             },
-            "turns": [turn for _, turn in ranks],
+            "turns": [turn for _, turn, _ in ranks],
+            # Samples that stalled or ended a worker: whoever goes on does not try them again.
+            "skipped": [[*place, why] for *_, found in ranks for place, why in found.items()],
             "left": [
                 {e: torch.from_numpy(runs) for e, runs in order.left.items() if e >= first.epoch}
                 for order, first in zip(self.mixture.orders, map(min, by_order), strict=True)
@@ -177,6 +179,7 @@ class TrainLoader:
         ]
         for order, left in zip(self.mixture.orders, state["left"], strict=True):
             order.left = {epoch: runs.numpy() for epoch, runs in left.items()}
+        self.samples.watch.skipped |= {(s, n): why for s, n, why in state.get("skipped", [])}
         partitions, turn = self.mixture.partitions, self.mixture.turn
         self.mixture.set_partitions(state["partitions"], state["turn"])
         if state["partitions"] % self.rank.count:

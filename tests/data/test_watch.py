@@ -107,13 +107,23 @@ def test_validation_counts_it_once_and_another_pass_does_not_try_again(
 
 
 def test_resume_is_exact_past_it(tmp_path: Path, evil: dict[str, Callable[[], Any]]) -> None:
-    evil["00013"] = raises_signal(signal.SIGSEGV)
+    """A checkpoint knows the sample, which is not tried again."""
+    tries = tmp_path / "tries"
+
+    def segv() -> None:
+        with tries.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    evil["00013"] = segv
     expected = take(loader(tmp_path), 16)
+    tries.unlink()
     first = loader(tmp_path)
     keys = take(first, 7)
     second = loader(tmp_path, num_workers=1, partitions=2)
     second.load_state_dict(first.state_dict())
     assert keys + take(second, 9) == expected
+    assert tries.read_text() == "x" and second.skipped[ENDED] >= 1
 
 
 def test_a_library_that_ends_every_worker_ends_the_run(
