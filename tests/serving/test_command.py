@@ -91,7 +91,7 @@ def test_no_token_excludes_a_token(
         ("runs/quickstart/stage2/checkpoints/last.ckpt", "quickstart/stage2"),
         ("/data/runs/c2i/generator/checkpoints/epoch=3.ckpt", "c2i/generator"),
         ("runs/mine/checkpoints/last.ckpt", "mine"),
-        ("/work/lightning_logs/version_0/checkpoints/last.ckpt", "lightning_logs/version_0"),
+        ("/home/me/lightning_logs/version_0/checkpoints/last.ckpt", "lightning_logs/version_0"),
         ("/data/c2i_B_256.pt", "c2i_B_256"),
     ],
 )
