@@ -161,6 +161,11 @@ def test_plan(
         ),
         ("class", ["--data.train", "nowhere/*.tar"], "nowhere/*.tar"),
         ("class", ["--model.init_args.tokenizer", "none.ckpt"], "none.ckpt: no such checkpoint"),
+        (
+            "class",
+            ["--data.train", "runs/none/*.tar"],
+            "'runs/none/*.tar' matches no file; `lgpl predict` writes the codes of images there",
+        ),
         ("class", ["--model.init_args.tokenizer", "null"], "transformer.codebook_size is not set"),
     ],
 )

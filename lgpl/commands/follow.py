@@ -22,6 +22,7 @@ from lgpl.checkpoints.trust import imported
 from lgpl.codes import to_image_size
 from lgpl.data.classes import names_beside, shards_and_indexes
 from lgpl.data.index import statistics
+from lgpl.data.shards import shards_with
 from lgpl.data.store import Store
 from lgpl.data.transfer import is_url
 from lgpl.errors import UserError
@@ -57,7 +58,8 @@ class Data:
         for split in ("train", "val", "test"):
             if patterns := self.config.get(split):
                 store = Store(**vars(self.config.store))
-                shards, indexes = shards_and_indexes(patterns, f"data.{split}", store)
+                with shards_with(self.config.fields):
+                    shards, indexes = shards_and_indexes(patterns, f"data.{split}", store)
                 found = names_beside([*shards, *indexes], store)
                 made_by = statistics(shards[0], store).get("made_by", {})
                 return Known(f"data.{split}", found, shards[0], made_by)

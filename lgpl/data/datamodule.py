@@ -16,7 +16,7 @@ from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
 from lgpl.data.members import BadSample
 from lgpl.data.order import Mixture, Order, seed_of
-from lgpl.data.shards import Shard
+from lgpl.data.shards import Shard, shards_with
 from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Rank, Samples, every_sample_once, shard_by_shard
 from lgpl.data.transforms import normalize
@@ -149,7 +149,8 @@ class ShardDataModule(pl.LightningDataModule):
                     continue
                 raise UserError(f"data.{split} is not set; name the shards, as path or pattern.")
             parts = list(patterns) if isinstance(patterns, dict) else [patterns]
-            self._named[split] = [named(part, f"data.{split}", self.store) for part in parts]
+            with shards_with(self.fields):
+                self._named[split] = [named(part, f"data.{split}", self.store) for part in parts]
             self.shards[split] = list(itertools.chain(*self._named[split]))
 
     def train_batch(self, ranks: int, accumulate: int) -> int:

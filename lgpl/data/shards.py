@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO
 
 import braceexpand
@@ -48,6 +48,26 @@ COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
 OPEN_AT_ONCE = 128  # shards
 
 
+class NoShards(UserError):
+    """A pattern that matches no file; `key` is the key, `pattern` the pattern."""
+
+    def __init__(self, key: str, pattern: str) -> None:
+        super().__init__(f"{key}: {pattern!r} matches no file; give a path, pattern or URL.")
+        self.key, self.pattern = key, pattern
+
+
+@contextmanager
+def shards_with(fields: Collection[str]) -> Iterator[None]:
+    """In which shards with these fields are looked for: whoever has no codes yet learns how."""
+    try:
+        yield
+    except NoShards as error:
+        if "codes" not in fields:
+            raise
+        how = "`lgpl predict` writes the codes of images there"
+        raise UserError(f"{error.key}: {error.pattern!r} matches no file; {how}.") from None
+
+
 def expand(
     patterns: str | Iterable[str], what: str = "shards", store: Store | None = None
 ) -> list[str]:
@@ -72,7 +92,7 @@ def expand(
                 found = sorted(glob.glob(glob.escape(folder) + rest))
             found = found or shipped.shards(path)
             if not found:
-                raise UserError(f"{what}: {path!r} matches no file; give a path, pattern or URL.")
+                raise NoShards(what, path)
             shards.update(dict.fromkeys(found))
     if not shards:
         raise UserError(f"{what}: the list is empty; give at least one path, pattern or URL.")

@@ -15,6 +15,7 @@ from lgpl.image_files import save
 from lgpl.inference.drawing import Request
 
 MANIFEST = "sampling.json"
+NAMES = {"images": "number of images", "modified": "state of the checkpoint"}  # of settings
 
 
 class ImageList:
@@ -42,11 +43,11 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, path = folder, folder / MANIFEST
+        self.folder, self._settings, path = folder, settings, folder / MANIFEST
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists() and not any(folder.glob("[0-9]*.png")):
-                write_text(path, json.dumps(settings, indent=2))
+            if not any(folder.glob("[0-9]*.png")):
+                return  # what a start that failed left says nothing
             held = dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"--out: {folder} cannot be used ({error}).") from error
@@ -56,13 +57,15 @@ class ImageFolder:
             raise UserError(f"{images}, {lacking}; give another folder.")
         for name, value in settings.items():
             if held.get(name) != value:
-                other = f"of another {name} ({held.get(name)}, not {value})"
-                raise UserError(f"{images} {other}; give another folder.")
+                other = f"another {NAMES.get(name, name)} ({held.get(name)}, not {value})"
+                other = "other prompts" if name == "prompts" else other  # of which it has a digest
+                raise UserError(f"{images} drawn with {other}; give another folder.")
 
     def lacks(self, request: Request) -> bool:
         return not self._path(request).exists()
 
     def take(self, requests: Sequence[Request], images: Tensor) -> None:
+        write_text(self.folder / MANIFEST, json.dumps(self._settings, indent=2))
         for request, image in zip(requests, images, strict=True):
             save(to_image(image), self._path(request))
 

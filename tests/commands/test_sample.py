@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,18 @@ def test_another_setting_is_refused(
         draw(generator, tmp_path / "a", "--seed", "5")
     said = capsys.readouterr().err
     assert said.count("--out") == 1 and "another seed (0, not 5)" in said
+
+
+def test_a_start_that_failed_stands_in_no_ones_way(
+    generator: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    out = tmp_path / "a"
+    command = ("sample", "--checkpoint", str(generator), "--out", f"{out}/", "--label")
+    assert "is no class" in fails(*command, "0", "99")
+    assert not out.exists() or not list(out.iterdir())
+    main([*command, "0", "1"])
+    assert "another number of images (2, not 1)" in fails(*command, "0")
+    assert "drawn with other prompts; give another folder" in fails(*command, "1", "0")
 
 
 def test_images_of_unknown_settings_are_refused(
