@@ -78,11 +78,6 @@ class CodeShardWriter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Now that the weights are loaded: the shards that stand must come from the same."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if bar := trainer.progress_bar_callback:
-            bar.disable()  # it counts batches, whose number nobody knows beforehand
-            total = len(data.shards["predict"][trainer.global_rank :: trainer.world_size])
-            hidden = not trainer.is_global_zero
-            self._bar = Bar(total=total, desc="encoding", unit="shard", disable=hidden)
         if not hasattr(pl_module, "fingerprint"):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         self._made_by = made_by(pl_module, data, self.text_encoder)
@@ -91,6 +86,11 @@ class CodeShardWriter(Callback):
                 if value != (own := self._made_by.get(name)):
                     said = f"{path} was made with {name} {value}, not {own}: give another folder"
                     raise UserError(f"{said} as out, or delete the code shards in it.")
+        if bar := trainer.progress_bar_callback:
+            bar.disable()  # it counts batches, whose number nobody knows beforehand
+            total = len(data.shards["predict"][trainer.global_rank :: trainer.world_size])
+            hidden = not trainer.is_global_zero
+            self._bar = Bar(total=total, desc="encoding", unit="shard", disable=hidden)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Any, *_: Any
@@ -117,6 +117,8 @@ class CodeShardWriter(Callback):
 
     def on_exception(self, *_: Any) -> None:
         """Leave nothing of the shard that was being written."""
+        if self._bar is not None:
+            self._bar.close()
         if self._writer is not None:
             self._writer.discard()
 
