@@ -58,8 +58,10 @@ def main(args: list[str]) -> None:
 
 
 def _weights(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    import torch
+
     weights = checkpoint.weights()
     for name, tensor in weights.items() if dtype else ():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+        if torch.is_tensor(tensor) and tensor.is_floating_point():
             weights[name] = tensor.to(dtype)
     return weights

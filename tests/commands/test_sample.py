@@ -136,7 +136,7 @@ def test_another_model_in_the_same_folder_is_refused(
         assert generator.stat().st_mtime == folder.st_mtime
         with pytest.raises(SystemExit):
             draw(generator, tmp_path / "a")
-        assert "another modified" in capsys.readouterr().err
+        assert "another state of the checkpoint" in capsys.readouterr().err
     finally:
         os.utime(weights, (before.st_atime, before.st_mtime))
 
