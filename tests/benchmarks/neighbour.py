@@ -1,7 +1,7 @@
 """What a busy neighbour on the machine costs lgpl's commands, by how their threads wait.
 
-    python -m tests.benchmarks.neighbour [--commands sample serve fit predict] [--rounds 3]
-        [--codes 256] [--steps 60] [--memory] [--spins 1000 10000]
+    python -m tests.benchmarks.neighbour [--commands sample serve fit predict] [--rounds 2]
+        [--codes 256] [--steps 30] [--memory] [--spins 1000 10000]
 
 Seconds of whole commands, of `serve` those of one request to a warm server. "OpenMP" is libgomp's
 own way of waiting, "lgpl" what the command line sets. `sample` and `serve` draw an image of random
@@ -124,9 +124,9 @@ def main() -> None:
     p = argparse.ArgumentParser()
     names = ["sample", "serve", "fit", "predict"]
     p.add_argument("--commands", nargs="+", default=names, choices=names)
-    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--rounds", type=int, default=2)
     p.add_argument("--codes", type=int, default=256, help="of an image, 16 in a row")
-    p.add_argument("--steps", type=int, default=60, help="of fit")
+    p.add_argument("--steps", type=int, default=30, help="of fit")
     p.add_argument("--memory", action="store_true", help="the neighbour that copies, too")
     p.add_argument("--spins", type=int, nargs="*", default=[], help="other GOMP_SPINCOUNT")
     options = p.parse_args()

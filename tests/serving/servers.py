@@ -112,6 +112,7 @@ def serve(
     command = [sys.executable, "-c", program, "serve", "--port", "0", *options]
     process = subprocess.Popen(
         [*command, "--checkpoint", str(checkpoint)],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env={
