@@ -48,7 +48,7 @@ class Evaluation(Callback):
     ) -> None:
         self.extractor_name, self.every = extractor, every
         self.resize = None if resize is None else to_image_size(resize, "resize")
-        self._told: set[tuple[str, str]] = set()  # stages and metrics that their sets lack
+        self._logged: set[tuple[str, str]] = set()  # stages and metrics that their sets lack
         self._last: int | None = None  # global step of the last evaluation
         commit()
 
@@ -73,8 +73,8 @@ class Evaluation(Callback):
         stage = stage_of(trainer)
         module.log_dict({f"{stage}/{name}": value for name, value in made["metrics"].items()})
         for name, why in made.get("left_out", {}).items():
-            if trainer.is_global_zero and (stage, name) not in self._told:
-                self._told.add((stage, name))
+            if trainer.is_global_zero and (stage, name) not in self._logged:
+                self._logged.add((stage, name))
                 log.warning("No %s/%s: it %s.", stage, name, why)
         log_dir = trainer.log_dir  # all ranks must call this
         if trainer.is_global_zero and trainer.loggers and log_dir is not None:

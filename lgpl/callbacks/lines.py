@@ -1,4 +1,4 @@
-"""What Lightning tells of a run, for a log file: lines, without codes of a terminal."""
+"""The progress of a run, for a log file: lines, without codes of a terminal."""
 
 import math
 import time
@@ -24,7 +24,7 @@ class LineProgress(ProgressBar):
     def enable(self) -> None:
         self._shown = True
 
-    def _tell(
+    def _log(
         self, what: str, done: int, total: float, pause: float = PAUSE, more: str = ""
     ) -> None:
         known = math.isfinite(total) and total > 0
@@ -43,7 +43,7 @@ class LineProgress(ProgressBar):
     ) -> None:
         more = "".join(f", {one}" for one in self._metrics(trainer, pl_module))
         epoch, total = f"epoch {trainer.current_epoch}", self.total_train_batches
-        self._tell(epoch, batch_idx + 1, total, 0.0, more)  # a loss is worth a line
+        self._log(epoch, batch_idx + 1, total, 0.0, more)  # a loss is worth a line
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = self._metrics(trainer, pl_module, "val/")
@@ -54,17 +54,17 @@ class LineProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *at: int
     ) -> None:
         if trainer.state.fn == "validate":  # that of a training is short
-            self._tell("validation", at[0] + 1, trainer.num_val_batches[at[1] if at[1:] else 0])
+            self._log("validation", at[0] + 1, trainer.num_val_batches[at[1] if at[1:] else 0])
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *at: int
     ) -> None:
-        self._tell("test", at[0] + 1, trainer.num_test_batches[at[1] if at[1:] else 0])
+        self._log("test", at[0] + 1, trainer.num_test_batches[at[1] if at[1:] else 0])
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *at: int
     ) -> None:
-        self._tell("predict", at[0] + 1, trainer.num_predict_batches[at[1] if at[1:] else 0])
+        self._log("predict", at[0] + 1, trainer.num_predict_batches[at[1] if at[1:] else 0])
 
     def _metrics(self, trainer: Trainer, module: LightningModule, start: str = "") -> list[str]:
         found = self.get_metrics(trainer, module).items()

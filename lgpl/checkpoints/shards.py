@@ -31,7 +31,7 @@ def is_sharded(path: str | Path) -> bool:
 
 def read_module(folder: Path) -> dict[str, Tensor]:
     """The module's whole state dict; raises UserError where the folder is damaged or holds code."""
-    with _told(folder):
+    with _one_sentence(folder):
         index = _Reader(folder).read_metadata().state_dict_metadata
         tensors = {n: e for n, e in index.items() if isinstance(e, metadata.TensorStorageMetadata)}
         _check_sizes(folder, tensors)
@@ -49,7 +49,7 @@ def read_module(folder: Path) -> dict[str, Tensor]:
 def read_into(folder: Path, state: dict[str, Any]) -> None:
     """Fill the tensors of a state dict, and replace its other values; all ranks must call it.
     Raises UserError where the folder is damaged or holds code."""
-    with _told(folder):
+    with _one_sentence(folder):
         dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
 
 
@@ -65,7 +65,7 @@ def _check_sizes(folder: Path, tensors: dict[str, metadata.TensorStorageMetadata
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _one_sentence(folder: Path) -> Iterator[None]:
     """Turn as many kinds of errors as there are ways to damage a file into one sentence."""
     try:
         yield

@@ -22,6 +22,7 @@ from lgpl.atomic import write_text
 from lgpl.callbacks import NaNGuard, SkippedSamples
 from lgpl.callbacks.lines import LineProgress, ParameterCounts
 from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_trust
+from lgpl.cli import TRAINING
 from lgpl.commands.follow import fill_in
 from lgpl.commands.keys import check_keys
 from lgpl.commands.mended import check_names, check_run_is_new, check_trainer, mended, where_it_is
@@ -32,8 +33,6 @@ from lgpl.data.filters import Scalar
 from lgpl.errors import UserError
 from lgpl.progress import is_terminal
 from lgpl.training import ShardedStrategy, TrainingModule
-
-COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def usage(command: str) -> str:
@@ -99,7 +98,7 @@ class CommandLine(cli.LightningCLI):
             save_config_callback=SaveTrainingConfig,
             seed_everything_default=0,
             parser_class=TrainingParser,
-            parser_kwargs={"prog": "lgpl", **{name: {"usage": usage(name)} for name in COMMANDS}},
+            parser_kwargs={"prog": "lgpl", **{name: {"usage": usage(name)} for name in TRAINING}},
             args=args,
             run=run,
             auto_configure_optimizers=False,

@@ -23,8 +23,7 @@ def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
     ADM's reference batches (arXiv 2105.05233) and LlamaGen's own were made, both sides are halved
     by averaging while they are twice as long as wanted, what is left is bicubic."""
     height, width = size
-    while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    image = _halved(image, width, height)
     scaled = _covering(image.size, size)
     left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
     if scaled[0] * scaled[1] > MAX_PIXELS:  # a line of pixels: other rounding, but bounded memory
@@ -39,12 +38,18 @@ def pad(image: Image.Image, size: ImageSize) -> Image.Image:
     height, width = size
     scale = min(width / image.width, height / image.height)
     inside = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    while image.width >= 2 * inside[0] and image.height >= 2 * inside[1]:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    image = _halved(image, *inside)
     padded = Image.new("RGB", (width, height), "white")
     corner = (width - inside[0]) // 2, (height - inside[1]) // 2
     padded.paste(image.resize(inside, Image.Resampling.BICUBIC), corner)
     return padded
+
+
+def _halved(image: Image.Image, width: int, height: int) -> Image.Image:
+    """By averaging, while both sides are twice as long as wanted."""
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return image
 
 
 def ten_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.Image]:

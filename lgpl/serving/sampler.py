@@ -71,11 +71,14 @@ class SamplerEngine(Engine):
     def _join(self) -> list[ImageJob]:
         """What waits, as far as there is room; an idle engine waits for it.
 
-        Where much waits, images join by the quarter of a batch: they are as long as each other, so
-        groups of one would stay so for ever, and each costs a step to read its prompt.
+        Images are as long as each other, so groups of one would stay so for ever, and each costs a
+        step to read its prompt and its own part of attention. So images join by the quarter of a
+        batch where that many wait, and by the whole where a whole batch does: none would be drawn
+        earlier by a share of it.
         """
-        idle, room = not self._groups, self.batch_size - self._drawn()
-        if room < max(1, min(len(self.queue), self.batch_size // 4)):
+        idle, room, waiting = not self._groups, self.batch_size - self._drawn(), len(self.queue)
+        many = self.batch_size if waiting >= self.batch_size else self.batch_size // 4
+        if room < max(1, min(waiting, many)):
             return []
         return self._take(room, idle, GATHER if idle else 0.0)
 

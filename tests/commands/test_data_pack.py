@@ -13,6 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -287,22 +288,26 @@ def test_a_table_among_the_images(tmp_path: Path, name: str) -> None:
         assert "json" not in found["2"]
 
 
+def keys_by_table(tmp_path: Path, images: int, name: str, content: bytes) -> list[str]:
+    """What is packed of so many images by a table of this name and content."""
+    folder, table = tmp_path / "in", tmp_path / name
+    folder.mkdir(exist_ok=True)
+    for i in range(images):
+        (folder / f"{i}.jpg").write_bytes(image_bytes(i))
+    table.write_bytes(content)
+    pack(folder, tmp_path / f"out {name}", "--val", 0, "--captions", table)
+    return sorted(packed(tmp_path / f"out {name}", "train"))
+
+
 def test_a_row_that_cannot_be_read_ends_no_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i in range(6):
-        (folder / f"{i}.jpg").write_bytes(image_bytes(i))
+    keys = partial(keys_by_table, tmp_path, 6)
 
-    def keys(name: str, text: str) -> list[str]:
-        (tmp_path / name).write_text(text)
-        pack(folder, tmp_path / f"{name}.out", "--val", 0, "--captions", tmp_path / name)
-        return sorted(captions(tmp_path / f"{name}.out"))
-
-    def table(third: str) -> str:
+    def table(third: str) -> bytes:
         texts = ["a cat", "a cat", third, "a cat", "a cat", "a cat"]
-        return "file_name,text\n" + "".join(f"{i}.jpg,{text}\n" for i, text in enumerate(texts))
+        rows = "".join(f"{i}.jpg,{text}\n" for i, text in enumerate(texts))
+        return f"file_name,text\n{rows}".encode()
 
     assert keys("long.csv", table("x" * 140_000)) == ["0", "1", "3", "4", "5"]
     assert "skipped 1: caption of more than 10000 characters" in capsys.readouterr().out
@@ -312,7 +317,7 @@ def test_a_row_that_cannot_be_read_ends_no_table(
     assert "quote.csv, line 4" in said
     lines = [json.dumps({"file_name": f"{i}.jpg", "text": "a cat"}) for i in range(6)]
     lines[1], lines[3] = "{no json", "[]"
-    assert keys("rows.jsonl", "\n".join([*lines, "", "  ", ""])) == ["0", "2", "4", "5"]
+    assert keys("rows.jsonl", "\n".join([*lines, "", "  ", ""]).encode()) == ["0", "2", "4", "5"]
     assert "skipped 2: row that is no JSON object, such as" in capsys.readouterr().out
 
 
@@ -320,16 +325,7 @@ def test_rows_of_a_table_in_another_encoding_or_with_what_no_text_holds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each such row is skipped and counted, the others are packed."""
-    source = tmp_path / "in"
-    source.mkdir()
-    for i in range(4):
-        (source / f"{i}.jpg").write_bytes(image_bytes(i))
-
-    def keys(name: str, content: bytes) -> list[str]:
-        (tmp_path / name).write_bytes(content)
-        pack(source, tmp_path / f"out {name}", "--captions", tmp_path / name, "--val", 0)
-        return sorted(packed(tmp_path / f"out {name}", "train"))
-
+    keys = partial(keys_by_table, tmp_path, 4)
     table = b"\n\nfile_name,text\n0.jpg,a\n\n1.jpg,caf\xe9\n2.jpg,b\n"
     assert keys("rows.CSV", table) == ["0", "2"]
     assert "skipped 1: row that is not UTF-8, such as" in capsys.readouterr().out
