@@ -147,7 +147,8 @@ class CodeShardWriter(Callback):
                 write_text(self.out / CLASSES, "".join(f"{name}\n" for name in classes[1]))
             counts = {path: count_samples(path, store)[0] for path in paths}
             write_index(self.out / "index.json", counts, made_by=self._made_by)
-            wrote = f"{len(paths)} code shards, {sum(counts.values())} samples"
+            plural = "" if len(paths) == 1 else "s"
+            wrote = f"{len(paths)} code shard{plural}, {sum(counts.values())} samples"
             why = ", ".join(f"{cause}: {count}" for cause, count in skipped.items())
             left_out = f", {skipped.total()} skipped ({why})" if skipped else ""
             print(f"{self.out}: {wrote}{left_out}")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lgpl.atomic import write_text
 from lgpl.commands.parsing import ArgumentParser
+from lgpl.commands.quiet import be_quiet
 from lgpl.data import ShardDataModule
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
@@ -70,6 +71,7 @@ def parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     out = Path(parser().parse_args(args).out)
     begin = time.perf_counter()
+    be_quiet()
     check_packages()
     train(out)
     trained = time.perf_counter()

@@ -46,5 +46,5 @@ def test_predict_says_what_it_wrote(chain: Chain, tmp_path: Path, capsys: Captur
     main([*command, "--ckpt_path", chain.tokenizer, "--trainer.callbacks.init_args.out", str(out)])
     said, noise = capsys.readouterr()
     skipped = r"1 skipped \(image that does not decode.*: 1\)"
-    assert re.fullmatch(rf"{re.escape(str(out))}: 1 code shards, 3 samples, {skipped}\n", said)
+    assert re.fullmatch(rf"{re.escape(str(out))}: 1 code shard, 3 samples, {skipped}\n", said)
     assert "\r" not in noise
