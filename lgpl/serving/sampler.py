@@ -73,11 +73,10 @@ class SamplerEngine(Engine):
 
         Images are as long as each other, so groups of one would stay so for ever, and each costs a
         step to read its prompt and its own part of attention. So images join by the quarter of a
-        batch where that many wait, and by the whole where a whole batch does: none would be drawn
-        earlier by a share of it.
+        batch where that many wait, and by half of one where a whole batch does.
         """
         idle, room, waiting = not self._groups, self.batch_size - self._drawn(), len(self.queue)
-        many = self.batch_size if waiting >= self.batch_size else self.batch_size // 4
+        many = self.batch_size // (2 if waiting >= self.batch_size else 4)
         if room < max(1, min(waiting, many)):
             return []
         return self._take(room, idle, GATHER if idle else 0.0)
