@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lgpl.checkpoints.released.llamagen import llamagen_name, read_released
+from lgpl.checkpoints.released.llamagen import llamagen_name
+from lgpl.checkpoints.released.reading import read_released
 from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator.blocks import rotary_table
 from lgpl.generator.transformer import SIZES
+from lgpl.tokenizer import PatchGAN
 from tests.golden import released, schema
 from tests.models import transformer
 
@@ -57,9 +59,7 @@ def without_storage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, 
     """Look at the shapes of a file that would have gigabytes."""
 
     def look(state: dict[str, Tensor], name: str) -> dict[str, Any]:
-        monkeypatch.setattr(
-            "lgpl.checkpoints.released.llamagen.load_tensors", lambda *_, **__: state
-        )
+        monkeypatch.setattr("lgpl.checkpoints.released.state.load_tensors", lambda *_, **__: state)
         monkeypatch.setattr(Path, "is_file", lambda _: True)
         return found(Path(name))
 
@@ -119,10 +119,40 @@ def test_checkpoint_of_the_training_scripts(tmp_path: Path) -> None:
     state = released("c2i")
     raw = {name: tensor + 1 for name, tensor in state.items()}
     arguments = argparse.Namespace(gpt_model="GPT-B", lr=1e-4)
-    content = {"model": raw, "ema": state, "optimizer": {"state": {}}, "steps": 7}
+    adam = torch.optim.Adam([torch.ones(3, requires_grad=True)])
+    adam.param_groups[0]["params"][0].sum().backward()
+    adam.step()
+    states = {"optimizer": adam.state_dict(), "optimizer_disc": adam.state_dict()}
+    content = {"model": raw, "ema": state, **states, "steps": 7}
     file = save({**content, "args": arguments}, tmp_path / "a.pt")
     weights = read_released(file, grid=4, heads=4).weights
     assert torch.equal(weights["norm.weight"], state["norm.weight"])
+
+
+def test_the_discriminator_of_a_training_checkpoint_is_kept(
+    without_storage: Callable[..., dict[str, Any]],
+) -> None:
+    """It lies beside the model, bare or with the rest of the loss, in DDP's wrapping or without."""
+    names = {
+        f"main.{name.removeprefix('layers.')}": t for name, t in PatchGAN().state_dict().items()
+    }
+    running = {
+        "main.3.running_mean": torch.zeros(128),
+        "main.3.num_batches_tracked": torch.ones(()),
+    }
+    lpips = {"perceptual_loss.lin0.model.1.weight": torch.ones(1, 64, 1, 1)}
+    whole = {f"module.discriminator.{name}": tensor for name, tensor in names.items()} | lpips
+    for saved in (names | running, whole):
+        content = {"model": meta(schema("vq_ds16")), "discriminator": saved, "steps": 7}
+        without_storage(content, "0000007.pt")
+        found = read_released("0000007.pt")
+        assert found.summary.endswith("with its discriminator")
+        assert found.config["init_args"]["loss"]["init_args"]["discriminator"] == {
+            "class_path": "lgpl.tokenizer.PatchGAN", "init_args": {"width": 64, "layers": 3},
+        }  # fmt: skip
+        for name, tensor in names.items():
+            assert found.discriminator[f"layers.{name.removeprefix('main.')}"] is tensor
+        assert len(found.discriminator) == len(names)
 
 
 def test_rotary_table_tells_grid_heads_and_rule(tmp_path: Path) -> None:
