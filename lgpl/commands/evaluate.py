@@ -60,6 +60,8 @@ def _generation() -> parsing.ArgumentParser:
 def _reconstruction() -> parsing.ArgumentParser:
     p = _common("Reconstructions against their originals.", RFID, "tokenizer")
     p.add_argument("--data", required=True, help="shards, folder or npz of the originals")
+    baseline = "autoencoder of diffusers in place of a checkpoint, a name on the hub or a folder"
+    p.add_argument("--baseline", help=baseline)
     size = "side of the centre crop, or height and width, pixels"
     p.add_argument("--image-size", type=int, nargs="+", help=size)
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
@@ -73,8 +75,11 @@ def main(args: list[str]) -> None:
         if (given := options.get(name)) is not None:
             options[name] = to_image_size(given, parsing.flag(name))
     parsing.require_positive(options, "batch_size", "images")
-    if (options.checkpoint is None) == (options.samples is None):
-        raise UserError("Give either --checkpoint or --samples.")
+    sources = [name for name in ("checkpoint", "baseline", "samples") if options.get(name)]
+    if len(sources) != 1:
+        kinds = "one of --checkpoint, --baseline and --samples"
+        generated = chosen.subcommand == "generation"
+        raise UserError(f"Give {'either --checkpoint or --samples' if generated else kinds}.")
     if (out := Path(options.out)).suffix != ".json":
         raise UserError(f"--out: {out} should end in .json.")
     from lgpl.commands.evaluation import evaluate  # with torch

@@ -5,14 +5,16 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jsonargparse import Namespace
+from torch import Tensor
 
 from lgpl.codes import ImageSize
 from lgpl.commands import parsing
@@ -39,8 +41,12 @@ from lgpl.metrics.protocols import report
 from lgpl.metrics.reference import batches, progress, reference, summarise
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
+from lgpl.tokenizer.baseline import load_baseline
 from lgpl.tokenizer.module import CodebookUsage
 from lgpl.training import load_module
+
+# Images [B, 3, H, W] in [-1, 1] and their numbers [B] -> reconstructions, and codes if any.
+Rebuild = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 def evaluate(what: str, options: Namespace, out: Path) -> None:
@@ -99,29 +105,48 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
         made = {"samples": options.samples, "image_size": others.size, "resize": size}
         yield report(RFID, extractor, real, fake, source, **made)
         return
-    module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
-    assert isinstance(module, TokenizerModule)
+    rebuild, codebook, made = _rebuilder(options, device)
     real_set, fake_set = (ImageSet(extractor, originals.count) for _ in range(2))
     pairs = Similarity(None if options.lpips == "none" else options.lpips).to(device)
-    usage = CodebookUsage(module.autoencoder.codebook_size).to(device)
+    usage = CodebookUsage(codebook).to(device)
     for batch, number in batches(originals, options.batch_size, "reconstructions"):
         batch = batch.to(device)
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
         with torch.inference_mode(), bf16:
-            rebuilt, quantized = module.autoencoder(normalize(batch))
-        usage.update(quantized.codes)
+            rebuilt, codes = rebuild(normalize(batch), number)
+        if codes is not None:
+            usage.update(codes)
         batch, rebuilt = resize(batch, size), resize(rebuilt, size)
         if real is None:
             real_set.update(batch, number)
         fake_set.update(rebuilt, number)
         pairs.update(normalize(batch), normalize(rebuilt))
     real, fake = real or real_set.compute(), fake_set.compute()
-    used = {f"codebook {name}": value.item() for name, value in usage.compute().items()}
+    used = usage.compute() if codebook else {}
+    found = pairs.compute() | {f"codebook {name}": value.item() for name, value in used.items()}
     yield report(
-        RFID, extractor, real, fake, source, pairs.compute() | used,
-        checkpoint=options.checkpoint, image_size=originals.size, resize=size,
-        lpips=options.lpips, precision=options.precision,
+        RFID, extractor, real, fake, source, found, **made, image_size=originals.size,
+        resize=size, lpips=options.lpips, precision=options.precision,
     )  # fmt: skip
+
+
+def _rebuilder(options: Namespace, device: torch.device) -> tuple[Rebuild, int, dict[str, Any]]:
+    """What reconstructs, how many codes it has (0 where it has none), and what the report says."""
+    if options.baseline is not None:
+        baseline = load_baseline(options.baseline).to(device)
+        kind = f"{type(baseline.model).__name__} of diffusers {version('diffusers')}"
+        drawn = "of the posterior, drawn for image i from seed i"
+        made = {"baseline": options.baseline, "model": kind, "latents": drawn}
+        return lambda images, numbers: (baseline(images, numbers), None), 0, made
+    module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
+    assert isinstance(module, TokenizerModule)
+    autoencoder = module.autoencoder
+
+    def rebuild(images: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        rebuilt, quantized = autoencoder(images)
+        return rebuilt, quantized.codes
+
+    return rebuild, autoencoder.codebook_size, {"checkpoint": options.checkpoint}
 
 
 def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
