@@ -22,6 +22,7 @@ by configs that stack (-c a.yaml -c b.yaml), Lightning's:
 plain commands:
   data        pack | index | show | check: shards made, counted, looked into
   sample      images from a generator's checkpoint
+  edit        an image, part of which is drawn anew under a mask
   complete    the lower part of an image, drawn anew from its first rows
   reconstruct images through a tokenizer, beside their originals
   evaluate    generation | reconstruction: FID and the like, by a named protocol
@@ -39,8 +40,8 @@ with every command that reads a checkpoint:
 """
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (
-    *("data", "sample", "complete", "reconstruct", "evaluate", "compare", "serve", "import"),
-    *("export", "plan", "quickstart", "configs", "completion"),
+    *("data", "sample", "edit", "complete", "reconstruct", "evaluate", "compare", "serve"),
+    *("import", "export", "plan", "quickstart", "configs", "completion"),
 )
 
 

@@ -44,6 +44,7 @@ def test_a_model_needs_torch_alone(module: str) -> None:
         (["--help"], 0.5, "torch"),
         (["sample", "--help"], 2.0, "torch"),
         (["serve", "--help"], 2.0, "torch"),
+        (["edit", "--help"], 1.0, "torch"),
         (["complete", "--help"], 1.0, "torch"),
         (["reconstruct", "--help"], 1.0, "torch"),
         (["evaluate", "generation", "--help"], 1.0, "torch"),

@@ -20,6 +20,7 @@ from lgpl.commands import (
     compare,
     complete,
     data,
+    edit,
     evaluate,
     export,
     import_released,
@@ -145,6 +146,8 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         assert data.parser().parse_args(options).subcommand
     elif name == "sample":
         assert sample.parser().parse_args(options).checkpoint
+    elif name == "edit":
+        assert edit.parser().parse_args(options).checkpoint
     elif name == "complete":
         assert complete.parser().parse_args(options).checkpoint
     elif name == "reconstruct":

@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
             raise UserError(f"{parsing.flag(name)} must be > 0 and finite, got {value}")
     if not 0 <= options.port < 65536:
         raise UserError(f"--port must be from 0 to 65535, got {options.port}")
-    for package in ("fastapi", "uvicorn", "prometheus-client"):
+    for package in ("fastapi", "uvicorn", "prometheus-client", "python-multipart"):
         needs("lgpl serve", package, "serve")
     from lgpl.serving.api import create_app
     from lgpl.serving.server import run
