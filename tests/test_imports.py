@@ -50,6 +50,8 @@ def test_a_model_needs_torch_alone(module: str) -> None:
         (["plan", "--help"], 1.0, "torch"),
         (["export", "--help"], 1.0, "torch"),
         (["import", "--help"], 1.0, "torch"),
+        (["push", "--help"], 1.0, "torch"),
+        (["sample", "--help"], None, "huggingface_hub"),
         (["completion", "--help"], 1.0, "torch"),
         (["data", "show", "--help"], None, "lightning"),
         (["fitt"], 0.5, "torch"),

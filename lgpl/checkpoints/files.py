@@ -12,7 +12,7 @@ With EMA the first two hold the average as their weights, so what is read here i
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lgpl import shipped
+from lgpl import hub, shipped
 from lgpl.atomic import atomic_folder, remove_partials
 from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
 from lgpl.errors import UserError, as_user_error
@@ -44,6 +44,7 @@ class Checkpoint:
     kind: str  # `tokenizer` or `generator`
     config: dict[str, Any] | None  # `class_path` and `init_args`; None where it does not say
     weights: Callable[[], dict[str, Tensor]]  # reads the state dict of the model itself
+    provenance: dict[str, Any] = field(default_factory=dict)  # what it was made of, where it says
 
     def described(self) -> dict[str, Any]:
         """The config; raises UserError where there is none."""
@@ -60,10 +61,13 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
-    """A checkpoint in any of the three forms, or `emoji`, the one that comes with lgpl; its weights
-    stay on disk until they are asked for. Raises UserError where there is none, or, with a `kind`,
-    one of the other."""
-    path = shipped.checkpoint(path, kind)
+    """A checkpoint in any of the three forms, also of a hub, or `emoji`, the one that comes with
+    lgpl; of a folder with a generator and its tokenizer the one that is wanted. The weights stay on
+    disk until they are asked for. Raises UserError where there is none, or, with a `kind`, one of
+    the other."""
+    path = shipped.checkpoint(hub.fetched(path, (CONFIG, WEIGHTS), folders=tuple(MODEL)), kind)
+    if is_exported(part := path / (kind or "generator")):
+        path = part
     if (last := path / LAST).is_file():
         path = last  # of the folder of a run
     content: Any  # with the entry `lgpl`
@@ -96,11 +100,17 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path} holds no weights where they should be.") from error
 
-    return Checkpoint(path, found, entry.get("config"), weights)
+    provenance = entry.get("provenance")
+    known = provenance if isinstance(provenance, dict) else {}
+    return Checkpoint(path, found, entry.get("config"), weights, known)
 
 
 def write_checkpoint(
-    folder: str | Path, kind: str, config: dict[str, Any], weights: StateDict
+    folder: str | Path,
+    kind: str,
+    config: dict[str, Any],
+    weights: StateDict,
+    provenance: Mapping[str, Any] = {},
 ) -> None:
     """Write lgpl's own folder, whole or not at all, in place of one that is there; raises UserError
     where it cannot be written, or holds other files, which would be lost."""
@@ -118,7 +128,8 @@ def write_checkpoint(
         with atomic_folder(folder) as new:
             tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
             save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-            entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
+            made = {"provenance": dict(provenance)} if provenance else {}
+            entry = json.dumps({"kind": kind, **names, "config": config, **made}, indent=2)
             (new / CONFIG).write_text(entry + "\n", encoding="utf-8")
             # safetensors writes for the owner alone, whatever the umask says.
             (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)

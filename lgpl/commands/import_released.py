@@ -1,11 +1,13 @@
 """`lgpl import`: read a checkpoint of LlamaGen, find out which model it is, write lgpl's form."""
 
+from lgpl import hub
 from lgpl.commands.parsing import ArgumentParser, require_positive
 
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="lgpl import", description=__doc__)
-    p.add_argument("file", help=".pt file: a tokenizer or a generator, released or trained")
+    file = ".pt file, or hf:OWNER/NAME/FILE: a tokenizer or a generator, released or trained"
+    p.add_argument("file", help=file)
     p.add_argument("--out", required=True, help="folder for config.json and model.safetensors")
     p.add_argument("--grid", type=int, help="codes on a side, where the file does not say")
     p.add_argument("--heads", type=int, help="heads of a size that is not the paper's")
@@ -18,6 +20,8 @@ def main(args: list[str]) -> None:
     from lgpl.checkpoints import write_checkpoint
     from lgpl.checkpoints.released.llamagen import read_released
 
-    released = read_released(options.file, options.grid, options.heads)
-    write_checkpoint(options.out, released.kind, released.config, released.weights)
+    file = hub.fetched(options.file)
+    released = read_released(file, options.grid, options.heads)
+    made = {"imported": options.file if hub.is_name(options.file) else file.name}
+    write_checkpoint(options.out, released.kind, released.config, released.weights, made)
     print(f"{options.out}: {released.summary}")
