@@ -143,8 +143,8 @@ def _lacks(path: str | Path, name: HubName, lacking: Sequence[str], required: Se
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().list_repo_files(name.repo, revision=name.revision)
-        held = [file for file in found if not file.startswith(".")]
+        found = HfApi().model_info(name.repo, revision=name.revision, timeout=10).siblings or []
+        held = [file.rfilename for file in found if not file.rfilename.startswith(".")]
     except Exception:  # offline, say
         held = []
     listed = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
@@ -182,7 +182,7 @@ def _reason(error: BaseException, name: HubName, action: str) -> str:
     if first(errors.OfflineModeIsEnabled):
         if action == "write":
             return "cannot be reached: HF_HUB_OFFLINE is set; unset it"
-        kept = f"is not in the cache {constants.HF_HUB_CACHE}"
+        kept = f"is not wholly in the cache {constants.HF_HUB_CACHE}"
         return f"{kept}, and HF_HUB_OFFLINE is set; fetch it once without"
     if first(errors.GatedRepoError):
         return f"is gated: accept its terms at {hub}/{name.repo}, and {token}"
@@ -195,7 +195,9 @@ def _reason(error: BaseException, name: HubName, action: str) -> str:
         return f"is refused by {hub} ({status}): {token}"
     if isinstance(error, errors.HFValidationError):
         return f"is no name on a hub; give {FORM}"
-    said = " ".join(str(causes[-1]).split())[:200] or type(causes[-1]).__name__
+    # The hub's own word on a card, or else what lies behind a failed connection.
+    cause = error if isinstance(error, ValueError) else causes[-1]
+    said = " ".join(str(cause).split())[:200] or type(cause).__name__
     if action == "write":
         return f"cannot be written at {hub} ({said})"
     return f"can neither be fetched from {hub} nor found whole in the cache ({said})"

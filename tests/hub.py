@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from lgpl.generator import Sampling
 
-TOKEN = "hf_double"
+OWNER, TOKEN = "ada", "hf_double"  # who may write, and her token
 LARGE = (".safetensors", ".pt", ".ckpt", ".npz")
 
 
@@ -97,7 +97,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.served.append(f"{self.command} {'/'.join(parts)}")
         match [self.command, *parts]:
             case ["POST", "api", "validate-yaml"]:
-                self._json({"errors": [], "warnings": []})
+                wrong = "license: mine" in json.loads(self.body)["content"]
+                errors = (
+                    [{"message": '"license" must be one of [apache-2.0, mit]'}] if wrong else []
+                )
+                self._json({"errors": errors, "warnings": []}, 400 if wrong else 200)
             case ["POST", "api", "repos", "create"]:
                 self._create(json.loads(self.body))
             case ["GET", "api", "models", owner, name]:
@@ -155,6 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self, name: str, revision: str, answer: Callable[..., None]) -> None:
         """Who may not read a repository learns no more than who names none."""
+        if "Authorization" in self.headers and not self._is_known:
+            return self._refuse(401, "", "Invalid credentials in Authorization header")
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and not self._is_known):
             return self._refuse(404 if self._is_known else 401, "RepoNotFound", "not found")
@@ -233,6 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, asked: dict[str, Any]) -> None:
         if not self._is_known:
             return self._refuse(401, "", "Invalid username or password.")
+        if asked["organization"] != OWNER:
+            return self._refuse(403, "", "You don't have the rights to create a model there")
         name = f"{asked['organization']}/{asked['name']}"
         url = f"{self.hub.url}/{name}"
         if name in self.hub.repos:

@@ -326,7 +326,7 @@ def test_offline_what_is_in_the_cache_is_read(
     assert len(double.served) == asked
     double.repo("ada/others", stored(models))
     said = fails("sample", "--checkpoint", "hf:ada/others", "--label", "3", "--out", "a.png")
-    assert said.startswith("hf:ada/others is not in the cache") and "HF_HUB_OFFLINE" in said
+    assert said.startswith("hf:ada/others is not wholly in the cache") and "HF_HUB_OFFLINE" in said
     said = fails("push", str(models), "ada/digits")
     assert "HF_HUB_OFFLINE" in said
 
@@ -339,6 +339,25 @@ def test_private_repositories_are_read_by_a_token(
         lgpl.load("hf:ada/secret")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert read_checkpoint("hf:ada/secret").kind == "generator"
+    double.repo("ada/other", stored(models), private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    with pytest.raises(UserError, match=r"^hf:ada/other is refused by .* \(401\): set HF_TOKEN"):
+        lgpl.load("hf:ada/other")
+
+
+def test_a_hub_that_is_not_there(
+    double: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double.repo("ada/digits", stored(models))
+    double.repo("ada/half", stored(models))
+    found = hub.fetched("hf:ada/digits", MODEL)
+    hub.fetched("hf:ada/half", MODEL[:1])
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    assert hub.fetched("hf:ada/digits", MODEL) == found
+    for name in ("new", "half"):
+        said = rf"^hf:ada/{name} can neither be fetched from .* nor found whole .*refused"
+        with pytest.raises(UserError, match=said):
+            hub.fetched(f"hf:ada/{name}", MODEL)
 
 
 def test_pickles_and_code_are_not_fetched(double: Hub, tmp_path: Path) -> None:
@@ -387,6 +406,9 @@ def test_what_cannot_be_pushed_is_said(
     said = fails("push", str(models), "ada/open", "--private")
     assert said.startswith("--private:") and "is there and public" in said
     assert len(double.repos["ada/open"].commits) == 1
+    assert "is refused by" in fails("push", str(models), "eve/digits")
+    said = fails("push", str(models), "ada/digits", "--license", "mine")
+    assert '"license" must be one of [apache-2.0, mit]' in said
     (tmp_path / "no.json").write_text('{"metrics": {"FID": 1}}')
     said = fails("push", str(models), "ada/open", "--metrics", str(tmp_path / "no.json"))
     assert "is no report of `lgpl evaluate`" in said
