@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from urllib.parse import quote, unquote
 
 from lgpl.errors import UserError
 from lgpl.lazy import needs
+from lgpl.progress import is_terminal
 
 PREFIX = "hf:"
 FORM = f"{PREFIX}OWNER/NAME, {PREFIX}OWNER/NAME@REVISION or {PREFIX}OWNER/NAME/FILE"
@@ -120,7 +122,10 @@ def publish(
     `private`.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not is_terminal(sys.stderr):
+        disable_progress_bars()
     api = HfApi()
     with _one_sentence(repo, HubName(repo), "write"):
         url = api.create_repo(repo, private=private or None, exist_ok=True)

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ import lgpl
 from lgpl import hub
 from lgpl.checkpoints import read_checkpoint
 from lgpl.cli import main
+from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule
 from lgpl.inference import Generator, Tokenizer
@@ -28,7 +30,7 @@ from lgpl.metrics.extractors import ModuleFeatures
 from lgpl.metrics.reference import reference, write_summary
 from lgpl.metrics.summary import FeatureSummary, Gaussian
 from lgpl.text import TextEncoder
-from lgpl.training import build_module
+from lgpl.training import TrainingModule, build_module
 from tests.conftest import ROOT
 from tests.hub import TOKEN, Hub, greedy
 from tests.metrics.pixels import Pixels
@@ -150,6 +152,14 @@ def test_the_model_card_says_what_is_known(
     monkeypatch.chdir(tmp_path)
     main(command.split()[1:])
     assert (tmp_path / "image.png").is_file()
+
+
+def test_of_data_no_more_than_their_names_are_kept() -> None:
+    patterns = ["https://ada:pw@host/sets/digits/{0..9}.tar?key=secret", "/home/ada/more/a-*.tar"]
+    data = ShardDataModule(train=dict.fromkeys(patterns, 1.0), image_size=64)
+    module: Any = SimpleNamespace(_trainer=SimpleNamespace(datamodule=data))
+    named = {"shards": ["digits/{0..9}.tar", "more/a-*.tar"], "image_size": [64, 64]}
+    assert TrainingModule.provenance(module) == named
 
 
 def test_a_card_of_the_users_own_is_kept(

@@ -51,6 +51,7 @@ def test_a_model_needs_torch_alone(module: str) -> None:
         (["export", "--help"], 1.0, "torch"),
         (["import", "--help"], 1.0, "torch"),
         (["push", "--help"], 1.0, "torch"),
+        (["--help"], None, "huggingface_hub"),
         (["sample", "--help"], None, "huggingface_hub"),
         (["completion", "--help"], 1.0, "torch"),
         (["data", "show", "--help"], None, "lightning"),
