@@ -30,6 +30,7 @@ plain commands:
   serve       images over HTTP, by the OpenAI images API
   import      weights of LlamaGen and taming's VQGANs, for everything above
   export      the model of a checkpoint, for lgpl or for LlamaGen's own code
+  push        an exported model with its card to a hub, which hf:OWNER/NAME then names
   plan        memory, tokens and FLOPs of a training step, before it is queued
   configs     the recipes that -c takes by name: listed, or copied to be changed
   completion  bash | zsh: a script that completes all this in a shell
@@ -41,7 +42,7 @@ with every command that reads a checkpoint:
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (
     *("data", "sample", "edit", "complete", "reconstruct", "evaluate", "compare", "serve"),
-    *("import", "export", "plan", "quickstart", "configs", "completion"),
+    *("import", "export", "push", "plan", "quickstart", "configs", "completion"),
 )
 
 

@@ -24,6 +24,7 @@ from lgpl.commands import (
     evaluate,
     export,
     import_released,
+    push,
     quickstart,
     reconstruct,
     sample,
@@ -129,7 +130,7 @@ def test_the_front_page_is_short() -> None:
         ("README.md", 9),
         ("configs/README.md", 20),
         ("data/README.md", 7),
-        ("lgpl/checkpoints/README.md", 7),
+        ("lgpl/checkpoints/README.md", 10),
         ("lgpl/inference/README.md", 3),
         ("lgpl/metrics/README.md", 13),
         ("lgpl/serving/README.md", 3),
@@ -162,6 +163,8 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         assert quickstart.parser().parse_args(options).out
     elif name == "import":
         assert import_released.parser().parse_args(options).file
+    elif name == "push":
+        assert push.parser().parse_args(options).repo
     elif name == "export":
         assert export.parser().parse_args(options).checkpoint
     elif name == "plan":

@@ -13,7 +13,7 @@ With EMA the first two hold the average as their weights, so what is read here i
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lgpl import shipped
+from lgpl import hub, shipped
 from lgpl.atomic import atomic_folder, remove_partials
 from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
 from lgpl.errors import UserError, as_user_error
@@ -47,6 +47,7 @@ class Checkpoint:
     weights: Callable[[], dict[str, Tensor]]  # reads the state dict of the model itself
     # The same of what a tokenizer was trained against; empty where it was not kept.
     discriminator: Callable[[], dict[str, Tensor]] = dict
+    provenance: dict[str, Any] = field(default_factory=dict)  # what it was made of, where it says
 
     def described(self) -> dict[str, Any]:
         """The config; raises UserError where there is none."""
@@ -63,10 +64,13 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
-    """A checkpoint in any of the three forms, or `emoji`, the one that comes with lgpl; its weights
-    stay on disk until they are asked for. Raises UserError where there is none, or, with a `kind`,
-    one of the other."""
-    path = shipped.checkpoint(path, kind)
+    """A checkpoint in any of the three forms, also of a hub, or `emoji`, the one that comes with
+    lgpl; of a folder with a generator and its tokenizer the one that is wanted. The weights stay on
+    disk until they are asked for. Raises UserError where there is none, or, with a `kind`, one of
+    the other."""
+    path = shipped.checkpoint(hub.fetched(path, (CONFIG, WEIGHTS), folders=tuple(MODEL)), kind)
+    if is_exported(inner := path / (kind or "generator")):
+        path = inner
     if (last := path / LAST).is_file():
         path = last  # of the folder of a run
     content: Any  # with the entry `lgpl`
@@ -103,10 +107,12 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
             raise UserError(f"{path} holds no weights where they should be.") from error
 
     weights = partial(part, f"{MODEL[found]}.", WEIGHTS)
-    if exported and not (path / DISCRIMINATOR).is_file():
-        return Checkpoint(path, found, entry.get("config"), weights)
-    against = partial(part, "loss.discriminator.", DISCRIMINATOR)
-    return Checkpoint(path, found, entry.get("config"), weights, against)
+    against: Callable[[], dict[str, Tensor]] = dict
+    if not exported or (path / DISCRIMINATOR).is_file():
+        against = partial(part, "loss.discriminator.", DISCRIMINATOR)
+    provenance = entry.get("provenance")
+    known = provenance if isinstance(provenance, dict) else {}
+    return Checkpoint(path, found, entry.get("config"), weights, against, known)
 
 
 def write_checkpoint(
@@ -115,6 +121,7 @@ def write_checkpoint(
     config: dict[str, Any],
     weights: StateDict,
     discriminator: StateDict | None = None,
+    provenance: Mapping[str, Any] = {},
 ) -> None:
     """Write lgpl's own folder, whole or not at all, in place of one that is there; raises UserError
     where it cannot be written, or holds other files, which would be lost."""
@@ -131,7 +138,8 @@ def write_checkpoint(
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
         with atomic_folder(folder) as new:
-            entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
+            made = {"provenance": dict(provenance)} if provenance else {}
+            entry = json.dumps({"kind": kind, **names, "config": config, **made}, indent=2)
             (new / CONFIG).write_text(entry + "\n", encoding="utf-8")
             for file, state in ((WEIGHTS, weights), (DISCRIMINATOR, discriminator)):
                 if state:

@@ -46,7 +46,8 @@ def main(args: list[str]) -> None:
     checkpoint = read_checkpoint(options.checkpoint)
     dtype = options.dtype and getattr(torch, DTYPES[options.dtype])
     if not for_llamagen:
-        write_checkpoint(out, checkpoint.kind, checkpoint.described(), _weights(checkpoint, dtype))
+        described, weights = checkpoint.described(), _weights(checkpoint, dtype)
+        write_checkpoint(out, checkpoint.kind, described, weights, provenance=checkpoint.provenance)
     else:
         content = to_llamagen(checkpoint, options.trust)
         with as_user_error(f"--out: {out} cannot be written", OSError, RuntimeError):

@@ -165,9 +165,13 @@ def _fill_text(arguments: Namespace, data: Data) -> None:
             raise UserError(f"{known.split}: {has}, but condition.{name} is {ours}.")
     theirs = known.made_by.get("text_encoder")
     # A folder and a name of the hub are the same model where their last parts are.
-    if theirs and encoder and Path(theirs).name != Path(encoder.name).name:
+    if theirs and encoder and _last(theirs) != _last(encoder.name):
         has = f"{known.shard} holds features of the text encoder {theirs}"
         raise UserError(f"{known.split}: {has}, but condition.encoder is {encoder.name}.")
+
+
+def _last(name: str) -> str:
+    return Path(name).name.partition("@")[0]
 
 
 def _encoder(config: Any) -> TextEncoder | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from lgpl import shipped
+from lgpl import hub, shipped
 from lgpl.commands import parsing
 from lgpl.errors import UserError
 from lgpl.inference import DTYPES
@@ -77,7 +77,9 @@ def main(args: list[str]) -> None:
 
 def model_name(checkpoint: str) -> str:
     """What the API calls a model: a run by its folders below `runs`, as `quickstart/stage2`, or by
-    the last two; an exported folder or another file by its own name."""
+    the last two; an exported folder or another file by its own name, one of a hub by OWNER/NAME."""
+    if hub.is_name(checkpoint):
+        return hub.parse(checkpoint).repo
     path = Path(os.path.abspath(checkpoint))
     if path.parent.name != "checkpoints":
         return path.name if path.is_dir() else path.stem

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from lgpl.checkpoints import Checkpoint
+from lgpl.checkpoints import Checkpoint, is_exported
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
@@ -126,21 +126,32 @@ class GeneratorModule(TrainingModule):
     def tokenizer(self) -> TokenizerModule:
         """The frozen tokenizer, on this module's device."""
         if not self._tokenizer:
-            if self.tokenizer_path is None:
+            path = self.own_tokenizer()
+            if path is None:
                 raise UserError("model.tokenizer is not set; give the checkpoint of the tokenizer.")
-            path = self.beside_checkpoint(self.tokenizer_path)
-            module = load_module(path, "tokenizer", (PERCEPTUAL,), self.trust)
-            assert isinstance(module, TokenizerModule)
-            self._tokenizer.append(module)
+            self._take_tokenizer(path)
         return self._tokenizer[0].to(self.device)
 
+    def own_tokenizer(self) -> str | None:
+        """The tokenizer's checkpoint: the one that was published inside the generator's folder, or
+        else the one that the config names."""
+        inside = self.checkpoint and self.checkpoint / TokenizerModule.kind
+        if inside and is_exported(inside):
+            return str(inside)
+        return self.tokenizer_path and self.beside_checkpoint(self.tokenizer_path)
+
     def use_tokenizer(self, path: str | None, source: object) -> None:
-        """Take this checkpoint for the tokenizer, or with None the one that the config names."""
-        if path is not None:
-            self.tokenizer_path = path
-            self._tokenizer.clear()
-        elif self.tokenizer_path is None:
+        """Load this checkpoint as the tokenizer, or with None the generator's own."""
+        path = path or self.own_tokenizer()
+        if path is None:
             raise UserError(f"{source} names no tokenizer; give its checkpoint with --tokenizer.")
+        self.tokenizer_path = path
+        self._take_tokenizer(path)
+
+    def _take_tokenizer(self, path: str) -> None:
+        module = load_module(path, "tokenizer", (PERCEPTUAL,), self.trust)
+        assert isinstance(module, TokenizerModule)
+        self._tokenizer[:] = [module]
 
     def check_tokenizer(self) -> None:
         """Raise a UserError where tokenizer and generator do not belong together."""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import lgpl
+from lgpl import hub
 from lgpl.atomic import atomic_file
 from lgpl.codes import ImageSize, in_pixels
 from lgpl.errors import UserError, as_user_error
@@ -33,7 +34,11 @@ def reference(
 ) -> tuple[FeatureSummary, dict[str, Any]]:
     """The summary and the provenance of a file of `write_summary`, of an npz of ADM's with `mu` and
     `sigma` or `arr_0`, or of images for `open_images`, whose summary is kept in `cache`. A
-    UserError where it is of another extractor or height and width, or it is no reference."""
+    UserError where it is of another extractor or height and width, or it is no reference. `hf:`
+    before OWNER/NAME/FILE names a file on a hub."""
+    if hub.is_name(source):
+        made, provenance = reference(str(hub.fetched(source)), extractor, size, cache, batch_size)
+        return made, provenance | {"hub": source}
     names = names_in(source) if source.endswith(".npz") else []
     if "provenance" in names:
         return read_summary(source, extractor, size)

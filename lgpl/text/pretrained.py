@@ -7,21 +7,26 @@ from typing import Any
 
 import torch
 
+from lgpl import hub
 from lgpl.errors import UserError
 from lgpl.lazy import needs
 
 # PyTorch's own. A config may name others, up to kernels that transformers fetches and runs.
 ATTENTION = ("sdpa", "eager")
+# Of a model on a hub that `hf:` names, what is fetched: it holds no code and no pickles.
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model*.safetensors", ("*.json", "*.model", "*.txt")
 
 
 def load_pretrained(
     source: str, what: str, choose: Callable[[Any, Any], Any], **options: Any
 ) -> tuple[Any, Any]:
-    """Tokenizer and frozen model in evaluation mode of a name on the hub or a folder; `choose`
-    gives the model's class, of transformers and the config. Raises a UserError, which calls the
-    model `what`, where transformers is missing, or the model can be neither read nor fetched,
-    brings code of its own, or is stored in a form that needs other packages."""
+    """Tokenizer and frozen model in evaluation mode of a name on the hub (with `hf:` before it by
+    `lgpl.hub`) or a folder; `choose` gives the model's class, of transformers and the
+    config. Raises a UserError, which calls the model `what`, where transformers is missing, or the
+    model can be neither read nor fetched, brings code of its own, or is stored in a form that needs
+    other packages."""
     needs(what, "transformers", "text")
+    path = str(hub.fetched(source, (CONFIG, WEIGHTS), TOKENIZER))
     import transformers
     from transformers import dynamic_module_utils
 
@@ -32,12 +37,12 @@ def load_pretrained(
     asks = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError("its weights are quantised; give the model that it was made from")
         _forget_code(config)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = _model(choose(transformers, config), source, config, options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = _model(choose(transformers, config), path, config, options)
     except Exception as error:  # it is anybody's folder
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch recommends to run it
@@ -53,10 +58,11 @@ def load_pretrained(
 def hidden_size(source: str, what: str) -> int:
     """Features of a token, read from the config alone; raises as `load_pretrained` does."""
     needs(what, "transformers", "text")
+    path = str(hub.fetched(source, (CONFIG,)))
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         return int(config.get_text_config().hidden_size)
     except Exception as error:  # it is anybody's folder
         reason = str(error).strip().split("\n")[0] or type(error).__name__
