@@ -63,6 +63,8 @@ def _reconstruction() -> parsing.ArgumentParser:
     size = "side of the centre crop, or height and width, pixels"
     p.add_argument("--image-size", type=int, nargs="+", help=size)
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
+    p.add_argument("--images", metavar="FOLDER", help="for the reconstructions, by their numbers")
+    p.add_argument("--npz", help="file for the reconstructions")
     return p
 
 
@@ -72,7 +74,8 @@ def main(args: list[str]) -> None:
     for name in ("resize", "image_size"):
         if (given := options.get(name)) is not None:
             options[name] = to_image_size(given, parsing.flag(name))
-    parsing.require_positive(options, "batch_size", "images")
+    numbers = ("batch_size", "images") if chosen.subcommand == "generation" else ("batch_size",)
+    parsing.require_positive(options, *numbers)
     if (options.checkpoint is None) == (options.samples is None):
         raise UserError("Give either --checkpoint or --samples.")
     if (out := Path(options.out)).suffix != ".json":
