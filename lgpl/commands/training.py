@@ -183,6 +183,8 @@ class CommandLine(cli.LightningCLI):
                 said = f"{wanted}, but torch finds no GPU here; give --trainer.accelerator cpu"
                 raise UserError(f"trainer.accelerator: {said}.") from error
             raise
+        if isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.check()
         if (threads := cpus.part(trainer.num_devices)) is not None:
             torch.set_num_threads(threads)  # Lightning would divide all CPUs and know no quota
         return trainer

@@ -43,27 +43,26 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(**kwargs)
         self.reshard, self.replicas = reshard, replicas
         self.reduce_dtype: torch.dtype = getattr(torch, reduce_dtype)
-        if replicas < 1:
-            raise UserError(f"trainer.strategy.replicas must be >= 1, got {replicas}")
-        if isinstance(self._data_parallel_size, int):
-            self._shards(self._data_parallel_size)
+
+    def check(self) -> None:
+        """Raise a UserError where the replicas do not share out the ranks: the constructor does
+        not, because jsonargparse would take another type for the strategy."""
+        if self.replicas < 1:
+            raise UserError(f"trainer.strategy.replicas must be >= 1, got {self.replicas}")
+        if isinstance(ranks := self._data_parallel_size, int) and ranks % self.replicas:
+            said = f"trainer.strategy.replicas: {self.replicas} does not divide {ranks}"
+            raise UserError(f"{said}, the data_parallel_size.")
 
     @property
     def sharding(self) -> dict[str, Any]:
         """Arguments of a module's `fully_shard`: the mesh [shards] or [replicas, shards], and the
         choices of the strategy."""
+        self.check()
         mesh = self.device_mesh["data_parallel"]
         if self.replicas > 1:  # the ranks of a group are neighbours, as on one node
-            ranks = mesh.mesh.view(self.replicas, self._shards(mesh.size()))
+            ranks = mesh.mesh.view(self.replicas, -1)
             mesh = DeviceMesh(mesh.device_type, ranks, mesh_dim_names=("replicas", "shards"))
         return {"mesh": mesh, "reshard": self.reshard, "reduce_dtype": self.reduce_dtype}
-
-    def _shards(self, ranks: int) -> int:
-        shards, rest = divmod(ranks, self.replicas)
-        if rest:
-            said = f"trainer.strategy.replicas: {self.replicas} does not divide {ranks}"
-            raise UserError(f"{said}, the data_parallel_size.")
-        return shards
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from lgpl.cli import main
 from lgpl.generator import ClassCondition, GeneratorModule, Transformer
@@ -86,6 +87,7 @@ def test_fp16_where_it_cannot_be(fails: Fails) -> None:
 def test_sharding_that_does_not_divide(fails: Fails) -> None:
     strategy = "--trainer.strategy.init_args"
     command = ["fit", "-c", "configs/generator/cifar10.yaml", "-c", "configs/trainer/fsdp.yaml"]
+    command += ["--trainer.accelerator", "cpu"]
     said = fails(*command, f"{strategy}.replicas", "3")
     assert said == "trainer.strategy.replicas: 3 does not divide 8, the data_parallel_size."
     assert "replicas must be >= 1, got 0" in fails(*command, f"{strategy}.replicas", "0")
@@ -95,7 +97,7 @@ def test_sharding_that_does_not_divide(fails: Fails) -> None:
 def test_features_of_captions_in_another_style_are_refused(
     chain: Chain, tmp_path: Path, fails: Fails
 ) -> None:
-    shard = shutil.copy(f"{chain.codes}/train-0000.tar", tmp_path / "a.tar")
+    shard = str(shutil.copy(f"{chain.codes}/train-0000.tar", tmp_path / "a.tar"))
     made_by = json.loads(Path(chain.codes, "train-0000_stats.json").read_text())
     made_by["made_by"]["captions"] = "llamagen"
     (tmp_path / "a_stats.json").write_text(json.dumps(made_by))
@@ -120,6 +122,6 @@ def test_fp16_clips_gradients_after_they_are_unscaled(chain: Chain) -> None:
             accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False,
             enable_checkpointing=False, enable_model_summary=False, plugins=precision or None,
         )  # fmt: skip
-        trainer.fit(module, [batch])
+        trainer.fit(module, DataLoader([batch], batch_size=None))
         norms.append(trainer.callback_metrics["train/gradient_norm"].item())
     assert norms[1] == pytest.approx(norms[0], rel=0.02)

@@ -21,7 +21,7 @@ from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.blocks import rotary_table
-from lgpl.generator.conditions.classes import IMAGENET
+from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 from lgpl.training import TrainingModule
@@ -98,7 +98,7 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
     options = config["init_args"][MODEL[kind]]["init_args"]
     named = options | options.get("condition", {}).get("init_args", {})
-    plain = [f"{key} {value}" for key, value in named.items() if not isinstance(value, dict)]
+    plain = [f"{k} {v}" for k, v in named.items() if not isinstance(v, dict) and k != "names"]
     summary = ", ".join([kind, f"{millions:.1f}M weights", *plain])
     return Released(kind, config, weights, summary)
 
@@ -215,7 +215,7 @@ def _generator_config(
         # The last row is the null condition.
         options = {"num_classes": rows - 1}
         if rows - 1 == IMAGENET_CLASSES:
-            options["names"] = IMAGENET
+            options["names"] = read_names(IMAGENET)
         condition = _entry("lgpl.generator.ClassCondition", **options)
     prefix_rope = "zero"  # of all that LlamaGen trained
     if rope is not None:

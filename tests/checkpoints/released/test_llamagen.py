@@ -19,6 +19,7 @@ from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator.blocks import rotary_table
+from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.generator.transformer import SIZES
 from lgpl.training import load_module
 from tests.golden import released, schema
@@ -32,7 +33,7 @@ def condition(kind: str, **options: Any) -> dict[str, Any]:
     return {"class_path": f"lgpl.generator.{kind}Condition", "init_args": options}
 
 
-CLASSES = condition("Class", num_classes=1000, names="imagenet")
+CLASSES = condition("Class", num_classes=1000, names=read_names(IMAGENET))
 CAPTIONS = condition(
     "Text", **TEXT, encoder={"class_path": "lgpl.text.TextEncoder", "init_args": T5}
 )
