@@ -81,7 +81,7 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
 
 
 # Modules whose package is called otherwise.
-PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
+PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "bs4": "beautifulsoup4"}
 # Packages that the user brings along: her logger, and vLLM, which has an environment of its own.
 BROUGHT = {"wandb", "vllm"}
 

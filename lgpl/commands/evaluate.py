@@ -65,6 +65,8 @@ def _reconstruction() -> parsing.ArgumentParser:
     size = "side of the centre crop, or height and width, pixels"
     p.add_argument("--image-size", type=int, nargs="+", help=size)
     p.add_argument("--lpips", choices=["vgg", "alex", "none"], default="vgg", help="its net")
+    p.add_argument("--images", metavar="FOLDER", help="for the reconstructions, by their numbers")
+    p.add_argument("--npz", help="file for the reconstructions")
     return p
 
 
@@ -74,11 +76,11 @@ def main(args: list[str]) -> None:
     for name in ("resize", "image_size"):
         if (given := options.get(name)) is not None:
             options[name] = to_image_size(given, parsing.flag(name))
-    parsing.require_positive(options, "batch_size", "images")
+    generated = chosen.subcommand == "generation"
+    parsing.require_positive(options, *(["batch_size", "images"] if generated else ["batch_size"]))
     sources = [name for name in ("checkpoint", "baseline", "samples") if options.get(name)]
     if len(sources) != 1:
         kinds = "one of --checkpoint, --baseline and --samples"
-        generated = chosen.subcommand == "generation"
         raise UserError(f"Give {'either --checkpoint or --samples' if generated else kinds}.")
     if (out := Path(options.out)).suffix != ".json":
         raise UserError(f"--out: {out} should end in .json.")

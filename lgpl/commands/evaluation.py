@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ from lgpl.metrics.extractors import resize
 from lgpl.metrics.images import SampleFile, current_rank, open_images
 from lgpl.metrics.protocols import report
 from lgpl.metrics.reference import batches, progress, reference, summarise
+from lgpl.metrics.written import FolderWriter, NpzWriter
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
 from lgpl.tokenizer.baseline import load_baseline
@@ -91,6 +92,13 @@ def _joined(device: torch.device) -> Iterator[torch.device]:
 def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The report of `rfid`. Where a model for 384 px is compared at 256, its reconstructions are
     resized, and the originals cropped at 256 as they would be for any other model."""
+    with _written(options) as writers:
+        yield _reconstruction(options, device, writers)
+
+
+def _reconstruction(
+    options: Namespace, device: torch.device, writers: Sequence[FolderWriter | NpzWriter]
+) -> dict[str, Any]:
     extractor = load_extractor(options.extractor).to(device)
     originals = open_images(options.data, options.image_size)
     source = {"source": options.data, "images": originals.count, "crop": originals.crop}
@@ -103,8 +111,7 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
         others = open_images(options.samples, options.image_size)
         fake = summarise(others, extractor, options.batch_size, "reconstructions", size)
         made = {"samples": options.samples, "image_size": others.size, "resize": size}
-        yield report(RFID, extractor, real, fake, source, **made)
-        return
+        return report(RFID, extractor, real, fake, source, **made)
     rebuild, codebook, made = _rebuilder(options, device)
     real_set, fake_set = (ImageSet(extractor, originals.count) for _ in range(2))
     pairs = Similarity(None if options.lpips == "none" else options.lpips).to(device)
@@ -121,10 +128,14 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
             real_set.update(batch, number)
         fake_set.update(rebuilt, number)
         pairs.update(normalize(batch), normalize(rebuilt))
+        for writer in writers:
+            writer.write(rebuilt, number)
+    for writer in writers:
+        writer.finish()
     real, fake = real or real_set.compute(), fake_set.compute()
     used = usage.compute() if codebook else {}
     found = pairs.compute() | {f"codebook {name}": value.item() for name, value in used.items()}
-    yield report(
+    return report(
         RFID, extractor, real, fake, source, found, **made, image_size=originals.size,
         resize=size, lpips=options.lpips, precision=options.precision,
     )  # fmt: skip
@@ -147,6 +158,22 @@ def _rebuilder(options: Namespace, device: torch.device) -> tuple[Rebuild, int, 
         return rebuilt, quantized.codes
 
     return rebuild, autoencoder.codebook_size, {"checkpoint": options.checkpoint}
+
+
+@contextlib.contextmanager
+def _written(options: Namespace) -> Iterator[list[FolderWriter | NpzWriter]]:
+    """What takes the reconstructions, where they are asked for."""
+    writers: list[FolderWriter | NpzWriter] = []
+    for name, kind in (("images", FolderWriter), ("npz", NpzWriter)):
+        if (path := options[name]) is not None:
+            if options.samples is not None:
+                raise UserError(f"--{name}: the reconstructions of --samples are made already.")
+            writers.append(kind(path))
+    try:
+        yield writers
+    finally:
+        for writer in writers:
+            writer.discard()
 
 
 def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:

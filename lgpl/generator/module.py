@@ -20,7 +20,7 @@ from lgpl.generator.model import Model
 from lgpl.generator.sampling import Sampling
 from lgpl.generator.sharding import shard, whole_weights
 from lgpl.tokenizer.module import TokenizerModule
-from lgpl.training import TrainingModule, build_described, load_module
+from lgpl.training import ShardedStrategy, TrainingModule, build_described, load_module
 from lgpl.training.optimizers import MuonAdamW, Schedule, adamw
 
 # Of the frozen tokenizer's config: its weights are large, and only training needs them.
@@ -88,8 +88,10 @@ class GeneratorModule(TrainingModule):
             for block in self.transformer.blocks() or [self.transformer]:
                 block.compile()  # in place, so that checkpoints keep their names
         if self.device_mesh is not None:
-            mixed = self.trainer.precision == "bf16-mixed"
-            shard(self.transformer, self.device_mesh["data_parallel"], mixed)
+            strategy, mixed = self.trainer.strategy, self.trainer.precision == "bf16-mixed"
+            how: dict[str, Any] = {"mesh": self.device_mesh["data_parallel"]}
+            how = strategy.sharding if isinstance(strategy, ShardedStrategy) else how
+            shard(self.transformer, mixed=mixed, **how)
 
     @property
     def model(self) -> Model:
@@ -178,7 +180,9 @@ class GeneratorModule(TrainingModule):
         model, of_adam = self.model, (self.lr, self.betas, self.weight_decay)
         optimizer: torch.optim.Optimizer
         if self.muon_lr is None:
-            optimizer = adamw(model, *of_adam)
+            # A fused one unscales fp16's gradients itself, after they are clipped.
+            scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
+            optimizer = adamw(model, *of_adam, fused=not scaled)
         elif self.device_mesh is not None:
             lacks = "Muon takes whole matrices, which a sharded model does not have"
             raise UserError(f"model.muon_lr: {lacks}; set it to null.")

@@ -164,7 +164,9 @@ def test_a_signal_in_the_middle_of_an_evaluation(
 
 def test_reconstruction(chain: Chain, tmp_path: Path) -> None:
     options = ("--checkpoint", chain.tokenizer, "--data", EMOJI_VAL, "--image-size", "64")
-    one = evaluate(tmp_path / "one.json", "reconstruction", *options, "--lpips", "alex")
+    folder, npz = tmp_path / "images", tmp_path / "made/all.npz"
+    written = ("--images", str(folder), "--npz", str(npz))
+    one = evaluate(tmp_path / "one.json", "reconstruction", *options, *written, "--lpips", "alex")
     assert one["protocol"] == "rfid" and one["N"] == 93 and one["reference"]["source"] == EMOJI_VAL
     found = one["metrics"]
     assert found["FID[Pixels]"] > 0 and 0 < found["SSIM"] < 1 and found["LPIPS"] > 0
@@ -172,6 +174,14 @@ def test_reconstruction(chain: Chain, tmp_path: Path) -> None:
     half = evaluate(tmp_path / "half.json", "reconstruction", *options, "--resize", "32",
                     "--lpips", "none")  # fmt: skip
     assert "LPIPS" not in half["metrics"] and half["metrics"]["PSNR"] != found["PSNR"]
+    # What was written is what was measured.
+    again = evaluate(tmp_path / "again.json", "reconstruction", *options[2:], "--samples", str(npz))
+    assert again["metrics"] == pytest.approx({k: found[k] for k in again["metrics"]}, rel=1e-6)
+    pixels = np.load(npz)["arr_0"]
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{number:06d}.png" for number in range(93)]
+    assert all((np.asarray(Image.open(f)) == p).all() for f, p in zip(files, pixels, strict=True))
+    assert [file.name for file in npz.parent.iterdir()] == ["all.npz"]
 
 
 def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
@@ -207,8 +217,7 @@ def alone_and_on_two_ranks(folder: Path, *options: str) -> Iterator[tuple[Path, 
         out = folder / name
         run = subprocess.run(
             [*start, "-m", "lgpl.cli", "evaluate", *options, "--extractor", PIXELS,
-             "--device", "cpu", "--out", f"{out}/metrics.json"]
-            + (["--npz", f"{out}/s.npz"] if options[0] == "generation" else []),
+             "--device", "cpu", "--out", f"{out}/metrics.json", "--npz", f"{out}/s.npz"],
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
             capture_output=True, text=True,
         )  # fmt: skip
@@ -252,7 +261,11 @@ def test_two_ranks_reconstruct_with_the_same_metrics(chain: Chain, tmp_path: Pat
         *("--resize", "32", "--lpips", "none", "--batch-size", "20"),
     )
     runs = list(alone_and_on_two_ranks(tmp_path, "reconstruction", *options))
-    one, two = (json.loads((out / "metrics.json").read_text()) for out, _ in runs)
+    folders = [out for out, _ in runs]
+    pixels = [np.load(out / "s.npz")["arr_0"] for out in folders]
+    assert len(pixels[0]) == 93 and (pixels[0] == pixels[1]).all()
+    assert [p.name for p in folders[1].iterdir() if "partial" in p.name] == []
+    one, two = (json.loads((out / "metrics.json").read_text()) for out in folders)
     assert one["N"] == two["N"] == 93 and two["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
 
 
@@ -309,6 +322,15 @@ def test_mistakes_are_named(
     said = fails("evaluate", "reconstruction", *out, "--checkpoint", chain.tokenizer,
                  "--data", EMOJI_VAL)  # fmt: skip
     assert "give --image-size" in said
+    rebuilt = ("evaluate", "reconstruction", *out, "--data", EMOJI_VAL, "--image-size", "64")
+    (tmp_path / "000007.png").write_bytes(image_bytes(1, kind="png"))
+    model = ("--checkpoint", chain.tokenizer)
+    said = fails(*rebuilt, *model, "--images", str(tmp_path))
+    assert said == f"--images: {tmp_path} holds images already, 000007.png; empty it."
+    said = fails(*rebuilt, *model, "--npz", str(tmp_path / "a.zip"))
+    assert said == f"--npz: {tmp_path}/a.zip should end in .npz."
+    said = fails(*rebuilt, "--samples", str(tmp_path), "--npz", "a.npz")
+    assert said == "--npz: the reconstructions of --samples are made already."
     said = fails(*common, *drawing(chain), "--guidance", "1", "much")
     assert said == "--guidance: element 2: Expected a float, got much"
     few = tmp_path / "few.npz"

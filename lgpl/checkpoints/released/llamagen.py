@@ -35,6 +35,7 @@ from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.blocks import rotary_table
+from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 from lgpl.training import TrainingModule
@@ -56,6 +57,7 @@ ROPE = "freqs_cis"  # the rotary table, computed here
 LEVELS = {5: "vq-16", 4: "vq-8"}
 TEXT_ENCODERS = {2048: "google/flan-t5-xl"}  # width of its features -> the paper's encoder
 DOWNSAMPLING = 16  # of the tokenizer under every released generator
+IMAGENET_CLASSES = 1000
 
 
 def llamagen_name(name: str) -> str:
@@ -160,12 +162,16 @@ def _generator_config(
         options: dict[str, Any] = {"features": features, "length": prefix, "trainable_null": False}
         if name := TEXT_ENCODERS.get(features):
             encoder = {"name": name, "max_length": prefix, "dtype": "bfloat16"}
+            encoder["captions"] = "llamagen"  # its cleaning, which plain text would not match
             options["encoder"] = entry("lgpl.text.TextEncoder", **encoder)
         condition = entry("lgpl.generator.TextCondition", **options)
     else:
         prefix, rows = 1, shape_of(state, "cls_embedding.embedding_table.weight", path, FAMILY)[0]
         # The last row is the null condition.
-        condition = entry("lgpl.generator.ClassCondition", num_classes=rows - 1)
+        options = {"num_classes": rows - 1}
+        if rows - 1 == IMAGENET_CLASSES:
+            options["names"] = read_names(IMAGENET)
+        condition = entry("lgpl.generator.ClassCondition", **options)
     prefix_rope = "zero"  # of all that LlamaGen trained
     if rope is not None:
         grid, heads, prefix_rope = _read_rope(rope, path, prefix, dim, grid)

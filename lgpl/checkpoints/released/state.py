@@ -77,7 +77,8 @@ def released(
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
     options = config["init_args"][MODEL[kind]]["init_args"]
     named = options | options.get("condition", {}).get("init_args", {})
-    plain = [f"{key} {value}" for key, value in named.items() if not isinstance(value, dict)]
+    listed = {k: v for k, v in named.items() if k != "names" and not isinstance(v, dict)}
+    plain = [f"{key} {value}" for key, value in listed.items()]
     summary = ", ".join([kind, f"{millions:.1f}M weights", *plain])
     return Released(kind, config, to_ours(expected, state), summary)
 

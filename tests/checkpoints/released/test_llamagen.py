@@ -20,12 +20,14 @@ from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator.blocks import rotary_table
+from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import PatchGAN
+from lgpl.training import load_module
 from tests.golden import released, schema
 from tests.models import transformer
 
-T5 = {"name": "google/flan-t5-xl", "max_length": 120, "dtype": "bfloat16"}
+T5 = {"name": "google/flan-t5-xl", "max_length": 120, "dtype": "bfloat16", "captions": "llamagen"}
 TEXT = {"features": 2048, "length": 120, "trainable_null": False}
 
 
@@ -33,7 +35,7 @@ def condition(kind: str, **options: Any) -> dict[str, Any]:
     return {"class_path": f"lgpl.generator.{kind}Condition", "init_args": options}
 
 
-CLASSES = condition("Class", num_classes=1000)
+CLASSES = condition("Class", num_classes=1000, names=read_names(IMAGENET))
 CAPTIONS = condition(
     "Text", **TEXT, encoder={"class_path": "lgpl.text.TextEncoder", "init_args": T5}
 )
@@ -185,6 +187,18 @@ def test_round_trip_is_bit_exact(name: str, tmp_path: Path) -> None:
     first, second = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "again"))
     assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
     assert (folder / "config.json").read_text() == (tmp_path / "again/config.json").read_text()
+
+
+def test_a_model_of_a_thousand_classes_knows_imagenets_names(tmp_path: Path) -> None:
+    state = released("c2i")
+    state["cls_embedding.embedding_table.weight"] = torch.zeros(1001, 128)
+    file = save(state, tmp_path / "a.pt")
+    main(["import", str(file), "--out", str(tmp_path / "a"), "--grid", "4", "--heads", "4"])
+    condition = load_module(tmp_path / "a").model.condition  # type: ignore[union-attr]
+    assert condition.label("golden retriever") == 207
+    main(["export", str(tmp_path / "a"), "--out", str(tmp_path / "b")])
+    again = load_module(tmp_path / "b").model.condition  # type: ignore[union-attr]
+    assert again.names == condition.names
 
 
 def test_what_llamagen_does_not_know_is_not_written_for_it(
