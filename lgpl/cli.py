@@ -24,7 +24,8 @@ plain commands:
   sample      images from a generator's checkpoint
   complete    the lower part of an image, drawn anew from its first rows
   reconstruct images through a tokenizer, beside their originals
-  evaluate    generation | reconstruction: FID and the like, by a named protocol
+  evaluate    generation | reconstruction: FID and the like, by a named protocol;
+              prompts: images against what their prompts ask for
   compare     configs, metrics and curves of several runs
   serve       images over HTTP, by the OpenAI images API
   import      LlamaGen's released weights, for everything above
