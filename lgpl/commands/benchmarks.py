@@ -3,13 +3,12 @@
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import Namespace
 from PIL import Image
-from tqdm import tqdm
 
 from lgpl.atomic import write_text
 from lgpl.data.codecs import open_image
@@ -19,8 +18,10 @@ from lgpl.metrics import CLIP, COMPOSED_EMOJI, GENEVAL, CLIPScore, composed, det
 from lgpl.metrics.benchmarks import Judged, Row, Shown, mean, rows, shown_in
 from lgpl.metrics.geneval import fault
 from lgpl.metrics.images import FolderImages, open_images
+from lgpl.progress import Bar
 from lgpl.text import prompts
 
+T = TypeVar("T")
 CATEGORIES = ("Category", "Challenge")  # columns of PartiPrompts
 
 
@@ -72,7 +73,7 @@ def _need(options: Namespace, *names: str) -> None:
 def _composed(options: Namespace) -> Iterator[Judged]:
     """By what stands in the cells; and by chance, with the captions of the images half a row on."""
     groups: dict[tuple[Any, str], list[tuple[Shown, composed.Reading]]] = defaultdict(list)
-    for shown in tqdm(shown_in(options.samples, COMPOSED_EMOJI), "reading", leave=False):
+    for shown in _bar(shown_in(options.samples, COMPOSED_EMOJI), "reading"):
         reading = composed.read(shown.image, shown.name)
         row = shown.wanted.get("held_out"), shown.wanted["tag"]
         groups[row].append((shown._replace(data=b""), reading))
@@ -93,7 +94,7 @@ def _geneval(options: Namespace) -> Iterator[Judged]:
     colors = detection.ColorNames(CLIP(options.clip).to(device))
     asked = [shown.wanted for shown in shown_in(options.samples, GENEVAL)]
     detector.require(asked)
-    images = tqdm(shown_in(options.samples, GENEVAL), "detecting", len(asked), leave=False)
+    images = _bar(shown_in(options.samples, GENEVAL), "detecting", len(asked))
     for is_counted, group in itertools.groupby(images, _is_counted):
         threshold = detection.COUNTING_THRESHOLD if is_counted else detection.THRESHOLD
         while batch := list(itertools.islice(group, options.batch_size)):
@@ -102,6 +103,10 @@ def _geneval(options: Namespace) -> Iterator[Judged]:
             for shown, image, objects in found:
                 why = fault(objects, shown.wanted, colors.of(image))
                 yield Judged(shown._replace(data=b""), why, objects)
+
+
+def _bar(images: Iterable[T], doing: str, count: int | None = None) -> Iterator[T]:
+    yield from Bar(images, total=count, unit="image", desc=doing, leave=False)
 
 
 def _is_counted(shown: Shown) -> bool:
@@ -130,10 +135,10 @@ def _partiprompts(options: Namespace) -> tuple[str, list[Row]]:
         raise UserError(f"--samples: {other}; draw it with lgpl sample --prompts.")
     clip = CLIPScore(options.clip, options.clip_prefix).to(usable_device(options.device))
     scores: list[float] = []
-    for first in tqdm(range(0, images.count, options.batch_size), "scoring", leave=False):
-        part = slice(first, first + options.batch_size)
-        opened = [_opened(path) for path in images.paths[part]]
-        scores += clip.scores(opened, captions[part]).tolist()
+    pairs = _bar(zip(images.paths, captions, strict=True), "scoring", images.count)
+    while batch := list(itertools.islice(pairs, options.batch_size)):
+        opened = [_opened(path) for path, _ in batch]
+        scores += clip.scores(opened, [caption for _, caption in batch]).tolist()
     found = [Row("all", len(scores), mean(scores))]
     for column in CATEGORIES:
         for name in dict.fromkeys(row[column] for row in table.rows):

@@ -215,8 +215,8 @@ def to_bytes(image: Tensor) -> Tensor:
 
 
 def clean_resize(image: Tensor, side: int = 299) -> Tensor:
-    """Bytes [B, 3, H, W] as float32 [B, 3, side, side] in 0..255, by Pillow's bicubic, which does not
-    alias; not rounded."""
+    """Bytes [B, 3, H, W] as float32 [B, 3, side, side] in 0..255, by Pillow's bicubic, which does
+    not alias; not rounded."""
     planes = [Image.fromarray(plane) for plane in image.flatten(0, 1).float().cpu().numpy()]
     resized = [np.asarray(p.resize((side, side), Image.Resampling.BICUBIC)) for p in planes]
     return torch.from_numpy(np.stack(resized).clip(0, 255)).unflatten(0, image.shape[:2])
