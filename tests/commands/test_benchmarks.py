@@ -70,10 +70,8 @@ def evaluate(benchmark: str, samples: Path | str, out: Path, *more: str) -> Any:
     return json.loads(out.read_text())
 
 
-def test_prompts_of_geneval_fill_its_folders(
-    generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same on two ranks, and after a stop."""
+def test_prompts_of_geneval_fill_its_folders(generator: str, tmp_path: Path) -> None:
+    """And again those that are missing."""
     prompts = write_lines(tmp_path / "evaluation_metadata.jsonl", ROWS)
     whole = draw(generator, prompts, tmp_path / "one")
     assert sorted(whole) == sorted(
@@ -86,17 +84,10 @@ def test_prompts_of_geneval_fill_its_folders(
     assert [json.loads(whole[f"{p:05d}/metadata.jsonl"]) for p in range(3)] == ROWS
     images = {content for name, content in whole.items() if name.endswith(".png")}
     assert len(images) == 12
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in "01":
-        monkeypatch.setenv("RANK", rank)
-        found = draw(generator, prompts, tmp_path / "two", "--batch-size", "3")
-    assert found == whole
-    monkeypatch.undo()
-    monkeypatch.chdir(Path(__file__).parents[2])
-    kept = tmp_path / "two/00000/samples/0000.png"
+    kept = tmp_path / "one/00000/samples/0000.png"
     before = kept.stat().st_mtime_ns
-    (tmp_path / "two/00001/samples/0002.png").unlink()
-    assert draw(generator, prompts, tmp_path / "two") == whole
+    (tmp_path / "one/00001/samples/0002.png").unlink()
+    assert draw(generator, prompts, tmp_path / "one") == whole
     assert kept.stat().st_mtime_ns == before
 
 

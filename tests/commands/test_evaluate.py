@@ -229,6 +229,7 @@ def test_two_ranks_generate_the_same_images_and_metrics(chain: Chain, tmp_path: 
     options = (
         *("--reference", EMOJI_TRAIN, "--cache", str(tmp_path / "cache"), "--batch-size", "9"),
         *drawing(chain, "--top-k", "8", "0"),
+        *("--clip", clip(tmp_path / "tiny-clip")),
     )
     runs = alone_and_on_two_ranks(tmp_path, "generation", *options)
     one, alone = next(runs)
