@@ -123,9 +123,9 @@ def read(image: Image.Image, where: str = "the image") -> Reading:
         if unlike[cell, best] < UNLIKE:
             name = keys[best][0]
             mine = {c: errors[cell, i] for i, (n, c) in enumerate(keys) if n == name}
-            own = mine.pop(None)
+            plain = mine.pop(None)
             color = min(mine, key=lambda c: mine[c])
-            is_plain = own < PLAIN * mine[color]
+            is_plain = plain < PLAIN * mine[color]
             found.append((float(unlike[cell, best]), cell, name, None if is_plain else color))
     objects: dict[str, list[Box]] = defaultdict(list)
     colors = {}
