@@ -25,7 +25,8 @@ plain commands:
   edit        an image, part of which is drawn anew under a mask
   complete    the lower part of an image, drawn anew from its first rows
   reconstruct images through a tokenizer, beside their originals
-  evaluate    generation | reconstruction: FID and the like, by a named protocol
+  evaluate    generation | reconstruction: FID and the like, by a named protocol;
+              prompts: images against what their prompts ask for
   compare     configs, metrics and curves of several runs
   serve       images over HTTP, by the OpenAI images API
   import      weights of LlamaGen and taming's VQGANs, for everything above

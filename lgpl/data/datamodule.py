@@ -19,7 +19,7 @@ from lgpl.data.order import Mixture, Order, seed_of
 from lgpl.data.shards import Shard, shards_with
 from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Rank, Samples, every_sample_once, shard_by_shard
-from lgpl.data.transforms import normalize
+from lgpl.data.transforms import CENTER_CROP, normalize
 from lgpl.data.watch import SECONDS
 from lgpl.errors import UserError
 
@@ -109,6 +109,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.num_workers, self.max_bad, self.store = num_workers, max_bad, store
         self.shuffle, self.seed, self.partitions = shuffle, seed, partitions
         self.sample_seconds = sample_seconds
+        self.crop = CENTER_CROP  # outside of training; some metrics take another
         for name, least in (("batch_size", 1), ("num_workers", 0), ("shuffle", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}: {getattr(self, name)} is below {least}.")
@@ -298,6 +299,7 @@ class ShardDataModule(pl.LightningDataModule):
             augment=self.augment and training,
             flip=self.flip,
             fit=self.fit,
+            crop=self.crop,
             captions=self.captions,
             ten_crop=self.ten_crop if split == "predict" else (),
             filter=self.filter,

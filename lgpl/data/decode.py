@@ -45,6 +45,7 @@ class SampleDecoder:
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
     caption_style: Style = "plain"  # of the text encoder, see `read_caption`
     ten_crop: Sequence[float] = ()  # without `augment`: ten views at each of these scales, not one
+    crop: str = transforms.CENTER_CROP  # without `augment`, where `fit` says so; see `CROPS`
     filter: Filter = field(default_factory=Filter)  # which sound samples are wanted
     layout: CodeLayout | None = None  # of an image's codes
     codebook_size: int | None = None  # that codes must be below
@@ -145,7 +146,7 @@ class SampleDecoder:
         if self.fit == "pad":
             return transforms.to_uint8(transforms.pad(image, self.image_size))
         if not self.ten_crop:
-            return transforms.to_uint8(transforms.center_crop(image, self.image_size))
+            return transforms.to_uint8(transforms.CROPS[self.crop](image, self.image_size))
         views = [transforms.ten_crops(image, self.image_size, scale) for scale in self.ten_crop]
         return torch.stack([transforms.to_uint8(view) for view in itertools.chain(*views)])
 
