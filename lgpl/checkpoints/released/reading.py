@@ -16,5 +16,6 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     """
     path = Path(path)
     state = read_state(path)
-    family = vqgan if vqgan.is_vqgan(state) else llamagen
-    return family.read(state, path, grid, heads)
+    if vqgan.is_vqgan(state):
+        return vqgan.read(state, path)
+    return llamagen.read(state, path, grid, heads)

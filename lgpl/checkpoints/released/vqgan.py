@@ -35,7 +35,7 @@ def is_vqgan(state: State) -> bool:
     return any(name.startswith(("encoder.down.", "decoder.up.")) for name in state)
 
 
-def read(state: State, path: Path, grid: int | None = None, heads: int | None = None) -> Released:
+def read(state: State, path: Path) -> Released:
     """What the weights of a file are; see `read_released`."""
     against = take_discriminator(state)
     state = {name: tensor for name, tensor in state.items() if not name.startswith(AVERAGE)}
