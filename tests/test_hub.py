@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import lgpl
 from lgpl import hub
@@ -172,8 +173,12 @@ def test_a_card_of_the_users_own_is_kept(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     shutil.copytree(models / "tokenizer", tmp_path / "out")
     (tmp_path / "out/README.md").write_text("My own words.\n")
+    against = {"kept": torch.ones(2)}
+    save_file(against, tmp_path / "out/discriminator.safetensors")
     main(["push", str(tmp_path / "out"), "ada/codes"])
     repo = double.repos["ada/codes"]
+    found = read_checkpoint("hf:ada/codes").discriminator()  # which training starts from, too
+    assert torch.equal(found["kept"], against["kept"])
     assert repo.commits[repo.branches["main"]]["README.md"] == b"My own words.\n"
     said = fails("push", str(tmp_path / "out"), "ada/codes", "--license", "mit")
     assert said.startswith("--metrics, --license:") and "README.md is the card" in said

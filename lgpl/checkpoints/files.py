@@ -68,7 +68,8 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     lgpl; of a folder with a generator and its tokenizer the one that is wanted. The weights stay on
     disk until they are asked for. Raises UserError where there is none, or, with a `kind`, one of
     the other."""
-    path = shipped.checkpoint(hub.fetched(path, (CONFIG, WEIGHTS), folders=tuple(MODEL)), kind)
+    path = hub.fetched(path, (CONFIG, WEIGHTS), (DISCRIMINATOR,), folders=tuple(MODEL))
+    path = shipped.checkpoint(path, kind)
     if is_exported(inner := path / (kind or "generator")):
         path = inner
     if (last := path / LAST).is_file():

@@ -1,8 +1,9 @@
 """`lgpl push`: publish an exported model on a hub, a generator together with its tokenizer, where
 `hf:OWNER/NAME` names it for every command.
 
-What is uploaded is config.json and model.safetensors of each, and a README.md: the folder's own, or
-else a model card that is written from the checkpoints. HF_TOKEN in the environment lets it in.
+What is uploaded is config.json and model.safetensors of each, a tokenizer's discriminator where it
+was kept, and a README.md: the folder's own, or else a model card that is written from the
+checkpoints. HF_TOKEN in the environment lets it in.
 """
 
 from __future__ import annotations  # or they would import torch
@@ -51,7 +52,7 @@ def main(args: list[str]) -> None:
         kept = f"{own} is the card, and is kept as it is"
         raise UserError(f"--metrics, --license: {kept}; write into it, or remove it.")
     needs("lgpl push", "huggingface-hub", "hub")
-    from lgpl.checkpoints.files import CONFIG, MODEL, WEIGHTS
+    from lgpl.checkpoints.files import CONFIG, DISCRIMINATOR, MODEL, WEIGHTS
     from lgpl.commands.card import model_card, read_reports
 
     reports = read_reports(options.metrics)
@@ -59,12 +60,14 @@ def main(args: list[str]) -> None:
     files: dict[str, Path | bytes] = {}
     for at, part in zip(("", f"{parts[-1].kind}/"), parts, strict=False):
         files |= {f"{at}{file}": part.path / file for file in (CONFIG, WEIGHTS)}
+        if (against := part.path / DISCRIMINATOR).is_file():
+            files[f"{at}{DISCRIMINATOR}"] = against
     branch = None if options.revision == MAIN else options.revision
     published = str(hub.HubName(name.repo, branch))
     card = model_card(published, parts, condition, reports, options.license)
     files[CARD] = own if own.exists() else card.encode()
     places = ("", *(f"{kind}/" for kind in MODEL))
-    known = [f"{at}{file}" for at in places for file in (CONFIG, WEIGHTS)]
+    known = [f"{at}{file}" for at in places for file in (CONFIG, WEIGHTS, DISCRIMINATOR)]
     url = hub.publish(name.repo, files, known, options.private, options.revision)
     kinds = " and ".join(part.kind for part in parts)
     print(f'{url}: {kinds}; lgpl.load("{published}") reads it')
