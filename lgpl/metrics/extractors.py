@@ -160,11 +160,11 @@ class CleanInception(Inception):
 
     @torch.inference_mode()
     def features(self, image: Tensor) -> Features:
-        x = pooled = (clean_resize(to_bytes(image)).to(self.device) - 128) / 128
+        x = (clean_resize(to_bytes(image)).to(self.device) - 128) / 128
         for name, layer in self.net.named_children():  # its own `forward` takes bytes, and resizes
-            x = x.flatten(1) @ layer.weight.T if name == "fc" else layer(x)
-            pooled = x if name == "AvgPool" else pooled
-        return Features(pooled, self.spatial(), x)
+            x = layer(x) if name != "fc" else x
+        pooled = x.flatten(1)
+        return Features(pooled, self.spatial(), pooled @ self.net.fc.weight.T)
 
 
 class ModuleFeatures(Extractor):
