@@ -162,6 +162,9 @@ class Generations:
         return images
 
     async def _submit(self, body: AnyRequest, files: Files | None) -> Generation:
+        if files is not None and self.engine.masks == "none":
+            reason = "image: this server draws whole images only; it needs a model of rows of codes"
+            raise APIError(400, f"{reason} and --engine lgpl.", "invalid_value", "image")
         chosen = body.model_dump(include=SAMPLING, exclude_none=True)
         sampling, previews = replace(self.defaults, **chosen), body.partial_images or 0
         first, images = secrets.randbits(32) if body.seed is None else body.seed, body.n or 1
@@ -181,9 +184,6 @@ class Generations:
         """The codes that are given for each seed, and what of an image is kept."""
         if files is None:
             return [None] * len(seeds), None
-        if self.engine.masks == "none":
-            reason = "image: this server draws whole images only; it needs a model of rows of codes"
-            raise APIError(400, f"{reason} and --engine lgpl.", "invalid_value", "image")
         if not isinstance(body, EditsRequest):
             return await self._in_thread(self.engine.reader, self.engine.vary, files, seeds), None
         edit = await self._in_thread(self.engine.reader, self.engine.edit, files, size)

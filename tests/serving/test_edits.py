@@ -313,6 +313,7 @@ def test_an_engine_of_whole_images_refuses(
     url: str, engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SamplerEngine, "masks", property(lambda _: "none"))
+    monkeypatch.setattr(SamplerEngine, "prepare", lambda *_: 1 / 0)  # not even asked
     for route in ("edits", "variations"):
         files = dict(GOOD_FILES)
         if route == "variations":
