@@ -95,7 +95,7 @@ def still(path: str) -> Image.Image:
     """The image of a file, RGB or RGBA; a UserError where it is an animation."""
     from lgpl.data.codecs import open_layers
 
-    with as_user_error(f"{path} cannot be edited", OSError, ValueError):
+    with as_user_error(f"{path} cannot be used", OSError, ValueError):
         return open_layers(Path(path).read_bytes())
 
 

@@ -86,16 +86,16 @@ def create_app(
         finally:
             await form.close()
 
-    def form_of(kind: type[AnyRequest], *files: str) -> dict[str, Any]:
+    def form_of(kind: type[AnyRequest]) -> dict[str, Any]:
         return {
             "response_model": ImagesResponse,
             "response_model_exclude_none": True,
             "dependencies": [*guards, Depends(_require_form(limits.origins))],
             "responses": {200: {"content": {"text/event-stream": {}}}, **errors},
-            "openapi_extra": {"requestBody": form_schema(kind, *files)},
+            "openapi_extra": {"requestBody": form_schema(kind)},
         }
 
-    @app.post("/v1/images/edits", **form_of(EditsRequest, "mask"))
+    @app.post("/v1/images/edits", **form_of(EditsRequest))
     async def edits(request: Request) -> Any:
         return await answer_form(request, EditsRequest)
 

@@ -6,12 +6,11 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 
 from lgpl.serving.schema import AnyRequest
 
 MOST_FILES, MOST_FIELDS = 32, 64  # of a form; OpenAI's newest models take 16 images
-FILES = ("image", "mask")
 Asked = TypeVar("Asked", bound=AnyRequest)
 
 
@@ -24,17 +23,20 @@ class Files(NamedTuple):
 
 def read(form: FormData, kind: type[Asked]) -> tuple[Asked, Files]:
     """A request and its files; raises a RequestValidationError that names the field."""
-    files: dict[str, list[BinaryIO]] = {name: [] for name in FILES}
+    files: dict[str, list[BinaryIO]] = {name: [] for name in kind.files}
     fields: dict[str, str] = {}
     for key, value in form.multi_items():
         name = key.removesuffix("[]")  # as clients write lists
-        if name in FILES and isinstance(value, UploadFile):
-            files[name].append(value.file)
-        elif name in FILES or isinstance(value, UploadFile):
-            wanted = "a file" if name in FILES else "text"
-            raise _wrong(key, f"{wanted} is needed", value if isinstance(value, str) else "a file")
-        else:
+        if isinstance(value, str):
+            if name in files:
+                raise _wrong(name, "a file is needed", value)
             fields[key] = value
+        elif name in files:
+            files[name].append(value.file)
+        else:
+            raise _wrong(
+                key, f"{'text' if key in kind.model_fields else 'no file'} is needed", "a file"
+            )
     for name, found in files.items():
         if len(found) > 1 or (name == "image" and not found):
             raise _wrong(name, "one file is needed", f"{len(found)} files")
@@ -43,11 +45,11 @@ def read(form: FormData, kind: type[Asked]) -> tuple[Asked, Files]:
     except ValidationError as error:
         wrong: list[Any] = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(wrong) from error
-    return body, Files(files["image"][0], next(iter(files["mask"]), None))
+    return body, Files(files["image"][0], next(iter(files.get("mask", [])), None))
 
 
-def form_schema(kind: type[AnyRequest], *optional: str) -> dict[str, Any]:
-    """The description of a request's body in OpenAPI, with a file `image` and others."""
+def form_schema(kind: type[AnyRequest]) -> dict[str, Any]:
+    """The description of a request's body in OpenAPI, with its files."""
     schema = kind.model_json_schema()
     file = {"type": "string", "format": "binary"}
     # A form has no null: a field is left out.
@@ -55,8 +57,8 @@ def form_schema(kind: type[AnyRequest], *optional: str) -> dict[str, Any]:
     for field in fields.values():
         field.pop("anyOf", None)
         field.pop("default", None)
-    schema["properties"] = fields | dict.fromkeys(("image", *optional), file)
-    schema["required"] = ["image", *schema.get("required", [])]
+    schema["properties"] = fields | dict.fromkeys(kind.files, file)
+    schema["required"] = [kind.files[0], *schema.get("required", [])]
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 

@@ -135,6 +135,8 @@ class Engine(ABC):
         self.on_batch: Callable[[int], None] = lambda images: None  # called for every batch
         condition.load()
         self._encoding = threading.Lock()
+        # Of images, one after the other, since large ones take memory; prompts need not wait.
+        self.reader = ThreadPoolExecutor(1, "lgpl-reader")
         self.queue = JobQueue(capacity)  # where clients put their jobs
         self._renderer = ThreadPoolExecutor(1, "lgpl-renderer")  # one thread keeps the order
         self.failure: BaseException | None = None
@@ -167,25 +169,24 @@ class Engine(ABC):
     def edit(self, files: Files, size: Size) -> Edit:
         """The edit of an image's middle, shown at a size. The part under the mask is drawn, by
         default the image's transparent one. Raise an APIError that names the field."""
-        with self._encoding:  # one after the other, since large images take memory
-            with _naming("image"):
-                image = open_layers(files.image.read())
-            with _naming("mask"):
-                if files.mask is not None:
-                    mask = editing.mask_of(open_layers(files.mask.read()), image.size)
-                elif (clear := editing.hole(image)) is not None:
-                    mask = clear
-                else:
-                    raise UserError("it must be given for an image without a transparent part.")
-                box = editing.middle(image.size, self.module.image_size)
-                seen = on_white(image).crop(box)
-                return editing.edit(self.module, seen, mask.crop(box)).scaled(size)
+        with _naming("image"):
+            image = open_layers(files.image.read())
+        with _naming("mask"):
+            if files.mask is not None:
+                mask = editing.mask_of(open_layers(files.mask.read()), image.size)
+            elif (clear := editing.hole(image)) is not None:
+                mask = clear
+            else:
+                raise UserError("it must be given for an image without a transparent part.")
+            box = editing.middle(image.size, self.module.image_size)
+            seen = on_white(image).crop(box)
+            return editing.edit(self.module, seen, mask.crop(box)).scaled(size)
 
     def vary(self, files: Files, seeds: Sequence[int]) -> list[Tensor]:
         """Codes that are given for each variation of an image's middle: a random half by its seed,
         or where codes are drawn in order, the first half. Raises as `edit` does."""
         places, given = self.layout.places, []
-        with self._encoding, _naming("image"):
+        with _naming("image"):
             codes = editing.codes_of(self.module, on_white(open_layers(files.image.read())))
             for seed in seeds:
                 drawn = torch.zeros(places, dtype=torch.bool)
@@ -201,6 +202,7 @@ class Engine(ABC):
         self.queue.close()
         self._thread.join()
         self._renderer.shutdown()
+        self.reader.shutdown()
 
     def encode(self, job: ImageJob, codes: Tensor, drawn: Tensor | None = None) -> bytes:
         """The file of a job's codes [*layout.shape], whose `drawn` places [rows, columns] are

@@ -7,6 +7,7 @@ import reprlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -161,6 +162,9 @@ class Generations:
         return images
 
     async def _submit(self, body: AnyRequest, files: Files | None) -> Generation:
+        if files is not None and self.engine.masks == "none":
+            reason = "image: this server draws whole images only; it needs a model of rows of codes"
+            raise APIError(400, f"{reason} and --engine lgpl.", "invalid_value", "image")
         chosen = body.model_dump(include=SAMPLING, exclude_none=True)
         sampling, previews = replace(self.defaults, **chosen), body.partial_images or 0
         first, images = secrets.randbits(32) if body.seed is None else body.seed, body.n or 1
@@ -168,7 +172,7 @@ class Generations:
         form = Form(body.output_format or "png", quality, parse_size(body.size, self.size))
         seeds = range(first, first + images)
         self.engine.queue.check_room(images)  # before the work of encoding
-        prompt = await self._in_thread(self.engine.prepare, body.prompt)
+        prompt = await self._in_thread(None, self.engine.prepare, body.prompt)
         given, edit = await self._encoded(body, files, seeds, form.size or self.size)
         generation = Generation(prompt, sampling, seeds, previews, form, given, edit)
         self.engine.queue.put(generation.jobs)
@@ -180,19 +184,19 @@ class Generations:
         """The codes that are given for each seed, and what of an image is kept."""
         if files is None:
             return [None] * len(seeds), None
-        if self.engine.masks == "none":
-            reason = "image: this server draws whole images only; it needs a model of rows of codes"
-            raise APIError(400, f"{reason} and --engine lgpl.", "invalid_value", "image")
         if not isinstance(body, EditsRequest):
-            return await self._in_thread(self.engine.vary, files, seeds), None
-        edit = await self._in_thread(self.engine.edit, files, size)
+            return await self._in_thread(self.engine.reader, self.engine.vary, files, seeds), None
+        edit = await self._in_thread(self.engine.reader, self.engine.edit, files, size)
         return [edit.given] * len(seeds), edit
 
-    async def _in_thread(self, make: Callable[..., Made], *args: Any) -> Made:
-        """What is made beside the event loop, within the time of a request."""
-        seconds = self.limits.seconds
+    async def _in_thread(
+        self, threads: Executor | None, make: Callable[..., Made], *args: Any
+    ) -> Made:
+        """What is made beside the event loop, by default in any thread, within the time of a
+        request."""
+        seconds, loop = self.limits.seconds, asyncio.get_running_loop()
         try:
-            return await asyncio.wait_for(asyncio.to_thread(make, *args), seconds)
+            return await asyncio.wait_for(loop.run_in_executor(threads, make, *args), seconds)
         except asyncio.TimeoutError:
             raise _late(seconds) from None
 

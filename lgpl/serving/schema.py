@@ -34,6 +34,7 @@ class AnyRequest(_Sampling):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
     event: ClassVar[str] = "image_edit"  # what the events of its stream are called
+    files: ClassVar[tuple[str, ...]] = ("image",)  # that come with it; the first is needed
 
     prompt: str | None = Field(None, min_length=1, description=f"{SHOWN} Nothing by default.")
     model: str | None = Field(None, description="A name of `/v1/models`, unless any is accepted.")
@@ -77,12 +78,14 @@ class ImagesRequest(AnyRequest):
     """Of a new image."""
 
     event: ClassVar[str] = "image_generation"
+    files: ClassVar[tuple[str, ...]] = ()
     prompt: str = Field(min_length=1, description=SHOWN)
 
 
 class EditsRequest(AnyRequest):
     """Of an image whose part under a mask is drawn anew; a form, with files beside."""
 
+    files: ClassVar[tuple[str, ...]] = ("image", "mask")
     prompt: str = Field(min_length=1, description=f"{SHOWN} Of the whole image.")
     input_fidelity: Literal["low", "high"] | None = Field(None, description=NO_EFFECT)
 

@@ -242,6 +242,8 @@ def test_one_image_is_edited(url: str) -> None:
     files = [("image[]", ("a.png", IMAGE)), ("image[]", ("b.png", IMAGE)), ("prompt", (None, "7"))]
     error = send(url, "edits", files).json()["error"]  # type: ignore[arg-type]
     assert error["param"] == "image" and "one file is needed, got '2 files'" in error["message"]
+    error = send(url, "variations", GOOD_FILES).json()["error"]
+    assert error["param"] == "mask" and "no file is needed" in error["message"]
     many = [("image", (f"{i}.png", b"")) for i in range(40)]
     answer = send(url, "edits", many)  # type: ignore[arg-type]
     assert answer.status_code == 400 and "Too many files" in answer.json()["error"]["message"]
@@ -311,6 +313,7 @@ def test_an_engine_of_whole_images_refuses(
     url: str, engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SamplerEngine, "masks", property(lambda _: "none"))
+    monkeypatch.setattr(SamplerEngine, "prepare", lambda *_: 1 / 0)  # not even asked
     for route in ("edits", "variations"):
         files = dict(GOOD_FILES)
         if route == "variations":
