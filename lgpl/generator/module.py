@@ -16,6 +16,7 @@ from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs
 from lgpl.generator.decoders import Decoder, Progress, generate
 from lgpl.generator.decoders.base import check_decoder
+from lgpl.generator.decoders.raster import cache_dtype
 from lgpl.generator.model import Model
 from lgpl.generator.sampling import Sampling
 from lgpl.generator.sharding import shard, whole_weights
@@ -238,8 +239,8 @@ class GeneratorModule(TrainingModule):
     def blocks(self) -> Sequence[nn.Module]:
         return self.model.blocks()
 
-    def drawing_memory(self, images: int, dtype: torch.dtype) -> int:
-        return self.decoder.memory(self.model, images, dtype)
+    def drawing_memory(self, images: int, dtype: torch.dtype, device: str) -> int:
+        return self.decoder.memory(self.model, images, cache_dtype(device, dtype))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch).mean()
