@@ -37,7 +37,7 @@ def parser() -> parsing.ArgumentParser:
     p.add_argument("--balanced", type=int, help="images over all classes in turn")
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--batch-size", type=int, default=16, help="images drawn together")
-    dtype = "of the generator's weights, on a GPU of its cache, too; the tokenizer is float32"
+    dtype = "of the generator's weights, and on a GPU of its cache"
     p.add_argument("--dtype", default="float32", choices=list(inference.DTYPES), help=dtype)
     p.add_argument("--int8", action="store_true", help="keep the weights in 8 bits (torchao)")
     p.add_argument("--out", required=True, help="image to write, a grid of several, or FOLDER/")

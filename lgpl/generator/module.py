@@ -286,7 +286,9 @@ class GeneratorModule(TrainingModule):
         tokenizer = self.tokenizer.autoencoder
         if drawn is not None:
             images = tokenizer.decode_partial(codes, drawn)
-        else:  # on a CPU one by one, as fast: its convolutions round otherwise in a batch
-            parts = codes.split(1) if codes.is_cpu else (codes,)
+        else:  # convolutions of a CPU may round otherwise in a batch
+            height, width = tokenizer.image_size(self.model.layout)
+            together = max(1, tokenizer.pixels_at_once // (height * width))
+            parts = codes.split(together) if codes.is_cpu else (codes,)
             images = torch.cat([tokenizer.decode(part) for part in parts])
         return images.float().clamp(-1, 1)

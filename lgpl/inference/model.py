@@ -67,6 +67,7 @@ def load_generator(
     if int8:
         int8_weights(module.model)
     module.model.pack()
+    module.tokenizer.autoencoder.pack()
     return module
 
 

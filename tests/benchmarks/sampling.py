@@ -12,6 +12,9 @@ more process for each arm and batch: the highest point of one draw, weights incl
 stood before the model was built; vLLM's holds the room for keys and values that it takes in advance
 (1 GiB on a CPU). The machine should do nothing else.
 
+On a CPU a step of the largest batch is set against the memory's bandwidth (a sum over 1 GiB) and the
+rate of a large product, which take turns with it.
+
 On a GPU lgpl has a compiled arm, too, and the last line is of XL at 384 px, 8 images in bf16: its
 time by compiled code and without, and what share of the bandwidth of a copy it reads weights, keys
 and values with.
@@ -41,6 +44,7 @@ from lgpl import cpus
 from lgpl.generator import Raster, Sampling, Transformer, generate
 from lgpl.generator.blocks import FeedForward
 from lgpl.generator.conditions import Inputs
+from lgpl.generator.decoders.raster import cache_dtype
 from lgpl.generator.packing import pack_weights
 from lgpl.generator.transformer import SIZES
 from tests.benchmarks.train_step import DEVICE, GIVES_BACK, seconds
@@ -268,6 +272,7 @@ def parts(options: argparse.Namespace) -> None:
     model, batch = weights(options), max(options.batches)
     pack_weights(model)
     tokenizer = VQModel(VectorQuantizer()).to(DEVICE).eval()
+    tokenizer.pack()
     inputs, marks = classes(batch), []
     start = 0.0
 
@@ -282,7 +287,8 @@ def parts(options: argparse.Namespace) -> None:
         start = time.perf_counter()
         codes = generate(model, inputs, SAMPLING, progress=note)
         with torch.no_grad():
-            decoding.append(seconds(lambda codes=codes: tokenizer.decode(codes), 1))
+            images = codes.split(1) if DEVICE.type == "cpu" else (codes,)  # as in drawing
+            decoding.append(seconds(lambda images=images: [*map(tokenizer.decode, images)], 1))
     several = 2 if model.layout.codes > COLUMNS else 1  # marks of one batch
     first, whole = (
         statistics.median(marks[::several]),
@@ -291,7 +297,43 @@ def parts(options: argparse.Namespace) -> None:
     pixels = statistics.median(decoding)
     tqdm.write(
         f"{options.dtype}, batch {batch}: first row after {first:.2f} s of {whole:.2f} s; "
-        f"detokenizer (float32) {pixels:.2f} s, {pixels / (whole + pixels):.0%} of both together"
+        f"detokenizer {pixels:.2f} s, {pixels / (whole + pixels):.0%} of both together"
+    )
+
+
+def limit(options: argparse.Namespace) -> None:
+    """A step of the largest batch on a CPU against what this run measures of memory and products:
+    every weight but the table of codes is read once, and keys and values as far as they are
+    written; each row is multiplied with every weight and attends to what it sees."""
+    if DEVICE.type != "cpu":
+        return
+    model, batch, dtype = weights(options), max(options.batches), DTYPES[options.dtype]
+    read = [p for layer in model.layers for p in layer.parameters()] + [model.output.weight]
+    cache = model.new_cache(2 * batch, cache_dtype("cpu", dtype))
+    count, length = model.layout.codes, cache[0].keys.shape[2]
+    seen = (
+        sum(x.numel() for layer in cache for x in layer)
+        * (model.prefix_length + count / 2)
+        / length
+    )
+    parameters = sum(p.numel() for p in read)
+    moved = parameters * dtype.itemsize + seen * cache[0].keys.dtype.itemsize
+    flops = 2 * (2 * batch * parameters + seen)
+    del cache
+    pack_weights(model)
+    inputs, source = classes(batch), torch.ones(2**28)  # 1 GiB, more than any cache holds
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    ways = (lambda: generate(model, inputs, SAMPLING), source.sum, lambda: a @ b)
+    times = [[seconds(way, n) for way, n in zip(ways, (1, 3, 10), strict=True)]
+             for _ in range(options.rounds + 1)][1:]  # fmt: skip
+    draw, reading, product = (statistics.median(values) for values in zip(*times, strict=True))
+    memory, rate = source.numel() * 4 / reading, 2 * 2048**3 / product
+    bounds = [[count * max(moved / 2**30 * r, flops / 2 / 2048**3 * p)] for _, r, p in times]
+    ratio = statistics.median(t[0] / bound for t, (bound,) in zip(times, bounds, strict=True))
+    tqdm.write(
+        f"{options.dtype}, batch {batch}: a step takes {1e3 * draw / count:.1f} ms, {ratio:.2f} times "
+        f"the larger of {moved / 1e6:.0f} MB at {memory / 1e9:.1f} GB/s, {1e3 * moved / memory:.1f} ms, "
+        f"and {flops / 1e9:.2f} GFLOP at {rate / 1e9:.0f} GFLOP/s, {1e3 * flops / rate:.1f} ms"
     )
 
 
@@ -352,6 +394,7 @@ def main() -> None:
             compare(settings, names, bar)
     for settings in each:
         parts(settings)
+        limit(settings)
     bandwidth(options.rounds)
 
 
