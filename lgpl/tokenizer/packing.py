@@ -15,8 +15,8 @@ def pack_decoder(decoder: ConvDecoder) -> bool:
     does the last convolution. Gives whether it was done; then the decoder can be neither trained
     nor saved, and an image is the same to the bit whatever is decoded beside it.
 
-    Were all convolutions of the emoji tokenizer in bf16, nine of ten 8-bit values of held-out emoji
-    would stay as they are, and one in 100 000 would change by more than 1.
+    With all convolutions of the emoji tokenizer in bf16, nine of ten 8-bit values of held-out emoji
+    stayed as they are, and one in 100 000 changed by more than 1.
     """
     if not (decoder.conv_in.weight.is_cpu and torch.backends.mkldnn.is_available()):
         return False

@@ -12,8 +12,8 @@ more process for each arm and batch: the highest point of one draw, weights incl
 stood before the model was built; vLLM's holds the room for keys and values that it takes in advance
 (1 GiB on a CPU). The machine should do nothing else.
 
-On a CPU a step of the largest batch is set against the memory's bandwidth (a sum over 1 GiB) and the
-rate of a large product, which take turns with it.
+On a CPU a step of the largest batch is set against the memory's bandwidth (a sum over 1 GiB) and
+the rate of a large product, which take turns with it.
 
 On a GPU lgpl has a compiled arm, too, and the last line is of XL at 384 px, 8 images in bf16: its
 time by compiled code and without, and what share of the bandwidth of a copy it reads weights, keys
@@ -302,38 +302,34 @@ def parts(options: argparse.Namespace) -> None:
 
 
 def limit(options: argparse.Namespace) -> None:
-    """A step of the largest batch on a CPU against what this run measures of memory and products:
-    every weight but the table of codes is read once, and keys and values as far as they are
-    written; each row is multiplied with every weight and attends to what it sees."""
+    """A step of the largest batch on a CPU against what memory and products give in this run: each
+    weight but the table of codes is read once, and keys and values as far as they are written; each
+    row is multiplied by every weight, and attends to what it sees."""
     if DEVICE.type != "cpu":
         return
     model, batch, dtype = weights(options), max(options.batches), DTYPES[options.dtype]
     read = [p for layer in model.layers for p in layer.parameters()] + [model.output.weight]
-    cache = model.new_cache(2 * batch, cache_dtype("cpu", dtype))
-    count, length = model.layout.codes, cache[0].keys.shape[2]
-    seen = (
-        sum(x.numel() for layer in cache for x in layer)
-        * (model.prefix_length + count / 2)
-        / length
-    )
-    parameters = sum(p.numel() for p in read)
-    moved = parameters * dtype.itemsize + seen * cache[0].keys.dtype.itemsize
-    flops = 2 * (2 * batch * parameters + seen)
+    numbers, count = sum(p.numel() for p in read), model.layout.codes
+    cache = model.new_cache(2 * batch, cache_dtype("cpu", dtype), model.prefix_length + count // 2)
+    seen = sum(x.numel() for layer in cache for x in layer)  # in the middle of an image
+    moved = numbers * dtype.itemsize + seen * cache[0].keys.dtype.itemsize
+    flops = 2 * (2 * batch * numbers + seen)
     del cache
     pack_weights(model)
     inputs, source = classes(batch), torch.ones(2**28)  # 1 GiB, more than any cache holds
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    ways = (lambda: generate(model, inputs, SAMPLING), source.sum, lambda: a @ b)
-    times = [[seconds(way, n) for way, n in zip(ways, (1, 3, 10), strict=True)]
-             for _ in range(options.rounds + 1)][1:]  # fmt: skip
-    draw, reading, product = (statistics.median(values) for values in zip(*times, strict=True))
-    memory, rate = source.numel() * 4 / reading, 2 * 2048**3 / product
-    bounds = [[count * max(moved / 2**30 * r, flops / 2 / 2048**3 * p)] for _, r, p in times]
-    ratio = statistics.median(t[0] / bound for t, (bound,) in zip(times, bounds, strict=True))
+    times = []
+    for _ in range(options.rounds + 1):
+        step = seconds(lambda: generate(model, inputs, SAMPLING), 1) / count
+        times.append((step, seconds(source.sum, 3), seconds(lambda: a @ b, 10)))
+    step, reading, product = (statistics.median(values) for values in zip(*times[1:], strict=True))
+    by_memory, by_products = moved * reading / 2**30, flops * product / (2 * 2048**3)
     tqdm.write(
-        f"{options.dtype}, batch {batch}: a step takes {1e3 * draw / count:.1f} ms, {ratio:.2f} times "
-        f"the larger of {moved / 1e6:.0f} MB at {memory / 1e9:.1f} GB/s, {1e3 * moved / memory:.1f} ms, "
-        f"and {flops / 1e9:.2f} GFLOP at {rate / 1e9:.0f} GFLOP/s, {1e3 * flops / rate:.1f} ms"
+        f"{options.dtype}, batch {batch}: a step takes {1e3 * step:.1f} ms, "
+        f"{step / max(by_memory, by_products):.2f} times the larger of "
+        f"{1e3 * by_memory:.1f} ms for {moved / 1e6:.0f} MB at {moved / by_memory / 1e9:.1f} GB/s "
+        f"and {1e3 * by_products:.1f} ms for {flops / 1e9:.2f} GFLOP at "
+        f"{flops / by_products / 1e9:.0f} GFLOP/s"
     )
 
 
