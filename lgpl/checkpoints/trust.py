@@ -26,7 +26,7 @@ from lgpl.errors import UserError, as_user_error
 OWN = {
     "lgpl.generator": (
         *("ClassCondition", "Conditions", "GeneratorModule", "RandomOrder", "Raster"),
-        *("TextCondition", "Transformer", "UncachedRaster"),
+        *("SpeculativeJacobi", "TextCondition", "Transformer", "UncachedRaster"),
     ),
     "lgpl.text": ("TextEncoder",),
     "lgpl.tokenizer": (

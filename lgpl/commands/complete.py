@@ -35,7 +35,8 @@ def main(args: list[str]) -> None:
     out = image_path(options.out)
     original = opened(options.image)
     where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
-    module = inference.load_generator(*where, trust=options.trust)
+    decoder = parsing.decoder_of(options)
+    module = inference.load_generator(*where, trust=options.trust, decoder=decoder)
     sampling, layout = parsing.sampling_of(options, module.sampling), module.model.layout
     if layout.rows == 1:
         raise UserError(f"The checkpoint draws codes of {layout}, which have no rows to keep.")

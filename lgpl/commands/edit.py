@@ -58,7 +58,8 @@ def main(args: list[str]) -> None:
     whole = on_white(still(options.image))
     mask = None if is_outside else read_mask(options.mask, whole.size)
     where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
-    module = inference.load_generator(*where, trust=options.trust)
+    decoder = parsing.decoder_of(options)
+    module = inference.load_generator(*where, trust=options.trust, decoder=decoder)
     sampling, shape = parsing.sampling_of(options, module.sampling), module.image_size
     prompts = chosen(module.model.condition, options.prompt, options.label, options.count)
     try:

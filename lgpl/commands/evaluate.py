@@ -46,6 +46,7 @@ def _common(description: str, protocols: list[str], of: str) -> parsing.Argument
 def _generation() -> parsing.ArgumentParser:
     p = _common("Generated images against a reference.", [GFID, COCO30K], "generator")
     p.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
+    parsing.add_decoder(p)
     real = "npz (ADM's batch, or statistics), folder or shards of real images"
     p.add_argument("--reference", required=True, help=real)
     p.add_argument("--images", type=int, help="N; 50000 of gfid, 30000 of coco30k by default")

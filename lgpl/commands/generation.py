@@ -68,7 +68,8 @@ def _of_checkpoint(
     images = protocol.images if options.images is None else options.images
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     where = (options.checkpoint, options.tokenizer, str(device))
-    module = load_generator(*where, dtype, trust=options.trust)
+    decoder = parsing.decoder_of(options)
+    module = load_generator(*where, dtype, trust=options.trust, decoder=decoder)
     prompts = _prompts(options, module, protocol, clip is not None, images)
     side = options.resize or module.image_size
     kept = (options.cache, options.batch_size, protocol.crop)
@@ -82,7 +83,8 @@ def _of_checkpoint(
             path = Path(options.npz)
             if len(sweep) > 1:
                 path = path.with_stem("-".join(map(str, (path.stem, *values))))
-            drawn_by = parsing.settings(options, prompts, sampling, "batch_size", "precision")
+            more = ("batch_size", "precision", "decoder")
+            drawn_by = parsing.settings(options, prompts, sampling, *more)
             file = SampleFile(path, drawn_by, images, side)
         requests = requests_for(prompts, sampling, options.seed)
         watch = None
@@ -95,7 +97,7 @@ def _of_checkpoint(
             protocol, extractor, real, fake, source, clip,
             **asdict(sampling), seed=options.seed, checkpoint=options.checkpoint,
             image_size=module.image_size, resize=options.resize, prompts=options.prompts,
-            precision=options.precision,
+            precision=options.precision, decoder=options.decoder,
         )  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """A parser whose errors are one sentence, and the options of the commands that draw images."""
 
+from __future__ import annotations  # or torch would be imported
+
 import argparse
 import hashlib
 import inspect
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jsonargparse
 from jsonargparse import Namespace
@@ -15,6 +17,9 @@ from lgpl import hub, shipped
 from lgpl.checkpoints.trust import add_trust
 from lgpl.errors import UserError, nearest
 from lgpl.generator.sampling import Sampling
+
+if TYPE_CHECKING:
+    from lgpl.generator import Decoder
 
 LONGEST = 400  # characters of a sentence; a value may be a whole config
 
@@ -156,6 +161,25 @@ def add_generator(parser: ArgumentParser, default: str | None = None) -> None:
     parser.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
     add_trust(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add_decoder(parser)
+
+
+def add_decoder(parser: ArgumentParser) -> None:
+    """How codes are drawn; see `decoder_of`."""
+    how = "class that draws codes, such as lgpl.generator.SpeculativeJacobi, or JSON with its "
+    how += "class_path and init_args; the model's own by default"
+    parser.add_argument("--decoder", type=str, metavar="CLASS", help=how)
+
+
+def decoder_of(options: Namespace) -> Decoder | None:
+    """What --decoder names, None for the model's own; raises a UserError."""
+    if options.decoder is None:
+        return None
+    from lgpl.generator import Decoder
+
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(Decoder, "decoder", fail_untyped=False)
+    return parser.instantiate(parser.parse_args(["--decoder", options.decoder])).decoder
 
 
 def add_sampling(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
@@ -197,12 +221,12 @@ def settings(
     }
 
 
-def in_words(images: int, first_seed: int, sampling: Sampling) -> str:
-    """What was drawn, such as `2 images, seeds 0 and 1, guidance 1.5`."""
+def in_words(images: int, first_seed: int, sampling: Sampling, summary: str = "") -> str:
+    """What was drawn, such as `2 images, seeds 0 and 1, guidance 1.5`, and a decoder's summary."""
     last = first_seed + images - 1
     seeds = f"seeds {first_seed} {'and' if images == 2 else 'to'} {last}"
     seeds = seeds if images > 1 else f"seed {first_seed}"
-    return ", ".join(filter(None, (counted(images, "image"), seeds, str(sampling))))
+    return ", ".join(filter(None, (counted(images, "image"), seeds, str(sampling), summary)))
 
 
 def counted(number: int, what: str) -> str:

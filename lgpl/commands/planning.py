@@ -47,7 +47,8 @@ class Plan(CommandLine):
         batch_size, size = self.datamodule.train_batch(gpus, accumulate), self.datamodule.image_size
         own = trainer.strategy if isinstance(trainer.strategy, ShardedStrategy) else None
         reshard, replicas = (own.reshard, own.replicas) if own else (True, 1)
-        step = estimate_step(self.model, batch_size, size, precision, sharded, reshard)
+        device = "cpu" if trainer.accelerator == "cpu" else "cuda"
+        step = estimate_step(self.model, batch_size, size, precision, sharded, reshard, device)
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
         lines = per_device(step, gpus, sharded, averaged, replicas)
         used, memory = sum(lines.values()) / GIB, self.config_init.memory

@@ -37,7 +37,7 @@ def parser() -> parsing.ArgumentParser:
     p.add_argument("--balanced", type=int, help="images over all classes in turn")
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--batch-size", type=int, default=16, help="images drawn together")
-    dtype = "of the generator's weights and its cache; the tokenizer decodes in float32"
+    dtype = "of the generator's weights, and on a GPU of its cache"
     p.add_argument("--dtype", default="float32", choices=list(inference.DTYPES), help=dtype)
     p.add_argument("--int8", action="store_true", help="keep the weights in 8 bits (torchao)")
     p.add_argument("--out", required=True, help="image to write, a grid of several, or FOLDER/")
@@ -68,7 +68,8 @@ def main(args: list[str]) -> None:
     each = options.count or (BENCHMARK_IMAGES if many and file.layout else 1)
     where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
     dtype = getattr(torch, inference.DTYPES[options.dtype])
-    module = inference.load_generator(*where, dtype, options.int8, options.trust)
+    decoder = parsing.decoder_of(options)
+    module = inference.load_generator(*where, dtype, options.int8, options.trust, decoder)
     sampling = parsing.sampling_of(options, module.sampling)
     condition = module.model.condition
     if options.balanced:
@@ -81,7 +82,7 @@ def main(args: list[str]) -> None:
     requests = inference.requests_for(prompts, sampling, options.seed)
     if many:
         rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        drawn_by = parsing.settings(options, prompts, sampling, "dtype", "int8")
+        drawn_by = parsing.settings(options, prompts, sampling, "dtype", "int8", "decoder")
         captions = prompts if condition.option == "prompt" else []
         folder = folder_for(file, out, drawn_by, captions, each)
         group = each if file.layout else 1
@@ -92,7 +93,8 @@ def main(args: list[str]) -> None:
         drawn = inference.draw_into(module, requests, folder, *share, cut)
         mine = len(inference.share_of(requests, rank, world, group))
         there = f" ({drawn} drawn, the others were there)" if drawn < mine else ""
-        print(f"{out}: {parsing.in_words(len(requests), options.seed, sampling)}{there}")
+        said = parsing.in_words(len(requests), options.seed, sampling, module.decoder.summary())
+        print(f"{out}: {said}{there}")
         return
     sink = inference.ImageList()
     inference.draw_into(module, requests, sink, options.batch_size)
@@ -101,7 +103,8 @@ def main(args: list[str]) -> None:
         save(to_image(images[0]), out)
     else:
         save(grid(images, prompts, options.columns, options.tile), out)
-    print(f"{out}: {parsing.in_words(len(images), options.seed, sampling)}")
+    said = parsing.in_words(len(images), options.seed, sampling, module.decoder.summary())
+    print(f"{out}: {said}")
 
 
 def folder_for(

@@ -50,7 +50,7 @@ def parser() -> parsing.ArgumentParser:
     p.add_argument("--engine", default="lgpl", choices=["lgpl", "vllm"], help=engine)
     vllm = "settings of vLLM's engine, such as --vllm.dtype float32"
     p.add_argument("--vllm", type=dict[str, Any], default={}, help=vllm)
-    dtype = "of the sampler's weights and cache, float32 by default; for vLLM use --vllm.dtype"
+    dtype = "of the sampler's weights, float32 by default; for vLLM use --vllm.dtype"
     p.add_argument("--dtype", choices=list(DTYPES), help=dtype)
     parsing.add_sampling(p)  # defaults of requests
     return p
@@ -135,10 +135,13 @@ def _engine(options: Namespace) -> Engine:
         from lgpl.serving.sampler import SamplerEngine
 
         dtype = getattr(torch, DTYPES[options.dtype or "float32"])
-        module = load_generator(*checkpoint, device, dtype, trust=options.trust)
+        decoder = parsing.decoder_of(options)
+        module = load_generator(*checkpoint, device, dtype, trust=options.trust, decoder=decoder)
         return SamplerEngine(module, *sizes)
     if options.dtype:
         raise UserError(f"--dtype needs --engine lgpl, got {options.dtype}; give --vllm.dtype")
+    if options.decoder:
+        raise UserError(f"--decoder needs --engine lgpl, got {options.decoder}")
     if importlib.util.find_spec("vllm") is None:
         raise UserError("--engine vllm needs the package vllm: pip install vllm")
     from lgpl.serving.vllm.engine import VLLMEngine

@@ -6,7 +6,13 @@ from lgpl.lazy import lazily
 
 if TYPE_CHECKING:
     from lgpl.generator.conditions import ClassCondition, Condition, Conditions, TextCondition
-    from lgpl.generator.decoders import Decoder, Raster, UncachedRaster, generate
+    from lgpl.generator.decoders import (
+        Decoder,
+        Raster,
+        SpeculativeJacobi,
+        UncachedRaster,
+        generate,
+    )
     from lgpl.generator.model import Model
     from lgpl.generator.module import GeneratorModule
     from lgpl.generator.sampling import Sampling
@@ -15,7 +21,7 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     conditions=("ClassCondition", "Condition", "Conditions", "TextCondition"),
-    decoders=("Decoder", "Raster", "UncachedRaster", "generate"),
+    decoders=("Decoder", "Raster", "SpeculativeJacobi", "UncachedRaster", "generate"),
     model=("Model",),
     module=("GeneratorModule",),
     sampling=("Sampling",),

@@ -102,13 +102,18 @@ class Past(NamedTuple):
     """What the T new positions of B sequences see in one layer while they are drawn."""
 
     cache: LayerCache
-    position: Tensor  # of the new ones in the sequence [T]
-    mask: Tensor  # [B or 1, 1, T, n], added to the scores of the first n positions
+    position: Tensor  # of the new ones in the sequence [T], or [B, T] in each row's
+    mask: Tensor  # [B or 1, 1, T, n], in the cache's dtype, added to the scores of the first n
 
     def update(self, k: Tensor, v: Tensor) -> LayerCache:
         """Write keys and values of the new positions; gives the first n, them included."""
         (keys, values), seen = self.cache, self.mask.shape[-1]
-        if torch.compiler.is_compiling():  # for one shape, whatever the position is
+        k, v = k.to(keys.dtype), v.to(keys.dtype)
+        if self.position.dim() == 2:
+            row = torch.arange(len(k), device=k.device)[:, None]
+            keys[row, :, self.position] = k.transpose(1, 2)
+            values[row, :, self.position] = v.transpose(1, 2)
+        elif torch.compiler.is_compiling():  # for one shape, whatever the position is
             keys.index_copy_(2, self.position, k)
             values.index_copy_(2, self.position, v)
         else:  # a third of the time: they are the last of what is seen
@@ -119,9 +124,7 @@ class Past(NamedTuple):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What queries, keys and values [B, H, T, D] of the new positions see, [B, H, T, D]."""
         k, v = self.update(k, v)
-        # The CPU's kernel for one query takes two to five times as long in bf16.
-        q, k, v = (x.to(self.mask.dtype) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, self.mask)
+        return F.scaled_dot_product_attention(q.to(k.dtype), k, v, self.mask)
 
 
 class Pasts(NamedTuple):

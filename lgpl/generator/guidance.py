@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lgpl.generator.sampling import Sampling
@@ -31,10 +32,11 @@ class Picker:
         self.guided = any(is_guided)
         # Of an image without guidance the logits are the conditional ones to the bit.
         mixed = self.guided and not all(is_guided)
-        self._unguided = ~torch.tensor(is_guided, device=device)[:, None] if mixed else None
-        scales = torch.tensor([one.scales(count) for one in task.sampling], device=device)
-        self._scales = scales.T.unsqueeze(-1)  # [N, B, 1], float32
-        # Images that `pick` treats alike, whatever their guidance.
+        self._unguided = ~torch.tensor(is_guided, device=device) if mixed else None
+        scales = {one: one.scales(count) for one in dict.fromkeys(task.sampling)}
+        # [B, N], float32
+        self._scales = torch.tensor([scales[one] for one in task.sampling], device=device)
+        # Images that are treated alike, whatever their guidance.
         groups: dict[tuple[float, int, float], list[int]] = {}
         for i, one in enumerate(task.sampling):
             groups.setdefault((one.temperature, one.top_k, one.top_p), []).append(i)
@@ -48,11 +50,7 @@ class Picker:
 
     def __call__(self, logits: Tensor, index: int) -> Tensor:
         """Codes [B] of logits [B, K], or where guided [2B, K], for the code at `index`."""
-        if self.guided:
-            logits = logits.float()
-            conditional, logits = logits[: len(logits) // 2], guide(logits, self._scales[index])
-            if self._unguided is not None:
-                logits = torch.where(self._unguided, conditional, logits)
+        logits = self._guide(logits, self._scales[:, index, None])
         uniform = self._uniform[:, index]
         if len(self._groups) == 1:
             codes = pick(logits, self._groups[0][0], uniform)
@@ -65,24 +63,64 @@ class Picker:
         given = self._given[:, index]
         return torch.where(given < 0, codes, given)
 
+    def distribution(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Probabilities [B, T, K], float32, from which codes are drawn, of logits [B, T, K], or
+        where guided [2B, T, K], for the codes at an index [B, T]; given codes do not count."""
+        logits = self._guide(logits, self._scales.gather(1, index).unsqueeze(-1))
+        if len(self._groups) == 1:
+            return distribution(logits, self._groups[0][0])
+        p = torch.empty_like(logits, dtype=torch.float32)
+        for one, images in self._groups:
+            p[images] = distribution(logits[images], one)
+        return p
+
+    def _guide(self, logits: Tensor, scale: Tensor) -> Tensor:
+        """Logits [B, ...] of each image, where guided of [2B, ...] by a scale [B, ...]."""
+        if not self.guided:
+            return logits
+        logits = logits.float()
+        guided = guide(logits, scale)
+        if self._unguided is None:
+            return guided
+        unguided = self._unguided.view(-1, *(1,) * (logits.dim() - 1))
+        return torch.where(unguided, logits[: len(guided)], guided)
+
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     """One code for each row of logits [B, K], by inverting its distribution at `uniform` [B]."""
     if sampling.temperature < GREEDY:
         return logits.argmax(-1)
+    p, codes = _truncate(logits, sampling)
+    place = invert(p, uniform)
+    return place if codes is None else codes.gather(-1, place[:, None]).squeeze(-1)
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities [..., K], float32, by which `pick` draws of logits [..., K]."""
+    if sampling.temperature < GREEDY:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    p, codes = _truncate(logits, sampling)
+    if codes is None:
+        return p
+    everywhere = torch.zeros_like(logits, dtype=torch.float32)
+    return everywhere.scatter_(-1, codes, p / p.sum(-1, keepdim=True))
+
+
+def _truncate(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Shares [..., k] of the codes that are kept, and which they are, None where all are."""
     logits = logits.float() / sampling.temperature
     k = sampling.top_k if 0 < sampling.top_k < logits.shape[-1] else logits.shape[-1]
     if k == logits.shape[-1] and sampling.top_p == 1:  # nothing is left out, nothing to sort
-        return _invert(logits.softmax(-1), uniform)
+        return logits.softmax(-1), None
     kept, codes = logits.topk(k, dim=-1)  # descending
     p = kept.softmax(-1)
     if sampling.top_p < 1:
         before = p.cumsum(-1) - p
         p = p.masked_fill(before >= sampling.top_p, 0.0)
-    return codes.gather(-1, _invert(p, uniform)[:, None]).squeeze(-1)
+    return p, codes
 
 
-def _invert(p: Tensor, uniform: Tensor) -> Tensor:
+def invert(p: Tensor, uniform: Tensor) -> Tensor:
     """Index in each row of p [B, k] at which the cumulative sum passes that share of the whole."""
     cumulative = p.cumsum(-1)
     place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)

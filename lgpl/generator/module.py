@@ -16,6 +16,7 @@ from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs
 from lgpl.generator.decoders import Decoder, Progress, generate
 from lgpl.generator.decoders.base import check_decoder
+from lgpl.generator.decoders.raster import cache_dtype
 from lgpl.generator.model import Model
 from lgpl.generator.sampling import Sampling
 from lgpl.generator.sharding import shard, whole_weights
@@ -238,8 +239,8 @@ class GeneratorModule(TrainingModule):
     def blocks(self) -> Sequence[nn.Module]:
         return self.model.blocks()
 
-    def drawing_memory(self, images: int, dtype: torch.dtype) -> int:
-        return self.decoder.memory(self.model, images, dtype)
+    def drawing_memory(self, images: int, dtype: torch.dtype, device: str) -> int:
+        return self.decoder.memory(self.model, images, cache_dtype(device, dtype))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch).mean()
@@ -285,7 +286,9 @@ class GeneratorModule(TrainingModule):
         tokenizer = self.tokenizer.autoencoder
         if drawn is not None:
             images = tokenizer.decode_partial(codes, drawn)
-        else:  # on a CPU one by one, as fast: its convolutions round otherwise in a batch
-            parts = codes.split(1) if codes.is_cpu else (codes,)
+        else:  # convolutions of a CPU may round otherwise in a batch
+            height, width = tokenizer.image_size(self.model.layout)
+            together = max(1, tokenizer.pixels_at_once // (height * width))
+            parts = codes.split(together) if codes.is_cpu else (codes,)
             images = torch.cat([tokenizer.decode(part) for part in parts])
         return images.float().clamp(-1, 1)

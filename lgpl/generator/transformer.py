@@ -273,7 +273,16 @@ class Transformer(Model):
 
     def step_each(self, x: Tensor, position: Tensor, past: Sequence[Past | Pasts]) -> Tensor:
         """The same behind what each layer has seen; positions are [T], or [B, T] of each row."""
+        x = self._through_blocks(x, position, past)
+        return self.output(self.norm(x[:, -1]))
+
+    def verify(self, x: Tensor, position: Tensor, past: Sequence[Past]) -> Tensor:
+        """As `step_each`, but logits [B, T, codebook_size] after each of the new positions."""
+        return self.output(self.norm(self._through_blocks(x, position, past)))
+
+    def _through_blocks(self, x: Tensor, position: Tensor, past: Sequence[Past | Pasts]) -> Tensor:
+        """What the blocks make of new positions x [B, T, dim]."""
         x, rope = self.toward(x, position), self.rope[position]
         for layer, seen in zip(self.layers, past, strict=True):
             x = layer(x, rope, seen)
-        return self.output(self.norm(x[:, -1]))
+        return x

@@ -18,6 +18,7 @@ from torch import Tensor
 from lgpl.checkpoints import read_checkpoint
 from lgpl.data.transforms import normalize, to_image, to_uint8
 from lgpl.errors import UserError
+from lgpl.generator import Decoder
 from lgpl.generator.decoders.base import check_decoder
 from lgpl.generator.module import PERCEPTUAL, GeneratorModule
 from lgpl.generator.packing import int8_weights
@@ -47,15 +48,18 @@ def load_generator(
     dtype: torch.dtype = torch.float32,
     int8: bool = False,
     trust: Iterable[str] = (),
+    decoder: Decoder | None = None,
 ) -> GeneratorModule:
     """The generator of a checkpoint with its tokenizer, ready to sample and for nothing else.
 
     `tokenizer` is the tokenizer's checkpoint, where it is not the one that the config names;
-    `trust` are packages whose classes the checkpoints may name beside lgpl's own.
+    `trust` are packages whose classes the checkpoints may name beside lgpl's own; `decoder` draws
+    in place of the model's own.
     """
     module = load_module(path, "generator", trust=trust)
     assert isinstance(module, GeneratorModule)
     module.use_tokenizer(tokenizer, path)
+    module.own_decoder = decoder or module.own_decoder
     module.to(device)
     module.check_tokenizer()
     check_decoder(module.model, module.decoder)
@@ -63,6 +67,7 @@ def load_generator(
     if int8:
         int8_weights(module.model)
     module.model.pack()
+    module.tokenizer.autoencoder.pack()
     return module
 
 

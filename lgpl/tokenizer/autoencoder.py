@@ -219,6 +219,12 @@ class VQModel(Autoencoder):
     def last_layer(self) -> Tensor:
         return self.decoder.conv_out.weight
 
+    def pack(self) -> None:
+        from lgpl.tokenizer.packing import PIXELS, pack_decoder
+
+        if pack_decoder(self.decoder):
+            self.pixels_at_once = PIXELS
+
     def encoding_parts(self) -> Iterable[nn.Module]:
         return self.encoder, self.quant_conv, self.quantizer
 

@@ -17,6 +17,7 @@ class Autoencoder(Described, nn.Module, ABC):
     """Images [B, 3, H, W] in [-1, 1] <-> codes [B, *layout.shape]."""
 
     codebook_size: int  # number of codes; those of an image are from 0 to it, exclusive
+    pixels_at_once = 0  # so many a CPU decodes together, no image changed by another's rounding
 
     @abstractmethod
     def layout(self, height: int, width: int) -> CodeLayout:
@@ -53,6 +54,10 @@ class Autoencoder(Described, nn.Module, ABC):
         """The weight against whose gradient the adaptive adversarial weight is measured."""
         name = type(self).__name__
         raise UserError(f"loss.adaptive_weight must be false: {name} has no last_layer.")
+
+    def pack(self) -> None:
+        """Lay weights out for decoding, up to rounding; afterwards it can be neither trained nor
+        saved."""
 
     def encoding_parts(self) -> Iterable[nn.Module]:
         """What decides which codes an image gets."""

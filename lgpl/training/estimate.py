@@ -94,6 +94,7 @@ def estimate_step(
     precision: str,
     sharded: bool = False,
     reshard: bool = True,
+    device: str = "cuda",
 ) -> StepEstimate:
     """Take one training step on fake tensors.
 
@@ -104,6 +105,7 @@ def estimate_step(
         precision: the Trainer's: 32-true, bf16-mixed, bf16-true, ...
         sharded: by FSDP, whose mixed precision casts the weights when it gathers them.
         reshard: whether it frees them after the forward pass.
+        device: that samples.
     """
     half = HALF.get(precision.split("-")[0])
     mixed = half is not None and precision.endswith("mixed")
@@ -127,7 +129,7 @@ def estimate_step(
             with counter, torch.autocast("cpu", half, enabled=mixed):
                 module.one_step(module.zeros(batch_size, size))
         tokens = batch_size * module.code_layout(size).codes
-        cache = module.drawing_memory(SAMPLES, half or torch.float32)
+        cache = module.drawing_memory(SAMPLES, half or torch.float32, device)
     weights = sum(p.numel() for p in module.parameters() if p.requires_grad)
     sizes = (parameters, gradients, optimizer, live.peak, cache, gathered)
     return StepEstimate(weights, *sizes, tokens, flops.get_total_flops())

@@ -103,8 +103,9 @@ class TrainingModule(Described, pl.LightningModule):
         """Parts that a sharded strategy gathers one by one."""
         return ()
 
-    def drawing_memory(self, images: int, dtype: torch.dtype) -> int:
-        """Bytes beside the weights for drawing so many guided images."""
+    def drawing_memory(self, images: int, dtype: torch.dtype, device: str) -> int:
+        """Bytes beside the weights, which are in dtype, for drawing so many guided images on such a
+        device."""
         return 0
 
     def peak_factor(self, schedule: Schedule) -> float:

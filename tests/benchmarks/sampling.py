@@ -12,6 +12,9 @@ more process for each arm and batch: the highest point of one draw, weights incl
 stood before the model was built; vLLM's holds the room for keys and values that it takes in advance
 (1 GiB on a CPU). The machine should do nothing else.
 
+On a CPU a step of the largest batch is set against the memory's bandwidth (a sum over 1 GiB) and
+the rate of a large product, which take turns with it.
+
 On a GPU lgpl has a compiled arm, too, and the last line is of XL at 384 px, 8 images in bf16: its
 time by compiled code and without, and what share of the bandwidth of a copy it reads weights, keys
 and values with.
@@ -41,6 +44,7 @@ from lgpl import cpus
 from lgpl.generator import Raster, Sampling, Transformer, generate
 from lgpl.generator.blocks import FeedForward
 from lgpl.generator.conditions import Inputs
+from lgpl.generator.decoders.raster import cache_dtype
 from lgpl.generator.packing import pack_weights
 from lgpl.generator.transformer import SIZES
 from tests.benchmarks.train_step import DEVICE, GIVES_BACK, seconds
@@ -268,6 +272,7 @@ def parts(options: argparse.Namespace) -> None:
     model, batch = weights(options), max(options.batches)
     pack_weights(model)
     tokenizer = VQModel(VectorQuantizer()).to(DEVICE).eval()
+    tokenizer.pack()
     inputs, marks = classes(batch), []
     start = 0.0
 
@@ -282,7 +287,8 @@ def parts(options: argparse.Namespace) -> None:
         start = time.perf_counter()
         codes = generate(model, inputs, SAMPLING, progress=note)
         with torch.no_grad():
-            decoding.append(seconds(lambda codes=codes: tokenizer.decode(codes), 1))
+            images = codes.split(1) if DEVICE.type == "cpu" else (codes,)  # as in drawing
+            decoding.append(seconds(lambda images=images: [*map(tokenizer.decode, images)], 1))
     several = 2 if model.layout.codes > COLUMNS else 1  # marks of one batch
     first, whole = (
         statistics.median(marks[::several]),
@@ -291,7 +297,39 @@ def parts(options: argparse.Namespace) -> None:
     pixels = statistics.median(decoding)
     tqdm.write(
         f"{options.dtype}, batch {batch}: first row after {first:.2f} s of {whole:.2f} s; "
-        f"detokenizer (float32) {pixels:.2f} s, {pixels / (whole + pixels):.0%} of both together"
+        f"detokenizer {pixels:.2f} s, {pixels / (whole + pixels):.0%} of both together"
+    )
+
+
+def limit(options: argparse.Namespace) -> None:
+    """A step of the largest batch on a CPU against what memory and products give in this run: each
+    weight but the table of codes is read once, and keys and values as far as they are written; each
+    row is multiplied by every weight, and attends to what it sees."""
+    if DEVICE.type != "cpu":
+        return
+    model, batch, dtype = weights(options), max(options.batches), DTYPES[options.dtype]
+    read = [p for layer in model.layers for p in layer.parameters()] + [model.output.weight]
+    numbers, count = sum(p.numel() for p in read), model.layout.codes
+    cache = model.new_cache(2 * batch, cache_dtype("cpu", dtype), model.prefix_length + count // 2)
+    seen = sum(x.numel() for layer in cache for x in layer)  # in the middle of an image
+    moved = numbers * dtype.itemsize + seen * cache[0].keys.dtype.itemsize
+    flops = 2 * (2 * batch * numbers + seen)
+    del cache
+    pack_weights(model)
+    inputs, source = classes(batch), torch.ones(2**28)  # 1 GiB, more than any cache holds
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(options.rounds + 1):
+        step = seconds(lambda: generate(model, inputs, SAMPLING), 1) / count
+        times.append((step, seconds(source.sum, 3), seconds(lambda: a @ b, 10)))
+    step, reading, product = (statistics.median(values) for values in zip(*times[1:], strict=True))
+    by_memory, by_products = moved * reading / 2**30, flops * product / (2 * 2048**3)
+    tqdm.write(
+        f"{options.dtype}, batch {batch}: a step takes {1e3 * step:.1f} ms, "
+        f"{step / max(by_memory, by_products):.2f} times the larger of "
+        f"{1e3 * by_memory:.1f} ms for {moved / 1e6:.0f} MB at {moved / by_memory / 1e9:.1f} GB/s "
+        f"and {1e3 * by_products:.1f} ms for {flops / 1e9:.2f} GFLOP at "
+        f"{flops / by_products / 1e9:.0f} GFLOP/s"
     )
 
 
@@ -352,6 +390,7 @@ def main() -> None:
             compare(settings, names, bar)
     for settings in each:
         parts(settings)
+        limit(settings)
     bandwidth(options.rounds)
 
 

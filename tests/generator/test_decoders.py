@@ -19,6 +19,7 @@ from lgpl.generator import (
     GeneratorModule,
     Raster,
     Sampling,
+    SpeculativeJacobi,
     UncachedRaster,
     generate,
     packing,
@@ -208,7 +209,7 @@ def test_compiled_kernels_draw_what_eager_ones_draw(device: str, dtype: torch.dt
         assert (lacking <= (1e-3 if dtype == torch.float32 else 0.1) * logits.std(-1)).all()
 
 
-@pytest.mark.parametrize("decoder", [Raster(), UncachedRaster()])
+@pytest.mark.parametrize("decoder", [Raster(), UncachedRaster(), SpeculativeJacobi(4)])
 @pytest.mark.parametrize("places", [[0, 1, 2, 3, 4], [0, 1, 7], [11]])
 def test_given_codes_are_kept(decoder: Decoder, places: list[int]) -> None:
     """Those that an image begins with, and any others; what comes behind sees them."""

@@ -43,10 +43,12 @@ MODULES: dict[str, Callable[[], TrainingModule]] = {
 }
 
 
-def planned(name: str, precision: str, sharded: bool = False, reshard: bool = True) -> StepEstimate:
+def planned(
+    name: str, precision: str, sharded: bool = False, reshard: bool = True, device: str = "cuda"
+) -> StepEstimate:
     with torch.device("meta"):
         module = MODULES[name]()
-    return estimate_step(module, BATCH, (32, 32), precision, sharded, reshard)
+    return estimate_step(module, BATCH, (32, 32), precision, sharded, reshard, device)
 
 
 def size(tensors: Iterable[Any]) -> int:
@@ -115,6 +117,7 @@ def test_cache_is_what_sampling_allocates() -> None:
     values = 2 * LAYERS * positions * DIM * 16 * 2  # keys and values, 16 images, guidance
     assert planned("text", "32-true").cache == 4 * values
     assert planned("text", "bf16-mixed").cache == 2 * values
+    assert planned("text", "bf16-mixed", device="cpu").cache == 4 * values
 
 
 def test_strategies() -> None:

@@ -2,6 +2,16 @@
 
 from lgpl.generator.decoders.base import Decoder, Progress, Step, Task, generate
 from lgpl.generator.decoders.raster import Raster
+from lgpl.generator.decoders.speculative import SpeculativeJacobi
 from lgpl.generator.decoders.uncached import UncachedRaster
 
-__all__ = ["Decoder", "Progress", "Raster", "Step", "Task", "UncachedRaster", "generate"]
+__all__ = [
+    "Decoder",
+    "Progress",
+    "Raster",
+    "SpeculativeJacobi",
+    "Step",
+    "Task",
+    "UncachedRaster",
+    "generate",
+]

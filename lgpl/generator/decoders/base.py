@@ -39,6 +39,7 @@ class Task:
     uniform: Tensor  # numbers in [0, 1) for each image's codes [B, N], on the model's device
     given: Tensor | None  # codes that are known [B, N], on the CPU, and -1 at all others
     same: Sequence[int]  # for each image the first one with the same condition and given codes
+    streams: Sequence[torch.Generator]  # of each image, on the CPU, for what takes more numbers
 
 
 class Step(NamedTuple):
@@ -81,8 +82,12 @@ class Decoder(Described, ABC):
         return self
 
     def memory(self, model: Model, images: int, dtype: torch.dtype) -> int:
-        """Bytes beside the weights for so many guided images, for `lgpl plan`."""
+        """Bytes beside the weights for so many guided images, for `lgpl plan`; a cache in dtype."""
         return 0
+
+    def summary(self) -> str:
+        """What it has to say of all that it has drawn, for `lgpl sample`."""
+        return ""
 
 
 def make_task(
@@ -101,7 +106,7 @@ def make_task(
     uniform = torch.stack([torch.rand(model.layout.codes, generator=s) for s in streams])
     each = [sampling] * batch if isinstance(sampling, Sampling) else sampling
     same = range(batch) if same is None else same
-    return Task(inputs, each, uniform.to(model.device), given, same)
+    return Task(inputs, each, uniform.to(model.device), given, same, streams)
 
 
 def generate(

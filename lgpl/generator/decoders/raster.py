@@ -30,6 +30,12 @@ class CachedModel(Protocol):
     def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: Cache) -> Tensor: ...
 
 
+def cache_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """Of keys and values where the model computes in a dtype: on a CPU float32, because its kernels
+    of attention take several times as long in bf16, and in every step all would be converted."""
+    return torch.float32 if device == "cpu" else dtype
+
+
 class Raster(Decoder):
     """Draws in raster order; given codes that all images begin with are read with the prefix."""
 
@@ -67,57 +73,56 @@ class Drawing:
 
     def __init__(self, model: Any, task: Task, compiled: CompiledStep | None = None) -> None:
         prefix, self._count, given = model.prefix_length, model.layout.codes, task.given
-        device, self._picker = model.device, Picker(task)
+        device, self.picker = model.device, Picker(task)
         first = list(dict.fromkeys(task.same))
         kind = [first.index(image) for image in task.same]
         inputs = {name: value[first] for name, value in task.inputs.items()}
-        if self._picker.guided:
+        if self.picker.guided:
             inputs = join([inputs, model.condition.null(inputs)])
             kind += [len(first) + k for k in kind]
         x, lengths = model.condition(inputs)
-        self._index = 0 if given is None else int((given >= 0).all(0).int().cumprod(0).sum())
+        self.index = 0 if given is None else int((given >= 0).all(0).int().cumprod(0).sum())
         self.known: Step | None = None
-        if given is not None and self._index:
-            begun = given[:, : self._index].to(device)
-            places = torch.arange(self._index, device=device)
-            x = torch.cat((x, model.embed(self._picker.doubled(begun[first]), places)), dim=1)
-            self.known = Step(slice(0, self._index), begun)
+        if given is not None and self.index:
+            begun = given[:, : self.index].to(device)
+            places = torch.arange(self.index, device=device)
+            x = torch.cat((x, model.embed(self.picker.doubled(begun[first]), places)), dim=1)
+            self.known = Step(slice(0, self.index), begun)
         dtype = next(model.parameters()).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         new_cache = partial(compiled.cache, model) if compiled else model.new_cache
+        dtype = cache_dtype(device.type, dtype)
         self.cache: Cache = new_cache(len(kind), dtype)
         total = prefix + self._count
         visible = torch.ones(1, 1, total, total, dtype=torch.bool, device=device).tril()
         if lengths is not None:
             visible = model.mask(lengths, total)
-        # Scores are made once: of truth values the kernel would make them in every step. On a CPU
-        # attention to the cache is taken in float32, see `Past`.
-        exact = torch.float32 if device.type == "cpu" else dtype
-        mask = torch.where(visible, 0.0, -math.inf).to(exact)
+        # Scores are made once: of truth values the kernel would make them in every step.
+        mask = torch.where(visible, 0.0, -math.inf).to(dtype)
         self.logits = prefill(model, x, kind, mask, self.cache)
-        self._mask = mask if lengths is None else mask[kind]
-        self._length = prefix + self._index  # of the sequences so far
+        self.mask = mask if lengths is None else mask[kind]
+        self._length = prefix + self.index  # of the sequences so far
         self._position = torch.arange(self._length, device=device)[-1:]
         # Compiled code is for one shape; there the mask alone hides what is still to come.
         self._seen = total if compiled else 0
 
     @property
     def is_done(self) -> bool:
-        return self._index == self._count
+        return self.index == self._count
 
     def pick(self) -> Step:
         """Draw the next code of each image."""
-        self._codes = self._picker(self.logits, self._index)
-        self._index += 1
-        return Step(slice(self._index - 1, self._index), self._codes.unsqueeze(1))
+        self.codes = self.picker(self.logits, self.index)
+        self.index += 1
+        return Step(slice(self.index - 1, self.index), self.codes.unsqueeze(1))
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """The codes of all rows that were drawn last, their position [1], and what they see, for
         `decode_one_token`."""
         self._position, self._length = self._position + 1, self._length + 1
-        mask = self._mask[:, :, self._position, : self._seen or self._length]
-        return self._picker.doubled(self._codes), self._position, mask
+        mask = self.mask[:, :, self._position, : self._seen or self._length]
+        return self.picker.doubled(self.codes), self._position, mask
 
 
 def decode_together(model: Any, drawings: Sequence[Drawing]) -> None:
