@@ -27,8 +27,8 @@ plain commands:
   evaluate    generation | reconstruction: FID and the like, by a named protocol
   compare     configs, metrics and curves of several runs
   serve       images over HTTP, by the OpenAI images API
-  import      LlamaGen's released weights, for everything above
-  export      the model of a checkpoint, for lgpl or for LlamaGen's own code
+  import      released weights of LlamaGen or LPD, for everything above
+  export      the model of a checkpoint, for lgpl or for the code of LlamaGen or LPD
   plan        memory, tokens and FLOPs of a training step, before it is queued
   configs     the recipes that -c takes by name: listed, or copied to be changed
   completion  bash | zsh: a script that completes all this in a shell

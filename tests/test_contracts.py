@@ -85,6 +85,7 @@ CASES = {
     ),
     "a decoder": replace(PLAIN, decoder=entry("tests.contracts.EvenFirst")),
     "a model": replace(PLAIN, model="tests.contracts.Frequencies"),
+    "parallel groups": replace(PLAIN, model="lgpl.generator.ParallelTransformer", own=False),
     "no square": replace(PLAIN, image_size=(64, 96), layout=(8, 12, 1), own=False),
 }  # fmt: skip
 

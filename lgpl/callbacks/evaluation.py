@@ -174,6 +174,10 @@ class GenerationEvaluation(Evaluation):
         self.batch_size, self.cache = batch_size, cache
         self._known: tuple[FeatureSummary, dict[str, Any], list[str]] | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, GeneratorModule)
+        pl_module.check_sampling(self.sampling)
+
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:

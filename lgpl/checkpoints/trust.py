@@ -25,8 +25,8 @@ from lgpl.errors import UserError, as_user_error
 # called, and classes that compile or fetch.
 OWN = {
     "lgpl.generator": (
-        *("ClassCondition", "Conditions", "GeneratorModule", "RandomOrder", "Raster"),
-        *("TextCondition", "Transformer", "UncachedRaster"),
+        *("ClassCondition", "Conditions", "GeneratorModule", "Parallel", "ParallelTransformer"),
+        *("RandomOrder", "Raster", "TextCondition", "Transformer", "UncachedRaster"),
     ),
     "lgpl.text": ("TextEncoder",),
     "lgpl.tokenizer": (

@@ -145,17 +145,22 @@ def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, A
         mistake = "is class-conditional: leave --prompts out" if given else "needs --prompts"
         raise UserError(f"The checkpoint {mistake}.")
     prompts = list(itertools.islice(itertools.cycle(prompts), options.images))
-    side = options.resize or module.image_size
-    real, source = reference(options.reference, extractor, side, *kept)
     own = module.sampling
     sweep = list(itertools.product(*(options.get(n) or [getattr(own, n)] for n in SWEPT)))
-    for values in sweep:
-        sampling = parsing.sampling_of(options, own, **dict(zip(SWEPT, values, strict=True)))
+    settings = [dict(zip(SWEPT, values, strict=True)) for values in sweep]
+    samplings = [parsing.sampling_of(options, own, **one) for one in settings]
+    for sampling in samplings:  # before the reference is read, which may take long
+        module.check_sampling(sampling)
+    side = options.resize or module.image_size
+    real, source = reference(options.reference, extractor, side, *kept)
+    for values, sampling in zip(sweep, samplings, strict=True):
         file = None
         if options.npz:
             path = Path(options.npz)
             if len(sweep) > 1:
-                path = path.with_stem("-".join(map(str, (path.stem, *values))))
+                path = path.with_stem(
+                    "-".join([path.stem, *(str(v) for v in values if v is not None)])
+                )
             drawn_by = parsing.settings(options, prompts, sampling, "batch_size", "precision")
             file = SampleFile(path, drawn_by, options.images, side)
         requests = requests_for(prompts, sampling, options.seed)
@@ -255,7 +260,7 @@ def _main(metrics: Iterable[str]) -> str:
 def _plot(path: Path, reports: list[dict[str, Any]]) -> None:
     """Every metric over the first varied setting, a curve for each combination of the others; the
     main metric's title names the best setting."""
-    along, *others = varied = _varied(reports) or [SWEPT[0]]
+    along, *others = varied = _varied(reports) or [next(iter(SWEPT))]
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in reports:
         name = ", ".join(f"{other} {one[other]:g}" for other in others) or along

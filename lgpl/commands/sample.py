@@ -53,6 +53,7 @@ def main(args: list[str]) -> None:
     dtype = getattr(torch, inference.DTYPES[options.dtype])
     module = inference.load_generator(*where, dtype, options.int8, options.trust)
     sampling = parsing.sampling_of(options, module.sampling)
+    module.check_sampling(sampling)
     if options.balanced:
         every = module.model.condition.prompts()
         if every is None:

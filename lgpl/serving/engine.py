@@ -142,6 +142,10 @@ class Engine(ABC):
             inputs = self.condition.parse(prompt)
         return Prompt(self._content(inputs), self.condition.positions(inputs))
 
+    def check(self, sampling: Sampling) -> None:
+        """Raise a UserError where its decoder cannot draw so."""
+        self.module.check_sampling(sampling)
+
     def close(self) -> None:
         """Finish all submitted jobs and end."""
         self.queue.close()

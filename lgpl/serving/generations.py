@@ -156,6 +156,10 @@ class Generations:
         quality = 100 if body.output_compression is None else body.output_compression
         form = Form(body.output_format or "png", quality, parse_size(body.size, self.size))
         try:
+            self.engine.check(sampling)
+        except UserError as error:
+            raise APIError(400, str(error), "invalid_value", "steps") from error
+        try:
             self.engine.queue.check_room(images)  # before the work of encoding the prompt
             encoding = asyncio.to_thread(self.engine.prepare, body.prompt)
             prompt = await asyncio.wait_for(encoding, seconds)

@@ -6,17 +6,25 @@ number of heads: they come from the rotary table where the file holds it, the he
 paper's sizes and the grid from the file's name.
 """
 
-import argparse
 import re
 from collections.abc import Iterable, Mapping
 from math import isqrt
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, load_tensors
+from lgpl.checkpoints.files import Checkpoint, check_weights
+from lgpl.checkpoints.released.state import (
+    Released,
+    State,
+    count,
+    entry,
+    model_state,
+    released,
+    shape_of,
+)
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
@@ -24,12 +32,9 @@ from lgpl.generator.blocks import rotary_table
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 from lgpl.training import TrainingModule
-from lgpl.training.build import build_described, build_module, one_sentence
+from lgpl.training.build import build_described, one_sentence
 
-# Where a file keeps its weights, the averaged ones first; it may also be nothing but weights.
-WEIGHTS = ("ema", "model", "module", "state_dict")
-# Left in front of names by DDP and FSDP (module) and torch.compile (_orig_mod).
-WRAPPERS = re.compile(r"(^|(?<=\.))(module|_fsdp_wrapped_module|_orig_mod)\.")
+FAMILY = "LlamaGen"
 # (pattern in lgpl's names, LlamaGen's)
 RENAMED = (
     (r"^condition\.embedding\.", "cls_embedding.embedding_table."),
@@ -47,15 +52,6 @@ TEXT_ENCODERS = {2048: "google/flan-t5-xl"}  # width of its features -> the pape
 DOWNSAMPLING = 16  # of the tokenizer under every released generator
 
 
-class Released(NamedTuple):
-    """What a file holds, in lgpl's terms."""
-
-    kind: str  # `tokenizer` or `generator`
-    config: dict[str, Any]  # `class_path` and `init_args` of its module
-    weights: dict[str, Tensor]  # state dict of the `VQModel` or `Transformer`
-    summary: str  # one line for people
-
-
 def llamagen_name(name: str) -> str:
     """LlamaGen's name of a weight of `VQModel` or `Transformer`."""
     for pattern, theirs in RENAMED:
@@ -63,42 +59,15 @@ def llamagen_name(name: str) -> str:
     return name
 
 
-def read_released(path: str | Path, grid: int | None = None, heads: int | None = None) -> Released:
-    """A .pt file of LlamaGen, released or saved by its training scripts; raises UserError where it
-    is no such file, holds code, or lacks weights.
-
-    Args:
-        grid: codes on a side of a generator's image, where the file does not say.
-        heads: heads of a generator of no size of the paper, where the file does not say.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a .pt file of LlamaGen.")
-    # The training scripts save their arguments as a Namespace, which is data.
-    content = load_tensors(path, data_classes=[argparse.Namespace])
-    held = content if isinstance(content, dict) else {}
-    named = next((held[key] for key in WEIGHTS if isinstance(held.get(key), dict)), held)
-    state = {WRAPPERS.sub("", str(n)): t for n, t in named.items() if isinstance(t, Tensor)}
-    if not state:
-        raise UserError(f"{path} holds no weights, neither bare nor under {', '.join(WEIGHTS)}.")
+def read(state: State, path: Path, grid: int | None, heads: int | None) -> Released:
+    """What the weights of a file are; see `read_released`."""
     rope = state.pop(ROPE, None)
     state.pop(USAGE, None)
     if "quantize.embedding.weight" in state:
         kind, config = "tokenizer", _tokenizer_config(state, path)
     else:
         kind, config = "generator", _generator_config(state, path, rope, grid, heads)
-    expected = _state(config)
-    check_weights(_renamed(expected), state, str(path), "LlamaGen's model")
-    weights = {
-        name: torch.zeros_like(tensor, device="cpu") if name == OURS else state[llamagen_name(name)]
-        for name, tensor in expected.items()
-    }
-    millions = sum(tensor.numel() for tensor in state.values()) / 1e6
-    options = config["init_args"][MODEL[kind]]["init_args"]
-    named = options | options.get("condition", {}).get("init_args", {})
-    plain = [f"{key} {value}" for key, value in named.items() if not isinstance(value, dict)]
-    summary = ", ".join([kind, f"{millions:.1f}M weights", *plain])
-    return Released(kind, config, weights, summary)
+    return released(kind, config, state, path, FAMILY, _renamed, _ours)
 
 
 def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
@@ -117,7 +86,7 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
         model: Any = module.model
         heads, rows = model.heads, model.layout.rows
         theirs = _generator_config(weights, checkpoint.path, None, rows, heads)
-    check_weights(_renamed(_state(theirs)), weights, source, "LlamaGen's model")
+    check_weights(_renamed(model_state(theirs)), weights, source, "LlamaGen's model")
     if isinstance(module, TokenizerModule):
         weights[USAGE] = torch.zeros(65536)  # its loading is strict
     return {"model": weights}
@@ -152,65 +121,46 @@ def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {llamagen_name(n): tensor for n, tensor in weights.items() if n != OURS}
 
 
-def _state(config: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict of a config's model, on fake tensors."""
-    with torch.device("meta"):
-        module = build_module(config)
-        module.configure_model()
-    return getattr(module, MODEL[module.kind]).state_dict()
+def _ours(expected: Mapping[str, Tensor], state: State) -> State:
+    """A file's weights in lgpl's names, as far as it has them."""
+    return {
+        name: torch.zeros_like(tensor, device="cpu") if name == OURS else state[llamagen_name(name)]
+        for name, tensor in expected.items()
+    }
 
 
-def _shape(state: dict[str, Tensor], name: str, path: Path) -> list[int]:
-    """Of a matrix (or a kernel) that says how large the model is."""
-    if name not in state:
-        raise UserError(f"{path} has no weight {name}: it is not whole, or no model of LlamaGen.")
-    if state[name].dim() < 2:
-        raise UserError(f"{path} has {name} of {[*state[name].shape]}, which should be a matrix.")
-    return [*state[name].shape]
-
-
-def _count(state: dict[str, Tensor], prefix: str) -> int:
-    """How many of a numbered kind of layer there are."""
-    found = (re.match(re.escape(prefix) + r"\.(\d+)\.", name) for name in state)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
-
-
-def _entry(class_path: str, **init_args: Any) -> dict[str, Any]:
-    return {"class_path": class_path, "init_args": init_args}
-
-
-def _tokenizer_config(state: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    codes, dim = _shape(state, "quantize.embedding.weight", path)[:2]
-    levels = _count(state, "encoder.conv_blocks")
+def _tokenizer_config(state: State, path: Path) -> dict[str, Any]:
+    codes, dim = shape_of(state, "quantize.embedding.weight", path, FAMILY)[:2]
+    levels = count(state, "encoder.conv_blocks")
     if levels not in LEVELS:
         raise UserError(f"{path} has {levels} levels; VQ-16 has 5, VQ-8 has 4.")
-    autoencoder = _entry(
+    autoencoder = entry(
         "lgpl.tokenizer.VQModel",
-        quantizer=_entry("lgpl.tokenizer.VectorQuantizer", codebook_size=codes, dim=dim),
+        quantizer=entry("lgpl.tokenizer.VectorQuantizer", codebook_size=codes, dim=dim),
         multipliers=LEVELS[levels],
-        z_channels=_shape(state, "quant_conv.weight", path)[1],
+        z_channels=shape_of(state, "quant_conv.weight", path, FAMILY)[1],
     )
     # It is released without what it was trained against.
-    loss = _entry("lgpl.tokenizer.TokenizerLoss", perceptual=None, discriminator=None)
-    return _entry("lgpl.tokenizer.TokenizerModule", autoencoder=autoencoder, loss=loss)
+    loss = entry("lgpl.tokenizer.TokenizerLoss", perceptual=None, discriminator=None)
+    return entry("lgpl.tokenizer.TokenizerModule", autoencoder=autoencoder, loss=loss)
 
 
 def _generator_config(
-    state: dict[str, Tensor], path: Path, rope: Tensor | None, grid: int | None, heads: int | None
+    state: State, path: Path, rope: Tensor | None, grid: int | None, heads: int | None
 ) -> dict[str, Any]:
-    codes, dim = _shape(state, "tok_embeddings.weight", path)[:2]
-    layers = _count(state, "layers")
+    codes, dim = shape_of(state, "tok_embeddings.weight", path, FAMILY)[:2]
+    layers = count(state, "layers")
     if "cls_embedding.uncond_embedding" in state:
-        prefix, features = _shape(state, "cls_embedding.uncond_embedding", path)[:2]
+        prefix, features = shape_of(state, "cls_embedding.uncond_embedding", path, FAMILY)[:2]
         options: dict[str, Any] = {"features": features, "length": prefix, "trainable_null": False}
         if name := TEXT_ENCODERS.get(features):
             encoder = {"name": name, "max_length": prefix, "dtype": "bfloat16"}
-            options["encoder"] = _entry("lgpl.text.TextEncoder", **encoder)
-        condition = _entry("lgpl.generator.TextCondition", **options)
+            options["encoder"] = entry("lgpl.text.TextEncoder", **encoder)
+        condition = entry("lgpl.generator.TextCondition", **options)
     else:
-        prefix, rows = 1, _shape(state, "cls_embedding.embedding_table.weight", path)[0]
+        prefix, rows = 1, shape_of(state, "cls_embedding.embedding_table.weight", path, FAMILY)[0]
         # The last row is the null condition.
-        condition = _entry("lgpl.generator.ClassCondition", num_classes=rows - 1)
+        condition = entry("lgpl.generator.ClassCondition", num_classes=rows - 1)
     prefix_rope = "zero"  # of all that LlamaGen trained
     if rope is not None:
         grid, heads, prefix_rope = _read_rope(rope, path, prefix, dim, grid)
@@ -227,7 +177,7 @@ def _generator_config(
     if heads is None or grid is None:
         raise UserError(f"{path} needs {', and '.join(missing)}.")
     names = {size: name for name, size in SIZES.items()}
-    transformer = _entry(
+    transformer = entry(
         "lgpl.generator.Transformer",
         size=names.get((layers, heads, dim), [layers, heads, dim]),
         codebook_size=codes,
@@ -235,7 +185,7 @@ def _generator_config(
         prefix_rope=prefix_rope,
         condition=condition,
     )
-    return _entry("lgpl.generator.GeneratorModule", transformer=transformer)
+    return entry("lgpl.generator.GeneratorModule", transformer=transformer)
 
 
 def _read_rope(

@@ -1,7 +1,9 @@
 """How codes are drawn: decoders behind one interface."""
 
 from lgpl.generator.decoders.base import Decoder, Progress, Step, Task, generate
+from lgpl.generator.decoders.parallel import Parallel
 from lgpl.generator.decoders.raster import Raster
 from lgpl.generator.decoders.uncached import UncachedRaster
 
-__all__ = ["Decoder", "Progress", "Raster", "Step", "Task", "UncachedRaster", "generate"]
+__all__ = ["Decoder", "Parallel", "Progress", "Raster", "Step", "Task", "UncachedRaster"]
+__all__ += ["generate"]

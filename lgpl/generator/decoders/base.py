@@ -38,6 +38,7 @@ class Task:
     uniform: Tensor  # numbers in [0, 1) for each image's codes [B, N], on the model's device
     given: Tensor | None  # codes that are known [B, N], on the CPU, and -1 at all others
     same: Sequence[int]  # for each image the first one with the same condition and given codes
+    choices: Tensor  # more such numbers [B, N], on the CPU, for what else a decoder chooses
 
 
 class Step(NamedTuple):
@@ -66,6 +67,10 @@ class Decoder(Described, ABC):
         """Bytes beside the weights for so many guided images, for `lgpl plan`."""
         return 0
 
+    def most_steps(self, model: Model) -> int | None:
+        """The largest `Sampling.steps` of an image; None where it takes no number of steps."""
+        return None
+
 
 def make_task(
     model: Model,
@@ -80,10 +85,13 @@ def make_task(
     # One stream for each image, on the CPU: equal on every device.
     seeds = range(batch) if seeds is None else seeds
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-    uniform = torch.stack([torch.rand(model.layout.codes, generator=s) for s in streams])
+    uniform, choices = (
+        torch.stack([torch.rand(model.layout.codes, generator=s) for s in streams])
+        for _ in range(2)
+    )
     each = [sampling] * batch if isinstance(sampling, Sampling) else sampling
     same = range(batch) if same is None else same
-    return Task(inputs, each, uniform.to(model.device), given, same)
+    return Task(inputs, each, uniform.to(model.device), given, same, choices)
 
 
 def generate(
@@ -96,7 +104,7 @@ def generate(
     decoder: Decoder | None = None,
     same: Sequence[int] | None = None,
 ) -> Tensor:
-    """Codes of new images, [B, *layout.shape], int64; raises as `check_decoder` does.
+    """Codes of new images, [B, *layout.shape], int64; raises as both checks below do.
 
     Args:
         inputs: of the condition, of B samples.
@@ -110,6 +118,9 @@ def generate(
     decoder = decoder or model.decoder()
     check_decoder(model, decoder)
     task = make_task(model, inputs, sampling, seeds, given, same)
+    left = [count] * batch if given is None else (given < 0).sum(1).tolist()
+    for one, number in {*zip(task.sampling, left, strict=True)}:
+        check_sampling(model, decoder, one, number)
     codes = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
     drawn = torch.zeros(batch, count, dtype=torch.bool)
     was_training = model.training
@@ -140,3 +151,20 @@ def check_decoder(model: Model, decoder: Decoder) -> None:
             f"model.decoder: {type(model).__name__} cannot serve {type(decoder).__name__}, which "
             f"needs a {decoder.needs.__name__}; set it to null for the model's own."
         )
+
+
+def check_sampling(
+    model: Model, decoder: Decoder, sampling: Sampling, left: int | None = None
+) -> None:
+    """Raise a UserError where the decoder cannot draw so; `left` of an image's codes are not given,
+    by default all."""
+    most = decoder.most_steps(model)
+    if sampling.steps is None:
+        return
+    if most is None:
+        said = f"{type(decoder).__name__} takes no number of steps"
+        raise UserError(f"steps must be left out, got {sampling.steps}: {said}.")
+    most = most if left is None else max(1, left)
+    if sampling.steps > most:
+        said = f"steps must be from 1 to {most}, the codes to draw"
+        raise UserError(f"{said}, got {sampling.steps}")

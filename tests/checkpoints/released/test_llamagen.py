@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lgpl.checkpoints.released.llamagen import llamagen_name, read_released
+from lgpl.checkpoints.released.llamagen import llamagen_name
+from lgpl.checkpoints.released.reading import read_released
 from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
@@ -57,9 +58,7 @@ def without_storage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, 
     """Look at the shapes of a file that would have gigabytes."""
 
     def look(state: dict[str, Tensor], name: str) -> dict[str, Any]:
-        monkeypatch.setattr(
-            "lgpl.checkpoints.released.llamagen.load_tensors", lambda *_, **__: state
-        )
+        monkeypatch.setattr("lgpl.checkpoints.released.state.load_tensors", lambda *_, **__: state)
         monkeypatch.setattr(Path, "is_file", lambda _: True)
         return found(Path(name))
 
