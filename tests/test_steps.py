@@ -78,7 +78,8 @@ def test_refused(parallel: str, raster: str, tmp_path: Path, fails: Callable[...
             asked = (*command, "--checkpoint", checkpoint, "--steps", steps)
             assert fails(*asked) == said
     # Before the reference is read.
-    evaluate = ("evaluate", "generation", *reference, "--checkpoint", parallel)
+    pixels = ("--extractor", "tests.metrics.pixels.Pixels")
+    evaluate = ("evaluate", "generation", *reference, *pixels, "--checkpoint", parallel)
     assert fails(*evaluate, "--steps", "4", "31").startswith("steps must be from 1 to 30")
     assert not list(tmp_path.iterdir())
 

@@ -299,6 +299,21 @@ def test_training_draws_orders_and_sizes_by_seed_and_step() -> None:
     assert {len({*group}) for group in seen} == {*steps} and len(steps) > 3
 
 
+def test_images_learned_by_heart_are_drawn_in_any_number_of_steps() -> None:
+    model, codes = small(condition=CLASSES).train(), torch.randint(16, (3, 12))
+    model.condition.dropout = 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for step in range(150):
+        loss = model.loss(codes, LABELS, step).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+    for steps in (1, 3, 12):
+        drawn = generate(model, LABELS, Sampling(temperature=0.0, steps=steps))
+        assert torch.equal(drawn.flatten(1), codes)
+
+
 def test_evaluation_takes_one_order() -> None:
     """So that losses compare, and no neighbour and no batch changes them."""
     model, codes = small(), torch.randint(16, (3, 12))
