@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,27 @@ class LayerNorm(nn.LayerNorm):
         return for_products(super().forward(x.to(self.weight.dtype)))
 
 
+class Mask(NamedTuple):
+    """What the C positions of context and the N queries behind them see, true where they do."""
+
+    context: Tensor  # [C, C] of itself, or [B, 1, C, C]
+    queries: Tensor  # [N, C + N] of everything, or [B, 1, N, C + N]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of queries, keys and values [B, H, C + N, D].
+
+        In two parts, because context never sees queries: forward and backward take two thirds of
+        the time of one call with the whole mask, on a CPU at 512 positions. FlexAttention, whose
+        forward pass is as fast there, has no backward.
+        """
+        c = self.context.shape[-1]
+        known = F.scaled_dot_product_attention(q[:, :, :c], k[:, :, :c], v[:, :, :c], self.context)
+        asked = F.scaled_dot_product_attention(q[:, :, c:], k, v, self.queries)
+        return torch.cat((known, asked), dim=2)
+
+
 class Attention(nn.Module):
-    """Self-attention of what `mask` lets each position see, or of what it sees in a cache."""
+    """Self-attention of what each position sees, among the others or in a cache."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -48,14 +68,11 @@ class Attention(nn.Module):
         self.wo = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: Past | None) -> Tensor:
+    def forward(self, x: Tensor, seen: Mask | Past) -> Tensor:
         b, t, d = x.shape
         heads = self.wqkv(x).view(b, t, 3, self.heads, d // self.heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)  # [B, H, T, D] each
-        if past is None:
-            attended = F.scaled_dot_product_attention(q, k, v, mask)
-        else:
-            attended = past.attend(q, k, v)
+        attended = seen.attend(q, k, v)
         return self.dropout(self.wo(attended.to(x.dtype).transpose(1, 2).reshape(b, t, d)))
 
 
@@ -81,13 +98,13 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(dim, dropout)
         self.recompute = recompute
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, seen: Mask | Past) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, mask, past, use_reentrant=False)
-        return self._forward(x, mask, past)
+            return checkpoint(self._forward, x, seen, use_reentrant=False)
+        return self._forward(x, seen)
 
-    def _forward(self, x: Tensor, mask: Tensor | None, past: Past | None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), mask, past)
+    def _forward(self, x: Tensor, seen: Mask | Past) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), seen)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -240,22 +257,20 @@ class ParallelTransformer(Model):
             x = layer(x, mask)
         return self.output(self.norm(x[:, -codes.shape[1] :]))
 
-    def visible(self, group: Tensor, lengths: Tensor | None) -> Tensor:
-        """[T, T], or with padding [B, 1, T, T], true where a position of `forward` may see another:
-        the prefix itself, codes their own group and those before, and queries the groups before
-        theirs, and each other."""
+    def visible(self, group: Tensor, lengths: Tensor | None) -> Mask:
+        """What positions of `forward` see: the prefix itself, codes their own group and those
+        before, queries the groups before theirs and each other."""
         prefix = group.new_zeros(self.prefix_length)
-        known = torch.cat((prefix, group[:-1] + 1, group))  # groups, and the prefix, that are seen
-        is_query = torch.arange(len(known), device=group.device) >= len(known) - len(group)
-        before = ~is_query & (known <= known[:, None])
-        together = is_query & is_query[:, None] & (known == known[:, None])
-        mask = before | together
-        if lengths is None:
-            return mask
-        position = torch.arange(len(known), device=group.device)
-        # Of an empty caption one position of padding stays, so that no row is empty.
-        real = position >= self.prefix_length - lengths.clamp(min=1)[:, None]
-        return (mask & real[:, None]).unsqueeze(1)
+        context = torch.cat((prefix, group[:-1] + 1))  # how many groups each sees, the prefix first
+        of_context, of_queries = (context <= sees[:, None] for sees in (context, group))
+        if lengths is not None:
+            position = torch.arange(len(context), device=group.device)
+            # Of an empty caption one position of padding stays, so that no row is empty.
+            real = position >= self.prefix_length - lengths.clamp(min=1)[:, None]
+            real = real[:, None, None]
+            of_context, of_queries = of_context & real, of_queries & real
+        together = (group == group[:, None]).expand(*of_queries.shape[:-1], -1)
+        return Mask(of_context, torch.cat((of_queries, together), dim=-1))
 
     def new_cache(self, batch: int, dtype: torch.dtype, length: int | None = None) -> Cache:
         """Empty cache for `batch` sequences of so many positions; of a whole image by default."""
@@ -270,5 +285,5 @@ class ParallelTransformer(Model):
         `Past`."""
         x = self.input_norm(x)
         for layer, own in zip(self.layers, cache, strict=True):
-            x = layer(x, None, Past(own, position, mask))
+            x = layer(x, Past(own, position, mask))
         return self.output(self.norm(x[:, -count:]))

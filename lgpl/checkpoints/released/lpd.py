@@ -24,7 +24,7 @@ from lgpl.checkpoints.released.state import (
     shape_of,
 )
 from lgpl.errors import UserError
-from lgpl.generator import ClassCondition, GeneratorModule, ParallelTransformer
+from lgpl.generator import GeneratorModule, ParallelTransformer
 from lgpl.generator.transformer import SIZES
 from lgpl.training.build import build_described, one_sentence
 
@@ -82,7 +82,7 @@ def differences(module: GeneratorModule) -> list[str]:
     if not isinstance(model, ParallelTransformer):
         return [f"is a {type(model).__name__}, not a ParallelTransformer"]
     unlike, layout = [], model.layout
-    if not isinstance(model.condition, ClassCondition):
+    if not model.condition.tokens:
         unlike.append(f"has a {type(model.condition).__name__}, not classes")
     if layout.rows != layout.columns or layout.depth > 1:
         unlike.append(f"has codes of {layout}, not a square of single ones")
