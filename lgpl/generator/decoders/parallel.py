@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -114,20 +113,14 @@ class Parallel(Decoder):
         compiled = self._compiled if is_even else None
         index, real = plan.order.to(device), plan.real.to(device)
         turn, first = (real.cumsum(1) - 1).clamp(min=0), real.int().argmax(1, keepdim=True)
-        hidden = None  # positions that nothing may look at [rows, total]
-        if lengths is not None or not is_even:
-            hidden = torch.zeros(len(prefix), total, dtype=torch.bool, device=device)
-            hidden[:, length:] = picker.doubled(~real)
-            if lengths is not None:  # of an empty caption one position stays, as in training
-                padding = length - lengths.clamp(min=1)
-                hidden[:, :length] = torch.arange(length, device=device) < padding[:, None]
+        hidden = unseen(picker.doubled(real), lengths, length)
         dtype = next(model.parameters()).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        new_cache = partial(model.new_cache, length=total)
-        cache = (
-            compiled.cache(model, len(prefix), dtype) if compiled else new_cache(len(prefix), dtype)
-        )
+        if compiled:
+            cache = compiled.cache(model, len(prefix), dtype)
+        else:
+            cache = model.new_cache(len(prefix), dtype, total)
         # On a CPU attention to the cache is taken in float32, see `Past`.
         exact = torch.float32 if device.type == "cpu" else dtype
 
@@ -159,6 +152,18 @@ class Parallel(Decoder):
             start = shown = stop
         if not widths:
             yield Step(index, codes)
+
+
+def unseen(real: Tensor, lengths: Tensor | None, prefix: int) -> Tensor | None:
+    """Positions that nothing may look at [B, prefix + S]: padding of prefixes of these lengths, and
+    slots that only fill up; None where there are neither."""
+    if lengths is None and real.all():
+        return None
+    padding = real.new_zeros(len(real), prefix)
+    if lengths is not None:  # of an empty caption one position stays, as in training
+        position = torch.arange(prefix, device=real.device)
+        padding = position < prefix - lengths.clamp(min=1)[:, None]
+    return torch.cat((padding, ~real), dim=1)
 
 
 def visible(ends: list[int], total: int, hidden: Tensor | None, device: torch.device) -> Tensor:
