@@ -149,18 +149,15 @@ def fit(folder: Path, chain: Chain, epochs: int, *options: str) -> Path:
 
 
 def test_fits_and_goes_on_exactly(chain: Chain, tmp_path: Path) -> None:
-    """Losses fall, and a run that was stopped ends with the same weights to the bit."""
-    whole = fit(tmp_path / "whole", chain, 4)
+    """A run that was stopped after an epoch ends with the same weights to the bit."""
+    whole = fit(tmp_path / "whole", chain, 2)
     figures = scalars(tmp_path / "whole/parallel")
     assert {"val/loss", "val/samples", "train/gradient_norm"} <= figures.keys()
-    stopped = fit(tmp_path / "stopped", chain, 2)
+    stopped = fit(tmp_path / "stopped", chain, 1)
     halfway = torch.load(stopped, weights_only=True)["state_dict"]
-    again = fit(tmp_path / "stopped", chain, 4, "--ckpt_path", "last")
+    again = fit(tmp_path / "stopped", chain, 2, "--ckpt_path", "last")
     first, second = (torch.load(path, weights_only=True) for path in (whole, again))
-    assert first["global_step"] == second["global_step"] == 8
+    assert first["global_step"] == second["global_step"] == 4
     for name, tensor in first["state_dict"].items():
         assert torch.equal(tensor, second["state_dict"][name])
     assert any(not torch.equal(t, halfway[n]) for n, t in first["state_dict"].items())
-    out = str(tmp_path / "cat.png")
-    main(["sample", "--checkpoint", str(whole), "--prompt", "cat", "--steps", "9", "--out", out])
-    assert Image.open(out).size == (64, 64)

@@ -257,6 +257,7 @@ def test_steps_are_as_many_as_wanted() -> None:
     assert generate(few, LABELS).shape == (3, 1, 3)
 
 
+@pytest.mark.slow
 def test_compiled_decoding_is_the_eager_one() -> None:
     """Also with other settings and batches behind each other, which find the cache as it was left;
     compiled for single codes and for groups, whatever their sizes are."""
