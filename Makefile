@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-offline.txt
 	fi
 	@: > '$(MARKER)'
 	@echo 'Installing into $(VENV); this takes some minutes.'
-	$(PIP_INSTALL) -c constraints.txt -e '.[text,offline,serve,dev]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[text,hub,offline,serve,dev]'
 	$(PIP_INSTALL) --no-deps -c constraints.txt -r requirements-offline.txt
 	@rm -f '$(MARKER)'
 	@: > '$@'

@@ -23,7 +23,8 @@ def load(
     """What a checkpoint holds, ready to be used: a generator as a `Generator`, or a `Tokenizer`.
 
     Args:
-        path: a .ckpt file, the folder of a sharded run, or an exported one.
+        path: a .ckpt file, the folder of a sharded run, an exported one, or hf:OWNER/NAME on a hub,
+            with @REVISION and /FILE behind it where they are wanted.
         tokenizer: checkpoint of a generator's tokenizer, where it is not the one that it names.
         device: auto, cpu, cuda, cuda:1, ...
         dtype: float32 or bf16, of a generator's weights.

@@ -22,13 +22,16 @@ by configs that stack (-c a.yaml -c b.yaml), Lightning's:
 plain commands:
   data        pack | index | show | check: shards made, counted, looked into
   sample      images from a generator's checkpoint
+  edit        an image, part of which is drawn anew under a mask
   complete    the lower part of an image, drawn anew from its first rows
   reconstruct images through a tokenizer, beside their originals
-  evaluate    generation | reconstruction: FID and the like, by a named protocol
+  evaluate    generation | reconstruction: FID and the like, by a named protocol;
+              prompts: images against what their prompts ask for
   compare     configs, metrics and curves of several runs
   serve       images over HTTP, by the OpenAI images API
-  import      released weights of LlamaGen or LPD, for everything above
+  import      weights of LlamaGen, LPD and taming's VQGANs, for everything above
   export      the model of a checkpoint, for lgpl or for the code of LlamaGen or LPD
+  push        an exported model with its card to a hub, which hf:OWNER/NAME then names
   plan        memory, tokens and FLOPs of a training step, before it is queued
   configs     the recipes that -c takes by name: listed, or copied to be changed
   completion  bash | zsh: a script that completes all this in a shell
@@ -39,8 +42,8 @@ with every command that reads a checkpoint:
 """
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = (
-    *("data", "sample", "complete", "reconstruct", "evaluate", "compare", "serve", "import"),
-    *("export", "plan", "quickstart", "configs", "completion"),
+    *("data", "sample", "edit", "complete", "reconstruct", "evaluate", "compare", "serve"),
+    *("import", "export", "push", "plan", "quickstart", "configs", "completion"),
 )
 
 

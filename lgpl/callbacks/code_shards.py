@@ -20,7 +20,7 @@ from lgpl.data.writer import ShardWriter, remove_left
 from lgpl.errors import UserError
 from lgpl.progress import Bar
 from lgpl.text import TextEncoder
-from lgpl.training.encoding import add_features, code_members, made_by
+from lgpl.training.encoding import UNNAMED, add_features, code_members, made_by
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,10 @@ class CodeShardWriter(Callback):
             return
         if not isinstance(data, ShardDataModule):
             raise UserError("CodeShardWriter encodes shards and needs the ShardDataModule.")
-        if self.text_encoder is not None and "caption" not in data.fields:
-            data.fields.append("caption")  # so that a sample without one is skipped and counted
+        if self.text_encoder is not None:
+            data.expect(caption_style=self.text_encoder.captions)
+            if "caption" not in data.fields:  # a sample without one is skipped and counted
+                data.fields.append("caption")
         shards = data.shards["predict"]
         if twice := [name for name, n in Counter(map(code_shard_name, shards)).items() if n > 1]:
             said = f"data.predict: several shards would be written as {self.out / twice[0]}"
@@ -82,8 +84,9 @@ class CodeShardWriter(Callback):
             raise UserError("Only a tokenizer encodes: give a tokenizer's config and checkpoint.")
         self._made_by = made_by(pl_module, data, self.text_encoder)
         for path in sorted(self.out.glob("*.tar")):
-            for name, value in statistics(str(path), data.store).get("made_by", {}).items():
-                if value != (own := self._made_by.get(name)):
+            found = statistics(str(path), data.store).get("made_by", {})
+            for name, value in {**UNNAMED, **found}.items() if found else ():
+                if value != (own := self._made_by.get(name, UNNAMED.get(name))):
                     said = f"{path} was made with {name} {value}, not {own}: give another folder"
                     raise UserError(f"{said} as out, or delete the code shards in it.")
         if bar := trainer.progress_bar_callback:

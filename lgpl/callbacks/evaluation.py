@@ -24,7 +24,17 @@ from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.inference import draw_in_turn, requests_for
 from lgpl.inference.drawing import NO_IMAGE
-from lgpl.metrics import CACHE, GFID, RFID, Extractor, FeatureSummary, ImageSet, load_extractor
+from lgpl.metrics import (
+    CACHE,
+    GFID,
+    RFID,
+    CLIPScore,
+    Extractor,
+    FeatureSummary,
+    ImageSet,
+    load_extractor,
+)
+from lgpl.metrics.extractors import resize
 from lgpl.metrics.protocols import commit, read_prompts, report
 from lgpl.metrics.reference import progress, reference
 from lgpl.tokenizer import TokenizerModule
@@ -155,6 +165,8 @@ class GenerationEvaluation(Evaluation):
         seed: of the first image.
         batch_size: images drawn together.
         cache: folder of reference statistics.
+        clip: a CLIP of transformers, name or folder; adds the CLIP score of images and prompts.
+        clip_prefix: what stands before each prompt for it, such as "A photo depicts ".
     """
 
     def __init__(
@@ -166,10 +178,13 @@ class GenerationEvaluation(Evaluation):
         seed: int = 0,
         batch_size: int = 32,
         cache: str = CACHE,
+        clip: str | None = None,
+        clip_prefix: str = "",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.reference, self.images, self.prompts = reference, images, prompts
+        self.clip, self.clip_prefix = clip, clip_prefix
         self.sampling, self.seed = sampling, seed
         self.batch_size, self.cache = batch_size, cache
         self._known: tuple[FeatureSummary, dict[str, Any], list[str]] | None = None
@@ -177,6 +192,12 @@ class GenerationEvaluation(Evaluation):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         assert isinstance(pl_module, GeneratorModule)
         pl_module.check_sampling(self.sampling)
+        with isolate_rng():
+            _ = self._score  # a CLIP that cannot be had ends a run before it begins
+
+    @cached_property
+    def _score(self) -> CLIPScore | None:
+        return None if self.clip is None else CLIPScore(self.clip, self.clip_prefix)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
@@ -193,7 +214,9 @@ class GenerationEvaluation(Evaluation):
         """The report; all ranks must call this."""
         extractor = self._extractor.to(module.device)
         size = self.resize or module.image_size
-        made = ImageSet(extractor, self.images, size=size)
+        made, score = ImageSet(extractor, self.images), self._score
+        if score is not None:
+            score.to(module.device).reset()
         if self._known is None:
             known = reference(self.reference, extractor, size, self.cache, self.batch_size)
             self._known = *known, self._read_prompts(trainer, module)
@@ -204,16 +227,24 @@ class GenerationEvaluation(Evaluation):
         with bar, trainer.precision_plugin.forward_context():
             for numbers, images in draw_in_turn(module, requests, self.batch_size, rank, world):
                 if images is not None and numbers[0] != NO_IMAGE:
+                    images = resize(images, size)
                     made.update(images, torch.tensor(numbers))
+                    if score is not None:
+                        score.update(images, [requests[number].prompt for number in numbers])
                 bar.update(min(len(numbers) * world, self.images - bar.n))
+        clip = {} if score is None else {score.name: score.compute().item()}
+        by = {} if score is None else {"clip": score.provenance(self.images)}
         return report(
-            GFID, extractor, real, made.compute(), source,
+            GFID, extractor, real, made.compute(), source, clip,
             **asdict(self.sampling), seed=self.seed, resize=self.resize, prompts=self.prompts,
-            precision=str(trainer.precision),
+            precision=str(trainer.precision), **by,
         )  # fmt: skip
 
     def _read_prompts(self, trainer: Trainer, module: GeneratorModule) -> list[str]:
         if (every := module.model.condition.prompts()) is not None:
+            if self.clip is not None:
+                classes = "the model is class-conditional"
+                raise UserError(f"GenerationEvaluation.clip: needs captions, but {classes}.")
             return every
         data = getattr(trainer, "datamodule", None)
         shards = data.patterns[stage_of(trainer)] if isinstance(data, ShardDataModule) else None

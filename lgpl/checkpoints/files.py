@@ -4,7 +4,8 @@
 - the folder of a sharded (FSDP) run, with the same entry in `meta.pt`;
 - lgpl's own folder: `config.json`, which is that entry, and `model.safetensors`, the state dict of
   the `VQModel` or `Transformer`, for whoever wants the model without Lightning. By two entries more
-  vLLM knows a generator's folder for what it is.
+  vLLM knows a generator's folder for what it is. An imported tokenizer may have its discriminator
+  beside it, in `discriminator.safetensors`.
 
 With EMA the first two hold the average as their weights, so what is read here is the average.
 """
@@ -12,7 +13,7 @@ With EMA the first two hold the average as their weights, so what is read here i
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lgpl import shipped
+from lgpl import hub, shipped
 from lgpl.atomic import atomic_folder, remove_partials
 from lgpl.checkpoints.shards import ENTRIES, is_sharded, read_module
 from lgpl.errors import UserError, as_user_error
 
 StateDict = Mapping[str, Tensor]
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, DISCRIMINATOR = "config.json", "model.safetensors", "discriminator.safetensors"
 LAST = "checkpoints/last.ckpt"  # in the folder of a run
 # kind -> the model's place in the module, and so in the names of a Lightning checkpoint
 MODEL = {"tokenizer": "autoencoder", "generator": "transformer"}
@@ -44,6 +45,9 @@ class Checkpoint:
     kind: str  # `tokenizer` or `generator`
     config: dict[str, Any] | None  # `class_path` and `init_args`; None where it does not say
     weights: Callable[[], dict[str, Tensor]]  # reads the state dict of the model itself
+    # The same of what a tokenizer was trained against; empty where it was not kept.
+    discriminator: Callable[[], dict[str, Tensor]] = dict
+    provenance: dict[str, Any] = field(default_factory=dict)  # what it was made of, where it says
 
     def described(self) -> dict[str, Any]:
         """The config; raises UserError where there is none."""
@@ -60,19 +64,22 @@ def is_exported(path: str | Path) -> bool:
 
 
 def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
-    """A checkpoint in any of the three forms, or `emoji`, the one that comes with lgpl; its weights
-    stay on disk until they are asked for. Raises UserError where there is none, or, with a `kind`,
-    one of the other."""
-    path = shipped.checkpoint(path, kind)
+    """A checkpoint in any of the three forms, also of a hub, or `emoji`, the one that comes with
+    lgpl; of a folder with a generator and its tokenizer the one that is wanted. The weights stay on
+    disk until they are asked for. Raises UserError where there is none, or, with a `kind`, one of
+    the other."""
+    path = shipped.checkpoint(hub.fetched(path, (CONFIG, WEIGHTS), folders=tuple(MODEL)), kind)
+    if is_exported(inner := path / (kind or "generator")):
+        path = inner
     if (last := path / LAST).is_file():
         path = last  # of the folder of a run
     content: Any  # with the entry `lgpl`
-    read: Callable[[], Any]  # the state dict of the module, or of the model alone
-    if is_exported(path):
+    read: Callable[[], Any] = dict  # the state dict of the module
+    exported = is_exported(path)
+    if exported:
         kinds = (OSError, ValueError, RecursionError)
         with as_user_error(f"{path / CONFIG} cannot be read as JSON", *kinds):
             content = {"lgpl": json.loads((path / CONFIG).read_text(encoding="utf-8"))}
-        read = partial(load_file, path / WEIGHTS)
     elif is_sharded(path):
         content, read = load_tensors(path / ENTRIES), partial(read_module, path)
     elif path.is_file():
@@ -86,28 +93,43 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         raise UserError(f"{path} is no checkpoint of lgpl; `lgpl import` makes one of LlamaGen's.")
     if kind not in (None, found):
         raise UserError(f"{path} holds a {found}, but a {kind} is wanted.")
-    prefix = "" if is_exported(path) else f"{MODEL[found]}."
 
-    def weights() -> dict[str, Tensor]:
+    def part(prefix: str, file: str) -> dict[str, Tensor]:
+        """Of the module's state dict, or what an exported folder has in a file of its own."""
         try:
-            with as_user_error(f"{path / WEIGHTS} is missing or damaged", OSError, SafetensorError):
-                state = read().items()
-            return {n.removeprefix(prefix): t for n, t in state if n.startswith(prefix)}
+            with as_user_error(f"{path / file} is missing or damaged", OSError, SafetensorError):
+                if exported:
+                    return load_file(path / file)
+                return {
+                    n.removeprefix(prefix): t for n, t in read().items() if n.startswith(prefix)
+                }
         except (KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path} holds no weights where they should be.") from error
 
-    return Checkpoint(path, found, entry.get("config"), weights)
+    weights = partial(part, f"{MODEL[found]}.", WEIGHTS)
+    against: Callable[[], dict[str, Tensor]] = dict
+    if not exported or (path / DISCRIMINATOR).is_file():
+        against = partial(part, "loss.discriminator.", DISCRIMINATOR)
+    provenance = entry.get("provenance")
+    known = provenance if isinstance(provenance, dict) else {}
+    return Checkpoint(path, found, entry.get("config"), weights, against, known)
 
 
 def write_checkpoint(
-    folder: str | Path, kind: str, config: dict[str, Any], weights: StateDict
+    folder: str | Path,
+    kind: str,
+    config: dict[str, Any],
+    weights: StateDict,
+    discriminator: StateDict | None = None,
+    provenance: Mapping[str, Any] = {},
 ) -> None:
     """Write lgpl's own folder, whole or not at all, in place of one that is there; raises UserError
     where it cannot be written, or holds other files, which would be lost."""
     folder = Path(folder)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--out: {folder} is no folder; name a new one.")
-    if others := [path.name for path in folder.glob("*") if path.name not in (CONFIG, WEIGHTS)]:
+    known_files = (CONFIG, WEIGHTS, DISCRIMINATOR)
+    if others := [path.name for path in folder.glob("*") if path.name not in known_files]:
         raise UserError(f"--out: {folder} holds {min(others)}; name a new folder.")
     known = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
     names = known if kind == "generator" else {}
@@ -116,12 +138,15 @@ def write_checkpoint(
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_partials(folder)
         with atomic_folder(folder) as new:
-            tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-            save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-            entry = json.dumps({"kind": kind, **names, "config": config}, indent=2)
+            made = {"provenance": dict(provenance)} if provenance else {}
+            entry = json.dumps({"kind": kind, **names, "config": config, **made}, indent=2)
             (new / CONFIG).write_text(entry + "\n", encoding="utf-8")
-            # safetensors writes for the owner alone, whatever the umask says.
-            (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)
+            for file, state in ((WEIGHTS, weights), (DISCRIMINATOR, discriminator)):
+                if state:
+                    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+                    save_file(tensors, new / file, metadata={"format": "pt"})
+                    # safetensors writes for the owner alone, whatever the umask says.
+                    (new / file).chmod((new / CONFIG).stat().st_mode)
 
 
 def check_weights(

@@ -28,8 +28,9 @@ def main(args: list[str]) -> None:
     parsing.require_positive(options, "count")
     import torch
 
-    from lgpl.data.transforms import center_crop, normalize, to_uint8
+    from lgpl.data.transforms import center_crop, to_image
     from lgpl.image_files import grid, image_path, save
+    from lgpl.inference.editing import codes_of, keep
 
     out = image_path(options.out)
     original = opened(options.image)
@@ -43,15 +44,13 @@ def main(args: list[str]) -> None:
         last = layout.rows - 1
         raise UserError(f"--rows must be from 1 to {last} of the {layout} codes, got {kept}.")
     prompts = chosen(module.model.condition, options.prompt, options.label, options.count)
-    image = normalize(to_uint8(center_crop(original, module.image_size))[None])
-    with torch.inference_mode():
-        codes = module.tokenizer.autoencoder.encode(image.to(module.device))
-    given = layout.flatten(codes.clone())[0]
-    given[kept * layout.columns * layout.depth :] = -1
+    image = center_crop(original, module.image_size)
+    drawn = torch.arange(layout.rows)[:, None].expand(-1, layout.columns) >= kept
+    given = keep(module, codes_of(module, image), drawn)
     requests = inference.requests_for(prompts, sampling, options.seed, given)
     sink = inference.ImageList()
     inference.draw_into(module, requests, sink, options.count)
     captions = ["given", *(f"seed {request.seed}" for request in requests)]
-    save(grid(torch.cat((image, sink.images())), captions), out)
-    drawn = parsing.in_words(len(requests), options.seed, sampling)
-    print(f"{out}: {kept} of {layout.rows} rows kept, {drawn}")
+    save(grid([image, *map(to_image, sink.images())], captions), out)
+    said = parsing.in_words(len(requests), options.seed, sampling)
+    print(f"{out}: {kept} of {layout.rows} rows kept, {said}")

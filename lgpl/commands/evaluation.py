@@ -1,46 +1,39 @@
-"""What `lgpl evaluate` does: the reports of its two protocols, on one rank or many, and the tables
-and curves of a sweep."""
+"""What `lgpl evaluate generation` and `reconstruction` share: one rank or many, tables and curves
+of a sweep; and the report of `rfid`."""
 
 import contextlib
-import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jsonargparse import Namespace
+from torch import Tensor
 
-from lgpl.codes import ImageSize
-from lgpl.commands import parsing
 from lgpl.commands.evaluate import SWEPT
+from lgpl.commands.generation import generation
 from lgpl.data.transforms import normalize
 from lgpl.errors import UserError
-from lgpl.generator import GeneratorModule
 from lgpl.generator.module import PERCEPTUAL
-from lgpl.inference import Request, draw_in_turn, load_generator, requests_for, usable_device
-from lgpl.inference.drawing import NO_IMAGE
-from lgpl.metrics import (
-    GFID,
-    RFID,
-    Extractor,
-    FeatureSummary,
-    ImageSet,
-    Similarity,
-    load_extractor,
-    protocols,
-)
-from lgpl.metrics.extractors import resize
-from lgpl.metrics.images import SampleFile, current_rank, open_images
+from lgpl.inference import usable_device
+from lgpl.metrics import RFID, ImageSet, Similarity, load_extractor, protocols
+from lgpl.metrics.extractors import INCEPTION, resize
+from lgpl.metrics.images import current_rank, open_images
 from lgpl.metrics.protocols import report
-from lgpl.metrics.reference import batches, progress, reference, summarise
+from lgpl.metrics.reference import batches, summarise
+from lgpl.metrics.written import FolderWriter, NpzWriter
 from lgpl.plots import plot
 from lgpl.tokenizer import TokenizerModule
+from lgpl.tokenizer.baseline import load_baseline
 from lgpl.tokenizer.module import CodebookUsage
 from lgpl.training import load_module
+
+# Images [B, 3, H, W] in [-1, 1] and their numbers [B] -> reconstructions, and codes if any.
+Rebuild = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 def evaluate(what: str, options: Namespace, out: Path) -> None:
@@ -65,7 +58,7 @@ def evaluate(what: str, options: Namespace, out: Path) -> None:
         if len(found) > 1 and found[0]["metrics"]:
             _plot(out.with_suffix(".png"), found)
             print(f"{out.with_suffix('.png')}: the sweep")
-        print(f"{out}: {found[0]['protocol']}, {found[0]['extractor']}, N = {found[0]['N']}")
+        print(f"{out}: {_depends_on(found[0])}")
 
 
 @contextlib.contextmanager
@@ -85,7 +78,14 @@ def _joined(device: torch.device) -> Iterator[torch.device]:
 def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """The report of `rfid`. Where a model for 384 px is compared at 256, its reconstructions are
     resized, and the originals cropped at 256 as they would be for any other model."""
-    extractor = load_extractor(options.extractor).to(device)
+    with _written(options) as writers:
+        yield _reconstruction(options, device, writers)
+
+
+def _reconstruction(
+    options: Namespace, device: torch.device, writers: Sequence[FolderWriter | NpzWriter]
+) -> dict[str, Any]:
+    extractor = load_extractor(options.extractor or INCEPTION).to(device)
     originals = open_images(options.data, options.image_size)
     source = {"source": options.data, "images": originals.count, "crop": originals.crop}
     size, real = options.resize, None
@@ -97,131 +97,78 @@ def reconstruction(options: Namespace, device: torch.device) -> Iterator[dict[st
         others = open_images(options.samples, options.image_size)
         fake = summarise(others, extractor, options.batch_size, "reconstructions", size)
         made = {"samples": options.samples, "image_size": others.size, "resize": size}
-        yield report(RFID, extractor, real, fake, source, **made)
-        return
-    module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
-    assert isinstance(module, TokenizerModule)
+        return report(RFID, extractor, real, fake, source, **made)
+    rebuild, codebook, made = _rebuilder(options, device)
     real_set, fake_set = (ImageSet(extractor, originals.count) for _ in range(2))
     pairs = Similarity(None if options.lpips == "none" else options.lpips).to(device)
-    usage = CodebookUsage(module.autoencoder.codebook_size).to(device)
+    usage = CodebookUsage(codebook).to(device)
     for batch, number in batches(originals, options.batch_size, "reconstructions"):
         batch = batch.to(device)
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
         with torch.inference_mode(), bf16:
-            rebuilt, quantized = module.autoencoder(normalize(batch))
-        usage.update(quantized.codes)
+            rebuilt, codes = rebuild(normalize(batch), number)
+        if codes is not None:
+            usage.update(codes)
         batch, rebuilt = resize(batch, size), resize(rebuilt, size)
         if real is None:
             real_set.update(batch, number)
         fake_set.update(rebuilt, number)
         pairs.update(normalize(batch), normalize(rebuilt))
+        for writer in writers:
+            writer.write(rebuilt, number)
+    for writer in writers:
+        writer.finish()
     real, fake = real or real_set.compute(), fake_set.compute()
-    used = {f"codebook {name}": value.item() for name, value in usage.compute().items()}
-    yield report(
-        RFID, extractor, real, fake, source, pairs.compute() | used,
-        checkpoint=options.checkpoint, image_size=originals.size, resize=size,
-        lpips=options.lpips, precision=options.precision,
+    used = usage.compute() if codebook else {}
+    found = pairs.compute() | {f"codebook {name}": value.item() for name, value in used.items()}
+    return report(
+        RFID, extractor, real, fake, source, found, **made, image_size=originals.size,
+        resize=size, lpips=options.lpips, precision=options.precision,
     )  # fmt: skip
 
 
-def generation(options: Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """The reports of `gfid`, one for each setting of a sweep."""
-    extractor = load_extractor(options.extractor).to(device)
-    kept = (options.cache, options.batch_size)
-    if options.samples is not None:
-        images = open_images(options.samples, options.resize, "--resize")
-        side = options.resize or images.size or tuple(next(iter(images.batches(1))).shape[-2:])
-        real, source = reference(options.reference, extractor, side, *kept)
-        fake = summarise(images, extractor, options.batch_size, "samples", options.resize)
-        made = {"samples": options.samples, "resize": options.resize}
-        yield report(GFID, extractor, real, fake, source, **made)
-        return
-    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    where = (options.checkpoint, options.tokenizer, str(device))
-    module = load_generator(*where, dtype, trust=options.trust)
-    given = protocols.read_prompts(options.prompts) if options.prompts else []
-    prompts = module.model.condition.prompts() or given
-    if not prompts or (given and prompts is not given):
-        mistake = "is class-conditional: leave --prompts out" if given else "needs --prompts"
-        raise UserError(f"The checkpoint {mistake}.")
-    prompts = list(itertools.islice(itertools.cycle(prompts), options.images))
-    own = module.sampling
-    sweep = list(itertools.product(*(options.get(n) or [getattr(own, n)] for n in SWEPT)))
-    settings = [dict(zip(SWEPT, values, strict=True)) for values in sweep]
-    samplings = [parsing.sampling_of(options, own, **one) for one in settings]
-    for sampling in samplings:  # before the reference is read, which may take long
-        module.check_sampling(sampling)
-    side = options.resize or module.image_size
-    real, source = reference(options.reference, extractor, side, *kept)
-    for values, sampling in zip(sweep, samplings, strict=True):
-        file = None
-        if options.npz:
-            path = Path(options.npz)
-            if len(sweep) > 1:
-                path = path.with_stem(
-                    "-".join([path.stem, *(str(v) for v in values if v is not None)])
-                )
-            drawn_by = parsing.settings(options, prompts, sampling, "batch_size", "precision")
-            file = SampleFile(path, drawn_by, options.images, side)
-        requests = requests_for(prompts, sampling, options.seed)
-        fake = _drawn(module, extractor, requests, options.batch_size, side, file)
-        yield report(
-            GFID, extractor, real, fake, source,
-            **asdict(sampling), seed=options.seed, checkpoint=options.checkpoint,
-            image_size=module.image_size, resize=options.resize, prompts=options.prompts,
-            precision=options.precision,
-        )  # fmt: skip
+def _rebuilder(options: Namespace, device: torch.device) -> tuple[Rebuild, int, dict[str, Any]]:
+    """What reconstructs, how many codes it has (0 where it has none), and what the report says."""
+    if options.baseline is not None:
+        baseline = load_baseline(options.baseline).to(device)
+        kind = f"{type(baseline.model).__name__} of diffusers {version('diffusers')}"
+        drawn = "of the posterior, drawn for image i from seed i"
+        made = {"baseline": options.baseline, "model": kind, "latents": drawn}
+        return lambda images, numbers: (baseline(images, numbers), None), 0, made
+    module = load_module(options.checkpoint, "tokenizer", (PERCEPTUAL,), options.trust).to(device)
+    assert isinstance(module, TokenizerModule)
+    autoencoder = module.autoencoder
+
+    def rebuild(images: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        rebuilt, quantized = autoencoder(images)
+        return rebuilt, quantized.codes
+
+    return rebuild, autoencoder.codebook_size, {"checkpoint": options.checkpoint}
 
 
-def _drawn(
-    module: GeneratorModule,
-    extractor: Extractor,
-    requests: list[Request],
-    batch_size: int,
-    side: ImageSize,
-    file: SampleFile | None,
-) -> FeatureSummary:
-    """The summary of generated images; those that the file has already are not drawn again."""
-    if file is not None and file.path.exists():
-        return summarise(open_images(str(file.path)), extractor, batch_size, str(file.path))
-    rank, total, seen = current_rank(), len(requests), 0  # a bar that is disabled does not count
-    made = ImageSet(extractor, total)
-    done = 0 if file is None else file.done  # before any rank adds to it
-    share = (batch_size, rank.index, rank.count)
-    turns = draw_in_turn(module, requests, *share, lambda numbers: numbers[-1] < done)
-    with progress("sampling", total) as bar:
-        try:
-            for numbers, images in turns:
-                first, new = numbers[0], None
-                if images is not None:
-                    new = resize(images, side)
-                    made.update(new, torch.tensor(numbers))
-                elif file is not None and first != NO_IMAGE:
-                    made.update(file.read(first, numbers[-1] + 1), torch.tensor(numbers))
-                if file is not None:
-                    parts = _gathered(None if new is None else (first, new.cpu()))
-                    for part in filter(None, parts):  # in the order of their numbers
-                        file.write(*part)
-                seen = min(seen + batch_size * rank.count, total)
-                bar.update(seen - bar.n)
-        except KeyboardInterrupt:
-            kept = f"the same command goes on with {file.path}" if file else "none are kept (--npz)"
-            bar.close()
-            if rank.index == 0:
-                print(f"lgpl: {seen} of {total} images were drawn: no metric is given; {kept}.")
-            raise
-    if file is not None and rank.index == 0:
-        file.finish()
-    return made.compute()
+@contextlib.contextmanager
+def _written(options: Namespace) -> Iterator[list[FolderWriter | NpzWriter]]:
+    """What takes the reconstructions, where they are asked for."""
+    writers: list[FolderWriter | NpzWriter] = []
+    for name, kind in (("images", FolderWriter), ("npz", NpzWriter)):
+        if (path := options[name]) is not None:
+            if options.samples is not None:
+                raise UserError(f"--{name}: the reconstructions of --samples are made already.")
+            writers.append(kind(path))
+    try:
+        yield writers
+    finally:
+        for writer in writers:
+            writer.discard()
 
 
-def _gathered(value: Any) -> list[Any]:
-    """The values of all ranks on the first one, an empty list on the others; all must call this."""
-    rank = current_rank()
-    values = [value] * rank.count if rank.index == 0 else None
-    if rank.count > 1:
-        dist.gather_object(value, values)
-    return values or []
+def _depends_on(report: dict[str, Any]) -> str:
+    """What no metric is printed without."""
+    said = f"{report['protocol']}, {report['extractor']}, N = {report['N']}"
+    if clip := report.get("clip"):
+        before = f" with {clip['prefix']!r} before the captions" if clip["prefix"] else ""
+        said += f"; CLIP {clip['model']}{before}"
+    return said
 
 
 def table(reports: list[dict[str, Any]]) -> str:

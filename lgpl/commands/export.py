@@ -48,7 +48,8 @@ def main(args: list[str]) -> None:
     checkpoint = read_checkpoint(options.checkpoint)
     dtype = options.dtype and getattr(torch, DTYPES[options.dtype])
     if family is None:
-        write_checkpoint(out, checkpoint.kind, checkpoint.described(), _weights(checkpoint, dtype))
+        described, weights = checkpoint.described(), _weights(checkpoint, dtype)
+        write_checkpoint(out, checkpoint.kind, described, weights, provenance=checkpoint.provenance)
     else:
         if options.format == "lpd":
             from lgpl.checkpoints.released.lpd import to_lpd as to_theirs

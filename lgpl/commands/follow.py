@@ -32,6 +32,7 @@ from lgpl.generator.module import PERCEPTUAL
 from lgpl.text import TextEncoder
 from lgpl.tokenizer import TokenizerModule
 from lgpl.training import build_described
+from lgpl.training.encoding import UNNAMED
 
 OF_TOKENIZER = ("codebook_size", "grid", "depth")
 
@@ -165,9 +166,18 @@ def _fill_text(arguments: Namespace, data: Data) -> None:
             raise UserError(f"{known.split}: {has}, but condition.{name} is {ours}.")
     theirs = known.made_by.get("text_encoder")
     # A folder and a name of the hub are the same model where their last parts are.
-    if theirs and encoder and Path(theirs).name != Path(encoder.name).name:
+    if theirs and encoder and _last(theirs) != _last(encoder.name):
         has = f"{known.shard} holds features of the text encoder {theirs}"
         raise UserError(f"{known.split}: {has}, but condition.encoder is {encoder.name}.")
+    style = known.made_by.get("captions", UNNAMED["captions"])
+    if theirs and encoder and style != encoder.captions:
+        has = f"{known.shard} holds features of captions cleaned as {style}"
+        ours = f"condition.encoder.captions is {encoder.captions}"
+        raise UserError(f"{known.split}: {has}, but {ours}; make both equal.")
+
+
+def _last(name: str) -> str:
+    return Path(name).name.partition("@")[0]
 
 
 def _encoder(config: Any) -> TextEncoder | None:

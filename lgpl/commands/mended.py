@@ -76,6 +76,25 @@ def check_names(trainer: Any) -> None:
             raise UserError(f"--trainer.{name} must be > 0, got 0")
 
 
+def check_fp16(trainer: Any, fitting: bool) -> None:
+    """Raises a UserError where the Trainer cannot compute in fp16: Lightning would warn and take
+    another precision, or name a class of its own."""
+    precision, strategy = str(trainer.get("precision")), str(trainer.get("strategy"))
+    accelerator = trainer.get("accelerator")
+    if precision not in ("16", "16-mixed", "16-true"):
+        return
+    is_scaled, cause = precision != "16-true", ""
+    has_none = accelerator in (None, "auto") and not torch.accelerator.is_available()
+    if accelerator == "cpu" or has_none:
+        cause = "needs a GPU"
+    elif is_scaled and ("ShardedStrategy" in strategy or "ModelParallelStrategy" in strategy):
+        cause = "scales gradients, which a sharded model (FSDP2) does not take"
+    elif fitting and not is_scaled:
+        cause = "keeps the weights in fp16, where most steps of an optimizer round to nothing"
+    if cause:
+        raise UserError(f"--trainer.precision: {precision} {cause}; give bf16-mixed or 32-true.")
+
+
 def check_trainer(trainer: Any, is_manual: bool) -> None:
     """Raises a UserError for options of the Trainer that a module with steps of its own does not
     follow, with the one to give instead."""

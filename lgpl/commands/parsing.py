@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import jsonargparse
 from jsonargparse import Namespace
 
-from lgpl import shipped
+from lgpl import hub, shipped
 from lgpl.checkpoints.trust import add_trust
 from lgpl.errors import UserError, nearest
 from lgpl.generator.sampling import Sampling
@@ -150,7 +150,8 @@ def flag(key: str) -> str:
 
 def add_generator(parser: ArgumentParser, default: str | None = None) -> None:
     """The checkpoint, and where it runs."""
-    what = f"checkpoint of a generator, or {shipped.EMOJI}: the one that comes with lgpl"
+    own = f"or {shipped.EMOJI}: the one that comes with lgpl"
+    what = f"checkpoint of a generator, also hf:OWNER/NAME on a hub, {own}"
     parser.add_argument("--checkpoint", required=default is None, default=default, help=what)
     parser.add_argument("--tokenizer", help="checkpoint of its tokenizer, where it has moved")
     add_trust(parser)
@@ -180,11 +181,13 @@ def settings(
     options: Namespace, prompts: Sequence[str], sampling: Sampling, *more: str
 ) -> dict[str, Any]:
     """What drawn images depend on, `more` options among it, in plain values."""
+    from lgpl.checkpoints import read_checkpoint
     from lgpl.inference.sinks import newest
 
+    path = read_checkpoint(options.checkpoint, "generator").path
     return {
         "checkpoint": options.checkpoint,
-        "modified": newest(shipped.checkpoint(options.checkpoint, "generator")),
+        "modified": hub.commit_of(path) or newest(path),
         "tokenizer": options.tokenizer,
         "images": len(prompts),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),

@@ -13,6 +13,7 @@ from lgpl.commands.parsing import require_positive
 from lgpl.commands.plan import add_devices
 from lgpl.commands.training import CommandLine
 from lgpl.errors import UserError
+from lgpl.training import ShardedStrategy
 from lgpl.training.estimate import SAMPLES, StepEstimate, estimate_step
 
 GIB = 2**30
@@ -23,6 +24,7 @@ class Plan(CommandLine):
     """The configs of a run with its size, built on the meta device and without a Trainer."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
         add_devices(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -43,9 +45,11 @@ class Plan(CommandLine):
         precision = str(trainer.precision or "32-true")
         accumulate = getattr(self.model, "accumulate", trainer.accumulate_grad_batches)
         batch_size, size = self.datamodule.train_batch(gpus, accumulate), self.datamodule.image_size
-        step = estimate_step(self.model, batch_size, size, precision, sharded)
+        own = trainer.strategy if isinstance(trainer.strategy, ShardedStrategy) else None
+        reshard, replicas = (own.reshard, own.replicas) if own else (True, 1)
+        step = estimate_step(self.model, batch_size, size, precision, sharded, reshard)
         averaged = any(isinstance(callback, EMA) for callback in callbacks)
-        lines = per_device(step, gpus, sharded, averaged)
+        lines = per_device(step, gpus, sharded, averaged, replicas)
         used, memory = sum(lines.values()) / GIB, self.config_init.memory
         batches = gpus * accumulate
         rows = {name: f"{size / GIB:.2f} GiB" for name, size in lines.items()}
@@ -71,9 +75,12 @@ def plan(args: list[str]) -> str:
     return planned.report()
 
 
-def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> dict[str, int]:
-    """Bytes on each of so many devices, by what they are for; `sharded` is FSDP instead of DDP, and
-    `averaged` an EMA of the weights. The step is of a device that holds the whole model."""
+def per_device(
+    step: StepEstimate, gpus: int, sharded: bool, averaged: bool, replicas: int = 1
+) -> dict[str, int]:
+    """Bytes on each of so many devices, by what they are for; `sharded` is FSDP instead of DDP, in
+    so many `replicas`, and `averaged` an EMA of the weights. The step is of a device that holds the
+    whole model."""
     lines = {
         "parameters": step.parameters,
         "gradients": step.gradients,
@@ -82,7 +89,7 @@ def per_device(step: StepEstimate, gpus: int, sharded: bool, averaged: bool) -> 
     if averaged:
         lines["moving average"] = step.parameters
     if sharded:
-        lines = {name: -(-size // gpus) for name, size in lines.items()}
+        lines = {name: -(-size // max(1, gpus // replicas)) for name, size in lines.items()}
         lines["gathered by FSDP"] = step.gathered
     elif gpus > 1:
         lines["buckets of DDP"] = step.gradients

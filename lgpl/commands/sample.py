@@ -1,24 +1,39 @@
-"""`lgpl sample`: images of prompts or classes, from a generator's checkpoint."""
+"""`lgpl sample`: images of prompts or classes, from a generator's checkpoint.
+
+Into a FOLDER/ they go as files: by their numbers, with captions.txt; of the prompts of GenEval
+(.jsonl) and DPG-bench (a folder of .txt) as those benchmarks' own scorers read them, four of each.
+"""
 
 from __future__ import annotations  # or they would import torch
 
 import os
+import sys
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lgpl import generator, inference
 from lgpl.commands import parsing
 from lgpl.errors import UserError
+from lgpl.text import prompts as prompt_files
+
+if TYPE_CHECKING:
+    from lgpl.inference.sinks import ImageFolder
+
+BENCHMARK_IMAGES = 4  # of each prompt of GenEval and DPG-bench
 
 
 def parser() -> parsing.ArgumentParser:
     p = parsing.ArgumentParser(prog="lgpl sample", description=__doc__)
     parsing.add_generator(p)
     p.add_argument("--prompt", nargs="+", default=[], help="what to show; several make a grid")
-    p.add_argument("--prompts", help="a text file, one prompt a line")
+    lines = "text file, one a line; .csv or .tsv; .jsonl of GenEval; folder of DPG-bench"
+    p.add_argument("--prompts", help=lines)
+    p.add_argument("--prompt-column", default=prompt_files.COLUMN, help="of a .csv or .tsv")
     p.add_argument("--label", nargs="+", type=str, default=[], help="classes, by number or name")
-    p.add_argument("--count", type=int, default=1, help="images of each prompt or class")
+    count = "images of each prompt or class; 1, or 4 of a benchmark's into FOLDER/, by default"
+    p.add_argument("--count", type=int, help=count)
     p.add_argument("--balanced", type=int, help="images over all classes in turn")
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--batch-size", type=int, default=16, help="images drawn together")
@@ -43,33 +58,41 @@ def main(args: list[str]) -> None:
 
     from lgpl.data.transforms import to_image
     from lgpl.image_files import grid, image_path, save
-    from lgpl.text.captions import read_prompts
 
     out = Path(options.out) if many else image_path(options.out)
-    given = list(options.prompt)
+    file = prompt_files.Prompts([])
     if options.prompts:
-        given += read_prompts(options.prompts)
+        file = prompt_files.read(options.prompts, options.prompt_column)
+    if many and file.layout and options.prompt:
+        raise UserError(f"--prompt: {options.prompts} is a benchmark's; leave other prompts out.")
+    each = options.count or (BENCHMARK_IMAGES if many and file.layout else 1)
     where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
     dtype = getattr(torch, inference.DTYPES[options.dtype])
     module = inference.load_generator(*where, dtype, options.int8, options.trust)
     sampling = parsing.sampling_of(options, module.sampling)
     module.check_sampling(sampling)
+    condition = module.model.condition
     if options.balanced:
-        every = module.model.condition.prompts()
+        every = condition.prompts()
         if every is None:
             raise UserError("--balanced: the checkpoint has no classes, whose number is known.")
         prompts = list(islice(cycle(every), options.balanced))
     else:
-        prompts = chosen(module.model.condition, given, options.label, options.count)
+        prompts = chosen(condition, [*options.prompt, *file.texts], options.label, each)
     requests = inference.requests_for(prompts, sampling, options.seed)
     if many:
         rank, world = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
         drawn_by = parsing.settings(options, prompts, sampling, "dtype", "int8")
-        folder = inference.ImageFolder(out, drawn_by)
-        drawn = inference.draw_into(module, requests, folder, options.batch_size, rank, world)
-        there = (
-            f" ({drawn} drawn, the others were there)" if drawn < len(requests[rank::world]) else ""
-        )
+        captions = prompts if condition.option == "prompt" else []
+        folder = folder_for(file, out, drawn_by, captions, each)
+        group = each if file.layout else 1
+        share = (options.batch_size, rank, world, group)
+        cut = bool(file.rows or file.names)  # a data set's prompts, which nobody can shorten
+        if cut and rank == 0:
+            warn_of_long(condition, file.texts)
+        drawn = inference.draw_into(module, requests, folder, *share, cut)
+        mine = len(inference.share_of(requests, rank, world, group))
+        there = f" ({drawn} drawn, the others were there)" if drawn < mine else ""
         print(f"{out}: {parsing.in_words(len(requests), options.seed, sampling)}{there}")
         return
     sink = inference.ImageList()
@@ -80,6 +103,34 @@ def main(args: list[str]) -> None:
     else:
         save(grid(images, prompts, options.columns, options.tile), out)
     print(f"{out}: {parsing.in_words(len(images), options.seed, sampling)}")
+
+
+def folder_for(
+    file: prompt_files.Prompts,
+    out: Path,
+    settings: dict[str, Any],
+    captions: Sequence[str],
+    each: int,
+) -> ImageFolder:
+    """In the layout of the file's benchmark, if it has one."""
+    if file.layout == prompt_files.GENEVAL:
+        return inference.GenEvalFolder(out, settings, file.rows, each)
+    if file.layout == prompt_files.DPG:
+        return inference.GridFolder(out, settings, file.names, each)
+    return inference.ImageFolder(out, settings, captions)
+
+
+def warn_of_long(condition: generator.Condition, prompts: Sequence[str]) -> None:
+    """Say how many prompts are not drawn as they are, but cut as captions are in training."""
+    cut = 0
+    for prompt in dict.fromkeys(prompts):
+        try:
+            condition.check(prompt)
+        except UserError:
+            cut += 1
+    if cut:
+        said = f"{cut} of {len(prompts)} prompts are longer than the model reads, and are cut"
+        print(f"lgpl: {said}.", file=sys.stderr)
 
 
 def chosen(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from lgpl import shipped
+from lgpl import hub, shipped
 from lgpl.commands import parsing
 from lgpl.errors import UserError
 from lgpl.inference import DTYPES
@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
             raise UserError(f"{parsing.flag(name)} must be > 0 and finite, got {value}")
     if not 0 <= options.port < 65536:
         raise UserError(f"--port must be from 0 to 65535, got {options.port}")
-    for package in ("fastapi", "uvicorn", "prometheus-client"):
+    for package in ("fastapi", "uvicorn", "prometheus-client", "python-multipart"):
         needs("lgpl serve", package, "serve")
     from lgpl.serving.api import create_app
     from lgpl.serving.server import run
@@ -78,7 +78,9 @@ def main(args: list[str]) -> None:
 
 def model_name(checkpoint: str) -> str:
     """What the API calls a model: a run by its folders below `runs`, as `quickstart/stage2`, or by
-    the last two; an exported folder or another file by its own name."""
+    the last two; an exported folder or another file by its own name, one of a hub by OWNER/NAME."""
+    if hub.is_name(checkpoint):
+        return hub.parse(checkpoint).repo
     path = Path(os.path.abspath(checkpoint))
     if path.parent.name != "checkpoints":
         return path.name if path.is_dir() else path.stem

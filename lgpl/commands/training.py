@@ -5,7 +5,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +25,14 @@ from lgpl.checkpoints import is_exported, is_sharded, read_checkpoint, split_tru
 from lgpl.cli import TRAINING
 from lgpl.commands.follow import fill_in
 from lgpl.commands.keys import check_keys
-from lgpl.commands.mended import check_names, check_run_is_new, check_trainer, mended, where_it_is
+from lgpl.commands.mended import (
+    check_fp16,
+    check_names,
+    check_run_is_new,
+    check_trainer,
+    mended,
+    where_it_is,
+)
 from lgpl.commands.parsing import SentenceErrors
 from lgpl.commands.quiet import be_quiet
 from lgpl.data import ShardDataModule
@@ -52,6 +59,7 @@ def with_recipes(args: list[str]) -> list[str]:
     return found
 
 
+MatmulPrecision = Literal["highest", "high", "medium"]  # torch's names
 register_type(Scalar, lambda value: value, Scalar.read, type_check=lambda *_: False)
 
 
@@ -105,6 +113,12 @@ class CommandLine(cli.LightningCLI):
             load_from_checkpoint_support=False,  # checkpoints carry lgpl's own entry instead
         )
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        said = "of float32 products: highest, high (TF32 on a GPU) or medium (bf16)"
+        parser.add_argument(
+            "--matmul_precision", type=MatmulPrecision, default="highest", help=said
+        )
+
     @property
     def of_command(self) -> Namespace:
         """The part of the config that belongs to the command."""
@@ -135,6 +149,7 @@ class CommandLine(cli.LightningCLI):
         """Disabled: Lightning would take the model's class from a checkpoint's hyperparameters."""
 
     def before_instantiate_classes(self) -> None:
+        torch.set_float32_matmul_precision(self.of_command.matmul_precision)
         fill_in(self.of_command, self.trust)
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         config = dump[self.subcommand] if self.subcommand else dump
@@ -158,6 +173,7 @@ class CommandLine(cli.LightningCLI):
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         check_names(self.of_command.trainer)
+        check_fp16(self.of_command.trainer, self.config.get("subcommand") == "fit")
         try:
             with mended():
                 trainer = super().instantiate_trainer(**options)
@@ -167,6 +183,8 @@ class CommandLine(cli.LightningCLI):
                 said = f"{wanted}, but torch finds no GPU here; give --trainer.accelerator cpu"
                 raise UserError(f"trainer.accelerator: {said}.") from error
             raise
+        if isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.check()
         if (threads := cpus.part(trainer.num_devices)) is not None:
             torch.set_num_threads(threads)  # Lightning would divide all CPUs and know no quota
         return trainer

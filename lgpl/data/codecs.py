@@ -57,14 +57,41 @@ def decode(image: Image.Image) -> Image.Image:
         raise BadSample("image that does not decode: damaged") from error
 
 
-def finish(image: Image.Image) -> Image.Image:
-    """`decode`'s image, or a square of it, upright and on white."""
+def open_layers(data: bytes) -> Image.Image:
+    """`open_image` of an image that does not move, as RGBA where some of it may be transparent;
+    raises as it does, and for an animation."""
+    image = open_header(data)
+    if _moves(image, data):
+        raise BadSample("an animation, where one still image is wanted")
+    return upright(decode(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF says, in place."""
     with suppress(Exception):  # broken EXIF, while the pixels are whole
         ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def finish(image: Image.Image) -> Image.Image:
+    """`decode`'s image, or a square of it, upright and on white."""
+    return on_white(upright(image))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB of an image that is RGB or RGBA."""
     if image.mode == "RGB":
         return image
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _moves(image: Image.Image, data: bytes) -> bool:
+    """Whether it has several frames; an MPO, as phones write, has other views of one image."""
+    if image.format == "PNG":  # whose chunks of animation nobody else here reads
+        start = data.find(b"acTL", 0, max(0, data.find(b"IDAT")))
+        return start > 0 and int.from_bytes(data[start + 4 : start + 8], "big") > 1
+    return image.format in ("GIF", "WEBP") and bool(getattr(image, "is_animated", False))
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -14,12 +14,12 @@ from lgpl.data.decode import Field, Fit, SampleDecoder
 from lgpl.data.filters import Filter
 from lgpl.data.index import counted, named, statistics
 from lgpl.data.loader import PassLoader, ShardwiseLoader, TrainLoader
-from lgpl.data.members import BadSample
+from lgpl.data.members import BadSample, check_caption_names
 from lgpl.data.order import Mixture, Order, seed_of
 from lgpl.data.shards import Shard, shards_with
 from lgpl.data.store import Store, is_url
 from lgpl.data.streams import Rank, Samples, every_sample_once, shard_by_shard
-from lgpl.data.transforms import normalize
+from lgpl.data.transforms import CENTER_CROP, normalize
 from lgpl.data.watch import SECONDS
 from lgpl.errors import UserError
 
@@ -45,9 +45,10 @@ class ShardDataModule(pl.LightningDataModule):
             to lie inside, on white, and augments by flips alone.
         augment: random crops and flips in training; validation always takes the centre.
         flip: flip half of the augmented images.
-        captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), each with how often
-            it is taken in training; anything else takes the first. Of a list of texts in the JSON,
-            training takes one at random.
+        captions: members that hold a caption (`txt`, `short.txt`, `json:KEY`), or a part of one
+            (`first-sentence:txt`, `first-line:txt`), each with how often it is taken in training;
+            anything else takes the first. Of a list of texts in the JSON, training takes one at
+            random.
         filter: which samples are wanted.
         batch_size: samples of a training batch on each rank.
         global_batch: training samples of one optimizer step over all ranks; `batch_size` then holds
@@ -108,6 +109,7 @@ class ShardDataModule(pl.LightningDataModule):
         self.num_workers, self.max_bad, self.store = num_workers, max_bad, store
         self.shuffle, self.seed, self.partitions = shuffle, seed, partitions
         self.sample_seconds = sample_seconds
+        self.crop = CENTER_CROP  # outside of training; some metrics take another
         for name, least in (("batch_size", 1), ("num_workers", 0), ("shuffle", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}: {getattr(self, name)} is below {least}.")
@@ -115,6 +117,7 @@ class ShardDataModule(pl.LightningDataModule):
             raise UserError(f"data.sample_seconds: {sample_seconds} is below 0.")
         if min(self.captions.values()) < 0 or not sum(self.captions.values()):
             raise UserError("data.captions: weights are at least 0, and one is more.")
+        check_caption_names(list(self.captions))
         if fit == "pad" and ten_crop:
             raise UserError("data.ten_crop: its views are crops; data.fit must be crop, got pad.")
         if isinstance(train, dict) and (not train or min(train.values()) <= 0):
@@ -129,7 +132,7 @@ class ShardDataModule(pl.LightningDataModule):
         text_length: int | None = None,  # positions of the text features in a batch
         tokenizer: str | None = None,  # fingerprint of the codes' one; another's are refused
         layout: CodeLayout | None = None,  # of an image's codes; shards of another are refused
-        **limits: Any,  # `codebook_size`, `num_classes`, `text_features` of `SampleDecoder`
+        **limits: Any,  # others of `SampleDecoder`
     ) -> None:
         """What the model can take; a sample outside is skipped and counted."""
         self._text_length, self._tokenizer, self._layout = text_length, tokenizer, layout
@@ -302,6 +305,7 @@ class ShardDataModule(pl.LightningDataModule):
             augment=self.augment and training,
             flip=self.flip,
             fit=self.fit,
+            crop=self.crop,
             captions=self.captions,
             ten_crop=self.ten_crop if split == "predict" else (),
             filter=self.filter,

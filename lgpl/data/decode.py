@@ -17,6 +17,7 @@ from lgpl.data import members, transforms
 from lgpl.data.codecs import open_image
 from lgpl.data.filters import Filter
 from lgpl.data.members import IMAGE_EXTENSIONS, JSON_CAPTION, BadSample, Raw, guarded, member
+from lgpl.text.captions import Style, clean
 from lgpl.text.encoder import left_pad
 
 Field = Literal["image", "caption", "class", "codes", "text"]
@@ -40,9 +41,11 @@ class SampleDecoder:
     augment: bool = False
     flip: bool = True
     fit: Fit = "crop"  # or `pad`: the whole image on white, where it is no square, say
-    # Members that hold a caption (`txt`, `short.txt`, `json:KEY`): how often each is taken.
+    # Captions (`txt`, `short.txt`, `json:KEY`, `first-line:txt`): how often each is taken.
     captions: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
+    caption_style: Style = "plain"  # of the text encoder, see `read_caption`
     ten_crop: Sequence[float] = ()  # without `augment`: ten views at each of these scales, not one
+    crop: str = transforms.CENTER_CROP  # without `augment`, where `fit` says so; see `CROPS`
     filter: Filter = field(default_factory=Filter)  # which sound samples are wanted
     layout: CodeLayout | None = None  # of an image's codes
     codebook_size: int | None = None  # that codes must be below
@@ -57,7 +60,7 @@ class SampleDecoder:
         if "text" in self.fields:
             names |= {members.features_name(caption) for caption in self.captions}
         if "caption" in self.fields or self.filter.caption_length:
-            names |= {"json" if c.startswith(JSON_CAPTION) else c for c in self.captions}
+            names |= {members.caption_member(caption) for caption in self.captions}
         if self.filter.json or (self.filter.reads_size and "image" not in self.fields):
             names.add("json")
         return frozenset(names)
@@ -88,13 +91,14 @@ class SampleDecoder:
         drawn = rng if self.augment and "text" not in self.fields else None
         text = None  # of the caption, once it has been drawn
         if self.filter.caption_length:
-            text = members.read_caption(raw, caption, drawn)
-            self.filter.check_caption(text)
+            text = members.read_caption(raw, caption, drawn, self.caption_style)
+            self.filter.check_caption(clean(text, self.caption_style))
         for name in self.fields:
             if name == "image":
                 sample["image"] = self._image(member(raw, name, IMAGE_EXTENSIONS), rng)
             elif name == "caption":
-                sample["caption"] = text or members.read_caption(raw, caption, drawn)
+                read = members.read_caption
+                sample["caption"] = text or read(raw, caption, drawn, self.caption_style)
             elif name == "class":
                 sample["class"] = self._class(member(raw, name, ("cls",)))
             elif name == "codes":
@@ -142,7 +146,7 @@ class SampleDecoder:
         if self.fit == "pad":
             return transforms.to_uint8(transforms.pad(image, self.image_size))
         if not self.ten_crop:
-            return transforms.to_uint8(transforms.center_crop(image, self.image_size))
+            return transforms.to_uint8(transforms.CROPS[self.crop](image, self.image_size))
         views = [transforms.ten_crops(image, self.image_size, scale) for scale in self.ten_crop]
         return torch.stack([transforms.to_uint8(view) for view in itertools.chain(*views)])
 
@@ -196,10 +200,11 @@ class SampleDecoder:
 
 
 def _has_caption(raw: Raw, name: str) -> bool:
-    if not name.startswith(JSON_CAPTION):
-        return name in raw
+    _, whole = members.split_name(name)
+    if not whole.startswith(JSON_CAPTION):
+        return whole in raw
     try:
-        value = members.read_json(raw).get(name.removeprefix(JSON_CAPTION))
+        value = members.read_json(raw).get(whole.removeprefix(JSON_CAPTION))
     except BadSample:
         return False
     texts = value if isinstance(value, list) else []

@@ -13,12 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from lgpl.errors import UserError
-from lgpl.text.captions import clean
+from lgpl.text.captions import Style, clean, first_line, first_sentence
 
 Raw = dict[str, Any]  # extension -> bytes, and "__key__", "__shard__"
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JSON_CAPTION = "json:"  # before the key of a caption that stands in the JSON
+# Before the name of a caption, a part of which is a caption of its own.
+PARTS = {"first-sentence": first_sentence, "first-line": first_line}
 LONGEST_HEADER = 4096  # bytes of an .npy file's header that are looked at
 LARGEST_JSON = 4 * 2**20  # bytes; parsed it takes twenty times as many
 LONGEST_CAPTION = 10_000  # characters
@@ -45,11 +47,34 @@ def guarded() -> Iterator[None]:
         raise BadSample(f"sample that does not decode ({type(error).__name__})") from error
 
 
+def split_name(caption: str) -> tuple[str, str]:
+    """`first-line` and `txt` of `first-line:txt`; the first is empty for a whole caption."""
+    part, _, whole = caption.partition(":")
+    return (part, whole) if part in PARTS else ("", caption)
+
+
+def caption_member(caption: str) -> str:
+    """The member that a caption stands in, by its name in `data.captions`."""
+    whole = split_name(caption)[1]
+    return "json" if whole.startswith(JSON_CAPTION) else whole
+
+
+def check_caption_names(captions: Sequence[str]) -> None:
+    """Raises a UserError for a name that `data.captions` cannot have."""
+    for name in captions:
+        start, colon, _ = split_name(name)[1].partition(":")
+        if colon and f"{start}:" != JSON_CAPTION:
+            known = f"txt, NAME.txt or json:KEY, {': or '.join(PARTS)}: may stand before it"
+            raise UserError(f"data.captions: {name!r} is none of {known}.")
+
+
 def features_name(caption: str) -> str:
     """The member that holds the text features of a caption: `text.npy` for `txt`, `short.text.npy`
-    for `short.txt` and for `json:short`."""
-    name = caption.removeprefix(JSON_CAPTION) if caption.startswith(JSON_CAPTION) else caption[:-3]
-    return f"{name.rstrip('.')}.text.npy".lstrip(".")
+    for `short.txt` and for `json:short`, `first-line.text.npy` for `first-line:txt`."""
+    part, whole = split_name(caption)
+    is_json = whole.startswith(JSON_CAPTION)
+    name = whole.removeprefix(JSON_CAPTION) if is_json else whole[:-3]
+    return ".".join(filter(None, (part, name.strip("."), "text.npy")))
 
 
 def member(raw: Raw, what: str, extensions: Sequence[str]) -> bytes:
@@ -106,20 +131,25 @@ def read_size(values: dict[str, Any]) -> tuple[int, int]:
     return width, height
 
 
-def read_caption(raw: Raw, name: str, rng: random.Random | None = None) -> str:
-    """The cleaned caption of a sample by its name in `data.captions`; of a list in the JSON one at
-    random, without `rng` the first, where what is empty or no text does not count."""
-    if not name.startswith(JSON_CAPTION):
+def read_caption(
+    raw: Raw, name: str, rng: random.Random | None = None, style: Style = "plain"
+) -> str:
+    """The caption of a sample by its name in `data.captions`: cleaned, or in another style as it
+    stands, since the text encoder cleans it. Of a list in the JSON one at random, without `rng` the
+    first, where what is empty or no text does not count."""
+    part, whole = split_name(name)
+    ready = functools.partial(_ready, part=part, style=style)
+    if not whole.startswith(JSON_CAPTION):
         try:
-            text = member(raw, "caption", (name,)).decode("utf-8-sig")
+            text = member(raw, "caption", (whole,)).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadSample("caption that is not UTF-8") from error
-        return _cleaned(text)
-    key = name.removeprefix(JSON_CAPTION)
+        return ready(text)
+    key = whole.removeprefix(JSON_CAPTION)
     value = read_json(raw).get(key)
     if isinstance(value, str):
         check_text(value)
-        return _cleaned(value)
+        return ready(value)
     if value is None:
         raise BadSample(f"JSON without the caption {key!r}")
     if not isinstance(value, list):
@@ -128,21 +158,24 @@ def read_caption(raw: Raw, name: str, rng: random.Random | None = None) -> str:
     while texts:
         text = texts.pop(rng.randrange(len(texts)) if rng else 0)
         check_text(text)
-        if text.strip() and (caption := _cleaned(text, may_be_empty=True)):
+        if text.strip() and (caption := ready(text, may_be_empty=True)):
             return caption
     raise BadSample(f"JSON without a text in the list of captions {key!r}")
 
 
-def _cleaned(text: str, may_be_empty: bool = False) -> str:
+def _ready(text: str, part: str, style: Style, may_be_empty: bool = False) -> str:
     if len(text) > LONGEST_CAPTION:
         raise BadSample(f"caption of more than {LONGEST_CAPTION} characters")
+    text = PARTS[part](text) if part else text.strip()
     try:
-        caption = clean(text)
+        caption = clean(text, style)
+    except UserError:  # a package is missing
+        raise
     except ValueError as error:  # such as a character reference of thousands of digits
         raise BadSample("caption that cannot be cleaned of markup") from error
     if not caption and not may_be_empty:
         raise BadSample("empty caption")
-    return caption
+    return caption if style == "plain" or not caption else text
 
 
 def check_text(text: str) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lgpl.data.decode import Sample, SampleDecoder, Shapes, check_shapes, collate
 from lgpl.data.filters import Filter
-from lgpl.data.members import BadSample, Raw, Unwanted, fields_without
+from lgpl.data.members import BadSample, Raw, Unwanted, caption_member, fields_without
 from lgpl.data.order import Order, PartitionState, Position, Span, seed_of
 from lgpl.data.shards import OpenShards, Shard
 from lgpl.data.store import Store
@@ -93,7 +93,7 @@ class Samples(Dataset):
     def __post_init__(self) -> None:
         self.watch = Watch(self.seconds)
         self._open = OpenShards(self.store, self.keep_open)
-        texts = {"txt", "cls", "json", *self.decoder.captions}
+        texts = {"txt", "cls", "json", *map(caption_member, self.decoder.captions)}
         self._copied = texts if self.copies else set()
 
     def __getitem__(self, request: ReadRequest) -> Chunk:

@@ -14,7 +14,9 @@ from lgpl.data.codecs import MAX_PIXELS, decode, finish, open_header
 from lgpl.data.members import BadSample
 
 LARGEST_RATIO = 1 / 0.8  # of the scaled image to the crop, LlamaGen's training (arXiv 2406.06525)
-CENTER_CROP = "centre, ADM's: halved by boxes, then bicubic"  # for the provenance of metrics
+# For the provenance of metrics.
+CENTER_CROP = "centre, ADM's: halved by boxes, then bicubic"
+LANCZOS_CROP = "centre, as it is, then Lanczos"
 TEN_CROP_SCALES = (1.1, 1.05)  # of the square to the views, LlamaGen's code extraction
 
 
@@ -31,6 +33,17 @@ def center_crop(image: Image.Image, size: ImageSize) -> Image.Image:
         return image.resize((width, height), Image.Resampling.BICUBIC, box)
     whole = image.resize(scaled, Image.Resampling.BICUBIC)
     return whole.crop((left, top, left + width, top + height))
+
+
+def lanczos_crop(image: Image.Image, size: ImageSize) -> Image.Image:
+    """The middle of the image, as large as it has room for, scaled to `size` (height, width) by
+    Lanczos: how images are prepared for FID on COCO, by clean-fid (arXiv 2104.11222) and others."""
+    height, width = size
+    scale = min(image.width / width, image.height / height)
+    inside = round(width * scale), round(height * scale)
+    left, top = round((image.width - inside[0]) / 2), round((image.height - inside[1]) / 2)
+    middle = image.crop((left, top, left + inside[0], top + inside[1]))
+    return middle.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def pad(image: Image.Image, size: ImageSize) -> Image.Image:
@@ -140,3 +153,6 @@ def _box(
         (left + size[1]) * width / scaled_width,
         (top + size[0]) * height / scaled_height,
     )
+
+
+CROPS = {CENTER_CROP: center_crop, LANCZOS_CROP: lanczos_crop}

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from lgpl.checkpoints import Checkpoint
+from lgpl.checkpoints import Checkpoint, is_exported
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
@@ -20,7 +20,7 @@ from lgpl.generator.model import Model
 from lgpl.generator.sampling import Sampling
 from lgpl.generator.sharding import shard, whole_weights
 from lgpl.tokenizer.module import TokenizerModule
-from lgpl.training import TrainingModule, build_described, load_module
+from lgpl.training import ShardedStrategy, TrainingModule, build_described, load_module
 from lgpl.training.optimizers import MuonAdamW, Schedule, adamw
 
 # Of the frozen tokenizer's config: its weights are large, and only training needs them.
@@ -88,8 +88,10 @@ class GeneratorModule(TrainingModule):
             for block in self.transformer.blocks() or [self.transformer]:
                 block.compile()  # in place, so that checkpoints keep their names
         if self.device_mesh is not None:
-            mixed = self.trainer.precision == "bf16-mixed"
-            shard(self.transformer, self.device_mesh["data_parallel"], mixed)
+            strategy, mixed = self.trainer.strategy, self.trainer.precision == "bf16-mixed"
+            how: dict[str, Any] = {"mesh": self.device_mesh["data_parallel"]}
+            how = strategy.sharding if isinstance(strategy, ShardedStrategy) else how
+            shard(self.transformer, mixed=mixed, **how)
 
     @property
     def model(self) -> Model:
@@ -127,21 +129,32 @@ class GeneratorModule(TrainingModule):
     def tokenizer(self) -> TokenizerModule:
         """The frozen tokenizer, on this module's device."""
         if not self._tokenizer:
-            if self.tokenizer_path is None:
+            path = self.own_tokenizer()
+            if path is None:
                 raise UserError("model.tokenizer is not set; give the checkpoint of the tokenizer.")
-            path = self.beside_checkpoint(self.tokenizer_path)
-            module = load_module(path, "tokenizer", (PERCEPTUAL,), self.trust)
-            assert isinstance(module, TokenizerModule)
-            self._tokenizer.append(module)
+            self._take_tokenizer(path)
         return self._tokenizer[0].to(self.device)
 
+    def own_tokenizer(self) -> str | None:
+        """The tokenizer's checkpoint: the one that was published inside the generator's folder, or
+        else the one that the config names."""
+        inside = self.checkpoint and self.checkpoint / TokenizerModule.kind
+        if inside and is_exported(inside):
+            return str(inside)
+        return self.tokenizer_path and self.beside_checkpoint(self.tokenizer_path)
+
     def use_tokenizer(self, path: str | None, source: object) -> None:
-        """Take this checkpoint for the tokenizer, or with None the one that the config names."""
-        if path is not None:
-            self.tokenizer_path = path
-            self._tokenizer.clear()
-        elif self.tokenizer_path is None:
+        """Load this checkpoint as the tokenizer, or with None the generator's own."""
+        path = path or self.own_tokenizer()
+        if path is None:
             raise UserError(f"{source} names no tokenizer; give its checkpoint with --tokenizer.")
+        self.tokenizer_path = path
+        self._take_tokenizer(path)
+
+    def _take_tokenizer(self, path: str) -> None:
+        module = load_module(path, "tokenizer", (PERCEPTUAL,), self.trust)
+        assert isinstance(module, TokenizerModule)
+        self._tokenizer[:] = [module]
 
     def check_tokenizer(self) -> None:
         """Raise a UserError where tokenizer and generator do not belong together."""
@@ -160,9 +173,10 @@ class GeneratorModule(TrainingModule):
     def decoder(self) -> Decoder:
         return self.own_decoder or self._outline().decoder()
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        """Raise a UserError where the decoder cannot draw so."""
-        check_sampling(self._outline(), self.decoder, sampling)
+    def check_sampling(self, sampling: Sampling, left: int | None = None) -> None:
+        """Raise a UserError where the decoder cannot draw so; `left` of an image's codes are not
+        given, by default all."""
+        check_sampling(self._outline(), self.decoder, sampling, left)
 
     @property
     def image_size(self) -> ImageSize:
@@ -172,7 +186,9 @@ class GeneratorModule(TrainingModule):
         model, of_adam = self.model, (self.lr, self.betas, self.weight_decay)
         optimizer: torch.optim.Optimizer
         if self.muon_lr is None:
-            optimizer = adamw(model, *of_adam)
+            # A fused one unscales fp16's gradients itself, after they are clipped.
+            scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
+            optimizer = adamw(model, *of_adam, fused=not scaled)
         elif self.device_mesh is not None:
             lacks = "Muon takes whole matrices, which a sharded model does not have"
             raise UserError(f"model.muon_lr: {lacks}; set it to null.")

@@ -10,15 +10,25 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lgpl.generator.model import Model
 
+RESHARDS = "_reshards"  # whether a unit frees its weights after a forward pass; FSDP does not tell
 
-def shard(model: Model, mesh: DeviceMesh, mixed: bool) -> None:
+
+def shard(
+    model: Model,
+    mesh: DeviceMesh,
+    mixed: bool,
+    reshard: bool = True,
+    reduce_dtype: torch.dtype = torch.float32,
+) -> None:
     """Shard in place over ranks that have the same weights: every block its own unit, the rest one
-    more. `mixed` gathers and computes in bf16; weights and reduced gradients stay float32."""
-    policy = MixedPrecisionPolicy()
-    if mixed:  # the rotary table is passed as it is
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    more. `mixed` gathers and computes in bf16; weights stay float32. See `ShardedStrategy`."""
+    compute = torch.bfloat16 if mixed else None
+    # The rotary table is passed as it is.
+    policy = MixedPrecisionPolicy(compute, reduce_dtype, cast_forward_inputs=False)
     for unit in (*model.blocks(), model):
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        again = reshard and unit is not model
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=again)
+        setattr(unit, RESHARDS, again)
 
 
 @contextmanager
@@ -33,5 +43,5 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for unit in units:
-            unit.set_reshard_after_forward(unit is not model, recurse=False)
+            unit.set_reshard_after_forward(getattr(unit, RESHARDS), recurse=False)
             unit.reshard()

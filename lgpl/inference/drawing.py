@@ -119,6 +119,11 @@ class Drawer:
         )
 
 
+def share_of(requests: Sequence[Request], rank: int, world: int, group: int = 1) -> list[Request]:
+    """What one rank draws: every `world`-th request, or group of so many that stay together."""
+    return [request for i, request in enumerate(requests) if i // group % world == rank]
+
+
 def draw_into(
     module: GeneratorModule,
     requests: Sequence[Request],
@@ -126,18 +131,20 @@ def draw_into(
     batch_size: int,
     rank: int = 0,
     world: int = 1,
+    group: int = 1,
+    cut: bool = False,
 ) -> int:
-    """Draw what a sink lacks of the requests at `rank` modulo `world`; the number of images drawn.
+    """Draw what a sink lacks of the requests of a rank, see `share_of`; the number of images drawn.
 
     A thread decodes and hands over one batch while the next is drawn. Raises UserError before the
-    first image where a prompt cannot be drawn.
+    first image where a prompt cannot be drawn; with `cut`, one that is too long can be.
     """
-    share = requests[rank::world]
+    share = share_of(requests, rank, world, group)
     missing = [request for request in share if sink.lacks(request)]
-    for prompt in dict.fromkeys(request.prompt for request in missing):
+    for prompt in dict.fromkeys(request.prompt for request in missing if not cut):
         module.model.condition.check(prompt)
     pays = module.device.type == "cuda" and len(missing) >= COMPILED * batch_size
-    drawer = Drawer(module, batch_size, compiled=pays)
+    drawer = Drawer(module, batch_size, compiled=pays, cut=cut)
     waiting: list[Future[None]] = []
     done = len(share) - len(missing)
     bar = Bar(total=len(share), initial=done, unit="image", leave=False,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lgpl.lazy import lazily
 
 if TYPE_CHECKING:
+    from lgpl.metrics.clip import CLIP, CLIPScore
     from lgpl.metrics.comparison import compute_metrics, left_out, retrieval_accuracy
     from lgpl.metrics.extractors import (
         EfficientNetLite0,
@@ -13,16 +14,18 @@ if TYPE_CHECKING:
         Inception,
         load_extractor,
     )
-    from lgpl.metrics.pairs import CLIPScore, Similarity
+    from lgpl.metrics.pairs import Similarity
     from lgpl.metrics.summary import FeatureSummary, ImageSet
 
-RFID, GFID = "rfid", "gfid"  # protocols
+RFID, GFID, COCO30K = "rfid", "gfid", "coco30k"  # protocols
+GENEVAL, COMPOSED_EMOJI, PARTIPROMPTS = "geneval", "composed-emoji", "partiprompts"
 CACHE = "runs/references"  # of reference statistics
 
 __getattr__ = lazily(
     __name__,
+    clip=("CLIP", "CLIPScore"),
     comparison=("compute_metrics", "left_out", "retrieval_accuracy"),
     extractors=("EfficientNetLite0", "Extractor", "Features", "Inception", "load_extractor"),
-    pairs=("CLIPScore", "Similarity"),
+    pairs=("Similarity",),
     summary=("FeatureSummary", "ImageSet"),
 )

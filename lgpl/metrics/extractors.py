@@ -7,8 +7,10 @@ import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -17,7 +19,7 @@ from lgpl.data.transforms import normalize
 from lgpl.errors import UserError, as_user_error
 from lgpl.lazy import needs
 
-INCEPTION = "inception"
+INCEPTION, CLEAN = "inception", "inception-clean"
 SPATIAL_CHANNELS = 7  # of sFID (arXiv 2103.03841, section 4.1)
 
 
@@ -150,6 +152,21 @@ class Inception(Extractor):
         return Features(pooled, self.spatial(), logits)
 
 
+class CleanInception(Inception):
+    """The same network behind clean-fid's resizing (arXiv 2104.11222), as for FID on COCO."""
+
+    name = CLEAN
+    preprocessing = "8 bit, Pillow's bicubic to 299 px without rounding, (x - 128) / 128"
+
+    @torch.inference_mode()
+    def features(self, image: Tensor) -> Features:
+        x = pooled = (clean_resize(to_bytes(image)).to(self.device) - 128) / 128
+        for name, layer in self.net.named_children():  # its own `forward` takes bytes, and resizes
+            x = x.flatten(1) @ layer.weight.T if name == "fc" else layer(x)
+            pooled = x if name == "AvgPool" else pooled
+        return Features(pooled, self.spatial(), x)
+
+
 class ModuleFeatures(Extractor):
     """Any module from images [B, 3, H, W] in [-1, 1] to features [B, D]; its attribute `name`, or
     else its class, names the metrics."""
@@ -171,9 +188,11 @@ class ModuleFeatures(Extractor):
 
 @torch.random.fork_rng(devices=[])  # whatever a constructor draws
 def load_extractor(name: str) -> Extractor:
-    """`inception`, `effnet-lite0`, or any nn.Module by its class path; a UserError for others."""
+    """One by its name, or any nn.Module by its class path; a UserError for others."""
     if name == INCEPTION:
         return Inception()
+    if name == CLEAN:
+        return CleanInception()
     if name == "effnet-lite0":
         return EfficientNetLite0()
     path, _, cls = name.rpartition(".")
@@ -182,7 +201,8 @@ def load_extractor(name: str) -> Extractor:
     except UserError:
         raise
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        said = f"extractor: {name} is neither inception, effnet-lite0 nor the path of a class"
+        known = f"{INCEPTION}, {CLEAN}, effnet-lite0"
+        said = f"extractor: {name} is none of {known}, nor the path of a class"
         raise UserError(f"{said} that is built without arguments ({error}).") from error
     if not isinstance(built, nn.Module):
         raise UserError(f"extractor: {name} is no nn.Module.")
@@ -192,6 +212,14 @@ def load_extractor(name: str) -> Extractor:
 def to_bytes(image: Tensor) -> Tensor:
     """uint8 of images in [-1, 1]: what an image file would hold."""
     return image.float().add(1.0).mul(127.5).round().clamp(0, 255).byte()
+
+
+def clean_resize(image: Tensor, side: int = 299) -> Tensor:
+    """Bytes [B, 3, H, W] as float32 [B, 3, side, side] in 0..255, by Pillow's bicubic, which does
+    not alias; not rounded."""
+    planes = [Image.fromarray(plane) for plane in image.flatten(0, 1).float().cpu().numpy()]
+    resized = [np.asarray(p.resize((side, side), Image.Resampling.BICUBIC)) for p in planes]
+    return torch.from_numpy(np.stack(resized).clip(0, 255)).unflatten(0, image.shape[:2])
 
 
 def resize(image: Tensor, size: ImageSize | None) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 
 from lgpl.atomic import atomic_file, remove_partials, write_text
@@ -27,7 +28,7 @@ from lgpl.data.decode import IMAGE_EXTENSIONS
 from lgpl.data.index import counted, named
 from lgpl.data.store import is_url
 from lgpl.data.streams import Rank
-from lgpl.data.transforms import CENTER_CROP, center_crop, to_uint8
+from lgpl.data.transforms import CENTER_CROP, CROPS, to_uint8
 from lgpl.errors import UserError, as_user_error
 from lgpl.image_files import files_below
 from lgpl.metrics.npz import member
@@ -41,16 +42,17 @@ NO_CROP = "none: as they are"
 
 
 class ShardImages:
-    """The centre crops of shards, in their order."""
+    """The crops of shards, in their order."""
 
-    def __init__(self, pattern: str, image_size: ImageSize) -> None:
+    def __init__(self, pattern: str, image_size: ImageSize, crop: str) -> None:
         self.source, self.data = pattern, ShardDataModule(test=pattern, image_size=image_size)
+        self.data.crop = crop
         self.data.setup("test")
         store = self.data.store
         counts, _ = counted(named(pattern, "images", store), "images", store)
         self.count, self.size = sum(counts.values()), image_size
         shards = {path: [number, *_stamp(path)] for path, number in counts.items()}
-        self.identity, self.crop = {"shards": shards}, CENTER_CROP
+        self.identity, self.crop = {"shards": shards}, crop
 
     def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         self.data.eval_batch_size = size
@@ -64,7 +66,7 @@ class ShardImages:
 class FolderImages:
     """The image files of a folder and of those in it, by name."""
 
-    def __init__(self, folder: str, image_size: ImageSize | None, option: str) -> None:
+    def __init__(self, folder: str, image_size: ImageSize | None, option: str, crop: str) -> None:
         found, left = files_below(Path(folder))
         paths = (Path(folder, file) for file in found)
         self.paths = [p for p in paths if p.suffix.lower().lstrip(".") in IMAGE_EXTENSIONS]
@@ -74,7 +76,7 @@ class FolderImages:
             raise UserError(f"{folder}: no images in this folder.")
         self.source, self.count, self.size = folder, len(self.paths), image_size
         files = [[str(path.relative_to(folder)), *_stamp(path)] for path in self.paths]
-        self.identity, self.crop = {"files": files}, CENTER_CROP if image_size else NO_CROP
+        self.identity, self.crop = {"files": files}, crop if image_size else NO_CROP
         self._first: tuple[int, int] | None = None  # width and height
         self._option = option
 
@@ -88,7 +90,7 @@ class FolderImages:
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}; every image of the set counts.") from error
         if self.size is not None:
-            image = center_crop(image, self.size)
+            image = CROPS[self.crop](image, self.size)
         first = self._first = self._first or image.size
         if image.size != first:
             said = f"{path} is {image.width}x{image.height}, the first image {first[0]}x{first[1]}"
@@ -97,9 +99,10 @@ class FolderImages:
 
 
 class NpzImages:
-    """`arr_0`, uint8 [N, H, W, 3], of an npz: ADM's batches (arXiv 2105.05233), others' samples."""
+    """`arr_0`, uint8 [N, H, W, 3], of an npz: ADM's batches (arXiv 2105.05233), others' samples; as
+    they are where no size is given."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, image_size: ImageSize | None, crop: str) -> None:
         self.source = path
         with member(path, IMAGES) as images:
             shape, dtype, order = images.shape, images.dtype, images.order
@@ -112,7 +115,10 @@ class NpzImages:
         if not SMALLEST_IMAGE <= height * width <= LARGEST_IMAGE:
             said = f"{path}: images of {width}x{height} pixels; they should have"
             raise UserError(f"{said} {SMALLEST_IMAGE} to {LARGEST_IMAGE} pixels.")
-        self.identity, self.crop = {"npz": path, "stamp": _stamp(path)}, NO_CROP
+        self._cropped = image_size not in (None, self.size)
+        self.size = image_size or self.size
+        self.identity = {"npz": path, "stamp": _stamp(path)}
+        self.crop = crop if self._cropped else NO_CROP
 
     def batches(self, size: int, rank: Rank = Rank()) -> Iterator[Tensor]:
         each = math.prod(self.shape)
@@ -121,7 +127,11 @@ class NpzImages:
                 wanted = min(size, self.count - first)
                 data = images.read(first * each, wanted * each)
                 pixels = np.frombuffer(data, np.uint8).reshape(wanted, *self.shape)
-                yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+                if self._cropped:
+                    images_of = (Image.fromarray(one) for one in pixels)
+                    yield torch.stack([to_uint8(CROPS[self.crop](i, self.size)) for i in images_of])
+                else:
+                    yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
 
 def current_rank() -> Rank:
@@ -137,17 +147,21 @@ ImageSource = ShardImages | FolderImages | NpzImages
 
 
 def open_images(
-    source: str, image_size: ImageSize | None = None, option: str = "--image-size"
+    source: str,
+    image_size: ImageSize | None = None,
+    option: str = "--image-size",
+    crop: str = CENTER_CROP,
 ) -> ImageSource:
-    """Those of an `.npz`, or of a folder or shards (see `ShardDataModule`), cropped to a size; a
-    UserError where there are none, or they need a size, which the command's `option` gives."""
+    """Those of an `.npz`, or of a folder or shards (see `ShardDataModule`), cropped to a size by
+    one of `CROPS`, save those of an npz by the default, which are as they should be; a UserError
+    where there are none, or they need a size, which the command's `option` gives."""
     if source.endswith(".npz"):
-        return NpzImages(source)
+        return NpzImages(source, image_size if crop != CENTER_CROP else None, crop)
     if Path(source).is_dir():
-        return FolderImages(source, image_size, option)
+        return FolderImages(source, image_size, option, crop)
     if image_size is None:
         raise UserError(f"{source} names shards, whose images need a size: give {option}.")
-    return ShardImages(source, image_size)
+    return ShardImages(source, image_size, crop)
 
 
 class SampleFile:

@@ -1,16 +1,14 @@
-"""Metrics of pairs: a reconstruction and its original, an image and its caption."""
+"""Metrics of a reconstruction and its original."""
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lgpl.data.transforms import normalize
 from lgpl.metrics.extractors import to_bytes
-from lgpl.text.pretrained import load_pretrained
 from lgpl.tokenizer.perceptual import LPIPS
 
 
@@ -46,41 +44,3 @@ class Similarity(nn.Module):
     def reset(self) -> None:
         for mean in self.means.values():
             mean.reset()
-
-
-class CLIPScore(MeanMetric):
-    """Mean of 100 max(cos, 0) between the CLIP features of images and captions (arXiv 2104.08718,
-    without its factor of 2.5), by a model of transformers with its tokenizer, name or folder.
-    torchmetrics' class takes a fixed list of models, and torchvision."""
-
-    def __init__(self, model: str = "openai/clip-vit-large-patch14", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.tokenizer, self.clip = load_pretrained(
-            model, "The CLIP model", lambda transformers, _: transformers.CLIPModel
-        )
-        self.size = self.clip.config.vision_config.image_size
-        self.length = self.clip.config.text_config.max_position_embeddings
-        # What every CLIP was trained with.
-        mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-        self.pixel_mean = nn.Buffer(torch.tensor(mean)[:, None, None], persistent=False)
-        self.pixel_std = nn.Buffer(torch.tensor(std)[:, None, None], persistent=False)
-
-    @torch.no_grad()
-    def scores(self, image: Tensor, captions: list[str]) -> Tensor:
-        """[B] of square images [B, 3, H, W] in [-1, 1] and their captions."""
-        pixels = (normalize(to_bytes(image)) + 1) / 2
-        pixels = F.interpolate(pixels, (self.size, self.size), mode="bicubic", antialias=True)
-        pixels = (pixels.clamp(0, 1) - self.pixel_mean) / self.pixel_std
-        tokens = self.tokenizer(
-            captions, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
-        )
-        ids, mask = (tokens[name].to(image.device) for name in ("input_ids", "attention_mask"))
-        with torch.autocast(image.device.type, enabled=False):
-            a, b = self.clip.get_image_features(pixels), self.clip.get_text_features(ids, mask)
-        # transformers 4 gives the features, 5 an output that holds them.
-        a, b = (getattr(found, "pooler_output", found) for found in (a, b))
-        return 100 * F.cosine_similarity(a.double(), b.double()).clamp(min=0)
-
-    def update(self, image: Tensor, captions: list[str]) -> None:  # type: ignore[override]
-        if len(image):
-            super().update(self.scores(image, captions))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 import lgpl
+from lgpl import hub
 from lgpl.atomic import atomic_file
 from lgpl.codes import ImageSize, in_pixels
+from lgpl.data.transforms import CENTER_CROP
 from lgpl.errors import UserError, as_user_error
 from lgpl.metrics import CACHE
-from lgpl.metrics.extractors import INCEPTION, Extractor
-from lgpl.metrics.images import ImageSource, NpzImages, current_rank, open_images
+from lgpl.metrics.extractors import INCEPTION, Extractor, resize
+from lgpl.metrics.images import NO_CROP, ImageSource, NpzImages, current_rank, open_images
 from lgpl.metrics.npz import names_in, read_arrays
 from lgpl.metrics.summary import KEPT, FeatureSummary, Gaussian, ImageSet
 from lgpl.progress import Bar
@@ -29,18 +31,32 @@ NEIGHBOURS = 10_000  # images of a reference whose features are kept; ADM's batc
 
 
 def reference(
-    source: str, extractor: Extractor, size: ImageSize, cache: str = CACHE, batch_size: int = 64
+    source: str,
+    extractor: Extractor,
+    size: ImageSize,
+    cache: str = CACHE,
+    batch_size: int = 64,
+    crop: str = CENTER_CROP,
 ) -> tuple[FeatureSummary, dict[str, Any]]:
     """The summary and the provenance of a file of `write_summary`, of an npz of ADM's with `mu` and
     `sigma` or `arr_0`, or of images for `open_images`, whose summary is kept in `cache`. A
-    UserError where it is of another extractor or height and width, or it is no reference."""
+    UserError where it is of another extractor, height and width, or crop, or it is no reference.
+    `hf:` before OWNER/NAME/FILE names a file on a hub."""
+    if hub.is_name(source):
+        there = str(hub.fetched(source))
+        made, provenance = reference(there, extractor, size, cache, batch_size, crop)
+        return made, provenance | {"hub": source}
     names = names_in(source) if source.endswith(".npz") else []
     if "provenance" in names:
-        return read_summary(source, extractor, size)
+        summary, origin = read_summary(source, extractor, size)
+        if origin.get("crop") not in (crop, NO_CROP, None):
+            said = f"{source} is a reference of images cropped otherwise ({origin['crop']})"
+            raise UserError(f"{said}; this protocol crops by: {crop}.")
+        return summary, origin
     adm = {"mu", "sigma"} <= {*names} and extractor.name == INCEPTION
     features, provenance = None, {"source": source, "extractor": INCEPTION}
     if not names or "arr_0" in names:
-        made, provenance = _of_images(source, extractor, size, cache, batch_size)
+        made, provenance = _of_images(source, extractor, size, cache, batch_size, crop)
         if not adm:
             return made, provenance
         features, provenance["mu"] = made.features, f"{source}: mu, sigma"
@@ -54,9 +70,9 @@ def reference(
 
 
 def _of_images(
-    source: str, extractor: Extractor, size: ImageSize, cache: str, batch_size: int
+    source: str, extractor: Extractor, size: ImageSize, cache: str, batch_size: int, crop: str
 ) -> tuple[FeatureSummary, dict[str, Any]]:
-    images = open_images(source, size)
+    images = open_images(source, size, crop=crop)
     if isinstance(images, NpzImages) and images.size != size:
         theirs, others = in_pixels(images.size), in_pixels(size)
         said = f"{source} holds images of {theirs} px, the others have {others} px"
@@ -95,16 +111,21 @@ def summarise(
     doing: str,
     size: ImageSize | None = None,
     neighbours: int | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> FeatureSummary:
     """One pass over images on disk, with a progress bar, resized to `size` (height, width) where it
     is given; all ranks must call this. It keeps the features of so many `neighbours`, drawn from
-    all over the set: a data set may be sorted by class. None keeps the first in their order."""
+    all over the set: a data set may be sorted by class. None keeps the first in their order.
+    `watch` is called with each batch, as it is compared, and with its images' indices."""
     numbers = torch.arange(images.count)
     if neighbours is not None:
         numbers = torch.randperm(images.count, generator=torch.Generator().manual_seed(0))
-    made = ImageSet(extractor, images.count, neighbours or KEPT, size=size)
+    made = ImageSet(extractor, images.count, neighbours or KEPT)
     for batch, indices in batches(images, batch_size, doing):
+        batch = resize(batch.to(extractor.device), size)
         made.update(batch, numbers[indices])
+        if watch is not None:
+            watch(batch, indices)
     return made.compute()
 
 

@@ -13,14 +13,21 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.routing import Route
 
 from lgpl.generator import Sampling
+from lgpl.serving.edits import MOST_FIELDS, MOST_FILES, form_schema, read
 from lgpl.serving.engine import Engine
 from lgpl.serving.errors import HANDLERS, APIError, Ended, Error
 from lgpl.serving.generations import Generations, Metrics
-from lgpl.serving.limits import CheckHost, LimitBody, Limits
+from lgpl.serving.limits import LARGEST_BODY, CheckHost, LimitBody, Limits
 from lgpl.serving.links import Links
-from lgpl.serving.methods import AllowOrigins, AnswerHead
+from lgpl.serving.methods import AllowOrigins, AnswerHead, is_of_other_site
 from lgpl.serving.page import HEADERS, page
-from lgpl.serving.schema import ImagesRequest, ImagesResponse
+from lgpl.serving.schema import (
+    AnyRequest,
+    EditsRequest,
+    ImagesRequest,
+    ImagesResponse,
+    VariationsRequest,
+)
 
 
 def create_app(
@@ -51,7 +58,7 @@ def create_app(
     app.router.routes.extend(page(engine, model, defaults, limits))
     app.router.routes.append(Route("/images/{name}", links.serve, name="image"))
     guards = [] if limits.token is None else [Depends(_require(limits.token))]
-    statuses = (400, 401, 408, 413, 415, 421, 429, 500, 503, 504)
+    statuses = (400, 401, 403, 408, 413, 415, 421, 429, 500, 503, 504)
     errors: dict[int | str, Any] = {status: {"model": Error} for status in statuses}
 
     def entry(name: str) -> dict[str, Any]:
@@ -66,6 +73,35 @@ def create_app(
     )
     async def images(request: Request, body: ImagesRequest) -> Any:
         return await generations.answer(request, body)
+
+    # Not of arguments, which FastAPI reads before it asks the guards.
+    async def answer_form(request: Request, kind: type[AnyRequest]) -> Any:
+        sizes = {"max_files": MOST_FILES, "max_fields": MOST_FIELDS, "max_part_size": LARGEST_BODY}
+        try:
+            form = await request.form(**sizes)
+        except ValueError as error:  # of the parser; its own limits are HTTPExceptions
+            raise APIError(400, "The body is no valid form.") from error
+        try:
+            return await generations.answer(request, *read(form, kind))
+        finally:
+            await form.close()
+
+    def form_of(kind: type[AnyRequest], *files: str) -> dict[str, Any]:
+        return {
+            "response_model": ImagesResponse,
+            "response_model_exclude_none": True,
+            "dependencies": [*guards, Depends(_require_form(limits.origins))],
+            "responses": {200: {"content": {"text/event-stream": {}}}, **errors},
+            "openapi_extra": {"requestBody": form_schema(kind, *files)},
+        }
+
+    @app.post("/v1/images/edits", **form_of(EditsRequest, "mask"))
+    async def edits(request: Request) -> Any:
+        return await answer_form(request, EditsRequest)
+
+    @app.post("/v1/images/variations", **form_of(VariationsRequest))
+    async def variations(request: Request) -> Any:
+        return await answer_form(request, VariationsRequest)
 
     @app.get("/v1/models", dependencies=guards, responses={401: {"model": Error}})
     async def models() -> dict[str, Any]:
@@ -100,9 +136,26 @@ def create_app(
 
 async def _require_json(request: Request) -> None:
     """Refuse the content types that a browser sends for another site's page without a preflight."""
+    _require_type(request, "application/json")
+
+
+def _require_form(origins: frozenset[str]) -> Any:
+    """A dependency that refuses other content types than a form's, and forms of another site's
+    page, which browsers send without a preflight."""
+
+    async def check(request: Request) -> None:
+        _require_type(request, "multipart/form-data")
+        if is_of_other_site(request.headers, origins):
+            reason = "Pages of other sites may not send forms; `lgpl serve --cors-origin` lets one."
+            raise APIError(403, reason)
+
+    return check
+
+
+def _require_type(request: Request, wanted: str) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise APIError(415, f"Content-Type must be application/json, got {kind!r}.")
+    if kind != wanted:
+        raise APIError(415, f"Content-Type must be {wanted}, got {kind!r}.")
 
 
 def _require(token: str) -> Any:

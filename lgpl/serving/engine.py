@@ -1,22 +1,30 @@
 """What all engines share: the queue of images to draw, the threads, and the encoding of files."""
 
 import logging
+import random
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lgpl.data.codecs import on_white, open_layers
+from lgpl.data.members import BadSample
 from lgpl.data.transforms import to_image
+from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Sampling
 from lgpl.generator.conditions import Condition, Inputs
-from lgpl.serving.errors import Ended, Full
-from lgpl.serving.forms import Form
+from lgpl.inference import editing
+from lgpl.inference.editing import Edit
+from lgpl.serving.edits import Files
+from lgpl.serving.errors import APIError, Ended, Full
+from lgpl.serving.forms import Form, Size
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,8 @@ class ImageJob:
     # error and True.
     show: Callable[[bytes | BaseException, bool], None]
     form: Form = Form()  # of the files
+    given: Tensor | None = None  # codes [codes] in the flat order that are known, -1 at others
+    edit: Edit | None = None  # over whose original the image is shown
     cancelled: threading.Event = field(default_factory=threading.Event)  # set by the client's side
     previews: list[int] = field(default_factory=list)  # drawn places at which each is due
 
@@ -136,15 +146,60 @@ class Engine(ABC):
         """Whether it draws; False after it was closed or has failed for good."""
         return self._thread.is_alive() and self.failure is None
 
-    def prepare(self, prompt: str) -> Prompt:
-        """Parse a prompt; raise a UserError where it cannot be drawn."""
-        with self._encoding, torch.no_grad():
-            inputs = self.condition.parse(prompt)
+    def prepare(self, prompt: str | None) -> Prompt:
+        """Parse a prompt; None is the null condition. Raise an APIError where it is refused."""
+        with self._encoding, _naming("prompt"), torch.no_grad():
+            if prompt is None:
+                zeros = self.condition.zeros(1)
+                device = self.module.device
+                inputs = self.condition.null({k: x.to(device) for k, x in zeros.items()})
+            else:
+                inputs = self.condition.parse(prompt)
         return Prompt(self._content(inputs), self.condition.positions(inputs))
 
-    def check(self, sampling: Sampling) -> None:
-        """Raise a UserError where its decoder cannot draw so."""
-        self.module.check_sampling(sampling)
+    @property
+    def masks(self) -> Literal["any", "tail", "none"]:
+        """What can be drawn anew of an image: any part, all from some code to the last, nothing."""
+        if self.layout.rows == 1:
+            return "none"
+        return "tail" if self.module.decoder.in_order else "any"
+
+    def edit(self, files: Files, size: Size) -> Edit:
+        """The edit of an image's middle, shown at a size. The part under the mask is drawn, by
+        default the image's transparent one. Raise an APIError that names the field."""
+        with self._encoding:  # one after the other, since large images take memory
+            with _naming("image"):
+                image = open_layers(files.image.read())
+            with _naming("mask"):
+                if files.mask is not None:
+                    mask = editing.mask_of(open_layers(files.mask.read()), image.size)
+                elif (clear := editing.hole(image)) is not None:
+                    mask = clear
+                else:
+                    raise UserError("it must be given for an image without a transparent part.")
+                box = editing.middle(image.size, self.module.image_size)
+                seen = on_white(image).crop(box)
+                return editing.edit(self.module, seen, mask.crop(box)).scaled(size)
+
+    def vary(self, files: Files, seeds: Sequence[int]) -> list[Tensor]:
+        """Codes that are given for each variation of an image's middle: a random half by its seed,
+        or where codes are drawn in order, the first half. Raises as `edit` does."""
+        places, given = self.layout.places, []
+        with self._encoding, _naming("image"):
+            codes = editing.codes_of(self.module, on_white(open_layers(files.image.read())))
+            for seed in seeds:
+                drawn = torch.zeros(places, dtype=torch.bool)
+                if self.module.decoder.in_order:
+                    drawn[places // 2 :] = True
+                else:  # by another generator than the one that draws
+                    drawn[random.Random(seed).sample(range(places), places // 2)] = True
+                given.append(editing.keep(self.module, codes, drawn.view(self.layout.rows, -1)))
+        return given
+
+    def check(self, sampling: Sampling, left: int | None = None) -> None:
+        """Raise a UserError where its decoder cannot draw so; `left` of an image's codes are not
+        given, by default all."""
+        self.module.check_sampling(sampling, left)
 
     def close(self) -> None:
         """Finish all submitted jobs and end."""
@@ -152,10 +207,12 @@ class Engine(ABC):
         self._thread.join()
         self._renderer.shutdown()
 
-    def encode(self, form: Form, codes: Tensor, drawn: Tensor | None = None) -> bytes:
-        """The file of codes [*layout.shape], whose `drawn` places [rows, columns] are drawn."""
-        image = self.module.decode(codes[None], None if drawn is None else drawn[None])[0]
-        return form.encode(to_image(image))
+    def encode(self, job: ImageJob, codes: Tensor, drawn: Tensor | None = None) -> bytes:
+        """The file of a job's codes [*layout.shape], whose `drawn` places [rows, columns] are
+        drawn."""
+        decoded = self.module.decode(codes[None], None if drawn is None else drawn[None])[0]
+        image = to_image(decoded)
+        return job.form.encode(image if job.edit is None else job.edit.over(image))
 
     def _render(self, job: ImageJob, codes: Tensor, drawn: Tensor | None = None) -> None:
         """Have the renderer's thread show a job's codes; without `drawn` the job is complete."""
@@ -163,7 +220,7 @@ class Engine(ABC):
         def render() -> None:
             try:
                 if not job.cancelled.is_set():
-                    _show(job, self.encode(job.form, codes, drawn), drawn is None)
+                    _show(job, self.encode(job, codes, drawn), drawn is None)
             except BaseException as error:  # fails one image; the thread goes on
                 _show(job, error, True)
 
@@ -178,7 +235,8 @@ class Engine(ABC):
         """Take jobs from the queue (see `JobQueue.take`) to draw them now."""
         jobs = self.queue.take(most, wait, gather)
         for job in jobs:
-            job.previews = self.layout.shown_at(job.partial)
+            known = 0 if job.given is None else self.layout.places_of(job.given[None] >= 0).sum()
+            job.previews = self.layout.shown_at(job.partial, int(known))
         self._active.update(jobs)
         return jobs
 
@@ -221,3 +279,13 @@ def _show(job: ImageJob, shown: bytes | BaseException, is_complete: bool) -> Non
     except Exception:  # such as a closed event loop of the client's
         job.cancelled.set()
         logger.warning("An image could not be handed over.", exc_info=True)
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Turn what is wrong with a field of a request into an APIError that names it."""
+    try:
+        yield
+    except (UserError, BadSample) as error:
+        reason = f"{field}: {str(error).rstrip('.')}."
+        raise APIError(400, reason, "invalid_value", field) from error

@@ -78,7 +78,8 @@ def _reason(request: Request, error: HTTPException) -> str:
     if error.status_code != 404:
         return f"{error.detail}"
     if path.startswith("/v1/images/"):
-        return f"{path} is not served here; images are drawn by POST /v1/images/generations."
+        offered = "generations, edits and variations"
+        return f"{path} is not served here; POST /v1/images/ has {offered}."
     return f"{path} is not served here."
 
 

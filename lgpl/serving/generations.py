@@ -6,25 +6,29 @@ import json
 import reprlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Receive, Scope, Send
+from torch import Tensor
 
 from lgpl.errors import UserError
 from lgpl.generator import Sampling
+from lgpl.inference.editing import Edit
+from lgpl.serving.edits import Files
 from lgpl.serving.engine import Engine, ImageJob, Prompt
 from lgpl.serving.errors import APIError
-from lgpl.serving.forms import Form, accepted_sizes, parse_size, show_size
+from lgpl.serving.forms import Form, Size, accepted_sizes, parse_size, show_size
 from lgpl.serving.limits import Limits
 from lgpl.serving.links import Links
-from lgpl.serving.schema import ImageObject, ImagesRequest, ImagesResponse, Usage
+from lgpl.serving.schema import AnyRequest, EditsRequest, ImageObject, ImagesResponse, Usage
 
+Made = TypeVar("Made")
 SAMPLING = {field.name for field in fields(Sampling)}
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -56,13 +60,20 @@ class Generation:
     """The jobs of one request, an image for each seed, and what the engine shows of them."""
 
     def __init__(
-        self, prompt: Prompt, sampling: Sampling, seeds: range, previews: int, form: Form
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        seeds: range,
+        previews: int,
+        form: Form,
+        given: Sequence[Tensor | None],  # for each seed, see `ImageJob`
+        edit: Edit | None,
     ) -> None:
         self._loop, self.form = asyncio.get_running_loop(), form
         self._shown: asyncio.Queue[tuple[int, bytes | BaseException, bool]] = asyncio.Queue()
         self.jobs = [
-            ImageJob(prompt, sampling, seed, previews, partial(self._show, i), form)
-            for i, seed in enumerate(seeds)
+            ImageJob(prompt, sampling, seed, previews, partial(self._show, i), form, known, edit)
+            for i, (seed, known) in enumerate(zip(seeds, given, strict=True))
         ]
 
     def _show(self, i: int, shown: bytes | BaseException, is_complete: bool) -> None:
@@ -134,12 +145,13 @@ class Generations:
         self.limits, self.metrics, self.links = limits, metrics, links
         self.size = engine.width, engine.height
 
-    async def answer(self, request: Request, body: ImagesRequest) -> Any:
-        """An `ImagesResponse` or a stream; raises an APIError where there is nothing to send."""
+    async def answer(self, request: Request, body: AnyRequest, files: Files | None = None) -> Any:
+        """An `ImagesResponse` or a stream; raises an APIError where there is nothing to send. The
+        files, of an edit or a variation, are read before it returns."""
         begun = time.monotonic()
         try:
             self._check(body)
-            generation = await self._submit(body)
+            generation = await self._submit(body, files)
             if body.stream:
                 return GenerationStream(generation, self._stream(body, generation, begun))
             images = await self._respond(request, body, generation)
@@ -149,30 +161,55 @@ class Generations:
         self.metrics.count(200, begun)
         return images
 
-    async def _submit(self, body: ImagesRequest) -> Generation:
-        seconds, chosen = self.limits.seconds, body.model_dump(include=SAMPLING, exclude_none=True)
+    async def _submit(self, body: AnyRequest, files: Files | None) -> Generation:
+        chosen = body.model_dump(include=SAMPLING, exclude_none=True)
         sampling, previews = replace(self.defaults, **chosen), body.partial_images or 0
         first, images = secrets.randbits(32) if body.seed is None else body.seed, body.n or 1
         quality = 100 if body.output_compression is None else body.output_compression
         form = Form(body.output_format or "png", quality, parse_size(body.size, self.size))
-        try:
-            self.engine.check(sampling)
-        except UserError as error:
-            raise APIError(400, str(error), "invalid_value", "steps") from error
-        try:
-            self.engine.queue.check_room(images)  # before the work of encoding the prompt
-            encoding = asyncio.to_thread(self.engine.prepare, body.prompt)
-            prompt = await asyncio.wait_for(encoding, seconds)
-            seeds = range(first, first + images)
-            generation = Generation(prompt, sampling, seeds, previews, form)
-            self.engine.queue.put(generation.jobs)
-        except UserError as error:
-            raise APIError(400, f"prompt: {error}", "invalid_value", "prompt") from error
-        except asyncio.TimeoutError:
-            raise _late(seconds) from None
+        seeds = range(first, first + images)
+        self._check_steps(sampling)
+        self.engine.queue.check_room(images)  # before the work of encoding
+        prompt = await self._in_thread(self.engine.prepare, body.prompt)
+        given, edit = await self._encoded(body, files, seeds, form.size or self.size)
+        for known in given:
+            left = None if known is None else int((known < 0).sum())
+            if left is not None and body.steps is None:  # the server's are for whole images
+                sampling = replace(sampling, steps=None)
+            self._check_steps(sampling, left)
+        generation = Generation(prompt, sampling, seeds, previews, form, given, edit)
+        self.engine.queue.put(generation.jobs)
         return generation
 
-    def _check(self, body: ImagesRequest) -> None:
+    def _check_steps(self, sampling: Sampling, left: int | None = None) -> None:
+        try:
+            self.engine.check(sampling, left)
+        except UserError as error:
+            raise APIError(400, str(error), "invalid_value", "steps") from error
+
+    async def _encoded(
+        self, body: AnyRequest, files: Files | None, seeds: range, size: Size
+    ) -> tuple[Sequence[Tensor | None], Edit | None]:
+        """The codes that are given for each seed, and what of an image is kept."""
+        if files is None:
+            return [None] * len(seeds), None
+        if self.engine.masks == "none":
+            reason = "image: this server draws whole images only; it needs a model of rows of codes"
+            raise APIError(400, f"{reason} and --engine lgpl.", "invalid_value", "image")
+        if not isinstance(body, EditsRequest):
+            return await self._in_thread(self.engine.vary, files, seeds), None
+        edit = await self._in_thread(self.engine.edit, files, size)
+        return [edit.given] * len(seeds), edit
+
+    async def _in_thread(self, make: Callable[..., Made], *args: Any) -> Made:
+        """What is made beside the event loop, within the time of a request."""
+        seconds = self.limits.seconds
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(make, *args), seconds)
+        except asyncio.TimeoutError:
+            raise _late(seconds) from None
+
+    def _check(self, body: AnyRequest) -> None:
         images, length, n = self.limits.images, self.limits.prompt, body.n or 1
         is_link = body.response_format == "url"
         rules: list[tuple[str, Any, str]] = [
@@ -181,7 +218,7 @@ class Generations:
             ("n", n == 1 or not body.stream, "1 for a stream"),
             ("size", parse_size(body.size, self.size), accepted_sizes(self.size)),
             ("response_format", not (is_link and body.stream), "b64_json for a stream"),
-            ("prompt", len(body.prompt) <= length, f"at most {length} characters"),
+            ("prompt", len(body.prompt or "") <= length, f"at most {length} characters"),
             ("partial_images", body.stream or not body.partial_images, "0 without stream: true"),
         ]
         for param, holds, accepted in rules:
@@ -194,7 +231,7 @@ class Generations:
         return self.limits.any_model or model in (None, self.model)
 
     async def _respond(
-        self, request: Request, body: ImagesRequest, generation: Generation
+        self, request: Request, body: AnyRequest, generation: Generation
     ) -> ImagesResponse:
         """Wait for all images, unless the client leaves before."""
         watch = asyncio.ensure_future(generation.watch(request))
@@ -216,20 +253,20 @@ class Generations:
         said = self._said(body, generation.form)
         return ImagesResponse(created=int(time.time()), data=data, usage=usage, **said)
 
-    def _format(self, body: ImagesRequest) -> str:
+    def _format(self, body: AnyRequest) -> str:
         """By default as OpenAI's models of that name: DALL-E answers with links, the others in
         Base64. LangChain's wrapper of DALL-E reads nothing but links, and cannot ask for them."""
         named = "url" if (body.model or "").startswith("dall-e") else "b64_json"
         return body.response_format or self.limits.response_format or named
 
-    def _said(self, body: ImagesRequest, form: Form) -> dict[str, Any]:
+    def _said(self, body: AnyRequest, form: Form) -> dict[str, Any]:
         """What every answer says of its files."""
         sizes = {"size": show_size(form.size or self.size), "drawn_size": show_size(self.size)}
         fixed = {"quality": body.quality or "auto", "background": "opaque"}
         return {**sizes, **fixed, "output_format": form.format}
 
     async def _stream(
-        self, body: ImagesRequest, generation: Generation, begun: float
+        self, body: AnyRequest, generation: Generation, begun: float
     ) -> AsyncIterator[str]:
         """Server-sent events of one image."""
         index, status = 0, 499  # unless it comes to an end
@@ -238,7 +275,7 @@ class Generations:
         try:
             async for _, file, is_complete in generation.images(self.limits.seconds):
                 self.metrics.images.inc(is_complete)
-                kind = f"image_generation.{'completed' if is_complete else 'partial_image'}"
+                kind = f"{body.event}.{'completed' if is_complete else 'partial_image'}"
                 event = {"type": kind, "b64_json": _base64(file), "created_at": int(time.time())}
                 event |= fixed
                 event |= {"usage": usage} if is_complete else {"partial_image_index": index}

@@ -13,6 +13,10 @@ from lgpl.serving.errors import APIError
 
 LARGEST_BODY = 2**16  # bytes
 BODY_SECONDS = 30.0  # until the whole body has arrived
+# The same of forms with images, which are kept on the disk until they are decoded.
+FORMS = ("/v1/images/edits", "/v1/images/variations")
+LARGEST_FORM = 50 * 2**20
+FORM_SECONDS = 120.0
 HEADER_SECONDS = 20.0  # from the end of the previous request until the headers have arrived
 IDLE_SECONDS = 5  # of a connection between two requests
 READ_SECONDS = 60.0  # in which a client may read nothing of its answer
@@ -49,7 +53,10 @@ class LimitBody:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         size, is_complete = 0, False
-        deadline = time.monotonic() + BODY_SECONDS
+        is_form = scope.get("path") in FORMS
+        most = LARGEST_FORM if is_form else LARGEST_BODY
+        seconds = FORM_SECONDS if is_form else BODY_SECONDS
+        deadline = time.monotonic() + seconds
 
         async def limited() -> Message:
             nonlocal size, is_complete
@@ -57,12 +64,12 @@ class LimitBody:
             try:
                 message = await asyncio.wait_for(receive(), left)
             except asyncio.TimeoutError:
-                late = f"The body must arrive within {BODY_SECONDS:g} seconds."
+                late = f"The body must arrive within {seconds:g} seconds."
                 raise APIError(408, late) from None
             is_complete = not message.get("more_body", False)
             size += len(message.get("body", b""))
-            if size > LARGEST_BODY:
-                raise APIError(413, f"The body must have at most {LARGEST_BODY} bytes.")
+            if size > most:
+                raise APIError(413, f"The body must have at most {most} bytes.")
             return message
 
         await self.app(scope, limited, send)

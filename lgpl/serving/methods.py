@@ -63,6 +63,17 @@ class AllowOrigins:
         return await self.app(scope, receive, with_headers if self.origins else send)
 
 
+def is_of_other_site(headers: Headers, origins: frozenset[str]) -> bool:
+    """Whether a browser sends a request for the page of another site than this server and those
+    origins. Browsers say so themselves, but to plain HTTP elsewhere than on this machine they name
+    the origin alone; other clients name none."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if origin in origins or site in ("same-origin", "none"):
+        return False
+    own = (origin or "").partition("://")[2] == headers.get("host")
+    return site is not None or not (origin is None or own)
+
+
 def origin_of(text: str) -> str:
     """An origin as browsers send it; a UserError where it is none."""
     try:

@@ -19,16 +19,21 @@ GATHER = 0.01  # seconds in which an idle engine waits for images of the same mo
 
 
 class Group:
-    """Jobs that were taken at the same moment, and what is drawn of them."""
+    """Jobs that were taken at the same moment and know as many codes, and what is drawn of them."""
 
     def __init__(self, module: GeneratorModule, jobs: list[ImageJob]) -> None:
-        model, prompts = module.model, [id(job.prompt.content) for job in jobs]
+        model, given = module.model, None
+        if _known(jobs[0]):
+            given = torch.stack([job.given for job in jobs if job.given is not None])
         inputs = join([job.prompt.content for job in jobs])
         sampling, seeds = [job.sampling for job in jobs], [job.seed for job in jobs]
-        same = [prompts.index(prompt) for prompt in prompts]
+        starts = [_start(job) for job in jobs]
+        same = [starts.index(start) for start in starts]
         self.jobs = jobs
         self.codes = torch.zeros(len(jobs), model.layout.codes, dtype=torch.int64)
-        self.drawing = Drawing(model, make_task(model, inputs, sampling, seeds, None, same))
+        self.drawing = Drawing(model, make_task(model, inputs, sampling, seeds, given, same))
+        if self.drawing.known is not None:
+            self.codes[:, self.drawing.known.places] = self.drawing.known.codes.cpu()
 
     def pick(self) -> int:
         """Draw the next code of each image; how many there are then."""
@@ -64,7 +69,8 @@ class SamplerEngine(Engine):
                 jobs = self._join()
                 if jobs:
                     self._count(len(jobs))
-                    self._begin(jobs)
+                    for alike in _by_known(jobs):
+                        self._begin(alike)
                 elif not self._groups:
                     return  # closed and empty
                 self._step()
@@ -144,7 +150,7 @@ class SamplerEngine(Engine):
 
     def _draw(self, batch: list[ImageJob]) -> None:
         requests = [
-            Request(i, "", job.sampling, job.seed, inputs=job.prompt.content)
+            Request(i, "", job.sampling, job.seed, job.given, job.prompt.content)
             for i, job in enumerate(batch)
         ]
 
@@ -166,6 +172,23 @@ class SamplerEngine(Engine):
         except Exception as error:  # fails one batch; the engine goes on
             for job in self._active & {*batch}:
                 self._refuse(job, error)
+
+
+def _start(job: ImageJob) -> tuple[int, bytes]:
+    """What the sequences of two images have in common if it is equal."""
+    return id(job.prompt.content), b"" if job.given is None else job.given.numpy().tobytes()
+
+
+def _known(job: ImageJob) -> int:
+    return 0 if job.given is None else int((job.given >= 0).sum())
+
+
+def _by_known(jobs: Sequence[ImageJob]) -> list[list[ImageJob]]:
+    """Jobs that can be drawn together from their first code on: with as many given before it."""
+    groups: dict[int, list[ImageJob]] = {}
+    for job in jobs:
+        groups.setdefault(_known(job), []).append(job)
+    return list(groups.values())
 
 
 def _steps(job: ImageJob) -> int:

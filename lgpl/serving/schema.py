@@ -1,7 +1,7 @@
 """The bodies of requests and answers: OpenAI's fields and lgpl's own."""
 
 from dataclasses import fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import docstring_parser
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -10,6 +10,7 @@ from lgpl.generator.sampling import Sampling
 from lgpl.serving.forms import LARGEST_SIDE
 
 NO_EFFECT = "Taken for OpenAI's clients, and without effect."
+SHOWN = "What to show; the class for a class model."
 
 
 def _sampling() -> dict[str, Any]:
@@ -28,12 +29,13 @@ def _sampling() -> dict[str, Any]:
 _Sampling: Any = create_model("_Sampling", **_sampling())
 
 
-class ImagesRequest(_Sampling):
+class AnyRequest(_Sampling):
     """OpenAI's fields, and lgpl's own: the seed, and those of `Sampling`."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    event: ClassVar[str] = "image_edit"  # what the events of its stream are called
 
-    prompt: str = Field(min_length=1, description="What to show; the class for a class model.")
+    prompt: str | None = Field(None, min_length=1, description=f"{SHOWN} Nothing by default.")
     model: str | None = Field(None, description="A name of `/v1/models`, unless any is accepted.")
     n: int | None = Field(None, ge=1, description="Number of images, 1 by default.")
     size: str | None = Field(
@@ -69,6 +71,24 @@ class ImagesRequest(_Sampling):
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Image i is drawn from seed + i; random by default."
     )
+
+
+class ImagesRequest(AnyRequest):
+    """Of a new image."""
+
+    event: ClassVar[str] = "image_generation"
+    prompt: str = Field(min_length=1, description=SHOWN)
+
+
+class EditsRequest(AnyRequest):
+    """Of an image whose part under a mask is drawn anew; a form, with files beside."""
+
+    prompt: str = Field(min_length=1, description=f"{SHOWN} Of the whole image.")
+    input_fidelity: Literal["low", "high"] | None = Field(None, description=NO_EFFECT)
+
+
+class VariationsRequest(AnyRequest):
+    """Of an image half of whose codes are drawn anew; a form, with a file beside."""
 
 
 class ImageObject(BaseModel):

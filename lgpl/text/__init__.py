@@ -1,6 +1,11 @@
-"""Captions to features."""
+"""Captions and prompts, and captions to features."""
 
-from lgpl.text.captions import clean
-from lgpl.text.encoder import TextEncoder
+from typing import TYPE_CHECKING
 
-__all__ = ["TextEncoder", "clean"]
+from lgpl.lazy import lazily
+
+if TYPE_CHECKING:
+    from lgpl.text.captions import clean
+    from lgpl.text.encoder import TextEncoder
+
+__getattr__ = lazily(__name__, captions=("clean",), encoder=("TextEncoder",))

@@ -4,23 +4,49 @@ import html
 import re
 import unicodedata
 from pathlib import Path
+from typing import Literal, get_args
 
 from lgpl.errors import UserError, as_user_error
+from lgpl.text import llamagen
+
+Style = Literal["plain", "llamagen"]
 
 TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,200}>")
 URL = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
 FILE_ENDING = re.compile(r"\.(?:jpe?g|png|webp|gif|bmp|tiff?)\b", re.IGNORECASE)
 SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # control characters as well
+SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+[\"'”’)\]]*(?=\s)|[。！？]+")
 
 
-def clean(caption: str) -> str:
-    """A web caption as plain text: no markup, addresses, image file names or doubled space;
-    letters, case and punctuation stay as they are."""
+def clean(caption: str, style: Style = "plain") -> str:
+    """A caption by one of the styles. `plain` is a web caption without markup, addresses, image
+    file names or doubled space; letters, case and punctuation stay as they are. `llamagen` is what
+    LlamaGen's text models were trained with. Raises a ValueError where markup cannot be read."""
+    if style == "llamagen":
+        return llamagen.clean(caption)
     text = html.unescape(html.unescape(caption))  # web captions are often escaped twice
     text = unicodedata.normalize("NFKC", text)
     for noise in (TAG, URL):
         text = noise.sub(" ", text)
     return SPACE.sub(" ", re.sub(r"\S+", lambda word: _without_file_name(word[0]), text)).strip()
+
+
+def check_style(style: str) -> None:
+    """Raises a UserError where there is no such style."""
+    if style not in get_args(Style):
+        raise UserError(f"captions must be {' or '.join(get_args(Style))}, got {style!r}")
+
+
+def first_sentence(caption: str) -> str:
+    """Up to the first mark that ends a sentence, with it; without one the whole caption."""
+    text = caption.strip()
+    end = SENTENCE_END.search(text)
+    return text if end is None else text[: end.end()]
+
+
+def first_line(caption: str) -> str:
+    """The first line that is not blank."""
+    return caption.strip().partition("\n")[0].strip()
 
 
 def _without_file_name(word: str) -> str:

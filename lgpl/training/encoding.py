@@ -16,6 +16,8 @@ from lgpl.errors import UserError
 from lgpl.text import TextEncoder
 
 Members = dict[str, bytes]  # of a sample, by extension
+# What `made_by` leaves unnamed, as older shards do.
+UNNAMED = {"fit": "crop", "captions": "plain"}
 
 
 def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> 
     TokenizerModule or what has its `autoencoder` and `fingerprint` has encoded them."""
     tokenizer = module.autoencoder
     layout = tokenizer.layout(*data.image_size)
+    named = {"fit": data.fit, "captions": encoder.captions if encoder else "plain"}
     return {
         "tokenizer": module.fingerprint(),
         "layout": [layout.rows, layout.columns, layout.depth],
@@ -30,10 +33,10 @@ def made_by(module: Any, data: ShardDataModule, encoder: TextEncoder | None) -> 
         "dtype": CODE_TYPES[tokenizer.codebook_size > 2**16],
         "image_size": list(data.image_size),
         "ten_crop": data.ten_crop,
-        **({"fit": data.fit} if data.fit != "crop" else {}),  # which older shards do not name
         "text_encoder": encoder and encoder.name,
         "text_features": encoder and encoder.width,
         "text_length": encoder and encoder.max_length,
+        **{name: value for name, value in named.items() if value != UNNAMED[name]},
     }
 
 
@@ -62,7 +65,7 @@ def add_features(
         found = {}
         for index, own in enumerate(members):
             with suppress(BadSample):  # not every sample has every caption
-                found[index] = read_caption(own, name)
+                found[index] = read_caption(own, name, style=encoder.captions)
         if found:
             cut, total = cut + encoder.count_cut([*found.values()]), total + len(found)
             features = encoder.encode([*found.values()], device)

@@ -88,7 +88,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 def estimate_step(
-    module: TrainingModule, batch_size: int, size: ImageSize, precision: str, sharded: bool = False
+    module: TrainingModule,
+    batch_size: int,
+    size: ImageSize,
+    precision: str,
+    sharded: bool = False,
+    reshard: bool = True,
 ) -> StepEstimate:
     """Take one training step on fake tensors.
 
@@ -98,6 +103,7 @@ def estimate_step(
         size: of a tokenizer's images.
         precision: the Trainer's: 32-true, bf16-mixed, bf16-true, ...
         sharded: by FSDP, whose mixed precision casts the weights when it gathers them.
+        reshard: whether it frees them after the forward pass.
     """
     half = HALF.get(precision.split("-")[0])
     mixed = half is not None and precision.endswith("mixed")
@@ -110,7 +116,7 @@ def estimate_step(
     with FakeTensorMode(allow_non_fake_inputs=True):
         module.to_empty(device="cpu")
         parameters = _bytes(module.parameters())
-        gathered = _gathered(module, 0.5 if cast else 1.0) if sharded else 0
+        gathered = _gathered(module, 0.5 if cast else 1.0, reshard) if sharded else 0
         gradients, optimizer = _update(module)
         if computing is not module:
             computing.to_empty(device="cpu")
@@ -131,13 +137,14 @@ def _bytes(tensors: Iterable[Any]) -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))
 
 
-def _gathered(module: TrainingModule, cast: float) -> int:
+def _gathered(module: TrainingModule, cast: float, reshard: bool) -> int:
     """Bytes that FSDP puts together; a gathered weight has `cast` times the size of a kept one.
-    What is in no block stays gathered, beside it the block at work and the next; then the gradient
-    of one of them, and as it goes into the reduction."""
+    What is in no block stays gathered, beside it the block at work and the next, or all blocks that
+    are not resharded; then the gradient of one of them, and as it goes into the reduction."""
     blocks = [_bytes(block.parameters()) for block in module.blocks()]
     root, block = _bytes(module.parameters()) - sum(blocks), max(blocks, default=0)
-    return int((root + 2 * block) * cast + max(root, block) * (1 + cast))
+    kept = 2 * block if reshard else sum(blocks)
+    return int((root + kept) * cast + max(root, block) * (1 + cast))
 
 
 def _update(module: TrainingModule) -> tuple[int, int]:

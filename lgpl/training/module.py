@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from lgpl import hub
 from lgpl.checkpoints.files import MODEL, Checkpoint, check_weights, is_exported, read_checkpoint
 from lgpl.checkpoints.trust import only_trusted
 from lgpl.codes import CodeLayout, ImageSize
@@ -64,7 +66,7 @@ class TrainingModule(Described, pl.LightningModule):
     def beside_checkpoint(self, path: str) -> str:
         """A path in the config of `checkpoint`, which is relative to where one stood in training:
         from here, or else from a folder above the checkpoint, such as the root of the run."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or hub.is_name(path):
             return path
         parts = Path(path).parts
         # Where both were exported, the run of that name is a folder beside this one.
@@ -132,7 +134,18 @@ class TrainingModule(Described, pl.LightningModule):
         model.load_state_dict(weights)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lgpl"] = {"kind": self.kind, "config": self.config}
+        entry = {"kind": self.kind, "config": self.config, "provenance": self.provenance()}
+        checkpoint["lgpl"] = entry
+
+    def provenance(self) -> dict[str, Any]:
+        """The data of the training, in plain values: of shards the last two parts of their paths,
+        because others may read the checkpoint, and a URL can hold more than an address."""
+        data = getattr(self._trainer, "datamodule", None)
+        if not isinstance(data, ShardDataModule) or not (train := data.patterns["train"]):
+            return {}
+        patterns = [train] if isinstance(train, str) else list(train)
+        shards = ["/".join(urlsplit(one).path.split("/")[-2:]) for one in patterns]
+        return {"shards": shards, "image_size": [*data.image_size]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raises a UserError where its kind or its weights are not those of this module."""

@@ -50,14 +50,20 @@ class Schedule:
         return self.floor + (1 - self.floor) * left
 
 
-def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> AdamW:
-    """Fused AdamW with weight decay on matrices and convolutions, not on norms and biases."""
+def adamw(
+    model: nn.Module,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    fused: bool = True,
+) -> AdamW:
+    """AdamW with weight decay on matrices and convolutions, not on norms and biases."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
+    return AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 
 
 class MuonAdamW(Optimizer):

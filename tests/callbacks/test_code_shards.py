@@ -18,7 +18,8 @@ from lgpl.codes import CodeLayout
 from lgpl.data import ShardDataModule
 from lgpl.data.shards import read_shard
 from lgpl.errors import UserError
-from tests.shards import write_shards
+from lgpl.text import TextEncoder
+from tests.shards import samples, write_shard, write_shards
 
 SIZE = (64, 96)
 
@@ -55,12 +56,18 @@ class Encoding(pl.LightningModule):
         return torch.stack([self.autoencoder.encode(view) for view in image.unbind(1)], 1)
 
 
-def encode(out: Path, shards: list[str], model: Encoding, **options: Any) -> list[np.ndarray]:
+def encode(
+    out: Path,
+    shards: list[str],
+    model: Encoding,
+    text_encoder: TextEncoder | None = None,
+    **options: Any,
+) -> list[np.ndarray]:
     """The arrays of the code shards."""
     data = ShardDataModule(predict=shards, batch_size=4, **{"image_size": SIZE, **options})
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False,
-        callbacks=[CodeShardWriter(str(out))],
+        callbacks=[CodeShardWriter(str(out), text_encoder)],
     )  # fmt: skip
     trainer.predict(model, data, return_predictions=False)
     raws = [raw for path in sorted(out.glob("*.tar")) for raw in read_shard(str(path))]
@@ -146,3 +153,35 @@ def test_other_settings_do_not_go_on_with_a_folder(tmp_path: Path) -> None:
     broken.autoencoder.encode = lambda image: torch.zeros(len(image), 6, 4)  # type: ignore[method-assign]
     with pytest.raises(UserError, match=r"gives codes \[6, 4\] .* should be \[4, 6\]"):
         encode(tmp_path / "codes", shards[:1], broken)
+
+
+def test_captions_of_another_style_do_not_go_on_with_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("ftfy"), pytest.importorskip("bs4")
+    shards = write_shards(tmp_path / "images", [3, 3])
+    plain, llamagen = TextEncoder(max_length=8), TextEncoder(max_length=8, captions="llamagen")
+    for encoder, other, named, says in (
+        (plain, llamagen, None, "captions plain, not llamagen"),
+        (llamagen, plain, "llamagen", "captions llamagen, not plain"),
+    ):
+        out = tmp_path / encoder.captions
+        encode(out, shards[:1], Encoding(), encoder)
+        made_by = json.loads((out / "0000_stats.json").read_text())["made_by"]
+        assert made_by.get("captions") == named  # shards from before the styles name none
+        with pytest.raises(UserError, match=f"0000.tar was made with {says}: give another"):
+            encode(out, shards, Encoding(), other)
+
+
+def test_features_are_those_of_the_caption_in_the_encoders_style(tmp_path: Path) -> None:
+    """Of the caption as it stands: cleaned by another style first, it would be another text."""
+    pytest.importorskip("ftfy"), pytest.importorskip("bs4")
+    texts = ["https://shop.example.com/item?id=3 Red SHOES for men", "IMG_1.jpg", "a fox"]
+    content = [{**samples(1)[0], "__key__": str(i), "txt": t.encode()} for i, t in enumerate(texts)]
+    encoder = TextEncoder(max_length=16, captions="llamagen")
+    path = write_shard(tmp_path / "images.tar", content)
+    encode(tmp_path / "codes", [path], Encoding(), encoder)
+    found = {raw["__key__"]: raw for raw in read_shard(str(tmp_path / "codes/images.tar"))}
+    assert found.keys() == {"0", "2"}  # the second is cleaned to nothing: skipped and counted
+    assert found["0"]["txt"].decode() == texts[0]
+    features = np.load(io.BytesIO(found["0"]["text.npy"]))
+    (expected,) = TextEncoder(max_length=16).encode(["?id=3 red shoes for men"])
+    assert np.abs(features - expected.numpy()).max() < 1e-2

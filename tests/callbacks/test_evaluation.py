@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lgpl.cli import main
 from tests.conftest import ROOT, TINY_GENERATOR, TINY_TOKENIZER, Chain, logs
+from tests.metrics.pretrained import clip
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL
 
 QUIET = [
@@ -92,7 +93,8 @@ def test_training_the_generator_does_not_notice(chain: Chain, tmp_path: Path) ->
     ]
     options = *dropout, "--trainer.precision", "bf16-mixed"
     ema = {"class_path": "lgpl.callbacks.EMA", "init_args": {"decay": 0.5}}
-    callbacks = [ema, generation(tmp_path / "cache", every=4, images=49)]
+    model = clip(tmp_path / "tiny-clip")
+    callbacks = [ema, generation(tmp_path / "cache", every=4, images=49, clip=model)]
     for name, chosen in (("with", callbacks), ("without", [ema])):
         main(["fit", *generator(chain, *stacked(tmp_path, name, *chosen)), *short(*options)])
     evaluated, plain = (scalars(tmp_path / name / "stage2") for name in ("with", "without"))
@@ -100,6 +102,9 @@ def test_training_the_generator_does_not_notice(chain: Chain, tmp_path: Path) ->
     (first, second) = lines(tmp_path / "with/stage2")  # not in the validation between
     assert (first["step"], second["step"]) == (2, 6) and first["protocol"] == "gfid"
     assert first["guidance"] == 2 and first["N"] == 49 and first["reference"]["images"] == 1759
+    assert first["clip"] == {"model": model, "prefix": "", "N": 49}
+    scores = [one["metrics"]["CLIP score[tiny-clip]"] for one in (first, second)]
+    assert evaluated["val/CLIP score[tiny-clip]"] == pytest.approx(scores)
     found = [one["metrics"]["FID[Pixels]"] for one in (first, second)]
     assert evaluated["val/FID[Pixels]"] == pytest.approx(found) and found[0] != found[1]
 

@@ -17,13 +17,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lgpl.cli import main
 from lgpl.data import ShardDataModule
 from lgpl.data.index import read_index
+from lgpl.data.shards import read_shard
 from lgpl.data.store import Store
-from tests.conftest import ROOT
+from lgpl.data.transforms import to_image
+from lgpl.training import load_module
+from tests.conftest import ROOT, Chain
 from tests.shards import EMOJI_TRAIN, EMOJI_VAL, image_bytes, samples, write_shard, write_shards
 
 Fails = Callable[..., str]
@@ -329,3 +333,32 @@ def test_show_cuts_long_captions_and_prints_what_a_terminal_cannot_show(tmp_path
     assert done.returncode == 0 and "\\u7b2c\\u4e00\\u884c second line" in said
     (line,) = (line for line in said.splitlines() if "long" in line)
     assert line.count("long") == 20 and "\\u2026" in line
+
+
+def test_codes_are_shown_through_their_tokenizer(
+    chain: Chain, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, shards = tmp_path / "sheet.png", f"{chain.codes}/val-*.tar"
+    figures = shown(capsys, shards, "--tokenizer", chain.tokenizer, "--out", out)
+    raws = [
+        raw for path in sorted(Path(chain.codes).glob("val-*.tar")) for raw in read_shard(str(path))
+    ]
+    codes = [np.load(io.BytesIO(raw["codes.npy"])) for raw in raws]
+    part = len(np.unique(codes)) / 64
+    assert figures["codebook"].startswith(f"{part:.1%} of 64 codes in 93 samples, perplexity ")
+    module = load_module(chain.tokenizer, "tokenizer")
+    with torch.inference_mode():
+        (first,) = module.autoencoder.decode(torch.from_numpy(codes[0][0].astype(np.int64)))
+    expected = to_image(first).resize((128, 128), Image.Resampling.BICUBIC)
+    with Image.open(out) as sheet:
+        tile = sheet.crop((6, 6, 134, 134))
+    assert np.array_equal(np.asarray(tile), np.asarray(expected))
+
+    encoded = {"__key__": "a", "codes.npy": npy(np.full((2, 2), 64, np.uint8))}
+    path = write_shard(tmp_path / "other.tar", [encoded, {**encoded, "__key__": "b"}])
+    said = fails("data", "show", path, "--tokenizer", chain.tokenizer)
+    assert said == "--tokenizer: no codes in the samples that were looked at."
+    (tmp_path / "other_stats.json").write_text('{"successes": 2, "made_by": {"tokenizer": "abc"}}')
+    said = fails("data", "show", path, "--tokenizer", chain.tokenizer)
+    assert said.startswith(f"--tokenizer: {path} holds codes of the tokenizer abc, but ")
+    assert "give --tokenizer" in fails("data", "show", shards, "--out", str(out))

@@ -459,12 +459,24 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
     def pack(*options: object, source: Path = source) -> str:
         return fails("data", "pack", str(source), "--out", str(out), *map(str, options))
 
-    assert pack() == f"SOURCE: {source} is no folder."
+    assert pack() == f"SOURCE: {source} is neither a folder nor a .txt file of paths."
     source.mkdir()
     assert pack() == f"{source} holds no images (.jpg .jpeg .png .webp)."
     (source / "a.jpg").write_bytes(image_bytes(0))
-    assert "neither in a folder for each class nor beside a .txt each" in pack()
+    assert pack() == "--val: 0.01 of 1 images leaves none to train on."
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n \n")
+    assert pack(source=listed) == f"SOURCE: {listed} lists no images; write a path on every line."
+    listed.write_text("gone.jpg\n")
+    assert pack(source=listed).endswith("most often: no such file, such as gone.jpg.")
+    assert "SOURCE is their folder, no list" in pack("--captions", "t.csv", source=listed)
     table = write_table(tmp_path / "t.csv", [{"file": "a.jpg", "text": "a"}])
+    columns = ("--file-column", "file", "--caption-column", "text", "a b")
+    assert pack("--captions", table, *columns) == (
+        "--caption-column: 'a b' cannot name a member KEY.NAME.txt; leave it out and read it as "
+        "json:a b instead."
+    )
+    assert "no column 'short' but file, text" in pack("--captions", table, *columns[:-1], "short")
     assert pack("--captions", table) == (
         f"{table} has no column 'file_name' but file, text; name it with --file-column."
     )
@@ -493,6 +505,7 @@ def test_what_pack_cannot_do(fails: Fails, tmp_path: Path) -> None:
     for share in ("much", "-0.1", "nan", "inf", "1.5"):
         said = pack("--val", share, source=classes)
         assert said.startswith(f"--val: '{share}' is neither a share below 1, a number")
+    assert pack("--val", source, source=classes).startswith(f"{source} holds no folders of images")
     assert pack("--val", 3, source=classes) == "--val: 3 of 3 images leaves none to train on."
     assert pack("--shard-samples", 0, source=classes) == "--shard-samples must be >= 1, got 0"
     assert pack("--workers", 0, source=classes) == "--workers must be >= 1, got 0"
@@ -636,3 +649,75 @@ def test_a_line_of_captions_of_several_lines(
     assert "skipped 1: caption without a line 3, such as c.jpg" in capsys.readouterr().out
     with pytest.raises(SystemExit):  # other captions are other shards
         pack(tmp_path / "in", tmp_path / "third", "--val", 0, "--caption-line", 1)
+
+
+def test_images_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As COCO's val2014, a flat folder with neither classes nor captions."""
+    (tmp_path / "in").mkdir()
+    wanted = {f"COCO_val2014_{i:012}": image_bytes(i) for i in range(6)}
+    for name, content in wanted.items():
+        (tmp_path / f"in/{name}.jpg").write_bytes(content)
+    (tmp_path / "in/README.txt").write_text("of no image")
+    pack(tmp_path / "in", tmp_path / "out", "--val", 2)
+    assert "images alone, with neither classes nor captions" in capsys.readouterr().out
+    train, val = (packed(tmp_path / "out", split) for split in ("train", "val"))
+    assert len(train) == 4 and len(val) == 2
+    assert {key: members["jpg"] for key, members in (train | val).items()} == wanted
+    assert {*map(len, train.values())} == {1} and not (tmp_path / "out/classes.txt").exists()
+
+
+@pytest.mark.parametrize("captioned", [False, True])
+def test_a_list_of_paths(
+    tmp_path: Path, captioned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lists").mkdir()
+    class_folder(tmp_path / "in", {"n01": 2, "n02": 2})
+    here, there = "../in/n02/0.jpg", str(tmp_path / "in/n01/1.JPEG")
+    rest = b"../in/n01/gone.jpg\n\n../in/n01/0.jpg\r\n" + here.encode() + b"\nnotes.md\n"
+    (tmp_path / "lists/train.txt").write_bytes(
+        b"\xef\xbb\xbf" + f"{here}\n{there}\n".encode() + rest
+    )
+    if captioned:
+        for file in (here, there):
+            (tmp_path / "lists" / file).with_suffix(".txt").write_text(f"of {file[-6:]}")
+    pack(tmp_path / "lists/train.txt", tmp_path / "out", "--val", 0)
+    found = packed(tmp_path / "out", "train")
+    images = {
+        next(data for name, data in sample.items() if name != "txt") for sample in found.values()
+    }
+    listed = [here, there, *([] if captioned else ["../in/n01/0.jpg"])]
+    assert images == {(tmp_path / "lists" / file).read_bytes() for file in listed}
+    assert all(("txt" in members) == captioned for members in found.values())
+    assert all(not key.startswith((".", "_")) for key in found)
+    said = capsys.readouterr().out
+    assert "skipped 1: path that is listed already, such as ../in/n02/0.jpg" in said
+    assert "skipped 1: file that is none of .jpg .jpeg .png .webp, such as notes.md" in said
+    missing = "image without a .txt beside it" if captioned else "no such file"
+    assert f"skipped {2 if captioned else 1}: {missing}, such as ../in/n01/" in said
+
+
+def test_several_columns_of_captions(tmp_path: Path) -> None:
+    """A list counts by its first text and stays in the JSON; a missing caption is no fault."""
+    rows: list[dict[str, Any]] = [
+        {"file_name": "a.jpg", "text": ["", "a fox", "a red fox"], "short": "fox", "score": 1},
+        {"file_name": "b.jpg", "text": "a hen", "short": ["hen", "bird"]},
+        {"file_name": "c.jpg", "text": "one\nline", "short": " "},
+    ]
+    (tmp_path / "in").mkdir()
+    for i, row in enumerate(rows):
+        (tmp_path / "in" / row["file_name"]).write_bytes(image_bytes(i))
+    table = write_table(tmp_path / "table.jsonl", rows)
+    columns = ("--captions", table, "--caption-column", "text", "short")
+    pack(tmp_path / "in", tmp_path / "out", *columns, "--val", 0, "--caption-line", 2)
+    found = packed(tmp_path / "out", "train")
+    texts = {
+        key: {name: data.decode() for name, data in members.items() if name.endswith("txt")}
+        for key, members in found.items()
+    }
+    assert texts == {
+        "a": {"txt": "a fox", "short.txt": "fox"},
+        "b": {"txt": "a hen", "short.txt": "hen"},
+        "c": {"txt": "line"},
+    }
+    assert json.loads(found["a"]["json"]) == {"text": rows[0]["text"], "score": 1}
+    assert json.loads(found["b"]["json"]) == {"short": ["hen", "bird"]}

@@ -18,22 +18,28 @@ import torch
 from PIL import Image
 
 from lgpl.cli import main
-from lgpl.data.transforms import normalize
+from lgpl.data.codecs import open_image
+from lgpl.data.transforms import lanczos_crop, normalize
 from lgpl.generator import GeneratorModule
+from lgpl.metrics import CLIPScore
 from lgpl.metrics.extractors import resize
 from lgpl.metrics.images import open_images
+from lgpl.metrics.protocols import read_prompts
 from lgpl.training import load_module
 from tests.conftest import ROOT, Chain
-from tests.shards import EMOJI_TRAIN, EMOJI_VAL, image_bytes
+from tests.metrics.pretrained import clip
+from tests.shards import EMOJI_TRAIN, EMOJI_VAL, image_bytes, write_shard
 
 PIXELS = "tests.metrics.pixels.Pixels"
 
 
-def evaluate(out: Path, kind: str, *options: str, extractor: str = PIXELS) -> Any:
+def evaluate(
+    out: Path, kind: str, *options: str, extractor: str = PIXELS, reference: str = EMOJI_TRAIN
+) -> Any:
     cache = str(out.parent / "cache")
     main(
         ["evaluate", kind, "--extractor", extractor, "--out", str(out), "--device", "cpu",
-         *(() if kind == "reconstruction" else ("--reference", EMOJI_TRAIN)),
+         *(() if kind == "reconstruction" else ("--reference", reference)),
          "--cache", cache, *options]
     )  # fmt: skip
     return json.loads(out.read_text())
@@ -164,7 +170,9 @@ def test_a_signal_in_the_middle_of_an_evaluation(
 
 def test_reconstruction(chain: Chain, tmp_path: Path) -> None:
     options = ("--checkpoint", chain.tokenizer, "--data", EMOJI_VAL, "--image-size", "64")
-    one = evaluate(tmp_path / "one.json", "reconstruction", *options, "--lpips", "alex")
+    folder, npz = tmp_path / "images", tmp_path / "made/all.npz"
+    written = ("--images", str(folder), "--npz", str(npz))
+    one = evaluate(tmp_path / "one.json", "reconstruction", *options, *written, "--lpips", "alex")
     assert one["protocol"] == "rfid" and one["N"] == 93 and one["reference"]["source"] == EMOJI_VAL
     found = one["metrics"]
     assert found["FID[Pixels]"] > 0 and 0 < found["SSIM"] < 1 and found["LPIPS"] > 0
@@ -172,6 +180,14 @@ def test_reconstruction(chain: Chain, tmp_path: Path) -> None:
     half = evaluate(tmp_path / "half.json", "reconstruction", *options, "--resize", "32",
                     "--lpips", "none")  # fmt: skip
     assert "LPIPS" not in half["metrics"] and half["metrics"]["PSNR"] != found["PSNR"]
+    # What was written is what was measured.
+    again = evaluate(tmp_path / "again.json", "reconstruction", *options[2:], "--samples", str(npz))
+    assert again["metrics"] == pytest.approx({k: found[k] for k in again["metrics"]}, rel=1e-6)
+    pixels = np.load(npz)["arr_0"]
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{number:06d}.png" for number in range(93)]
+    assert all((np.asarray(Image.open(f)) == p).all() for f, p in zip(files, pixels, strict=True))
+    assert [file.name for file in npz.parent.iterdir()] == ["all.npz"]
 
 
 def test_reconstructions_at_another_size_are_held_against_crops_of_that_size(
@@ -207,8 +223,7 @@ def alone_and_on_two_ranks(folder: Path, *options: str) -> Iterator[tuple[Path, 
         out = folder / name
         run = subprocess.run(
             [*start, "-m", "lgpl.cli", "evaluate", *options, "--extractor", PIXELS,
-             "--device", "cpu", "--out", f"{out}/metrics.json"]
-            + (["--npz", f"{out}/s.npz"] if options[0] == "generation" else []),
+             "--device", "cpu", "--out", f"{out}/metrics.json", "--npz", f"{out}/s.npz"],
             cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
             capture_output=True, text=True,
         )  # fmt: skip
@@ -223,6 +238,7 @@ def test_two_ranks_generate_the_same_images_and_metrics(chain: Chain, tmp_path: 
     options = (
         *("--reference", EMOJI_TRAIN, "--cache", str(tmp_path / "cache"), "--batch-size", "9"),
         *drawing(chain, "--top-k", "8", "0"),
+        *("--clip", clip(tmp_path / "tiny-clip")),
     )
     runs = alone_and_on_two_ranks(tmp_path, "generation", *options)
     one, alone = next(runs)
@@ -252,7 +268,11 @@ def test_two_ranks_reconstruct_with_the_same_metrics(chain: Chain, tmp_path: Pat
         *("--resize", "32", "--lpips", "none", "--batch-size", "20"),
     )
     runs = list(alone_and_on_two_ranks(tmp_path, "reconstruction", *options))
-    one, two = (json.loads((out / "metrics.json").read_text()) for out, _ in runs)
+    folders = [out for out, _ in runs]
+    pixels = [np.load(out / "s.npz")["arr_0"] for out in folders]
+    assert len(pixels[0]) == 93 and (pixels[0] == pixels[1]).all()
+    assert [p.name for p in folders[1].iterdir() if "partial" in p.name] == []
+    one, two = (json.loads((out / "metrics.json").read_text()) for out in folders)
     assert one["N"] == two["N"] == 93 and two["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
 
 
@@ -309,6 +329,15 @@ def test_mistakes_are_named(
     said = fails("evaluate", "reconstruction", *out, "--checkpoint", chain.tokenizer,
                  "--data", EMOJI_VAL)  # fmt: skip
     assert "give --image-size" in said
+    rebuilt = ("evaluate", "reconstruction", *out, "--data", EMOJI_VAL, "--image-size", "64")
+    (tmp_path / "000007.png").write_bytes(image_bytes(1, kind="png"))
+    model = ("--checkpoint", chain.tokenizer)
+    said = fails(*rebuilt, *model, "--images", str(tmp_path))
+    assert said == f"--images: {tmp_path} holds images already, 000007.png; empty it."
+    said = fails(*rebuilt, *model, "--npz", str(tmp_path / "a.zip"))
+    assert said == f"--npz: {tmp_path}/a.zip should end in .npz."
+    said = fails(*rebuilt, "--samples", str(tmp_path), "--npz", "a.npz")
+    assert said == "--npz: the reconstructions of --samples are made already."
     said = fails(*common, *drawing(chain), "--guidance", "1", "much")
     assert said == "--guidance: element 2: Expected a float, got much"
     few = tmp_path / "few.npz"
@@ -318,3 +347,77 @@ def test_mistakes_are_named(
     monkeypatch.setattr("lightning_utilities.core.imports.RequirementCache", lambda package: False)
     said = fails(*common, *drawing(chain), "--extractor", "inception")
     assert "FID's Inception needs torch-fidelity: pip install 'lgpl[fid]'" in said
+
+
+def test_clip_scores_the_images_with_their_prompts(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
+) -> None:
+    """Those that are drawn, those that a file has already, and those of a folder."""
+    model, npz = clip(tmp_path / "tiny-clip"), tmp_path / "s.npz"
+    scored = ("--clip", model, "--clip-prefix", "A photo depicts ")
+    drawn = drawing(chain, "--images", "20", *scored)
+    one = evaluate(tmp_path / "one.json", "generation", *drawn, "--npz", str(npz))
+    said = capsys.readouterr().out
+    assert f"N = 20; CLIP {model} with 'A photo depicts ' before the captions" in said
+    assert one["clip"] == {"model": model, "prefix": "A photo depicts ", "N": 20}
+    score, prompts = CLIPScore(model, "A photo depicts "), read_prompts(EMOJI_VAL)[:20]
+    images = torch.from_numpy(np.load(npz)["arr_0"]).permute(0, 3, 1, 2)
+    score.update(images, prompts)
+    expected = pytest.approx(score.compute().item(), abs=1e-4)
+    assert one["metrics"]["CLIP score[tiny-clip]"] == expected
+    again = evaluate(tmp_path / "again.json", "generation", *drawn, "--npz", str(npz))
+    assert again["metrics"]["CLIP score[tiny-clip]"] == expected
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    (folder / "captions.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+    loose = evaluate(tmp_path / "loose.json", "generation", "--samples", str(folder), *scored)
+    assert loose["metrics"]["CLIP score[tiny-clip]"] == expected
+    (folder / "captions.txt").unlink()
+    common = ("evaluate", "generation", "--samples", str(folder), "--reference", EMOJI_VAL)
+    common += ("--extractor", PIXELS, "--device", "cpu", "--out", str(tmp_path / "a.json"))
+    assert f"--clip: {folder} has no captions.txt; give the captions" in fails(*common, *scored)
+    few = tmp_path / "few.txt"
+    few.write_text("a cat\na dog\n")
+    said = fails(*common, *scored, "--prompts", str(few))
+    assert f"{few} holds 2 prompts, fewer than the 20 images" in said
+    said = fails(*common, "--clip", str(tmp_path / "none"))
+    assert said.startswith("The CLIP model: ")
+
+
+def test_coco30k_takes_each_caption_once_and_lanczos(
+    chain: Chain, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """Against photographs in a folder, in shards and in an npz."""
+    table, real = tmp_path / "captions.csv", tmp_path / "val2014"
+    table.write_text("id,Prompt\n" + "".join(f"{i},a cat\n" for i in range(9)))
+    real.mkdir()
+    photographs = [p.read_bytes() for p in sorted((ROOT / "tests/data/photographs").glob("*.jpg"))]
+    for i, photograph in enumerate(photographs * 3):
+        (real / f"COCO_val2014_{i:012d}.jpg").write_bytes(photograph)
+    options = ("--protocol", "coco30k", "--checkpoint", chain.stage2, "--prompts", str(table))
+    made = evaluate(tmp_path / "a.json", "generation", *options, "--images", "8",
+                    "--npz", str(tmp_path / "s.npz"), reference=str(real))  # fmt: skip
+    assert (made["protocol"], made["N"], made["resize"]) == ("coco30k", 8, [256, 256])
+    assert made["reference"]["crop"] == "centre, as it is, then Lanczos"
+    images = np.load(tmp_path / "s.npz")["arr_0"]
+    assert images.shape == (8, 256, 256, 3)
+
+    crops = np.stack([np.asarray(lanczos_crop(open_image(p), (256, 256))) for p in photographs * 3])
+    np.savez(tmp_path / "real.npz", arr_0=crops)
+    content = [{"__key__": str(i), "jpg": p} for i, p in enumerate(photographs * 3)]
+    shard = write_shard(tmp_path / "real.tar", content)
+    for other in (str(tmp_path / "real.npz"), shard):
+        again = evaluate(tmp_path / "b.json", "generation", "--protocol", "coco30k", "--samples",
+                         str(tmp_path / "s.npz"), reference=other)  # fmt: skip
+        assert again["metrics"] == pytest.approx(made["metrics"])
+
+    common = ("evaluate", "generation", *options, "--extractor", PIXELS, "--device", "cpu")
+    common += ("--reference", str(real), "--out", str(tmp_path / "c.json"))
+    assert f"{table} holds 9 prompts, fewer than the 30000 images" in fails(*common)
+    lacks = fails(*common, "--images", "8", "--prompt-column", "caption")
+    assert f"{table} has no column 'caption' but id, Prompt; name the right one with" in lacks
+    said = fails(*common, "--images", "8", "--resize", "128")
+    assert said == "--resize: coco30k compares images of 256 256 pixels; leave it out."

@@ -74,6 +74,12 @@ def test_an_exported_tokenizer_is_found_beside_the_generator(
     main(["sample", "--checkpoint", "model/stage2", "--prompt", "a", "--out", "a.png"])
 
 
+def test_an_exported_model_knows_the_data_of_its_training(exported: Chain) -> None:
+    found = [read_checkpoint(path).provenance for path in (exported.tokenizer, exported.stage2)]
+    assert [made["shards"] for made in found] == [["emoji/train-*.tar.gz"], ["codes64/train-*.tar"]]
+    assert found[0]["image_size"] == [64, 64]
+
+
 def state(checkpoint: str, part: str, key: str = "state_dict") -> dict[str, Tensor]:
     whole = torch.load(checkpoint, weights_only=True)[key]
     return {n.removeprefix(part): t for n, t in whole.items() if n.startswith(part)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from lgpl.data.codecs import open_image
+from lgpl.data.codecs import open_image, open_layers
 from lgpl.data.members import BadSample
 from lgpl.data.transforms import random_crop
 
@@ -258,3 +258,20 @@ def test_inks_become_srgb() -> None:
     assert np.abs(found - np.array(expected.getpixel((8, 8)))).max() <= 3
     naive = np.array(image.convert("RGB").getpixel((8, 8)), float)
     assert np.abs(found - naive).max() > 20
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_is_no_still_image(kind: str) -> None:
+    """Which `open_image` takes the first frame of."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert open_image(data).size == (8, 8)
+    with pytest.raises(BadSample, match="an animation, where one still image is wanted"):
+        open_layers(data)
+    assert open_layers(encoded(frames[0], kind)).size == (8, 8)
+
+
+def test_transparency_is_kept_apart() -> None:
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    assert open_layers(encoded(clear, "PNG")).getpixel((3, 3)) == (10, 20, 30, 0)
+    assert open_image(encoded(clear, "PNG")).getpixel((3, 3)) == (255, 255, 255)

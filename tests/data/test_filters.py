@@ -224,3 +224,45 @@ def test_features_belong_to_the_first_of_a_list_of_captions() -> None:
     fields, captions = ["caption", "text"], {"json:captions": 1.0}
     decoder = SampleDecoder(fields, (16, 16), augment=True, captions=captions)  # type: ignore[arg-type]
     assert {decoder(raw, random.Random(s))["caption"] for s in range(20)} == {"one"}
+
+
+def test_a_part_of_a_caption_is_a_caption_of_its_own() -> None:
+    raw = {
+        "__key__": "k",
+        "__shard__": "s",
+        "txt": b"A red fox. It sits in the snow,\nand looks up.",
+        "json": b'{"alt": ["A fox. Snow."]}',
+        "first-sentence.text.npy": npy(np.ones((2, 4), np.float16)),
+    }
+    for name, expected in (
+        ("txt", "A red fox. It sits in the snow, and looks up."),
+        ("first-sentence:txt", "A red fox."),
+        ("first-line:txt", "A red fox. It sits in the snow,"),
+        ("first-sentence:json:alt", "A fox."),
+    ):
+        decoder = SampleDecoder(["caption"], (8, 8), captions={name: 1.0})
+        assert decoder(raw, random.Random(0))["caption"] == expected
+        assert decoder.members == {"json" if "json" in name else "txt"}
+    names = [features_name(f"first-line:{name}") for name in ("txt", "short.txt", "json:alt")]
+    parts = ["", "short.", "alt."]
+    assert names == [f"first-line.{part}text.npy" for part in parts]
+    both = SampleDecoder(["caption", "text"], (8, 8), captions={"first-sentence:txt": 1.0})
+    assert both(raw, random.Random(0))["text"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["first-word:txt", "first-line:first-sentence:txt", "JSON:alt"])
+def test_a_caption_by_an_unknown_rule_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"data.captions: '{name}' is none of txt, NAME.txt or"):
+        module(captions={name: 1.0})
+
+
+def test_captions_of_another_style_are_left_to_the_encoder() -> None:
+    pytest.importorskip("ftfy"), pytest.importorskip("bs4")
+    decoder = SampleDecoder(["caption"], (8, 8), caption_style="llamagen")
+    raw = {"__key__": "k", "__shard__": "s", "txt": b" A <b>RED</b> fox \n"}
+    assert decoder(raw, random.Random(0))["caption"] == "A <b>RED</b> fox"
+    with pytest.raises(BadSample, match="empty caption"):  # as it is cleaned
+        decoder(raw | {"txt": b"IMG_2041.jpg"}, random.Random(0))
+    short = SampleDecoder(["caption"], (8, 8), caption_style="llamagen",
+                          filter=Filter(caption_length=(9, 9)))  # fmt: skip
+    assert short(raw, random.Random(0))["caption"] == "A <b>RED</b> fox"

@@ -96,6 +96,22 @@ def test_names_of_a_file(tmp_path: Path) -> None:
         named(str(tmp_path / "none.txt"))
 
 
+def test_names_of_imagenet_come_along() -> None:
+    classes = named("imagenet", 1000)
+    assert classes.names is not None and len({name.casefold() for name in classes.names}) == 1000
+    for label, name in (
+        (0, "tench"),
+        (207, "Golden Retriever"),
+        (388, "giant panda"),
+        (999, "toilet tissue"),
+    ):
+        assert classes.label(name) == label
+    with pytest.raises(
+        UserError, match=r"'golden retreiver' is no class.*did you mean 'golden retr"
+    ):
+        classes.label("golden retreiver")
+
+
 def test_names_and_classes_are_as_many() -> None:
     assert named(NAMES, 4).num_classes == 4
     with pytest.raises(UserError) as told:

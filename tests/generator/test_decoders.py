@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lgpl.codes import CodeLayout
+from lgpl.errors import UserError
 from lgpl.generator import (
     Decoder,
     GeneratorModule,
@@ -23,6 +25,7 @@ from lgpl.generator import (
 )
 from lgpl.generator.decoders.raster import CachedModel
 from lgpl.generator.packing import pack_weights
+from tests.contracts import EvenFirst
 from tests.generator.test_transformer import small
 from tests.models import labels, on, some, text, transformer
 
@@ -288,3 +291,17 @@ def test_packed_weights_draw_what_plain_ones_draw(dtype: torch.dtype, is_text: b
     drawn = generate(packed, wanted, sampling)
     if dtype == torch.float32:
         assert torch.equal(drawn, generate(model, wanted, sampling))
+
+
+@pytest.mark.parametrize("decoder", [Raster(), UncachedRaster()])
+def test_raster_order_cannot_honour_codes_behind_a_hole(decoder: Decoder) -> None:
+    """What it draws sees nothing of them; a decoder that says nothing of its order takes any."""
+    layout = CodeLayout(3, 4, depth=2)
+    given = torch.arange(24).expand(2, -1).clone()
+    decoder.check_given(layout, given)
+    given[:, 14:] = -1
+    decoder.check_given(layout, given)
+    given[1, 20] = 5
+    with pytest.raises(UserError, match=r"its first code \(row 2, column 4 of 3x4x2\)"):
+        decoder.check_given(layout, given)
+    EvenFirst().check_given(layout, given)

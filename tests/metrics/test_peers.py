@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from lgpl.data.transforms import lanczos_crop, to_uint8
 from lgpl.errors import UserError
 from lgpl.metrics import Inception
 from lgpl.metrics.comparison import frechet_distance, kernel_distance, precision_recall
+from lgpl.metrics.extractors import CleanInception, clean_resize
 from lgpl.metrics.summary import StreamedInceptionScore
 from lgpl.tokenizer.perceptual import LPIPS
 from tests.metrics.test_metrics import clouds, gaussian
@@ -87,6 +90,28 @@ def test_against_clean_fid() -> None:
     assert found == pytest.approx(expected, rel=1e-3)
     expected = fid.kernel_distance(x[:300], y, num_subsets=1)
     assert kernel_distance(REAL[:300], FAKE) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_preprocessing_of_coco30k_against_clean_fid() -> None:
+    """Of real photographs of several shapes: to 256 px by Lanczos, from there to 299 in float."""
+    make_resizer = peer("cleanfid.resize").make_resizer
+    build_resizer = peer("cleanfid.resize").build_resizer
+    photographs = [*Path("tests/data/photographs").glob("*.jpg")]
+    photographs += Path(peer("sklearn.datasets").__file__).parent.glob("images/*.jpg")
+    assert len(photographs) >= 4
+    for path in photographs:
+        image = Image.open(path).convert("RGB")
+        width, height = image.size
+        for shape in ((width, height), (height // 2, height), (301, 200)):
+            whole = image.crop((0, 0, *shape))
+            side = min(shape)
+            left, top = round((shape[0] - side) / 2), round((shape[1] - side) / 2)
+            middle = np.asarray(whole)[top : top + side, left : left + side]
+            expected = make_resizer("PIL", True, "lanczos", (256, 256))(middle)
+            ours = lanczos_crop(whole, (256, 256))
+            assert np.array_equal(np.asarray(ours), expected)
+            found = clean_resize(to_uint8(ours)[None])[0].permute(1, 2, 0).numpy()
+            assert np.array_equal(found, build_resizer("clean")(expected))
 
 
 @pytest.mark.parametrize("net", ["vgg", "alex"])
@@ -175,3 +200,9 @@ def test_inceptions_spatial_features_are_adms(port: Any, tmp_path: Path) -> None
     x = net.Mixed_6d(x)[:, :7]  # mixed_6, whose first channels are those of its 1x1 branch
     torch.testing.assert_close(found.spatial.view(2, 17, 17, 7), x.permute(0, 2, 3, 1))
     assert x.std() > 0
+
+    # Of 299 px nothing is resized, so that both ways into the network have to agree.
+    clean, whole = CleanInception(), F.interpolate(images, (299, 299), mode="bicubic")
+    for one, other in zip(clean.features(whole), extractor.features(whole), strict=True):
+        assert one is not None and other is not None
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

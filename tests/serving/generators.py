@@ -27,6 +27,8 @@ def text_config(features: int, length: int, encoder: Config | None = None) -> Co
     return {"class_path": "lgpl.generator.TextCondition", "init_args": options}
 
 
+# Draws in an order that is no raster: any part of an image can be drawn anew.
+EVEN_FIRST: Config = {"class_path": "tests.contracts.EvenFirst", "init_args": {}}
 # The condition of captions that the text encoder minilm reads.
 MINILM = text_config(
     384, 24, {"class_path": "lgpl.text.TextEncoder", "init_args": {"max_length": 24}}
@@ -34,7 +36,11 @@ MINILM = text_config(
 
 
 def export_generator(
-    folder: Path, condition: Config, model: str = "Transformer", **changes: Any
+    folder: Path,
+    condition: Config,
+    decoder: Config | None = None,
+    model: str = "Transformer",
+    **changes: Any,
 ) -> Model:
     """Write a generator of a model of `lgpl.generator` as `lgpl export` does, and give that."""
     sizes = {"size": [2, 4, 64], "codebook_size": 48, "grid": [6, 5], **changes}
@@ -44,7 +50,11 @@ def export_generator(
     }
     config = {
         "class_path": "lgpl.generator.GeneratorModule",
-        "init_args": {"transformer": built, "tokenizer": str(folder.parent / "tokenizer")},
+        "init_args": {
+            "transformer": built,
+            "tokenizer": str(folder.parent / "tokenizer"),
+            "decoder": decoder,
+        },
     }
     module = build_module(config)
     assert isinstance(module, GeneratorModule)

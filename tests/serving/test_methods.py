@@ -125,20 +125,12 @@ def test_what_is_no_origin(given: str) -> None:
         origin_of(given)
 
 
-@pytest.mark.parametrize("route", ["edits", "variations"])
-def test_what_is_not_offered_says_so(server: Server, route: str) -> None:
+def test_what_is_not_offered_says_so(server: Server) -> None:
     """In OpenAI's format, though the client sends no JSON."""
-    image = ("image.png", b"\x89PNG", "image/png")
-    images = server.client().images
     with pytest.raises(openai.NotFoundError) as error:
-        if route == "edits":
-            images.edit(image=image, prompt="1")
-        else:
-            images.create_variation(image=image)
+        server.client().post("/images/upscales", cast_to=object)
     assert error.value.type == "invalid_request_error" and error.value.code == "not_found"
-    said = (
-        f"/v1/images/{route} is not served here; images are drawn by POST /v1/images/generations."
-    )
+    said = "/v1/images/upscales is not served here; POST /v1/images/ has generations, edits and"
     assert said in error.value.message
 
 

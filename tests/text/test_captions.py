@@ -1,4 +1,4 @@
-"""Captions are cleaned in linear time, and a file of prompts has a prompt in every line."""
+"""Captions are cleaned and parted in linear time; a file of prompts has a prompt in every line."""
 
 import random
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lgpl.errors import UserError
-from lgpl.text.captions import clean, read_prompts
+from lgpl.text.captions import clean, first_line, first_sentence, read_prompts
 
 
 def test_file_names_are_what_one_expression_would_find() -> None:
@@ -61,3 +61,27 @@ def test_an_empty_line_is_refused(tmp_path: Path) -> None:
     path.write_text("a\n\nb\n")
     with pytest.raises(UserError, match=r"line 2 of .*prompts.txt is empty; each line is the"):
         read_prompts(str(path))
+
+
+@pytest.mark.parametrize(
+    ("caption", "sentence", "line"),
+    [
+        ("A fox. It runs.\nFast.", "A fox.", "A fox. It runs."),
+        ("  \n a fox\r\na dog", "a fox\r\na dog", "a fox"),
+        ("It is 3.5 cm, example.org says! Yes", "It is 3.5 cm, example.org says!", None),
+        ('He said "stop." Then', 'He said "stop."', None),
+        ("狐がいる。犬もいる。", "狐がいる。", None),
+        ("Wait... what?", "Wait...", None),
+        ("", "", None),
+    ],
+)
+def test_parts_of_a_caption(caption: str, sentence: str, line: str | None) -> None:
+    assert first_sentence(caption) == sentence
+    assert first_line(caption) == (caption if line is None else line)
+
+
+@pytest.mark.parametrize("unit", [".", '."', "a.", "!?", "\n"])
+def test_a_long_caption_is_parted_in_linear_time(unit: str) -> None:
+    begin = time.process_time()
+    first_sentence(unit * 100_000 + "x")
+    assert time.process_time() - begin < 1.0

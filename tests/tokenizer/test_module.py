@@ -66,6 +66,20 @@ def test_discriminator_starts_at_its_batch(tmp_path: Path) -> None:
         assert any(not torch.equal(before[n], after[n]) for n in before) == moves
 
 
+def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
+    """Those of its discriminator, too."""
+    saver = LastCheckpoint(tmp_path, every_n_train_steps=4, save_last=True)
+    fit(module(), tmp_path, 4, callbacks=[saver], enable_checkpointing=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    model = module(init_from=str(tmp_path / "last.ckpt"), lr=0.0)
+    fresh = model.state_dict()["loss.discriminator.layers.0.weight"].clone()
+    fit(model, tmp_path, 1)
+    for name, tensor in model.state_dict().items():
+        if name.startswith(("autoencoder.", "loss.discriminator.")):
+            assert torch.equal(tensor, saved[name])
+    assert not torch.equal(saved["loss.discriminator.layers.0.weight"], fresh)
+
+
 def test_accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
     """Without a GAN, whose batch norm sees the small batches."""
     whole, parts = (module(discriminator_start=10**9, accumulate=n) for n in (1, 2))

@@ -51,10 +51,10 @@ MODULES: dict[str, Callable[[], TrainingModule]] = {
 }
 
 
-def planned(name: str, precision: str, sharded: bool = False) -> StepEstimate:
+def planned(name: str, precision: str, sharded: bool = False, reshard: bool = True) -> StepEstimate:
     with torch.device("meta"):
         module = MODULES[name]()
-    return estimate_step(module, BATCH, (32, 32), precision, sharded)
+    return estimate_step(module, BATCH, (32, 32), precision, sharded, reshard)
 
 
 def size(tensors: Iterable[Any]) -> int:
@@ -140,6 +140,16 @@ def test_strategies() -> None:
         assert lines[name] == -(-whole // 8)
     assert sharded.activations < step.activations  # all in bf16
     assert 0 < lines["gathered by FSDP"] < 2.5 * step.parameters
+    replicated = per_device(sharded, 8, True, False, replicas=4)
+    assert replicated["parameters"] == -(-step.parameters // 2)
+
+
+def test_weights_that_are_not_resharded_stay_gathered() -> None:
+    zero3, zero2 = (
+        planned("class", "32-true", True, reshard).gathered for reshard in (True, False)
+    )
+    block = size(generator(num_classes=5).model.blocks()[0].parameters())
+    assert zero2 - zero3 == (LAYERS - 2) * block  # of which two are gathered in any case
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

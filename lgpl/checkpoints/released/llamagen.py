@@ -16,6 +16,12 @@ import torch
 from torch import Tensor
 
 from lgpl.checkpoints.files import Checkpoint, check_weights
+from lgpl.checkpoints.released.discriminator import (
+    Discriminator,
+    take_discriminator,
+    tokenizer_config,
+    with_discriminator,
+)
 from lgpl.checkpoints.released.state import (
     Released,
     State,
@@ -29,6 +35,7 @@ from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.blocks import rotary_table
+from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 from lgpl.training import TrainingModule
@@ -50,6 +57,7 @@ ROPE = "freqs_cis"  # the rotary table, computed here
 LEVELS = {5: "vq-16", 4: "vq-8"}
 TEXT_ENCODERS = {2048: "google/flan-t5-xl"}  # width of its features -> the paper's encoder
 DOWNSAMPLING = 16  # of the tokenizer under every released generator
+IMAGENET_CLASSES = 1000
 
 
 def llamagen_name(name: str) -> str:
@@ -61,13 +69,14 @@ def llamagen_name(name: str) -> str:
 
 def read(state: State, path: Path, grid: int | None, heads: int | None) -> Released:
     """What the weights of a file are; see `read_released`."""
-    rope = state.pop(ROPE, None)
+    rope, against = state.pop(ROPE, None), take_discriminator(state)
     state.pop(USAGE, None)
     if "quantize.embedding.weight" in state:
-        kind, config = "tokenizer", _tokenizer_config(state, path)
+        kind, config = "tokenizer", _tokenizer_config(state, path, against)
     else:
         kind, config = "generator", _generator_config(state, path, rope, grid, heads)
-    return released(kind, config, state, path, FAMILY, _renamed, _ours)
+    found = released(kind, config, state, path, FAMILY, _renamed, _ours)
+    return with_discriminator(found, against)
 
 
 def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, dict[str, Tensor]]:
@@ -81,7 +90,7 @@ def to_llamagen(checkpoint: Checkpoint, trust: Iterable[str] = ()) -> dict[str, 
     if unlike := differences(module):
         raise UserError(f"{source} {' and '.join(unlike)}.")
     if isinstance(module, TokenizerModule):
-        theirs = _tokenizer_config(weights, checkpoint.path)
+        theirs = _tokenizer_config(weights, checkpoint.path, Discriminator())
     else:
         model: Any = module.model
         heads, rows = model.heads, model.layout.rows
@@ -129,7 +138,7 @@ def _ours(expected: Mapping[str, Tensor], state: State) -> State:
     }
 
 
-def _tokenizer_config(state: State, path: Path) -> dict[str, Any]:
+def _tokenizer_config(state: State, path: Path, against: Discriminator) -> dict[str, Any]:
     codes, dim = shape_of(state, "quantize.embedding.weight", path, FAMILY)[:2]
     levels = count(state, "encoder.conv_blocks")
     if levels not in LEVELS:
@@ -140,9 +149,7 @@ def _tokenizer_config(state: State, path: Path) -> dict[str, Any]:
         multipliers=LEVELS[levels],
         z_channels=shape_of(state, "quant_conv.weight", path, FAMILY)[1],
     )
-    # It is released without what it was trained against.
-    loss = entry("lgpl.tokenizer.TokenizerLoss", perceptual=None, discriminator=None)
-    return entry("lgpl.tokenizer.TokenizerModule", autoencoder=autoencoder, loss=loss)
+    return tokenizer_config(autoencoder, against)
 
 
 def _generator_config(
@@ -155,12 +162,16 @@ def _generator_config(
         options: dict[str, Any] = {"features": features, "length": prefix, "trainable_null": False}
         if name := TEXT_ENCODERS.get(features):
             encoder = {"name": name, "max_length": prefix, "dtype": "bfloat16"}
+            encoder["captions"] = "llamagen"  # its cleaning, which plain text would not match
             options["encoder"] = entry("lgpl.text.TextEncoder", **encoder)
         condition = entry("lgpl.generator.TextCondition", **options)
     else:
         prefix, rows = 1, shape_of(state, "cls_embedding.embedding_table.weight", path, FAMILY)[0]
         # The last row is the null condition.
-        condition = entry("lgpl.generator.ClassCondition", num_classes=rows - 1)
+        options = {"num_classes": rows - 1}
+        if rows - 1 == IMAGENET_CLASSES:
+            options["names"] = read_names(IMAGENET)
+        condition = entry("lgpl.generator.ClassCondition", **options)
     prefix_rope = "zero"  # of all that LlamaGen trained
     if rope is not None:
         grid, heads, prefix_rope = _read_rope(rope, path, prefix, dim, grid)

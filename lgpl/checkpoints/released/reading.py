@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from lgpl.checkpoints.released import llamagen, lpd
+from lgpl.checkpoints.released import llamagen, lpd, vqgan
 from lgpl.checkpoints.released.state import Released, read_state
 
 
 def read_released(path: str | Path, grid: int | None = None, heads: int | None = None) -> Released:
-    """A file of LlamaGen or LPD, released or saved by their training scripts; raises UserError
-    where it is no such file, holds code, or lacks weights.
+    """A file of LlamaGen, LPD or taming, released or saved by their training scripts; raises a
+    UserError where it is no such file, holds code, or lacks weights.
 
     Args:
         grid: codes on a side of a generator's image, where the file does not say.
@@ -16,5 +16,7 @@ def read_released(path: str | Path, grid: int | None = None, heads: int | None =
     """
     path = Path(path)
     state = read_state(path)
-    family = lpd if lpd.is_lpd(state) else llamagen
+    if lpd.is_lpd(state):
+        return lpd.read(state, path, grid, heads)
+    family = vqgan if vqgan.is_vqgan(state) else llamagen
     return family.read(state, path, grid, heads)

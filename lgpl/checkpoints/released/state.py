@@ -18,6 +18,15 @@ WEIGHTS = ("ema", "model_ema", "model", "module", "state_dict")
 # Left in front of names by DDP and FSDP (module) and torch.compile (_orig_mod).
 WRAPPERS = re.compile(r"(^|(?<=\.))(module|_fsdp_wrapped_module|_orig_mod)\.")
 
+# Where LlamaGen's training keeps its discriminator, and before what names taming's has its loss.
+DISCRIMINATOR, LOSS = "discriminator", "loss."
+# What trainings save beside tensors, as data without behaviour: their arguments, and the class
+# under which Lightning kept a callback's state until 1.5, here one that is empty.
+DATA_CLASSES = (
+    argparse.Namespace,
+    type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"}),
+)
+
 State = dict[str, Tensor]
 
 
@@ -28,20 +37,28 @@ class Released(NamedTuple):
     config: dict[str, Any]  # `class_path` and `init_args` of its module
     weights: State  # state dict of the model itself
     summary: str  # one line for people
+    discriminator: State = {}  # of a tokenizer that has it: the state dict of a `PatchGAN`
 
 
 def read_state(path: Path) -> State:
-    """The weights of a file; raises UserError where it holds none, or code."""
+    """The weights of a file, those of the loss behind `LOSS`; raises UserError where it holds none,
+    or code."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a released file of weights (.pt, .pth).")
-    # Training scripts save their arguments as a Namespace, which is data.
-    content = load_tensors(path, data_classes=[argparse.Namespace])
+        raise UserError(
+            f"{path}: no such file; give a released file of weights (.pt, .pth, .ckpt)."
+        )
+    content = load_tensors(path, data_classes=DATA_CLASSES)
     held = content if isinstance(content, dict) else {}
-    named = next((held[key] for key in WEIGHTS if isinstance(held.get(key), dict)), held)
-    state = {WRAPPERS.sub("", str(n)): t for n, t in named.items() if isinstance(t, Tensor)}
+    state = _tensors(next((held[key] for key in WEIGHTS if isinstance(held.get(key), dict)), held))
     if not state:
         raise UserError(f"{path} holds no weights, neither bare nor under {', '.join(WEIGHTS)}.")
-    return state
+    against = _tensors(held.get(DISCRIMINATOR))
+    return state | {f"{LOSS}{DISCRIMINATOR}.{name}": t for name, t in against.items()}
+
+
+def _tensors(named: Any) -> State:
+    items = named.items() if isinstance(named, dict) else ()
+    return {WRAPPERS.sub("", str(n)): t for n, t in items if isinstance(t, Tensor)}
 
 
 def released(
@@ -60,7 +77,8 @@ def released(
     millions = sum(tensor.numel() for tensor in state.values()) / 1e6
     options = config["init_args"][MODEL[kind]]["init_args"]
     named = options | options.get("condition", {}).get("init_args", {})
-    plain = [f"{key} {value}" for key, value in named.items() if not isinstance(value, dict)]
+    listed = {k: v for k, v in named.items() if k != "names" and not isinstance(v, dict)}
+    plain = [f"{key} {value}" for key, value in listed.items()]
     summary = ", ".join([kind, f"{millions:.1f}M weights", *plain])
     return Released(kind, config, to_ours(expected, state), summary)
 

@@ -1,6 +1,7 @@
 """`lgpl data pack`: shards of a folder of images with one folder for each class, with a .txt
-beside each image, or with a table of captions. The images are taken over byte for byte,
-shuffled; broken ones are skipped and counted. An interrupted pack goes on with the same command."""
+beside each image, with a table of captions, or of images alone. The images are taken over byte for
+byte, shuffled; broken ones are skipped and counted. An interrupted pack goes on with the same
+command."""
 
 import hashlib
 import itertools
@@ -12,7 +13,7 @@ import stat
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
@@ -56,11 +57,13 @@ class Packed(NamedTuple):
 
 
 def add_arguments(p: ArgumentParser) -> None:
-    p.add_argument("source", metavar="SOURCE", help="folder of the images")
+    images = "folder of the images, or .txt file of their paths"
+    p.add_argument("source", metavar="SOURCE", help=images)
     p.add_argument("--out", required=True, help="folder of the shards and their indexes")
     p.add_argument("--captions", help=".csv or .jsonl of captions; SOURCE/metadata.jsonl")
     p.add_argument("--file-column", default="file_name", help="its column of paths in SOURCE")
-    p.add_argument("--caption-column", default="text", help="its column of captions")
+    columns = "its column of captions; further ones are kept as KEY.COLUMN.txt"
+    p.add_argument("--caption-column", nargs="+", default=["text"], help=columns)
     line = "take this line, from 1, of captions of several lines; all of them by default"
     p.add_argument("--caption-line", type=int, help=line)
     p.add_argument("--val", default="0.01", help="held out: share, number, or folder like SOURCE")
@@ -87,23 +90,37 @@ def run(options: Namespace) -> None:
 def divided(options: Namespace) -> tuple[Source, Source]:
     """What is trained on and what is held out; a UserError where one lacks images."""
     folder, val = Path(options.source), Path(options.val)
-    if not folder.is_dir():
-        raise UserError(f"SOURCE: {folder} is no folder.")
     columns = options.file_column, options.caption_column
+    if not folder.is_dir() and not is_list(folder):
+        raise UserError(f"SOURCE: {folder} is neither a folder nor a .txt file of paths.")
     if options.captions is None:
-        source = sources.find(folder, *columns)
+        source = found(folder, *columns)
+    elif is_list(folder):
+        raise UserError("--captions: the table lists the images; SOURCE is their folder, no list.")
     else:
         source = sources.from_table(folder, Path(options.captions), *columns)
     if not source.images:
         raise UserError(f"{folder}: nothing to pack; most often: {by_cause(source.skipped)[0][1]}.")
-    if not val.is_dir():
+    if not val.is_dir() and not is_list(val):
         return hold_out(source, options.val, options.seed)
     if options.captions is not None:
         raise UserError("--val: with --captions it is a share or a number, not a folder.")
-    held = sources.by_class(val, source.classes) if source.classes else sources.find(val, *columns)
+    held = sources.by_class(val, source.classes) if source.classes else found(val, *columns)
     if held.classes != source.classes:
         raise UserError(f"--val: {val} is a class folder and {folder} is none.")
+    if held.captioned != source.captioned:
+        has, lacks = (val, folder) if held.captioned else (folder, val)
+        raise UserError(f"--val: {has} has captions and {lacks} has none.")
     return source, held
+
+
+def found(source: Path, *columns: Any) -> Source:
+    """The images of a folder or of a list."""
+    return sources.from_list(source) if is_list(source) else sources.find(source, *columns)
+
+
+def is_list(source: Path) -> bool:
+    return source.suffix.lower() == ".txt" and source.is_file()
 
 
 def hold_out(source: Source, val: str, seed: int) -> tuple[Source, Source]:
@@ -143,7 +160,7 @@ def planned(split: str, source: Source, keys: set[str], options: Namespace) -> l
 
 def unique_key(file: str, taken: set[str]) -> str:
     """`n01440764_x` for `n01440764/x.JPEG`: a key that no other sample has."""
-    stem = clean_key(readable(os.path.splitext(file)[0]).replace("/", "_"))
+    stem = clean_key(readable(os.path.splitext(file)[0]).lstrip("./").replace("/", "_"))
     keys = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
     key = next(key for key in keys if key not in taken)
     taken.add(key)
@@ -207,11 +224,7 @@ def pack_shard(shard: Planned) -> Packed:
         for place, (key, image) in enumerate(shard.samples):
             try:
                 members = read(shard.folder, image)
-                lines = [line for line in members.get("txt", b"").splitlines() if line.strip()]
-                if len(lines) > 1 and shard.caption_line is not None:
-                    if len(lines) < shard.caption_line:
-                        raise BadSample(f"caption without a line {shard.caption_line}")
-                    members["txt"] = lines[shard.caption_line - 1]
+                has_several = take_line(members, shard.caption_line)
                 with sample(place):
                     causes = faults({"__key__": key, **members})
             except BadSample as error:
@@ -220,12 +233,27 @@ def pack_shard(shard: Planned) -> Packed:
                 skipped.append((image.file, causes[0]))
             else:
                 writer.write(key, members)
-                several += len(lines) > 1
+                several += has_several
         if writer.samples:
             writer.close()
     finally:
         writer.discard()
     return Packed(writer.samples, skipped, several)
+
+
+def take_line(members: dict[str, bytes], number: int | None) -> bool:
+    """Take this line of each caption that has several, and say whether any has; a BadSample where
+    one has no such line."""
+    has_several = False
+    for name in [name for name in members if f".{name}".endswith(".txt")]:
+        lines = [line for line in members[name].splitlines() if line.strip()]
+        if len(lines) > 1:
+            has_several = True
+            if number is not None and len(lines) < number:
+                raise BadSample(f"caption without a line {number}")
+            if number is not None:
+                members[name] = lines[number - 1]
+    return has_several
 
 
 def read(folder: Path, image: ImageFile) -> dict[str, bytes]:
@@ -235,6 +263,8 @@ def read(folder: Path, image: ImageFile) -> dict[str, bytes]:
         members["txt"] = _content(folder / image.text)
     if image.caption is not None:
         members["txt"] = image.caption.encode("utf-8", "replace")
+    for name, text in (image.others or {}).items():
+        members[name] = text.encode("utf-8", "replace")
     if image.label is not None:
         members["cls"] = str(image.label).encode()
     if image.more is not None:
@@ -270,6 +300,8 @@ def finish(
     if source.classes is not None:
         plural = "" if len(source.classes) == 1 else "es"
         print(f"{out}/{CLASSES}: {len(source.classes)} class{plural}")
+    elif not source.captioned:
+        print("images alone, with neither classes nor captions")
     for split, counts in splits.items():
         write_index(out / f"{split}.json", counts)
         total = sum(counts.values())

@@ -1,5 +1,6 @@
 """`lgpl data show`: what shards hold: counts and sizes (least / median / largest) of some of the
-samples, spread evenly over the shards, and a contact sheet."""
+samples, spread evenly over the shards, and a contact sheet; with a tokenizer, the images of codes
+and how many of its codes occur."""
 
 import os
 import random
@@ -12,6 +13,7 @@ import numpy as np
 from jsonargparse import Namespace
 from PIL import Image, ImageOps
 
+from lgpl.checkpoints import add_trust
 from lgpl.commands.data.members import by_cause, causes_of, faults, is_read, names
 from lgpl.commands.parsing import ArgumentParser, require_positive
 from lgpl.data import members
@@ -35,6 +37,9 @@ IMAGES, TILE = 40, 128  # on the sheet, and pixels of each
 def add_arguments(p: ArgumentParser) -> None:
     p.add_argument("--samples", type=int, default=2000, help="looked at, at the most")
     p.add_argument("--out", help="contact sheet to write, such as sheet.png")
+    tokenizer = "checkpoint of the tokenizer of code shards: decodes them for the sheet"
+    p.add_argument("--tokenizer", help=tokenizer)
+    add_trust(p)
 
 
 def run(options: Namespace) -> None:
@@ -42,6 +47,12 @@ def run(options: Namespace) -> None:
     out = image_path(options.out) if options.out else None
     store = Store(**options.store.as_dict())
     paths = list(named(options.shards, "SHARDS", store))
+    viewer = None
+    if options.tokenizer is not None:
+        from lgpl.commands.data.codes import CodeViewer  # with all that loads a model
+
+        viewer = CodeViewer(options.tokenizer, options.trust)
+        viewer.check(_evenly(paths, OPENED), store)
     shards = [Shard(path, store) for path in _evenly(paths, OPENED)]
     held = [(shard, place) for shard in shards for place in range(len(shard))]
     places = _evenly(held, options.samples)
@@ -54,19 +65,29 @@ def run(options: Namespace) -> None:
         except BadSample as error:
             summary.broken.append((f"{shard.keys[place]} in {shard.path}", str(error)))
             continue
-        if summary.add(raw) and out and number in shown:
-            tiles += tile(raw)
+        if not summary.add(raw):
+            continue
+        is_shown = out is not None and number in shown
+        try:
+            image = viewer.add(raw, is_shown) if viewer else None
+        except BadSample as error:
+            summary.broken.append((f"{raw['__key__']} in {raw['__shard__']}", str(error)))
+            continue
+        tiles += tile(raw, image) if is_shown else []
 
     size = sum(_size(store, shard.path) for shard in shards if len(shard))
     of = f"{len(shards)} of {len(paths)}, spread evenly" if len(paths) > OPENED else len(paths)
     looked = len(places)
     rest = "all looked at" if looked == len(held) else f"{looked} looked at, spread evenly"
     rows = [("shards", f"{of}: {size / 1e6:.1f} MB"), ("samples", f"{len(held)}, {rest}")]
+    if viewer is not None:
+        rows.append(("codebook", viewer.line()))
     for name, text in (*rows, *summary.lines()):
         print(f"{name:<{WIDTH}}{text}".rstrip())
     if out:
         if not tiles:
-            raise UserError("--out: no sound image in the samples that were looked at.")
+            said = "no sound image in the samples that were looked at"
+            raise UserError(f"--out: {said}; of codes give --tokenizer.")
         images, captions = zip(*tiles, strict=True)
         save(grid(list(images), list(captions)), out)
         print(f"{'contact sheet':<{WIDTH}}{out}")
@@ -83,15 +104,16 @@ def _evenly(items: Sequence, number: int) -> list:
     return [items[place] for place in places]
 
 
-def tile(raw: Raw) -> list[tuple[Image.Image, str]]:
-    """A sample's image and what is written under it; nothing where it has none."""
-    data = [raw[name] for name in IMAGE_EXTENSIONS if name in raw]
+def tile(raw: Raw, decoded: Image.Image | None = None) -> list[tuple[Image.Image, str]]:
+    """A sample's image, or that of its codes, and what is written under it; nothing where it has
+    none."""
+    images = [decoded] if decoded else [open_image(raw[n]) for n in IMAGE_EXTENSIONS if n in raw]
     text = raw["__key__"]
     if "txt" in raw:
         text = members.read_caption(raw, "txt")
     elif "cls" in raw:
         text = f"class {int(raw['cls'])}"
-    return [(ImageOps.pad(open_image(d), (TILE, TILE), color="white"), text) for d in data[:1]]
+    return [(ImageOps.pad(image, (TILE, TILE), color="white"), text) for image in images[:1]]
 
 
 class Summary:

@@ -1,10 +1,13 @@
-"""Images on disk and what is known of them: class folders, captions beside them or in a table."""
+"""Images on disk and what is known of them: class folders, captions beside them or in a table, or
+nothing."""
 
+import codecs
 import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -21,6 +24,8 @@ TEXTS = (".caption", ".txt")  # beside an image, in capitals too; the last count
 LONGEST_FIELD = 2**24  # characters
 NO_UTF8 = "row that is not UTF-8"
 READ = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+NO_IMAGE = f"file that is none of {READ}"
+MEMBER = re.compile(r"[\w-]+")  # a name that a caption's member may have before .txt
 
 
 class ImageFile(NamedTuple):
@@ -31,6 +36,7 @@ class ImageFile(NamedTuple):
     label: int | None = None  # its class
     text: str | None = None  # file with its caption, in the source's folder
     caption: str | None = None  # the caption itself
+    others: dict[str, str] | None = None  # further captions, by the names of their members
     more: dict[str, Any] | None = None  # what else a table says of it
 
 
@@ -43,6 +49,10 @@ class Source:
     classes: list[str] | None = None  # their names, where the folder is one of classes
     skipped: Skipped = field(default_factory=list)
 
+    @property
+    def captioned(self) -> bool:
+        return any(image.text or image.caption for image in self.images)
+
     def add(self, file: str, **known: Any) -> None:
         try:
             self.images.append(ImageFile(file, os.path.getsize(self.folder / file), **known))
@@ -50,12 +60,12 @@ class Source:
             self.skipped.append((file, "no such file"))
 
 
-def find(folder: Path, file_column: str, caption_column: str) -> Source:
+def find(folder: Path, file_column: str, caption_columns: Sequence[str]) -> Source:
     """The images of a folder: by the table in it, with captions where `.txt` or `.caption` files
-    lie beside them, else by classes; a UserError where they are neither."""
+    lie beside them, by classes where they lie in folders, else the images alone."""
     for name in TABLES:
         if (folder / name).is_file():
-            return from_table(folder, folder / name, file_column, caption_column)
+            return from_table(folder, folder / name, file_column, caption_columns)
     found, left = files_below(folder)
     images = list(filter(_is_image, found))
     texts: dict[str, dict[str, str]] = {ending: {} for ending in TEXTS}
@@ -65,20 +75,51 @@ def find(folder: Path, file_column: str, caption_column: str) -> Source:
         if ending.lower() in texts:
             texts[ending.lower()][stem] = file
     text_of = {stem: file for files in texts.values() for stem, file in files.items()}
-    if any(os.path.splitext(file)[0] in text_of for file in images):
-        source = Source(folder, skipped=_unread(found, left))
-        for file in images:
-            if text := text_of.get(os.path.splitext(file)[0]):
-                source.add(file, text=text)
-            else:
-                source.skipped.append((file, "image without a .txt beside it"))
-        return source
-    if any("/" in file for file in images):
+    if not _captioned(images, text_of) and any("/" in file for file in images):
         return by_class(folder)
     if not images:
         raise UserError(f"{folder} holds no images ({READ}).")
-    fault = "the images lie neither in a folder for each class nor beside a .txt each"
-    raise UserError(f"{folder}: {fault}; give --captions, a table of captions.")
+    return _with_texts(folder, images, text_of, _unread(found, left))
+
+
+def from_list(path: Path) -> Source:
+    """The images that a text file lists, a path a line, from its own folder on; with captions where
+    `.txt` or `.caption` files lie beside them. A UserError where it cannot be read or is empty."""
+    with as_user_error(f"SOURCE: {path} cannot be read", OSError):
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    files = [os.fsdecode(line.strip()) for line in lines if line.strip()]
+    if not files:
+        raise UserError(f"SOURCE: {path} lists no images; write a path on every line.")
+    images, skipped = dict[str, None](), list[tuple[str, str]]()
+    for file in files:
+        if not _is_image(file):
+            skipped.append((file, NO_IMAGE))
+        elif file in images:
+            skipped.append((file, "path that is listed already"))
+        else:
+            images[file] = None
+    stems = {os.path.splitext(file)[0] for file in images}
+    beside = ((stem, stem + ending) for ending in TEXTS for stem in stems)
+    text_of = {stem: text for stem, text in beside if os.path.isfile(path.parent / text)}
+    return _with_texts(path.parent, images, text_of, skipped)
+
+
+def _captioned(images: Iterable[str], text_of: Mapping[str, str]) -> bool:
+    return any(os.path.splitext(file)[0] in text_of for file in images)
+
+
+def _with_texts(
+    folder: Path, images: Collection[str], text_of: Mapping[str, str], skipped: Skipped
+) -> Source:
+    """Images with the captions beside them; where any has one, those without are skipped."""
+    source, captioned = Source(folder, skipped=skipped), _captioned(images, text_of)
+    for file in images:
+        text = text_of.get(os.path.splitext(file)[0])
+        if text or not captioned:
+            source.add(file, text=text)
+        else:
+            source.skipped.append((file, "image without a .txt beside it"))
+    return source
 
 
 def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
@@ -102,33 +143,52 @@ def by_class(folder: Path, classes: Sequence[str] | None = None) -> Source:
     return source
 
 
-def from_table(folder: Path, table: Path, file_column: str, caption_column: str) -> Source:
+def from_table(
+    folder: Path, table: Path, file_column: str, caption_columns: Sequence[str]
+) -> Source:
     """The images that a table in UTF-8 names by their paths in the folder: a `.csv` with a header
-    or a `.jsonl` with an object a line. Each row is a sample, whose caption may be a list of which
-    the first text counts; other columns, and the list, are kept as they are. A row that cannot be
-    read is skipped; a UserError where the table cannot be, or lacks a column."""
+    or a `.jsonl` with an object a line. Each row is a sample with the caption of the first column;
+    the other captions become members of their columns' names. A caption may be a list, of which the
+    first text counts; it, and other columns, are kept as they are. A row that cannot be read is
+    skipped; a UserError where the table cannot be, or lacks a column."""
     source = Source(folder)
     columns: dict[str, None] = {}
+    first, *further = caption_columns
+    for name in further:
+        if not MEMBER.fullmatch(name):
+            said = f"--caption-column: {name!r} cannot name a member KEY.NAME.txt"
+            raise UserError(f"{said}; leave it out and read it as json:{name} instead.")
     for number, row in _rows(table, source.skipped):
         columns.update(dict.fromkeys(row))
-        file, caption = row.pop(file_column, None), row.pop(caption_column, None)
-        if isinstance(caption, list):
-            row[caption_column] = caption
-            caption = next((one for one in caption if isinstance(one, str) and one.strip()), None)
-        if not isinstance(file, str) or not isinstance(caption, str):
+        file = row.pop(file_column, None)
+        captions = {name: _pop_caption(row, name) for name in caption_columns}
+        caption = captions[first]
+        if not isinstance(file, str) or caption is None:
             source.skipped.append((f"{table}, line {number}", "row without file or caption"))
         elif not _is_image(file):
-            source.skipped.append((file, f"file that is none of {READ}"))
+            source.skipped.append((file, NO_IMAGE))
         else:
-            source.add(file, caption=caption, more=row or None)
+            texts = {f"{name}.txt": captions[name] or "" for name in further}
+            others = {name: text for name, text in texts.items() if text.strip()}
+            source.add(file, caption=caption, others=others or None, more=row or None)
     if not columns:
         place, why = source.skipped[0] if source.skipped else (str(table), "it has none")
         raise UserError(f"--captions: {place}: no row can be read: {why}.")
     there = ", ".join(columns)
-    for option, name in (("--file-column", file_column), ("--caption-column", caption_column)):
+    options = [("--file-column", file_column)]
+    for option, name in options + [("--caption-column", name) for name in caption_columns]:
         if name not in columns:
             raise UserError(f"{table} has no column {name!r} but {there}; name it with {option}.")
     return source
+
+
+def _pop_caption(row: dict[str, Any], column: str) -> str | None:
+    """Take a row's caption out; of a list the first text, and the list stays."""
+    value = row.pop(column, None)
+    if isinstance(value, list):
+        row[column] = value
+        value = next((one for one in value if isinstance(one, str) and one.strip()), None)
+    return value if isinstance(value, str) else None
 
 
 def _rows(table: Path, skipped: Skipped) -> Iterator[tuple[int, dict[str, Any]]]:

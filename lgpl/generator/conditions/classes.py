@@ -12,12 +12,15 @@ from lgpl.errors import UserError, as_user_error
 from lgpl.generator.conditions.base import Condition, Inputs, Prefix, Question
 
 DIGITS = 9  # of a class that is given by its number
+IMAGENET = "imagenet"  # in place of a file: the names of its 1000 classes, which come with lgpl
 
 
 def read_names(path: str) -> list[str]:
-    """The lines of a file of names; a UserError where one is empty, or it cannot be read."""
+    """The lines of a file of names, or ImageNet's names; a UserError where a line is empty, or it
+    cannot be read."""
+    file = Path(__file__).with_name("imagenet.txt") if path == IMAGENET else Path(path)
     with as_user_error(f"condition.names: {path} cannot be read as text", OSError, ValueError):
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").splitlines()
     if not lines or not all(line.strip() for line in lines):
         raise UserError(f"condition.names: {path} should hold a name on every line.")
     return [line.strip() for line in lines]
@@ -33,7 +36,7 @@ class ClassCondition(Condition):
         num_classes: number of classes without the null condition; the number of names by default.
         dropout: probability of the null condition in training.
         names: of the classes in their order, or a text file with one a line, such as the
-            `classes.txt` of `lgpl data pack`.
+            `classes.txt` of `lgpl data pack`; `imagenet` for ImageNet's 1000.
     """
 
     length = 1

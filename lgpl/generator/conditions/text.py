@@ -96,7 +96,8 @@ class TextCondition(Condition):
         }
 
     def limits(self) -> dict[str, Any]:
-        return {"text_features": self.features, "text_length": self.length}
+        limits = {"text_features": self.features, "text_length": self.length}
+        return limits | ({"caption_style": self.encoder.captions} if self.encoder else {})
 
     def asks(self) -> Question:
         return Question("What to show", ["pizza"])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lgpl.codes import CodeLayout
 from lgpl.described import Described
 from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs, rows
@@ -52,12 +53,29 @@ class Decoder(Described, ABC):
     """Draws the codes of images in steps; holds nothing of an image between two tasks."""
 
     needs: type = torch.nn.Module  # class or runtime-checkable Protocol of the models it draws with
+    # Whether what it draws sees only what stands before it, so that given codes count up to the
+    # first one that is drawn, and no further.
+    in_order = False
     is_compiled = False  # whether it runs compiled code, which takes no inference tensors
 
     @abstractmethod
     def steps(self, model: Model, task: Task) -> Iterator[Step]:
         """Steps that together draw every code of every image once, given ones as they are; without
         gradients, with the model in evaluation mode."""
+
+    def check_given(self, layout: CodeLayout, given: Tensor) -> None:
+        """Raise a UserError where what is drawn could not see all given codes [B, N], -1 at others:
+        whatever `in_order` stands behind the first hole."""
+        known = given >= 0
+        if not self.in_order or bool((known == known.cumprod(1).bool()).all()):
+            return
+        first = int(known.cumprod(1).sum(1).min()) // layout.depth
+        row, column = first // layout.columns + 1, first % layout.columns + 1
+        raise UserError(
+            f"{type(self).__name__} draws in raster order, where no code sees what follows, so a "
+            f"mask must cover all that follows its first code (row {row}, column {column} of "
+            f"{layout}) down to the last; a parallel model takes any mask."
+        )
 
     def compiled(self, **options: Any) -> Decoder:
         """One like it for many batches of one size, by torch.compile where it can be."""

@@ -34,6 +34,7 @@ class Raster(Decoder):
     """Draws in raster order; given codes that all images begin with are read with the prefix."""
 
     needs = CachedModel
+    in_order = True
     _compiled: CompiledStep | None = None
 
     def compiled(self, **options: Any) -> Raster:

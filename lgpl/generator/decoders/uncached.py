@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class UncachedRaster(Decoder):
     """Draws in raster order by any autoregressive model's `forward` alone: slow, and simple."""
 
+    in_order = True
+
     def steps(self, model: Model, task: Task) -> Iterator[Step]:
         batch, count = rows(task.inputs), model.layout.codes
         picker, inputs = Picker(task), task.inputs

@@ -14,6 +14,7 @@ FILES = {
     "/": ("index.html", "text/html"),
     "/page/style.css": ("style.css", "text/css"),
     "/page/script.js": ("script.js", "text/javascript"),
+    "/page/edit.js": ("edit.js", "text/javascript"),
 }
 # The page loads nothing from other sites and runs no script but its own.
 HEADERS = {
@@ -39,6 +40,9 @@ def page(engine: Engine, model: str, defaults: Sampling, limits: Limits) -> list
         "height": engine.height,
         "images": limits.images,
         "prompt": limits.prompt,
+        "masks": engine.masks,
+        "rows": engine.layout.rows,
+        "columns": engine.layout.columns,
         "partial": len(engine.layout.shown_at(MOST_PREVIEWS)),
         "defaults": asdict(defaults),
         "steps": engine.module.decoder.most_steps(engine.module.model),

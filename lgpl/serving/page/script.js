@@ -1,5 +1,7 @@
 // The page over the server's own API: one stream for each image, so that all grow at once.
 
+import * as editor from "./edit.js";
+
 // Fields that go out as they are.
 const NUMBERS = ["guidance", "temperature", "top_k", "top_p", "steps"];
 const HISTORY = "lgpl.requests";
@@ -30,11 +32,15 @@ async function start() {
   document.title = `lgpl: ${model.name}`;
   document.getElementById("model").textContent =
     `${model.name} · ${model.width} × ${model.height} pixels`;
-  images.style.setProperty("--shape", `${model.width} / ${model.height}`);
+  document.documentElement.style.setProperty("--shape", `${model.width} / ${model.height}`);
   fields.n.max = model.images;
   const wanted = model.defaults.temperature > 0 ? fields.n.value : 1; // or all seeds draw the same
   fields.n.value = Math.min(wanted, model.images);
-  images.classList.toggle("small", model.width <= SMALL);
+  document.body.classList.toggle("small", model.width <= SMALL);
+  if (model.masks !== "none") {
+    editor.prepare(model);
+    document.getElementById("own").hidden = false;
+  }
   fields.prompt.maxLength = Math.min(model.prompt, model.longest ?? Infinity);
   document.getElementById("asks").textContent = model.label;
   if (model.is_number) fields.prompt.inputMode = "numeric";
@@ -81,7 +87,8 @@ function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
-async function draw() {
+// Draw new images, or with `files` part of one anew.
+async function draw(files = null) {
   showError(null);
   let request;
   try {
@@ -91,7 +98,9 @@ async function draw() {
   }
   busy(new AbortController());
   images.replaceChildren();
-  const frames = Array.from({ length: request.n }, (_, i) => new Frame(request, request.seed + i));
+  const frames = Array.from({ length: request.n }, (_, i) => (
+    new Frame(request, request.seed + i, files)
+  ));
   const complete = () => frames.filter((frame) => frame.isComplete);
   const count = () => { status.textContent = `${complete().length} of ${request.n} drawn`; };
   count();
@@ -105,8 +114,8 @@ async function draw() {
       if (!running.signal.aborted) showError(error);
     }
   }));
-  if (complete().length) remember(request, complete()[0].image);
-  else status.textContent = ""; // nothing is on its way any more
+  if (!complete().length) status.textContent = ""; // nothing is on its way any more
+  else if (!files) remember(request, complete()[0].image); // an edit needs its image, too
   showExample();
   busy(null);
 }
@@ -120,6 +129,7 @@ function busy(controller) {
   hidden.hidden = true;
   if (focused) shown.focus();
   images.setAttribute("aria-busy", running !== null);
+  document.getElementById("anew").disabled = running !== null;
 }
 
 function showError(refusal) {
@@ -138,9 +148,10 @@ function showError(refusal) {
 
 // One image on the page, from its first preview to its download.
 class Frame {
-  constructor(request, seed) {
+  constructor(request, seed, files) {
     this.request = request;
     this.seed = seed;
+    this.files = files;
     this.isComplete = false;
     this.element = document.createElement("figure");
     this.blank = document.createElement("div");
@@ -156,11 +167,11 @@ class Frame {
   async draw(signal) {
     const { n, ...body } = this.request;
     Object.assign(body, { seed: this.seed, stream: true, partial_images: model.partial });
-    const answer = await post(body, signal);
+    const answer = await post(body, this.files, signal);
     for await (const event of events(answer.body)) {
       if (event.error) throw new Refusal(event.error.message, event.error.param);
       await this.show(event.b64_json);
-      if (event.type === "image_generation.completed") return this.finish();
+      if (event.type.endsWith(".completed")) return this.finish();
       this.progress.value = event.partial_image_index + 1;
     }
     throw new Refusal("The connection ended before the image was complete.");
@@ -170,7 +181,6 @@ class Frame {
     const image = new Image();
     image.src = `data:image/png;base64,${base64}`;
     image.alt = `${this.request.prompt}, seed ${this.seed}`;
-    image.classList.toggle("small", model.width <= SMALL);
     await image.decode();
     (this.image ?? this.blank).replaceWith(image);
     this.image = image;
@@ -185,23 +195,34 @@ class Frame {
     link.download = `${name}-${this.seed}.png`;
     link.textContent = "Download";
     link.setAttribute("aria-label", `Download the image of seed ${this.seed}`);
-    caption.append(`seed ${this.seed}`, link);
+    caption.append(`seed ${this.seed}`);
+    if (model.masks !== "none") caption.append(this.editButton());
+    caption.append(link);
     this.progress.replaceWith(caption);
+  }
+
+  editButton() {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Edit";
+    button.setAttribute("aria-label", `Edit the image of seed ${this.seed}`);
+    button.addEventListener("click", () => editor.open(this.image));
+    return button;
   }
 }
 
-async function post(body, signal) {
-  const headers = { "Content-Type": "application/json" };
+async function post(body, files, signal) {
+  const headers = files ? {} : { "Content-Type": "application/json" }; // a form says its own
   if (fields.token.value) { // a header holds bytes: those of UTF-8
     const bytes = new TextEncoder().encode(fields.token.value);
     headers.Authorization = `Bearer ${String.fromCharCode(...bytes)}`;
   }
   sessionStorage.setItem("lgpl.token", fields.token.value);
+  const path = `v1/images/${files ? "edits" : "generations"}`;
+  const content = files ? formOf({ ...body, ...files }) : JSON.stringify(body);
   let answer;
   try {
-    answer = await fetch("v1/images/generations", {
-      method: "POST", headers, body: JSON.stringify(body), signal,
-    });
+    answer = await fetch(path, { method: "POST", headers, body: content, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal("The server cannot be reached.");
@@ -210,6 +231,12 @@ async function post(body, signal) {
   const { error } = await answer.json().catch(() => ({})); // a proxy may answer in its own way
   const message = error?.message ?? `The server answers ${answer.status}.`;
   throw new Refusal(message, error?.param, answer.status);
+}
+
+function formOf(entries) {
+  const made = new FormData();
+  for (const [name, value] of Object.entries(entries)) made.append(name, value);
+  return made;
 }
 
 // The data of server-sent events, parsed.
@@ -301,5 +328,19 @@ document.getElementById("example").addEventListener("click", (event) => {
 document.getElementById("forget").addEventListener("click", () => {
   localStorage.removeItem(HISTORY);
   showHistory();
+});
+document.getElementById("anew").addEventListener("click", async () => {
+  const files = await editor.files();
+  if (!files) showError(new Refusal("Paint over what is to be drawn anew."));
+  else if (!running) draw(files);
+});
+document.getElementById("file").addEventListener("change", async ({ target }) => {
+  const [file] = target.files;
+  target.value = ""; // or the same file could not be chosen again
+  try {
+    if (file) editor.open(await createImageBitmap(file));
+  } catch {
+    showError(new Refusal(`${file.name} cannot be read as an image.`));
+  }
 });
 start().catch(showError);

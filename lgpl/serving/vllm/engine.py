@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -62,6 +62,10 @@ class VLLMEngine(Engine):
         self._vllm = _start(folder, {"max_num_seqs": batch_size, **(settings or {})})
         self._thread.start()
         threading.Thread(target=self._watch, name="lgpl-watch", daemon=True).start()
+
+    @property
+    def masks(self) -> Literal["any", "tail", "none"]:
+        return "none"  # vLLM draws whole images
 
     def close(self) -> None:
         super().close()

@@ -20,11 +20,14 @@ from lgpl.cli import main
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator.blocks import rotary_table
+from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.generator.transformer import SIZES
+from lgpl.tokenizer import PatchGAN
+from lgpl.training import load_module
 from tests.golden import released, schema
 from tests.models import transformer
 
-T5 = {"name": "google/flan-t5-xl", "max_length": 120, "dtype": "bfloat16"}
+T5 = {"name": "google/flan-t5-xl", "max_length": 120, "dtype": "bfloat16", "captions": "llamagen"}
 TEXT = {"features": 2048, "length": 120, "trainable_null": False}
 
 
@@ -32,7 +35,7 @@ def condition(kind: str, **options: Any) -> dict[str, Any]:
     return {"class_path": f"lgpl.generator.{kind}Condition", "init_args": options}
 
 
-CLASSES = condition("Class", num_classes=1000)
+CLASSES = condition("Class", num_classes=1000, names=read_names(IMAGENET))
 CAPTIONS = condition(
     "Text", **TEXT, encoder={"class_path": "lgpl.text.TextEncoder", "init_args": T5}
 )
@@ -118,10 +121,40 @@ def test_checkpoint_of_the_training_scripts(tmp_path: Path) -> None:
     state = released("c2i")
     raw = {name: tensor + 1 for name, tensor in state.items()}
     arguments = argparse.Namespace(gpt_model="GPT-B", lr=1e-4)
-    content = {"model": raw, "ema": state, "optimizer": {"state": {}}, "steps": 7}
+    adam = torch.optim.Adam([torch.ones(3, requires_grad=True)])
+    adam.param_groups[0]["params"][0].sum().backward()
+    adam.step()
+    states = {"optimizer": adam.state_dict(), "optimizer_disc": adam.state_dict()}
+    content = {"model": raw, "ema": state, **states, "steps": 7}
     file = save({**content, "args": arguments}, tmp_path / "a.pt")
     weights = read_released(file, grid=4, heads=4).weights
     assert torch.equal(weights["norm.weight"], state["norm.weight"])
+
+
+def test_the_discriminator_of_a_training_checkpoint_is_kept(
+    without_storage: Callable[..., dict[str, Any]],
+) -> None:
+    """It lies beside the model, bare or with the rest of the loss, in DDP's wrapping or without."""
+    names = {
+        f"main.{name.removeprefix('layers.')}": t for name, t in PatchGAN().state_dict().items()
+    }
+    running = {
+        "main.3.running_mean": torch.zeros(128),
+        "main.3.num_batches_tracked": torch.ones(()),
+    }
+    lpips = {"perceptual_loss.lin0.model.1.weight": torch.ones(1, 64, 1, 1)}
+    whole = {f"module.discriminator.{name}": tensor for name, tensor in names.items()} | lpips
+    for saved in (names | running, whole):
+        content = {"model": meta(schema("vq_ds16")), "discriminator": saved, "steps": 7}
+        without_storage(content, "0000007.pt")
+        found = read_released("0000007.pt")
+        assert found.summary.endswith("with its discriminator")
+        assert found.config["init_args"]["loss"]["init_args"]["discriminator"] == {
+            "class_path": "lgpl.tokenizer.PatchGAN", "init_args": {"width": 64, "layers": 3},
+        }  # fmt: skip
+        for name, tensor in names.items():
+            assert found.discriminator[f"layers.{name.removeprefix('main.')}"] is tensor
+        assert len(found.discriminator) == len(names)
 
 
 def test_rotary_table_tells_grid_heads_and_rule(tmp_path: Path) -> None:
@@ -154,6 +187,18 @@ def test_round_trip_is_bit_exact(name: str, tmp_path: Path) -> None:
     first, second = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "again"))
     assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
     assert (folder / "config.json").read_text() == (tmp_path / "again/config.json").read_text()
+
+
+def test_a_model_of_a_thousand_classes_knows_imagenets_names(tmp_path: Path) -> None:
+    state = released("c2i")
+    state["cls_embedding.embedding_table.weight"] = torch.zeros(1001, 128)
+    file = save(state, tmp_path / "a.pt")
+    main(["import", str(file), "--out", str(tmp_path / "a"), "--grid", "4", "--heads", "4"])
+    condition = load_module(tmp_path / "a").model.condition  # type: ignore[union-attr]
+    assert condition.label("golden retriever") == 207
+    main(["export", str(tmp_path / "a"), "--out", str(tmp_path / "b")])
+    again = load_module(tmp_path / "b").model.condition  # type: ignore[union-attr]
+    assert again.names == condition.names
 
 
 def test_what_llamagen_does_not_know_is_not_written_for_it(
