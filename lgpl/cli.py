@@ -29,8 +29,8 @@ plain commands:
               prompts: images against what their prompts ask for
   compare     configs, metrics and curves of several runs
   serve       images over HTTP, by the OpenAI images API
-  import      weights of LlamaGen and taming's VQGANs, for everything above
-  export      the model of a checkpoint, for lgpl or for LlamaGen's own code
+  import      weights of LlamaGen, LPD and taming's VQGANs, for everything above
+  export      the model of a checkpoint, for lgpl or for the code of LlamaGen or LPD
   push        an exported model with its card to a hub, which hf:OWNER/NAME then names
   plan        memory, tokens and FLOPs of a training step, before it is queued
   configs     the recipes that -c takes by name: listed, or copied to be changed

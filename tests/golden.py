@@ -1,4 +1,4 @@
-"""Numbers that LlamaGen's original code computes, and the weights for which it computed them.
+"""Numbers that the original code of LlamaGen and LPD computes, and the weights for which it did.
 
 `golden.json` holds the numbers; the weights follow a formula of the parameter's name in the
 original. `schemas/` holds the names and shapes of the files that the original was released as.
@@ -19,7 +19,9 @@ from lgpl.cli import main
 
 HERE = Path(__file__).parent
 GOLDEN: dict[str, Any] = json.loads((HERE / "golden.json").read_text())
-NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "norm_out.weight")
+# Of LPD's code, for a small model.
+LPD: dict[str, Any] = json.loads((HERE / "lpd.json").read_text())
+NORMS = ("norm.weight", "norm1.weight", "norm2.weight", "norm_out.weight", "z_proj_ln.weight")
 # golden.json's small generators in the place of the released sizes, kind -> size there -> here
 SMALL = {
     "c2i": {768: 128, 2304: 384, 2048: 512, 1001: 11, 16384: 256},
@@ -58,13 +60,21 @@ def released_generator(kind: str) -> dict[str, Tensor]:
     }
 
 
+def released_lpd() -> dict[str, Tensor]:
+    """Weights of lpd.json's model under the original's names."""
+    return {n: fill(n, tuple(shape), LPD["scale"]) for n, shape in LPD["shapes"].items()}
+
+
 def released(name: str) -> dict[str, Tensor]:
+    if name == "lpd":
+        return released_lpd()
     return released_generator(name) if name in SMALL else released_tokenizer(name)
 
 
 def import_golden(name: str, folder: Path) -> str:
     """One of golden.json's models as a released file, imported by the command; gives the folder."""
     torch.save({"model": released(name)}, folder / f"{name}.pt")
-    told = ("--grid", "4", "--heads", "4") if name in SMALL else ()
+    told = ("--heads", "4") if name in (*SMALL, "lpd") else ()
+    told += ("--grid", "4") if name in SMALL else ()
     main(["import", str(folder / f"{name}.pt"), "--out", str(folder / name), *told])
     return str(folder / name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lgpl.commands.training import CommandLine
-from lgpl.generator import GeneratorModule, Transformer
+from lgpl.generator import GeneratorModule, Model
 from lgpl.tokenizer import TokenizerModule
 from tests.conftest import ROOT
 
@@ -68,7 +68,7 @@ def test_config_builds(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cli = CommandLine(args, run=False)
     if isinstance(cli.model, GeneratorModule):
         model = cli.model._outline()
-        assert isinstance(model, Transformer) and sum(p.numel() for p in model.parameters()) > 1e6
+        assert isinstance(model, Model) and sum(p.numel() for p in model.parameters()) > 1e6
         if config.parent.name == "size":
             chosen = cli.config.model.init_args.transformer.init_args
             assert chosen.size == config.stem.upper()

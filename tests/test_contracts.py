@@ -85,6 +85,7 @@ CASES = {
     ),
     "a decoder": replace(PLAIN, decoder=entry("tests.contracts.EvenFirst")),
     "a model": replace(PLAIN, model="tests.contracts.Frequencies"),
+    "parallel groups": replace(PLAIN, model="lgpl.generator.ParallelTransformer", own=False),
     "no square": replace(PLAIN, image_size=(64, 96), layout=(8, 12, 1), own=False),
 }  # fmt: skip
 
@@ -176,7 +177,13 @@ def train(case: Case, folder: Path) -> Trained:
     return made
 
 
-@pytest.fixture(scope="module", params=CASES)
+# tests/test_steps.py has the most of it, too.
+SLOW = {"parallel groups": [pytest.mark.slow]}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=SLOW.get(name, [])) for name in CASES]
+)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     case = CASES[request.param]
     return train(case, tmp_path_factory.mktemp("contract"))

@@ -61,13 +61,15 @@ def test_tokenizer_with_gan(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_generator(chain: Chain, tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", ["emoji_stage2", "parallel/emoji_parallel"])
+def test_generator(chain: Chain, tmp_path: Path, config: str) -> None:
+    begin = ("--model.init_args.init_from", chain.stage1) if config == "emoji_stage2" else ()
     ranks = run(
-        tmp_path, "fit", "-c", "configs/generator/emoji_stage2.yaml", *TINY, *TINY_GENERATOR,
+        tmp_path, "fit", "-c", f"configs/generator/{config}.yaml", *TINY, *TINY_GENERATOR,
         *TWO_RANKS, *logs(tmp_path), "--data.train", f"{chain.codes}/train-*.tar",
         "--data.val", f"{chain.codes}/val-*.tar", "--data.batch_size", "8",
         "--data.epoch_samples", "64", "--trainer.max_epochs", "1",
-        "--model.init_args.tokenizer", chain.tokenizer, "--model.init_args.init_from", chain.stage1,
+        "--model.init_args.tokenizer", chain.tokenizer, *begin,
     )  # fmt: skip
     check(ranks)
 

@@ -32,6 +32,7 @@ KINDS = {
         *(f"{GENERATOR}.activation_checkpointing", "true", f"{GENERATOR}.dropout", "0"),
         *(f"{GENERATOR}.token_dropout", "0", f"{CONDITION}.dropout", "0"),
     ],
+    "parallel": ["-c", "configs/generator/parallel/emoji_parallel.yaml"],
     # Its null condition never gets a gradient.
     "text": ["-c", "configs/generator/emoji_stage2.yaml", "--model.init_args.init_from", "null"],
 }
@@ -154,6 +155,15 @@ def test_two_ranks_go_on_as_one(chain: Chain, tmp_path: Path) -> None:
     assert Path(moved.last).is_dir()
     moved.train(1, "--ckpt_path", moved.last)
     assert max(parted(one, moved).values()) < 1e-4
+
+
+@pytest.mark.slow
+def test_sharded_ranks_train_parallel_groups_like_whole_ones(chain: Chain, tmp_path: Path) -> None:
+    """Orders are drawn for the batch of a rank, so that one rank alone draws others."""
+    whole, sharded = (Run(chain, "parallel", tmp_path / name, 20) for name in ("whole", "sharded"))
+    whole.train(2, sharded=False)
+    sharded.train(2)
+    assert max(parted(whole, sharded).values()) < 1e-4
 
 
 @pytest.mark.slow

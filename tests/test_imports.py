@@ -24,6 +24,7 @@ BLOCKED = ("lightning", "pytorch_lightning", "jsonargparse", "webdataset")
         "lgpl.tokenizer.autoencoder",
         "lgpl.tokenizer.quantizers",
         "lgpl.generator.transformer",
+        "lgpl.generator.parallel",
         "lgpl.generator.conditions",
         "lgpl.generator.decoders",
         "lgpl.data.decode",

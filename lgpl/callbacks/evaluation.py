@@ -190,6 +190,8 @@ class GenerationEvaluation(Evaluation):
         self._known: tuple[FeatureSummary, dict[str, Any], list[str]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, GeneratorModule)
+        pl_module.check_sampling(self.sampling)
         with isolate_rng():
             _ = self._score  # a CLIP that cannot be had ends a run before it begins
 

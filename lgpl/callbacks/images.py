@@ -54,6 +54,10 @@ class SampleImages(Callback):
     def __init__(self, count: int = 16, sampling: Sampling = Sampling()) -> None:
         self.count, self.sampling = count, sampling
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, GeneratorModule)
+        pl_module.check_sampling(self.sampling)
+
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:

@@ -25,8 +25,9 @@ from lgpl.errors import UserError, as_user_error
 # called, and classes that compile or fetch.
 OWN = {
     "lgpl.generator": (
-        *("ClassCondition", "Conditions", "GeneratorModule", "RandomOrder", "Raster"),
-        *("SpeculativeJacobi", "TextCondition", "Transformer", "UncachedRaster"),
+        *("ClassCondition", "Conditions", "GeneratorModule", "Parallel", "ParallelTransformer"),
+        *("RandomOrder", "Raster", "SpeculativeJacobi", "TextCondition", "Transformer"),
+        "UncachedRaster",
     ),
     "lgpl.text": ("TextEncoder",),
     "lgpl.tokenizer": (

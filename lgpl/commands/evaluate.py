@@ -8,11 +8,11 @@ from lgpl.checkpoints import add_trust
 from lgpl.codes import to_image_size
 from lgpl.commands import parsing
 from lgpl.errors import UserError
-from lgpl.generator import Sampling
 from lgpl.metrics import CACHE, COCO30K, COMPOSED_EMOJI, GENEVAL, GFID, PARTIPROMPTS, RFID
 from lgpl.text.prompts import COLUMN
 
-SWEPT = ("guidance", "top_k", "top_p", "temperature")
+# Options of `Sampling` that take several values.
+SWEPT = {"guidance": float, "top_k": int, "top_p": float, "temperature": float, "steps": int}
 
 
 def parser() -> parsing.ArgumentParser:
@@ -56,8 +56,8 @@ def _generation() -> parsing.ArgumentParser:
     _add_clip(p, "adds the CLIP score")
     parsing.add_sampling(p, skip=SWEPT)
     sweep = "see `lgpl sample`; several values are a sweep"
-    for name in SWEPT:
-        kind, own = type(getattr(Sampling(), name)), argparse.SUPPRESS  # the model's
+    for name, kind in SWEPT.items():
+        own = argparse.SUPPRESS  # the model's
         p.add_argument(parsing.flag(name), type=kind, nargs="+", default=own, help=sweep)
     p.add_argument("--seed", type=int, default=0, help="image i is drawn from seed + i")
     p.add_argument("--npz", help="file for the images, from which an interrupted run continues")

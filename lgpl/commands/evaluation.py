@@ -207,7 +207,7 @@ def _main(metrics: Iterable[str]) -> str:
 def _plot(path: Path, reports: list[dict[str, Any]]) -> None:
     """Every metric over the first varied setting, a curve for each combination of the others; the
     main metric's title names the best setting."""
-    along, *others = varied = _varied(reports) or [SWEPT[0]]
+    along, *others = varied = _varied(reports) or [next(iter(SWEPT))]
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in reports:
         name = ", ".join(f"{other} {one[other]:g}" for other in others) or along

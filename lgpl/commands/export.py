@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from lgpl.checkpoints import Checkpoint
 
 
+FAMILIES = {"llamagen": "LlamaGen", "lpd": "LPD"}  # whose own code reads the other forms
+
+
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="lgpl export", description=__doc__)
     p.add_argument("checkpoint", help=".ckpt file, folder of a sharded run, or lgpl's own folder")
-    p.add_argument("--out", required=True, help="folder, or .pt file for LlamaGen")
-    p.add_argument("--format", choices=["lgpl", "llamagen"], default="lgpl", help="whose form")
+    p.add_argument("--out", required=True, help="folder, or .pt file for another's form")
+    p.add_argument("--format", choices=["lgpl", *FAMILIES], default="lgpl", help="whose form")
     dtype = "of the weights; their own by default, and bf16 takes half of float32's place"
     p.add_argument("--dtype", choices=list(DTYPES), help=dtype)
     add_trust(p)
@@ -32,24 +35,27 @@ def parser() -> ArgumentParser:
 
 def main(args: list[str]) -> None:
     options = parser().parse_args(args)
-    out, for_llamagen = Path(options.out), options.format == "llamagen"
-    if for_llamagen != (out.suffix == ".pt"):
-        wanted = "a .pt file for --format llamagen and a folder for lgpl"
+    out, family = Path(options.out), FAMILIES.get(options.format)
+    if (family is not None) != (out.suffix in (".pt", ".pth")):
+        wanted = f"a .pt file for --format {' or '.join(FAMILIES)} and a folder for lgpl"
         raise UserError(f"--out must be {wanted}, got {out}")
-    if for_llamagen and options.dtype:
-        raise UserError("--dtype: LlamaGen's own code loads float32; leave it out.")
+    if family and options.dtype:
+        raise UserError(f"--dtype: {family}'s own code loads float32; leave it out.")
     import torch
 
     from lgpl.checkpoints import read_checkpoint, write_checkpoint
-    from lgpl.checkpoints.released.llamagen import to_llamagen
 
     checkpoint = read_checkpoint(options.checkpoint)
     dtype = options.dtype and getattr(torch, DTYPES[options.dtype])
-    if not for_llamagen:
+    if family is None:
         described, weights = checkpoint.described(), _weights(checkpoint, dtype)
         write_checkpoint(out, checkpoint.kind, described, weights, provenance=checkpoint.provenance)
     else:
-        content = to_llamagen(checkpoint, options.trust)
+        if options.format == "lpd":
+            from lgpl.checkpoints.released.lpd import to_lpd as to_theirs
+        else:
+            from lgpl.checkpoints.released.llamagen import to_llamagen as to_theirs
+        content = to_theirs(checkpoint, options.trust)
         with as_user_error(f"--out: {out} cannot be written", OSError, RuntimeError):
             out.parent.mkdir(parents=True, exist_ok=True)
             remove_partials(out)

@@ -73,16 +73,20 @@ def _of_checkpoint(
     prompts = _prompts(options, module, protocol, clip is not None, images)
     side = options.resize or module.image_size
     kept = (options.cache, options.batch_size, protocol.crop)
-    real, source = reference(options.reference, extractor, side, *kept)
     own = module.sampling
     sweep = list(itertools.product(*(options.get(n) or [getattr(own, n)] for n in SWEPT)))
-    for values in sweep:
-        sampling = parsing.sampling_of(options, own, **dict(zip(SWEPT, values, strict=True)))
+    chosen = [dict(zip(SWEPT, values, strict=True)) for values in sweep]
+    samplings = [parsing.sampling_of(options, own, **one) for one in chosen]
+    for sampling in samplings:  # before the reference is read, which may take long
+        module.check_sampling(sampling)
+    real, source = reference(options.reference, extractor, side, *kept)
+    for values, sampling in zip(sweep, samplings, strict=True):
         file = None
         if options.npz:
             path = Path(options.npz)
             if len(sweep) > 1:
-                path = path.with_stem("-".join(map(str, (path.stem, *values))))
+                given = (str(value) for value in values if value is not None)
+                path = path.with_stem("-".join([path.stem, *given]))
             more = ("batch_size", "precision", "decoder")
             drawn_by = parsing.settings(options, prompts, sampling, *more)
             file = SampleFile(path, drawn_by, images, side)

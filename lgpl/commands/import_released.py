@@ -1,5 +1,5 @@
-"""`lgpl import`: read a checkpoint of LlamaGen or a VQGAN of taming, find out which model it is,
-write lgpl's form."""
+"""`lgpl import`: read a checkpoint of LlamaGen or LPD or a VQGAN of taming, find out which model
+it is, write lgpl's form."""
 
 from lgpl import hub
 from lgpl.commands.parsing import ArgumentParser, require_positive
@@ -7,13 +7,11 @@ from lgpl.commands.parsing import ArgumentParser, require_positive
 
 def parser() -> ArgumentParser:
     p = ArgumentParser(prog="lgpl import", description=__doc__)
-    file = (
-        ".pt or .ckpt file, or hf:OWNER/NAME/FILE: a tokenizer or a generator, released or trained"
-    )
+    file = ".pt, .pth or .ckpt file, or hf:OWNER/NAME/FILE: a tokenizer or a generator"
     p.add_argument("file", help=file)
     p.add_argument("--out", required=True, help="folder for config.json and model.safetensors")
     p.add_argument("--grid", type=int, help="codes on a side, where the file does not say")
-    p.add_argument("--heads", type=int, help="heads of a size that is not the paper's")
+    p.add_argument("--heads", type=int, help="heads of a size that is not a paper's")
     return p
 
 

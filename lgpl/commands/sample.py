@@ -71,6 +71,7 @@ def main(args: list[str]) -> None:
     decoder = parsing.decoder_of(options)
     module = inference.load_generator(*where, dtype, options.int8, options.trust, decoder)
     sampling = parsing.sampling_of(options, module.sampling)
+    module.check_sampling(sampling)
     condition = module.model.condition
     if options.balanced:
         every = condition.prompts()

@@ -71,6 +71,7 @@ def main(args: list[str]) -> None:
 
     limits, engine = _limits(options), _engine(options)
     sampling = parsing.sampling_of(options, engine.module.sampling)
+    engine.check(sampling)
     app = create_app(engine, options.name or model_name(options.checkpoint), sampling, limits)
     run(app, engine, options.host, options.port, options.timeout)
 

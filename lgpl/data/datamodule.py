@@ -199,7 +199,7 @@ class ShardDataModule(pl.LightningDataModule):
         samples = self._samples("train", [path for count in counts for path in count])
         self._check_labels(samples)
         mixture = Mixture(orders, weights, self.seed)
-        return TrainLoader(
+        loader = TrainLoader(
             samples,
             mixture,
             rank,
@@ -209,6 +209,12 @@ class ShardDataModule(pl.LightningDataModule):
             fingerprint,
             self.max_bad,
         )
+        loop: Any = self.trainer and self.trainer.fit_loop
+        if loop and not loop.restarting:
+            # Lightning itself hands a checkpoint's state on only within an epoch, not at its end.
+            for state in loop._combined_loader_states_to_load:
+                loader.load_state_dict(state)
+        return loader
 
     def val_dataloader(self) -> PassLoader | list[Any]:
         return self._exactly_once("val") if "val" in self.shards else []

@@ -19,10 +19,13 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x.to(self.weight.dtype))
-        # Under autocast every linear layer behind it would make and keep a cast copy of its own.
-        device = x.device.type
-        return y.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else y
+        return for_products(super().forward(x.to(self.weight.dtype)))
+
+
+def for_products(x: Tensor) -> Tensor:
+    """Under autocast in its dtype: or every linear layer behind would make and keep a cast copy."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class SwiGLU(torch.autograd.Function):

@@ -23,9 +23,13 @@ def guide(logits: Tensor, scale: float | Tensor) -> Tensor:
 
 
 class Picker:
-    """Draws codes from logits as each image's sampling says; given ones are kept."""
+    """Draws codes from logits as each image's sampling says; given ones are kept.
 
-    def __init__(self, task: Task) -> None:
+    Args:
+        span: see `Sampling.scales`.
+    """
+
+    def __init__(self, task: Task, span: int | None = None) -> None:
         device, count = task.uniform.device, task.uniform.shape[1]
         is_guided = [one.guidance != 1.0 for one in task.sampling]
         # Whether any image is guided: then logits of null rows stand behind the others.
@@ -33,7 +37,7 @@ class Picker:
         # Of an image without guidance the logits are the conditional ones to the bit.
         mixed = self.guided and not all(is_guided)
         self._unguided = ~torch.tensor(is_guided, device=device) if mixed else None
-        scales = {one: one.scales(count) for one in dict.fromkeys(task.sampling)}
+        scales = {one: one.scales(count, span) for one in dict.fromkeys(task.sampling)}
         # [B, N], float32
         self._scales = torch.tensor([scales[one] for one in task.sampling], device=device)
         # Images that are treated alike, whatever their guidance.
@@ -50,18 +54,17 @@ class Picker:
 
     def __call__(self, logits: Tensor, index: int) -> Tensor:
         """Codes [B] of logits [B, K], or where guided [2B, K], for the code at `index`."""
-        logits = self._guide(logits, self._scales[:, index, None])
-        uniform = self._uniform[:, index]
-        if len(self._groups) == 1:
-            codes = pick(logits, self._groups[0][0], uniform)
-        else:
-            codes = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-            for one, images in self._groups:
-                codes[images] = pick(logits[images], one, uniform[images])
+        codes = self._drawn(logits, self._scales[:, index, None], self._uniform[:, index])
         if self._given is None:
             return codes
         given = self._given[:, index]
         return torch.where(given < 0, codes, given)
+
+    def together(self, logits: Tensor, index: Tensor, turn: Tensor) -> Tensor:
+        """Codes [B, n] of logits [B, n, K], or where guided [2B, n, K], for the codes at `index`
+        [B, n] in the flat order; guidance is that of the code whose turn [B, n] it is."""
+        scale = self._scales.gather(1, turn).unsqueeze(-1)
+        return self._drawn(logits, scale, self._uniform.gather(1, index))
 
     def distribution(self, logits: Tensor, index: Tensor) -> Tensor:
         """Probabilities [B, T, K], float32, from which codes are drawn, of logits [B, T, K], or
@@ -73,6 +76,15 @@ class Picker:
         for one, images in self._groups:
             p[images] = distribution(logits[images], one)
         return p
+
+    def _drawn(self, logits: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
+        logits = self._guide(logits, scale)
+        if len(self._groups) == 1:
+            return pick(logits, self._groups[0][0], uniform)
+        codes = torch.empty(uniform.shape, dtype=torch.int64, device=logits.device)
+        for one, images in self._groups:
+            codes[images] = pick(logits[images], one, uniform[images])
+        return codes
 
     def _guide(self, logits: Tensor, scale: Tensor) -> Tensor:
         """Logits [B, ...] of each image, where guided of [2B, ...] by a scale [B, ...]."""
@@ -87,12 +99,12 @@ class Picker:
 
 
 def pick(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
-    """One code for each row of logits [B, K], by inverting its distribution at `uniform` [B]."""
+    """A code for each row of logits [..., K], by inverting its distribution at `uniform` [...]."""
     if sampling.temperature < GREEDY:
         return logits.argmax(-1)
     p, codes = _truncate(logits, sampling)
     place = invert(p, uniform)
-    return place if codes is None else codes.gather(-1, place[:, None]).squeeze(-1)
+    return place if codes is None else codes.gather(-1, place[..., None]).squeeze(-1)
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -121,7 +133,7 @@ def _truncate(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None
 
 
 def invert(p: Tensor, uniform: Tensor) -> Tensor:
-    """Index in each row of p [B, k] at which the cumulative sum passes that share of the whole."""
+    """Index in each row of p [..., k] where the cumulative sum passes that share of the whole."""
     cumulative = p.cumsum(-1)
-    place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(-1)
+    place = (cumulative <= uniform[..., None] * cumulative[..., -1:]).sum(-1)
     return place.clamp(max=p.shape[-1] - 1)

@@ -15,7 +15,7 @@ from lgpl.data import ShardDataModule
 from lgpl.errors import UserError
 from lgpl.generator.conditions import Inputs
 from lgpl.generator.decoders import Decoder, Progress, generate
-from lgpl.generator.decoders.base import check_decoder
+from lgpl.generator.decoders.base import check_decoder, check_sampling
 from lgpl.generator.decoders.raster import cache_dtype
 from lgpl.generator.model import Model
 from lgpl.generator.sampling import Sampling
@@ -109,7 +109,8 @@ class GeneratorModule(TrainingModule):
 
     def setup(self, stage: str) -> None:
         model, data = self._outline(), getattr(self.trainer, "datamodule", None)
-        check_decoder(model, self.own_decoder or model.decoder())
+        check_decoder(model, self.decoder)
+        self.check_sampling(self.sampling)
         if self.tokenizer_path is not None:
             self.check_tokenizer()
         if isinstance(data, ShardDataModule):
@@ -172,6 +173,11 @@ class GeneratorModule(TrainingModule):
     @property
     def decoder(self) -> Decoder:
         return self.own_decoder or self._outline().decoder()
+
+    def check_sampling(self, sampling: Sampling, left: int | None = None) -> None:
+        """Raise a UserError where the decoder cannot draw so; `left` of an image's codes are not
+        given, by default all."""
+        check_sampling(self._outline(), self.decoder, sampling, left)
 
     @property
     def image_size(self) -> ImageSize:

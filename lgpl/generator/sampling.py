@@ -31,6 +31,8 @@ class Sampling:
             position to the power of `guidance_power` (arXiv 2303.14389, appendix).
         guidance_power: exponent of `power-cosine`; above 1 keeps the scale low for longer.
         guidance_start: number of codes before guidance sets in.
+        steps: forward passes in which a parallel generator draws an image; None is its own number.
+            One that draws code after code takes none.
     """
 
     guidance: float = _number(1.0, ge=0)
@@ -41,6 +43,7 @@ class Sampling:
     guidance_schedule: Literal["constant", "linear", "cosine", "power-cosine"] = "constant"
     guidance_power: float = _number(2.0, gt=0)
     guidance_start: int = _number(0, ge=0)
+    steps: int | None = _number(None, ge=1)
 
     def __post_init__(self) -> None:
         for its in fields(self):
@@ -58,14 +61,16 @@ class Sampling:
         chosen = (f for f in fields(self) if getattr(self, f.name) != f.default)
         return ", ".join(f"{f.name.replace('_', '-')} {getattr(self, f.name)}" for f in chosen)
 
-    def scales(self, count: int) -> list[float]:
-        """The scale of guidance for each of `count` codes."""
+    def scales(self, count: int, span: int | None = None) -> list[float]:
+        """The scale of guidance for each of `count` codes. A code's position in the schedule is its
+        number, from 0 on, over `span`: by default the last code's."""
+        span = span or max(1, count - 1)
         power = self.guidance_power if self.guidance_schedule == "power-cosine" else 1.0
         rise = RISES[self.guidance_schedule]
         stop = count if self.guidance_steps is None else self.guidance_steps
         scales = [1.0] * count
         for index in range(self.guidance_start, min(stop, count)):
-            scales[index] += (self.guidance - 1.0) * rise((index / max(1, count - 1)) ** power)
+            scales[index] += (self.guidance - 1.0) * rise((index / span) ** power)
         return scales
 
 

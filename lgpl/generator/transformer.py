@@ -38,6 +38,28 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 
+def known_size(size: str | tuple[int, int, int]) -> tuple[int, int, int]:
+    """Layers, heads and width of a name of `SIZES`, or as they are given; raises a UserError."""
+    if not isinstance(size, str):
+        return size
+    if size not in SIZES:
+        raise UserError(f"size: {size!r} is none of {', '.join(SIZES)}.")
+    return SIZES[size]
+
+
+def known_codes(
+    codebook_size: int | None, grid: tuple[int, int] | None, depth: int | None
+) -> tuple[int, CodeLayout]:
+    """The number of codes, and their layout; a UserError where a config leaves one out."""
+    if codebook_size is None:
+        given = "give the number of codes, or model.tokenizer, whose checkpoint knows it"
+        raise UserError(f"transformer.codebook_size is not set; {given}.")
+    if grid is None:
+        given = "give rows and columns, or model.tokenizer with code shards whose statistics"
+        raise UserError(f"transformer.grid is not set; {given} name it, or with images.")
+    return codebook_size, CodeLayout(*grid, 1 if depth is None else depth)
+
+
 @dataclass(frozen=True)
 class RandomOrder:
     """Random orders, annealed to raster order (RAR, arXiv 2411.00776, section 3.2).
@@ -116,25 +138,14 @@ class Transformer(Model):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(size, str):
-            if size not in SIZES:
-                raise UserError(f"size: {size!r} is none of {', '.join(SIZES)}.")
-            size = SIZES[size]
-        layers, heads, dim = size
+        layers, heads, dim = known_size(size)
         if dim % heads or (dim // heads) % 4:
             rule = "a head's dimension must be a multiple of 4, half for rows and half for columns"
             raise UserError(f"size: dim {dim} over {heads} heads is {dim / heads:g}; {rule}.")
         if order is not None and not target_positions:
             raise UserError("order: random orders need target_positions; set it to true.")
-        if codebook_size is None:
-            given = "give the number of codes, or model.tokenizer, whose checkpoint knows it"
-            raise UserError(f"transformer.codebook_size is not set; {given}.")
-        if grid is None:
-            given = "give rows and columns, or model.tokenizer with code shards whose statistics"
-            raise UserError(f"transformer.grid is not set; {given} name it, or with images.")
-        self.codebook_size, self.order = codebook_size, order
-        depth = 1 if depth is None else depth
-        self.layout = CodeLayout(*grid, depth)
+        codebook_size, self.layout = known_codes(codebook_size, grid, depth)
+        self.codebook_size, self.order, depth = codebook_size, order, self.layout.depth
         self.heads, self.dim, self.prefix_rope = heads, dim, prefix_rope
         self.condition = condition(dim)
         self.prefix_length = length = self.condition.length

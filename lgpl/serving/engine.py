@@ -197,6 +197,11 @@ class Engine(ABC):
                 given.append(editing.keep(self.module, codes, drawn.view(self.layout.rows, -1)))
         return given
 
+    def check(self, sampling: Sampling, left: int | None = None) -> None:
+        """Raise a UserError where its decoder cannot draw so; `left` of an image's codes are not
+        given, by default all."""
+        self.module.check_sampling(sampling, left)
+
     def close(self) -> None:
         """Finish all submitted jobs and end."""
         self.queue.close()

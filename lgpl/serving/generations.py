@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
+from lgpl.errors import UserError
 from lgpl.generator import Sampling
 from lgpl.inference.editing import Edit
 from lgpl.serving.edits import Files
@@ -171,12 +172,24 @@ class Generations:
         quality = 100 if body.output_compression is None else body.output_compression
         form = Form(body.output_format or "png", quality, parse_size(body.size, self.size))
         seeds = range(first, first + images)
+        self._check_steps(sampling)
         self.engine.queue.check_room(images)  # before the work of encoding
         prompt = await self._in_thread(None, self.engine.prepare, body.prompt)
         given, edit = await self._encoded(body, files, seeds, form.size or self.size)
+        for known in given:
+            left = None if known is None else int((known < 0).sum())
+            if left is not None and body.steps is None:  # the server's are for whole images
+                sampling = replace(sampling, steps=None)
+            self._check_steps(sampling, left)
         generation = Generation(prompt, sampling, seeds, previews, form, given, edit)
         self.engine.queue.put(generation.jobs)
         return generation
+
+    def _check_steps(self, sampling: Sampling, left: int | None = None) -> None:
+        try:
+            self.engine.check(sampling, left)
+        except UserError as error:
+            raise APIError(400, str(error), "invalid_value", "steps") from error
 
     async def _encoded(
         self, body: AnyRequest, files: Files | None, seeds: range, size: Size

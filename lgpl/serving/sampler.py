@@ -1,6 +1,7 @@
 """lgpl's own sampler as an engine, whose images are those of `lgpl sample`: an image depends on its
 seed and not on what is drawn beside it."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -141,7 +142,9 @@ class SamplerEngine(Engine):
     def _run_in_turn(self) -> None:
         while batch := self._take(self.batch_size, gather=GATHER):
             self._count(len(batch))
-            self._draw(batch)
+            # Those of fewer steps first: they need not wait until others have ended.
+            for _, alike in itertools.groupby(sorted(batch, key=_steps), key=_steps):
+                self._draw([*alike])
             self.batch_size = self._drawer.batch_size  # smaller after an out-of-memory error
             self._active.clear()  # an abandoned batch leaves its jobs
 
@@ -186,3 +189,7 @@ def _by_known(jobs: Sequence[ImageJob]) -> list[list[ImageJob]]:
     for job in jobs:
         groups.setdefault(_known(job), []).append(job)
     return list(groups.values())
+
+
+def _steps(job: ImageJob) -> int:
+    return job.sampling.steps or 0  # 0 for the decoder's own number

@@ -24,6 +24,7 @@ class Schedule:
         batch_rule: how the peak grows with the global batch: `linear` (arXiv 1706.02677) or `sqrt`
             (arXiv 1404.5997); None leaves it.
         base_batch: the global batch that the config's peak is meant for.
+        hold: optimizer steps at the peak before the decay begins.
     """
 
     warmup: int = 0
@@ -32,6 +33,7 @@ class Schedule:
     floor: float = 0.0
     batch_rule: Literal["linear", "sqrt"] | None = None
     base_batch: int = 256
+    hold: int = 0
 
     def __post_init__(self) -> None:
         if self.decay != "constant" and self.steps is None:
@@ -42,7 +44,8 @@ class Schedule:
             return (step + 1) / self.warmup
         if self.decay == "constant" or self.steps is None:
             return 1.0
-        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        begin = self.warmup + self.hold
+        progress = min(1.0, max(0, step - begin) / max(1, self.steps - begin))
         left = 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return self.floor + (1 - self.floor) * left
 

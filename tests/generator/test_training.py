@@ -119,3 +119,9 @@ def test_peak_follows_the_global_batch(rule: Any, factor: float) -> None:
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([1e-3 * factor * min(1, (i + 1) / 10) for i in range(12)])
+
+
+def test_peak_is_held_until_the_decay_begins() -> None:
+    schedule = Schedule(warmup=2, hold=3, decay="linear", steps=9, floor=0.2)
+    rates = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2]
+    assert [schedule(step) for step in range(11)] == pytest.approx(rates)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lgpl.checkpoints import write_checkpoint
-from lgpl.generator import GeneratorModule, Transformer
+from lgpl.generator import GeneratorModule, Model
 from lgpl.tokenizer import VectorQuantizer, VQModel
 from lgpl.training import build_module
 
@@ -36,12 +36,16 @@ MINILM = text_config(
 
 
 def export_generator(
-    folder: Path, condition: Config, decoder: Config | None = None, **changes: Any
-) -> Transformer:
-    """Write a generator as `lgpl export` does, and give its model."""
+    folder: Path,
+    condition: Config,
+    decoder: Config | None = None,
+    model: str = "Transformer",
+    **changes: Any,
+) -> Model:
+    """Write a generator of a model of `lgpl.generator` as `lgpl export` does, and give that."""
     sizes = {"size": [2, 4, 64], "codebook_size": 48, "grid": [6, 5], **changes}
     built = {
-        "class_path": "lgpl.generator.Transformer",
+        "class_path": f"lgpl.generator.{model}",
         "init_args": {"condition": condition, **sizes},
     }
     config = {
@@ -55,12 +59,12 @@ def export_generator(
     module = build_module(config)
     assert isinstance(module, GeneratorModule)
     torch.manual_seed(0)
-    model = module.model.eval().requires_grad_(False)
-    for parameter in model.parameters():
+    made = module.model.eval().requires_grad_(False)
+    for parameter in made.parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.3)  # far from each other, so that no rounding decides
-    write_checkpoint(folder, "generator", config, model.state_dict())
-    return model
+    write_checkpoint(folder, "generator", config, made.state_dict())
+    return made
 
 
 def export_tokenizer(folder: Path, codebook_size: int = 48) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lgpl.cli import main
 from lgpl.commands.planning import per_device
-from lgpl.generator import GeneratorModule, Transformer
+from lgpl.generator import ClassCondition, GeneratorModule, ParallelTransformer, Transformer
 from lgpl.tokenizer import PatchGAN, TokenizerLoss, TokenizerModule, VectorQuantizer, VQModel
 from lgpl.training import TrainingModule
 from lgpl.training.estimate import LiveBytes, StepEstimate, estimate_step
@@ -36,9 +36,17 @@ def tokenizer() -> TokenizerModule:
     return TokenizerModule(autoencoder, TokenizerLoss(discriminator=PatchGAN(8, 1)))
 
 
+def parallel() -> GeneratorModule:
+    classes = partial(ClassCondition, num_classes=5)
+    return GeneratorModule(
+        partial(ParallelTransformer, classes, (LAYERS, HEADS, DIM), CODES, GRID, dropout=0.1)
+    )
+
+
 MODULES: dict[str, Callable[[], TrainingModule]] = {
     "class": lambda: generator(num_classes=5),
     "text": lambda: generator(text_features=24),
+    "parallel": parallel,
     "tokenizer": tokenizer,
 }
 

@@ -89,6 +89,10 @@ class Decoder(Described, ABC):
         """What it has to say of all that it has drawn, for `lgpl sample`."""
         return ""
 
+    def most_steps(self, model: Model) -> int | None:
+        """The largest `Sampling.steps` of an image; None where it takes no number of steps."""
+        return None
+
 
 def make_task(
     model: Model,
@@ -119,7 +123,7 @@ def generate(
     decoder: Decoder | None = None,
     same: Sequence[int] | None = None,
 ) -> Tensor:
-    """Codes of new images, [B, *layout.shape], int64; raises as `check_decoder` does.
+    """Codes of new images, [B, *layout.shape], int64; raises as both checks below do.
 
     Args:
         inputs: of the condition, of B samples.
@@ -133,6 +137,9 @@ def generate(
     decoder = decoder or model.decoder()
     check_decoder(model, decoder)
     task = make_task(model, inputs, sampling, seeds, given, same)
+    left = [count] * batch if given is None else (given < 0).sum(1).tolist()
+    for one, number in {*zip(task.sampling, left, strict=True)}:
+        check_sampling(model, decoder, one, number)
     codes = torch.zeros(batch, count, dtype=torch.int64, device=model.device)
     drawn = torch.zeros(batch, count, dtype=torch.bool)
     was_training = model.training
@@ -163,3 +170,20 @@ def check_decoder(model: Model, decoder: Decoder) -> None:
             f"model.decoder: {type(model).__name__} cannot serve {type(decoder).__name__}, which "
             f"needs a {decoder.needs.__name__}; set it to null for the model's own."
         )
+
+
+def check_sampling(
+    model: Model, decoder: Decoder, sampling: Sampling, left: int | None = None
+) -> None:
+    """Raise a UserError where the decoder cannot draw so; `left` of an image's codes are not given,
+    by default all."""
+    most = decoder.most_steps(model)
+    if sampling.steps is None:
+        return
+    if most is None:
+        said = f"{type(decoder).__name__} takes no number of steps"
+        raise UserError(f"steps must be left out, got {sampling.steps}: {said}.")
+    most = most if left is None else max(1, left)
+    if sampling.steps > most:
+        said = f"steps must be from 1 to {most}, the codes to draw"
+        raise UserError(f"{said}, got {sampling.steps}")

@@ -168,28 +168,35 @@ def decode_one_token(
     return model.step(x, position, mask, cache)
 
 
-class CompiledStep:
+class StaticCache:
+    """A cache that stays where it is from batch to batch, as CUDA graphs need it."""
+
+    _held: Cache = []
+
+    def cache(self, model: Any, batch: int, dtype: torch.dtype) -> Cache:
+        """For one more batch; the mask hides what the last one left until it is written over."""
+        held = self._held[0].keys if self._held else None
+        if held is None or len(held) != batch or held.dtype != dtype:
+            self._held = []  # freed before the next is taken
+            self._held = model.new_cache(batch, dtype)
+            for tensor in itertools.chain(*self._held):
+                torch._dynamo.mark_static_address(tensor)
+        return self._held
+
+
+class CompiledStep(StaticCache):
     """`decode_one_token` by torch.compile, for many batches of one size, in one thread. Every step
-    has the same shapes and waits for nothing on the host, so on a GPU it is one CUDA graph. The
-    cache stays where it is from batch to batch, as graphs need it. Compiling takes a minute or so,
-    and again for every other size."""
+    has the same shapes and waits for nothing on the host, so on a GPU it is one CUDA graph.
+    Compiling takes a minute or so, and again for every other size."""
 
     def __init__(self, **options: Any) -> None:
         options = options or {"mode": "reduce-overhead"}
         self._decode = torch.compile(decode_one_token, fullgraph=True, dynamic=False, **options)
-        self._cache: Cache = []
         self._guarded = True
 
-    def cache(self, model: CachedModel, batch: int, dtype: torch.dtype) -> Cache:
-        """For one more batch; the mask hides what the last one left until it is written over."""
+    def cache(self, model: Any, batch: int, dtype: torch.dtype) -> Cache:
         self._guarded = True
-        held = self._cache[0].keys if self._cache else None
-        if held is None or len(held) != batch or held.dtype != dtype:
-            self._cache = []  # freed before the next is taken
-            self._cache = model.new_cache(batch, dtype)
-            for tensor in itertools.chain(*self._cache):
-                torch._dynamo.mark_static_address(tensor)
-        return self._cache
+        return super().cache(model, batch, dtype)
 
     def __call__(
         self, model: CachedModel, codes: Tensor, position: Tensor, mask: Tensor, cache: Cache

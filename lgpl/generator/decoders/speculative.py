@@ -41,6 +41,7 @@ class SpeculativeJacobi(Decoder):
     """
 
     needs = VerifyingModel
+    in_order = True
 
     def __init__(self, window: int = 16) -> None:
         if window < 1:

@@ -45,6 +45,7 @@ def page(engine: Engine, model: str, defaults: Sampling, limits: Limits) -> list
         "columns": engine.layout.columns,
         "partial": len(engine.layout.shown_at(MOST_PREVIEWS)),
         "defaults": asdict(defaults),
+        "steps": engine.module.decoder.most_steps(engine.module.model),
     }
     answers: dict[str, Response] = {"/page/model": JSONResponse(description)}
     for path, (name, kind) in FILES.items():

@@ -2,7 +2,8 @@
 
 import * as editor from "./edit.js";
 
-const NUMBERS = ["guidance", "temperature", "top_k", "top_p"]; // fields that go out as they are
+// Fields that go out as they are.
+const NUMBERS = ["guidance", "temperature", "top_k", "top_p", "steps"];
 const HISTORY = "lgpl.requests";
 const KEPT = 24; // entries of the history
 const THUMBNAIL = 96; // pixels
@@ -47,6 +48,8 @@ async function start() {
     ...model.examples.map((example) => new Option(example, example)),
   );
   for (const name of NUMBERS) fields[name].value = model.defaults[name];
+  document.getElementById("steps").hidden = model.steps === null;
+  fields.steps.max = model.steps;
   showExample();
   fields.token.value = sessionStorage.getItem("lgpl.token") ?? "";
   showHistory();

@@ -71,6 +71,8 @@ class Client:
 
         chosen = asdict(sampling)
         guidance = {name: chosen.pop(name) for name in [*chosen] if name.startswith("guidance")}
+        if (steps := chosen.pop("steps")) is not None:
+            raise UserError(f"steps must be left out, got {steps}: vLLM draws code after code.")
         chosen |= {"max_tokens": self.layout.codes, "ignore_eos": True, "detokenize": False}
         return [SamplingParams(**chosen, seed=seed, extra_args=guidance) for seed in seeds]
 
