@@ -1,7 +1,6 @@
 """The blocks of the generator: pre-norm attention with rotary positions in two dimensions, half of
 a head's dimension for rows and half for columns, and SwiGLU; without biases."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -130,18 +129,6 @@ class Past(NamedTuple):
         return F.scaled_dot_product_attention(q.to(k.dtype), k, v, self.mask)
 
 
-class Pasts(NamedTuple):
-    """What rows at several places of their sequences see: each part is of the next rows."""
-
-    parts: Sequence[Past]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As that of `Past`, for one new position of every row."""
-        rows = [len(part.cache.keys) for part in self.parts]
-        split = zip(self.parts, *(x.split(rows) for x in (q, k, v)), strict=True)
-        return torch.cat([part.attend(*its) for part, *its in split])
-
-
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; with `qk_norm` each head normalises queries and
     keys before, which keeps the scores from growing (arXiv 2302.05442, section 2)."""
@@ -155,7 +142,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, rope: Tensor, past: Past | Pasts | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, past: Past | None) -> Tensor:
         b, t, d = x.shape
         heads = self.wqkv(x).view(b, t, 3 * self.heads, d // self.heads)
         qk, v = heads.split((2 * self.heads, self.heads), dim=2)  # [B, T, H, D]
@@ -194,11 +181,11 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.recompute = recompute
 
-    def forward(self, x: Tensor, rope: Tensor, past: Past | Pasts | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, past: Past | None = None) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._forward, x, rope, past, use_reentrant=False)
         return self._forward(x, rope, past)
 
-    def _forward(self, x: Tensor, rope: Tensor, past: Past | Pasts | None) -> Tensor:
+    def _forward(self, x: Tensor, rope: Tensor, past: Past | None) -> Tensor:
         x = x + self.drop_path(self.attention(self.attention_norm(x), rope, past))
         return x + self.drop_path(self.feed_forward(self.ffn_norm(x)))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Block, Cache, LayerCache, Past, Pasts, RMSNorm, rotary_table
+from lgpl.generator.blocks import Block, Cache, LayerCache, Past, RMSNorm, rotary_table
 from lgpl.generator.conditions import Condition, Inputs
 from lgpl.generator.decoders import Decoder, Raster
 from lgpl.generator.loss import cross_entropy
@@ -278,22 +278,17 @@ class Transformer(Model):
         return x + target * (code >= 0).unsqueeze(-1)
 
     def step(self, x: Tensor, position: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """Logits [B, codebook_size] after the last of new positions, embedded x [B, T, dim], whose
-        keys and values are written into the cache; see `Past`."""
-        return self.step_each(x, position, [Past(layer, position, mask) for layer in cache])
+        """Logits [B, codebook_size] after the last of new positions [T], or [B, T] of each row,
+        embedded x [B, T, dim], whose keys and values are written into the cache; see `Past`."""
+        return self.output(self.norm(self._through_blocks(x, position, mask, cache)[:, -1]))
 
-    def step_each(self, x: Tensor, position: Tensor, past: Sequence[Past | Pasts]) -> Tensor:
-        """The same behind what each layer has seen; positions are [T], or [B, T] of each row."""
-        x = self._through_blocks(x, position, past)
-        return self.output(self.norm(x[:, -1]))
+    def verify(self, x: Tensor, position: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """As `step`, but logits [B, T, codebook_size] after each of the new positions."""
+        return self.output(self.norm(self._through_blocks(x, position, mask, cache)))
 
-    def verify(self, x: Tensor, position: Tensor, past: Sequence[Past]) -> Tensor:
-        """As `step_each`, but logits [B, T, codebook_size] after each of the new positions."""
-        return self.output(self.norm(self._through_blocks(x, position, past)))
-
-    def _through_blocks(self, x: Tensor, position: Tensor, past: Sequence[Past | Pasts]) -> Tensor:
+    def _through_blocks(self, x: Tensor, position: Tensor, mask: Tensor, cache: Cache) -> Tensor:
         """What the blocks make of new positions x [B, T, dim]."""
         x, rope = self.toward(x, position), self.rope[position]
-        for layer, seen in zip(self.layers, past, strict=True):
-            x = layer(x, rope, seen)
+        for layer, kept in zip(self.layers, cache, strict=True):
+            x = layer(x, rope, Past(kept, position, mask))
         return x

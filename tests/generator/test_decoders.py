@@ -7,6 +7,7 @@ import functools
 import inspect
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,7 +25,9 @@ from lgpl.generator import (
     generate,
     packing,
 )
-from lgpl.generator.decoders.raster import CachedModel
+from lgpl.generator.decoders import raster
+from lgpl.generator.decoders.base import make_task
+from lgpl.generator.decoders.raster import CachedModel, Drawing, decode_together
 from lgpl.generator.packing import pack_weights
 from tests.contracts import EvenFirst
 from tests.generator.test_transformer import small
@@ -82,6 +85,34 @@ def test_image_does_not_depend_on_its_neighbours() -> None:
     assert torch.equal(together, torch.cat(alone))
     assert torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[5, 6, 7]))
     assert not torch.equal(together, generate(model, LABELS, sampling=sampling, seeds=[8, 9, 10]))
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+@torch.inference_mode()
+def test_drawings_at_different_places_are_drawn_together(
+    monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """Each as alone, while others join and leave, also where memory has no room for one cache."""
+    model = small(text_features=6, text_length=5)
+    inputs = text(torch.randn(4, 5, 6), torch.tensor([5, 0, 3, 1]))
+    each = [Sampling(2.0 * (i % 2) + 1.0, top_k=8) for i in range(4)]
+    alone = [generate(model, some(inputs, [i]), each[i], [i]).flatten() for i in range(4)]
+    if is_full:
+        monkeypatch.setattr(raster, "Rows", Mock(side_effect=torch.OutOfMemoryError("no room")))
+    drawn: dict[int, list[Tensor]] = {i: [] for i in range(4)}
+    begun: dict[int, Drawing] = {}
+    while len(drawn[3]) < model.layout.codes:
+        steps = len(drawn[0])
+        if steps % 3 == 0 and steps < 12:  # another joins
+            i = steps // 3
+            begun[i] = Drawing(model, make_task(model, some(inputs, [i]), each[i], [i]))
+        for i, drawing in begun.items():
+            drawn[i].append(drawing.pick().codes[0, 0])
+        begun = {i: drawing for i, drawing in begun.items() if not drawing.is_done}
+        if begun:
+            decode_together(model, [*begun.values()])
+    for i in range(4):
+        assert torch.equal(torch.stack(drawn[i]), alone[i])
 
 
 def test_images_with_settings_of_their_own_share_a_batch() -> None:

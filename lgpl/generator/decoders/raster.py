@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lgpl.generator.blocks import Cache, Past, Pasts
+from lgpl.generator.blocks import Cache, LayerCache
 from lgpl.generator.conditions import join
 from lgpl.generator.decoders.base import Decoder, Step, Task
 from lgpl.generator.guidance import Picker
@@ -102,8 +102,9 @@ class Drawing:
         mask = torch.where(visible, 0.0, -math.inf).to(dtype)
         self.logits = prefill(model, x, kind, mask, self.cache)
         self.mask = mask if lengths is None else mask[kind]
-        self._length = prefix + self.index  # of the sequences so far
-        self._position = torch.arange(self._length, device=device)[-1:]
+        self.length = prefix + self.index  # of the sequences so far
+        self._position = torch.arange(self.length, device=device)[-1:]
+        self.rows: Rows | None = None  # in which others are drawn with it
         # Compiled code is for one shape; there the mask alone hides what is still to come.
         self._seen = total if compiled else 0
 
@@ -120,30 +121,61 @@ class Drawing:
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """The codes of all rows that were drawn last, their position [1], and what they see, for
         `decode_one_token`."""
-        self._position, self._length = self._position + 1, self._length + 1
-        mask = self.mask[:, :, self._position, : self._seen or self._length]
+        self._position, self.length = self._position + 1, self.length + 1
+        mask = self.mask[:, :, self._position, : self._seen or self.length]
         return self.picker.doubled(self.codes), self._position, mask
 
 
+class Rows:
+    """One KV cache of drawings at different places, which have its rows one after the other, so
+    that a step reads weights and cache as one batch."""
+
+    def __init__(self, model: Any, drawings: Sequence[Drawing]) -> None:
+        self._sizes = [len(drawing.logits) for drawing in drawings]
+        dtype = drawings[0].cache[0].keys.dtype
+        self._cache: Cache = model.new_cache(sum(self._sizes), dtype)
+        begin = 0
+        for drawing, size in zip(drawings, self._sizes, strict=True):
+            part = slice(begin, begin + size)
+            cache = [LayerCache(keys[part], values[part]) for keys, values in self._cache]
+            for old, new in zip(drawing.cache, cache, strict=True):
+                for held, place in zip(old, new, strict=True):  # keys, then values
+                    place[:, :, : drawing.length] = held[:, :, : drawing.length]
+            drawing.cache, drawing.rows, begin = cache, self, begin + size
+        total = model.prefix_length + model.layout.codes
+        hidden = torch.full((sum(self._sizes), 1, 1, total), -math.inf, dtype=dtype)
+        self._mask = hidden.to(model.device)
+
+    def belongs_to(self, drawings: Sequence[Drawing]) -> bool:
+        """Whether it was made for these, and nothing joined or left since."""
+        return len(drawings) == len(self._sizes) and all(d.rows is self for d in drawings)
+
+    def decode(self, model: Any, drawings: Sequence[Drawing]) -> None:
+        """`decode_one_token` for the drawings that it was made for."""
+        nexts = [drawing.next() for drawing in drawings]
+        for own, (_, _, mask) in zip(self._mask.split(self._sizes), nexts, strict=True):
+            own[..., : mask.shape[-1]] = mask
+        seen = max(mask.shape[-1] for _, _, mask in nexts)
+        codes = torch.cat([codes for codes, _, _ in nexts])
+        at = torch.cat([place.expand(len(codes)) for codes, place, _ in nexts])[:, None]
+        logits = decode_one_token(model, codes, at, self._mask[..., :seen], self._cache)
+        for drawing, own in zip(drawings, logits.split(self._sizes), strict=True):
+            drawing.logits = own
+
+
 def decode_together(model: Any, drawings: Sequence[Drawing]) -> None:
-    """`decode_one_token` for drawings at different places: their rows go through the model's
-    matrices as one batch, and each drawing attends to its own cache."""
-    if len(drawings) == 1:  # a tenth of the time is not spent on parting and joining its rows
-        (one,) = drawings
-        one.logits = decode_one_token(model, *one.next(), one.cache)
+    """`decode_one_token` for drawings at different places; where memory is full, one by one."""
+    rows = drawings[0].rows
+    if len(drawings) > 1 and not (rows and rows.belongs_to(drawings)):
+        try:
+            rows = Rows(model, drawings)
+        except torch.OutOfMemoryError:
+            rows = None
+    if len(drawings) > 1 and rows:
+        rows.decode(model, drawings)
         return
-    nexts = [drawing.next() for drawing in drawings]
-    position = torch.cat([position.expand(len(codes)) for codes, position, _ in nexts])[:, None]
-    codes = torch.cat([codes for codes, _, _ in nexts])[:, None]
-    views = [(position, mask) for _, position, mask in nexts]
-    past = [
-        Pasts([Past(d.cache[i], *seen) for d, seen in zip(drawings, views, strict=True)])
-        for i in range(len(drawings[0].cache))
-    ]
-    logits = model.step_each(model.embed(codes, position - model.prefix_length), position, past)
-    rows = [len(codes) for codes, _, _ in nexts]
-    for drawing, own in zip(drawings, logits.split(rows), strict=True):
-        drawing.logits = own
+    for drawing in drawings:
+        drawing.logits = decode_one_token(model, *drawing.next(), drawing.cache)
 
 
 def prefill(model: CachedModel, x: Tensor, kind: list[int], mask: Tensor, cache: Cache) -> Tensor:
@@ -162,8 +194,9 @@ def prefill(model: CachedModel, x: Tensor, kind: list[int], mask: Tensor, cache:
 def decode_one_token(
     model: CachedModel, codes: Tensor, position: Tensor, mask: Tensor, cache: Cache
 ) -> Tensor:
-    """Logits [B, K] behind codes [B], whose place in the sequence is `position` [1]; the mask
-    [B or 1, 1, 1, n] is added to the scores of the n positions that the kernel looks at."""
+    """Logits [B, K] behind codes [B], whose place in the sequence is `position` [1], or [B, 1] of
+    each; the mask [B or 1, 1, 1, n] is added to the scores of the n positions that the kernel looks
+    at."""
     x = model.embed(codes.unsqueeze(1), position - model.prefix_length)
     return model.step(x, position, mask, cache)
 

@@ -11,7 +11,7 @@ behind, and leaves p nearer to q.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lgpl.errors import UserError
-from lgpl.generator.blocks import Past
+from lgpl.generator.blocks import Cache
 from lgpl.generator.decoders.base import Decoder, Step, Task
 from lgpl.generator.decoders.raster import CachedModel, Drawing, Raster
 from lgpl.generator.guidance import invert
@@ -29,7 +29,7 @@ from lgpl.generator.guidance import invert
 class VerifyingModel(CachedModel, Protocol):
     """One for `Raster` that also predicts behind each of several new codes; see `Transformer`."""
 
-    def verify(self, x: Tensor, position: Tensor, past: Sequence[Any]) -> Tensor: ...
+    def verify(self, x: Tensor, position: Tensor, mask: Tensor, cache: Cache) -> Tensor: ...
 
 
 class SpeculativeJacobi(Decoder):
@@ -132,8 +132,8 @@ class Guesses:
         seen = model.prefix_length + min(max(self._finals) + self._size, self._count) - 1
         row = torch.arange(len(drawing.mask), device=index.device)[:, None]
         mask = drawing.mask[row, 0, position, :seen].unsqueeze(1)  # [B, 1, W, seen]
-        past = [Past(layer, position, mask) for layer in drawing.cache]
-        return drawing.picker.distribution(model.verify(x, position, past), index)
+        logits = model.verify(x, position, mask, drawing.cache)
+        return drawing.picker.distribution(logits, index)
 
     def _keep(
         self, index: Tensor, is_new: Tensor, guess: Tensor, p: Tensor
