@@ -24,7 +24,8 @@ from tests.shards import image_bytes
 from tests.test_readme import commands
 
 SECTION = (ROOT / "configs/README.md").read_text().partition("\n## Your own images\n")[2]
-TUTORIAL, _, CAPTIONS = SECTION.partition("\n## ")[0].partition("\n### Images with captions\n")
+TUTORIAL, _, REST = SECTION.partition("\n## ")[0].partition("\n### Images with captions\n")
+CAPTIONS = REST.partition("\n### ")[0]
 STEPS = ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", *TINY]
 SMALL = ["--model.init_args.transformer.init_args.size", "[2, 2, 32]"]
 # What makes minutes seconds, for each command; the recipes stay.
