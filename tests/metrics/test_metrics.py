@@ -245,7 +245,7 @@ def test_only_what_a_set_is_too_small_for_is_left_out(real: int, fake: int, with
 
 
 def test_wrong_extractors_are_refused() -> None:
-    with pytest.raises(UserError, match=r"neither inception, effnet-lite0 nor the path of a class"):
+    with pytest.raises(UserError, match="inception-clean, effnet-lite0, nor the path of a class"):
         load_extractor("tests.metrics.pixels.Missing")
     with pytest.raises(UserError, match=r"extractor: Identity gives \[1, 3, 64, 64\] for 1 images"):
         ImageSet(load_extractor("torch.nn.Identity"), 100)

@@ -49,9 +49,12 @@ class ClassCondition(Condition):
         dim: int,
         num_classes: int | None = None,
         dropout: float = 0.1,
-        names: str | list[str] | None = None,
+        # Of texts; jsonargparse takes the square of a typed list's length, 6 s for a thousand.
+        names: str | list | None = None,  # type: ignore[type-arg]
     ) -> None:
         super().__init__(dropout)
+        if isinstance(names, list) and not all(isinstance(name, str) for name in names):
+            raise UserError("condition.names must be texts, one for each class; quote numbers.")
         self.names = read_names(names) if isinstance(names, str) else names
         count = num_classes if self.names is None else len(self.names)
         if count is None:
