@@ -14,10 +14,7 @@ def parser() -> parsing.ArgumentParser:
     p.add_argument("out", help="image to write")
     parsing.add_generator(p)
     p.add_argument("--rows", type=int, help="of codes that are kept; half of them by default")
-    p.add_argument("--prompt", nargs=1, default=[], help="what it shows")
-    p.add_argument("--label", nargs=1, type=str, default=[], help="its class, by number or name")
-    p.add_argument("--count", type=int, default=4, help="ways to complete it")
-    p.add_argument("--seed", type=int, default=0, help="way i is drawn from seed + i")
+    parsing.add_ways(p, "what it shows", 4, "ways to complete it")
     parsing.add_sampling(p)
     return p
 

@@ -31,10 +31,7 @@ def parser() -> parsing.ArgumentParser:
     p.add_argument("--mask", required=True, help=mask)
     scale = f"with --mask {OUTSIDE}: the share of the canvas that the image takes, such as 0.5"
     p.add_argument("--scale", type=float, help=scale)
-    p.add_argument("--prompt", nargs=1, default=[], help="what the whole image shows")
-    p.add_argument("--label", nargs=1, type=str, default=[], help="its class, by number or name")
-    p.add_argument("--count", type=int, default=1, help="ways to draw it")
-    p.add_argument("--seed", type=int, default=0, help="way i is drawn from seed + i")
+    parsing.add_ways(p, "what the whole image shows", 1, "ways to draw it")
     decoded = "write the decoded image as it is, in the model's size, and keep no pixel"
     p.add_argument("--no-blend", action="store_true", help=decoded)
     parsing.add_sampling(p)

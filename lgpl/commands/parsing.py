@@ -182,6 +182,15 @@ def decoder_of(options: Namespace) -> Decoder | None:
     return parser.instantiate(parser.parse_args(["--decoder", options.decoder])).decoder
 
 
+def add_ways(parser: ArgumentParser, prompt: str, count: int, ways: str) -> None:
+    """What a given image is to show, and how often the rest of it is drawn; the texts are help."""
+    parser.add_argument("--prompt", nargs=1, default=[], help=prompt)
+    label = "its class, by number or name"
+    parser.add_argument("--label", nargs=1, type=str, default=[], help=label)
+    parser.add_argument("--count", type=int, default=count, help=ways)
+    parser.add_argument("--seed", type=int, default=0, help="way i is drawn from seed + i")
+
+
 def add_sampling(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
     """An option for each field of `Sampling`, with dashes as the others have; what is not given is
     the model's own."""
