@@ -394,3 +394,13 @@ def test_training_starts_from_the_same_kind_alone() -> None:
 def test_sizes_of_a_whole_image_and_of_a_part() -> None:
     layout = small().layout
     assert group_sizes(layout, 12, 12) == [1] * 12 and group_sizes(layout, 7, 1) == [7]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_weights_in_bf16_draw_every_code(guidance: float) -> None:
+    """On a CPU the cache stays in float32, and the scores with it."""
+    model = small().bfloat16()
+    codes = generate(model, labels(1, 3), Sampling(guidance, temperature=0.0))
+    assert codes.shape == (2, 3, 4) and int(codes.min()) >= 0 and int(codes.max()) < 16
+    plain = generate(small(), labels(1, 3), Sampling(guidance, temperature=0.0))
+    assert (codes == plain).float().mean() > 0.5

@@ -18,7 +18,7 @@ from lgpl.generator.blocks import Cache
 from lgpl.generator.conditions import join
 from lgpl.generator.decoders.base import Decoder, Step, Task
 from lgpl.generator.decoders.groups import group_sizes, locality_order
-from lgpl.generator.decoders.raster import Raster, StaticCache
+from lgpl.generator.decoders.raster import Raster, StaticCache, cache_dtype
 from lgpl.generator.guidance import Picker
 
 
@@ -119,13 +119,11 @@ class Parallel(Decoder):
         dtype = next(model.parameters()).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
+        dtype = cache_dtype(device.type, dtype)
         if compiled:
             cache = compiled.cache(model, len(prefix), dtype)
         else:
             cache = model.new_cache(len(prefix), dtype, total)
-        # On a CPU attention to the cache is taken in float32, see `Past`.
-        exact = torch.float32 if device.type == "cpu" else dtype
-
         codes, x, ends = torch.zeros_like(index), model.begin(prefix), [length] * length
         if given:
             assert task.given is not None
@@ -143,7 +141,7 @@ class Parallel(Decoder):
             # Only the first step, which reads the prefix, has another form in every task.
             step = compiled if compiled and start > given else answer
             looked_at = total if step is compiled else seen
-            mask = visible(ends, looked_at, hidden, device).to(exact)
+            mask = visible(ends, looked_at, hidden, device).to(dtype)
             logits = step(model, x, width, position, mask, cache)
             codes[:, start:stop] = picker.together(logits, asked, turn[:, start:stop])
             if not is_even:
