@@ -203,8 +203,11 @@ SCRIPTS = {
         *("tokenizer_image/vq_demo.py", "vqgan/taming_vqgan_demo.py", "vae/sd_vae_demo.py"),
         "consistencydecoder/cd_demo.py",
     ),
-    "tools/": ("convert_pytorch_lightning_to_torch.py",),
-    "": ("app.py",),
+    "tools/": (
+        *("check_image_codes.py", "convert_pytorch_lightning_to_torch.py"),
+        *("push_gpt_to_hf.py", "push_vae_to_hf.py"),
+    ),
+    "": ("app.py", "push_to_hf.py"),
 }
 
 

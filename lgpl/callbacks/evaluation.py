@@ -241,7 +241,8 @@ class GenerationEvaluation(Evaluation):
         )  # fmt: skip
 
     def _read_prompts(self, trainer: Trainer, module: GeneratorModule) -> list[str]:
-        if (every := module.model.condition.prompts()) is not None:
+        condition = module.model.condition
+        if (every := condition.prompts()) is not None:
             if self.clip is not None:
                 classes = "the model is class-conditional"
                 raise UserError(f"GenerationEvaluation.clip: needs captions, but {classes}.")
@@ -250,4 +251,5 @@ class GenerationEvaluation(Evaluation):
         shards = data.patterns[stage_of(trainer)] if isinstance(data, ShardDataModule) else None
         if self.prompts is None and not isinstance(shards, (str, list)):
             raise UserError("GenerationEvaluation.prompts: give a text file or shards.")
-        return read_prompts(self.prompts or shards)  # type: ignore[arg-type]
+        style = condition.limits().get("caption_style", "plain")
+        return read_prompts(self.prompts or shards, style=style)  # type: ignore[arg-type]

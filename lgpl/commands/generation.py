@@ -109,10 +109,11 @@ def _prompts(
     options: Namespace, module: GeneratorModule, protocol: Protocol, captions: bool, images: int
 ) -> list[str]:
     """One for each image; what is to be scored as `captions` has to be text."""
-    given = []
+    given, condition = [], module.model.condition
     if options.prompts:
-        given = protocols.read_prompts(options.prompts, options.prompt_column)
-    every = module.model.condition.prompts()
+        style = condition.limits().get("caption_style", "plain")
+        given = protocols.read_prompts(options.prompts, options.prompt_column, style)
+    every = condition.prompts()
     if (every is None) != bool(given):
         mistake = "is class-conditional: leave --prompts out" if given else "needs --prompts"
         raise UserError(f"The checkpoint {mistake}.")

@@ -32,6 +32,7 @@ from lgpl.metrics.extractors import CLEAN, INCEPTION, Extractor, resize
 from lgpl.metrics.images import FolderImages, ImageSource
 from lgpl.metrics.summary import FeatureSummary
 from lgpl.text import prompts
+from lgpl.text.captions import Style
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,14 @@ GENERATION = {
 }
 
 
-def read_prompts(path: str | list[str], column: str = prompts.COLUMN) -> list[str]:
-    """The prompts of a file for `lgpl.text.prompts`, or the captions of shards in their order."""
+def read_prompts(
+    path: str | list[str], column: str = prompts.COLUMN, style: Style = "plain"
+) -> list[str]:
+    """The prompts of a file for `lgpl.text.prompts`, or the captions of shards in their order,
+    as training reads them for a text encoder of that style."""
     if not isinstance(path, str) or not prompts.is_prompts(path):
         data = ShardDataModule(test=path, fields=("caption",), eval_batch_size=256)
+        data.expect(caption_style=style)
         data.setup("test")
         kept = (itertools.compress(b["caption"], b["valid"]) for b in data.test_dataloader())
         return list(itertools.chain.from_iterable(kept))
