@@ -4,20 +4,20 @@
         [--more-batches 2 4 16] [--dtypes bf16 float32] [--rounds 3]
         [--vllm-python .venv-serving/bin/python]
 
-Random weights, `rows` of 16 codes of 16384, guidance 2, all codes kept. Every arm is a process of
-its own, asked for one batch at a time: arms take turns, and a time is the median over the rounds.
-transformers draws two sequences for each image, and a logits processor mixes them; its prefix is
-one token, as lgpl's class is. vLLM runs in its own environment, where it is. Memory is taken in one
-more process for each arm and batch: the highest point of one draw, weights included, less what
-stood before the model was built; vLLM's holds the room for keys and values that it takes in advance
-(1 GiB on a CPU). The machine should do nothing else.
+Random weights, `rows` of 16 codes of 16384, guidance 2, all codes kept. The parallel generator has
+the same width and depth, and draws in 20 and in 32 steps. Every arm is a process of its own, asked
+for one batch at a time: arms take turns, and a time is the median over the rounds. transformers
+draws two sequences for each image, and a logits processor mixes them; its prefix is one token, as
+lgpl's class is. vLLM runs in its own environment, where it is. Memory is taken in one more process
+for each arm and batch: the highest point of one draw, weights included, less what stood before the
+model was built; vLLM's holds the room for keys and values that it takes in advance (1 GiB on a
+CPU). The machine should do nothing else.
 
-On a CPU a step of the largest batch is set against the memory's bandwidth (a sum over 1 GiB) and
-the rate of a large product, which take turns with it.
+On a CPU raster order and groups are set against the memory's bandwidth (a sum over 1 GiB) and the
+rate of a large product, which take turns with them.
 
-On a GPU lgpl has a compiled arm, too, and the last line is of XL at 384 px, 8 images in bf16: its
-time by compiled code and without, and what share of the bandwidth of a copy it reads weights, keys
-and values with.
+On a GPU lgpl has a compiled arm, too, and the last lines are of XL in bf16 by compiled code and
+without, against the same limits: in raster order at 384 px, and in 20 steps at 256 px.
 """
 
 from __future__ import annotations
@@ -32,37 +32,59 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lgpl import cpus
-from lgpl.generator import Raster, Sampling, Transformer, generate
+from lgpl.generator import (
+    ClassCondition,
+    ParallelTransformer,
+    Raster,
+    Sampling,
+    Transformer,
+    generate,
+)
 from lgpl.generator.blocks import FeedForward
 from lgpl.generator.conditions import Inputs
-from lgpl.generator.decoders.raster import cache_dtype
+from lgpl.generator.decoders.groups import group_sizes
 from lgpl.generator.packing import pack_weights
 from lgpl.generator.transformer import SIZES
+from tests.benchmarks.limits import Work, parallel_work, raster_work, reached
 from tests.benchmarks.train_step import DEVICE, GIVES_BACK, seconds
 from tests.models import labels, on, transformer
 
 COLUMNS, CODEBOOK, CLASSES = 16, 16384, 1000
+STEPS = (20, 32)  # of the parallel generator
 SAMPLING = Sampling(guidance=2.0)
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 HEAD = ("dtype", "batch", "arm", "s", "images/s", "lgpl's time", "GiB")
 Draw = Callable[[int], object]
+AnyModel = TypeVar("AnyModel", Transformer, ParallelTransformer)
 
 
 def weights(options: argparse.Namespace) -> Transformer:
-    """Weights that tell codes apart: a fresh head is zero."""
+    return ready(
+        transformer(options.size, grid=(options.rows, COLUMNS), num_classes=CLASSES), options.dtype
+    )
+
+
+def parallel_weights(options: argparse.Namespace) -> ParallelTransformer:
+    condition = partial(ClassCondition, num_classes=CLASSES, dropout=0.0)
+    grid = (options.rows, COLUMNS)
+    return ready(ParallelTransformer(condition, options.size, CODEBOOK, grid), options.dtype)
+
+
+def ready(model: AnyModel, dtype: str) -> AnyModel:
+    """For drawing, with a head that tells codes apart: a fresh one is zero."""
     torch.manual_seed(0)
-    model = transformer(options.size, grid=(options.rows, COLUMNS), num_classes=CLASSES)
     torch.nn.init.normal_(model.output.weight, 0.0, 0.02)
-    return model.to(DEVICE, DTYPES[options.dtype]).eval()
+    return model.to(DEVICE, DTYPES[dtype]).eval()
 
 
 def classes(batch: int) -> Inputs:
@@ -78,6 +100,11 @@ def lgpl(options: argparse.Namespace) -> Draw:
 def compiled(options: argparse.Namespace) -> Draw:
     model, decoder = weights(options), Raster().compiled()
     return lambda batch: generate(model, classes(batch), SAMPLING, decoder=decoder)
+
+
+def parallel(steps: int, options: argparse.Namespace) -> Draw:
+    model, sampling = parallel_weights(options), replace(SAMPLING, steps=steps)
+    return lambda batch: generate(model, classes(batch), sampling)
 
 
 def llama(cache: str, options: argparse.Namespace) -> Draw:
@@ -145,6 +172,7 @@ def vllm(options: argparse.Namespace) -> Draw:
 
 ARMS: dict[str, Callable[[argparse.Namespace], Draw]] = {
     "lgpl": lgpl,
+    **{f"lgpl, {steps} steps": partial(parallel, steps) for steps in STEPS},
     "transformers, dynamic cache": partial(llama, "dynamic"),
     "transformers, static cache": partial(llama, "static"),
     "vLLM": vllm,
@@ -301,66 +329,49 @@ def parts(options: argparse.Namespace) -> None:
     )
 
 
-def limit(options: argparse.Namespace) -> None:
-    """A step of the largest batch on a CPU against what memory and products give in this run: each
-    weight but the table of codes is read once, and keys and values as far as they are written; each
-    row is multiplied by every weight, and attends to what it sees."""
-    if DEVICE.type != "cpu":
-        return
-    model, batch, dtype = weights(options), max(options.batches), DTYPES[options.dtype]
-    read = [p for layer in model.layers for p in layer.parameters()] + [model.output.weight]
-    numbers, count = sum(p.numel() for p in read), model.layout.codes
-    cache = model.new_cache(2 * batch, cache_dtype("cpu", dtype), model.prefix_length + count // 2)
-    seen = sum(x.numel() for layer in cache for x in layer)  # in the middle of an image
-    moved = numbers * dtype.itemsize + seen * cache[0].keys.dtype.itemsize
-    flops = 2 * (2 * batch * numbers + seen)
-    del cache
+def against_limits(options: argparse.Namespace) -> None:
+    """Raster order and groups on a CPU, for each batch."""
+    model, groups = weights(options), parallel_weights(options)
+    works = [raster_work(model, 2 * batch) for batch in options.batches]
     pack_weights(model)
-    inputs, source = classes(batch), torch.ones(2**28)  # 1 GiB, more than any cache holds
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(options.rounds + 1):
-        step = seconds(lambda: generate(model, inputs, SAMPLING), 1) / count
-        times.append((step, seconds(source.sum, 3), seconds(lambda: a @ b, 10)))
-    step, reading, product = (statistics.median(values) for values in zip(*times[1:], strict=True))
-    by_memory, by_products = moved * reading / 2**30, flops * product / (2 * 2048**3)
-    tqdm.write(
-        f"{options.dtype}, batch {batch}: a step takes {1e3 * step:.1f} ms, "
-        f"{step / max(by_memory, by_products):.2f} times the larger of "
-        f"{1e3 * by_memory:.1f} ms for {moved / 1e6:.0f} MB at {moved / by_memory / 1e9:.1f} GB/s "
-        f"and {1e3 * by_products:.1f} ms for {flops / 1e9:.2f} GFLOP at "
-        f"{flops / by_products / 1e9:.0f} GFLOP/s"
-    )
+    for batch, work in zip(options.batches, works, strict=True):
+        report(options, batch, "raster", partial(generate, model, classes(batch), SAMPLING), work)
+        for steps in STEPS:
+            draw = partial(generate, groups, classes(batch), replace(SAMPLING, steps=steps))
+            sizes = group_sizes(groups.layout, groups.layout.codes, steps)
+            report(options, batch, f"{steps} steps", draw, parallel_work(groups, 2 * batch, sizes))
 
 
-def bandwidth(rounds: int, size: str = "XL", side: int = 24, batch: int = 8) -> None:
-    """Compiled decoding on a GPU against eager, and against what the memory gives."""
+def on_a_gpu(rounds: int) -> None:
+    """XL in bf16: raster order at 384 px, and groups at 256 px, compiled and not."""
     if DEVICE.type != "cuda":
-        tqdm.write(f"{size}, {side * side} codes, compiled: skipped, there is no GPU")
+        tqdm.write("XL, compiled: skipped, there is no GPU")
         return
-    model = transformer(size, grid=(side, side), num_classes=CLASSES)
-    model.to(DEVICE, torch.bfloat16).eval()
-    inputs, decoder = classes(batch), Raster().compiled()
-    ways = [
-        lambda: generate(model, inputs, SAMPLING),
-        lambda: generate(model, inputs, SAMPLING, decoder=decoder),
-    ]
-    times = [[seconds(way, 1) for way in ways] for _ in range(rounds + 1)][1:]
-    eager, fast = (statistics.median(values) for values in zip(*times, strict=True))
-    source = torch.empty(2**32, dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    seconds(lambda: target.copy_(source), 1)
-    rate = 2 * source.numel() / seconds(lambda: target.copy_(source), 10)
-    # A step reads every weight but the table of codes, and the whole cache.
-    read = [p for layer in model.layers for p in layer.parameters()] + [model.output.weight]
-    cache = decoder.cache(model, 2 * batch, torch.bfloat16)
-    read += [x for layer in cache for x in (layer.keys, layer.values)]
-    moved = sum(x.numel() * x.element_size() for x in read)
-    tqdm.write(
-        f"{size}, {side * side} codes, bf16, batch {batch}: {eager:.2f} s eager, {fast:.2f} s "
-        f"compiled ({eager / fast:.2f}x), {moved * model.layout.codes / fast / rate:.0%} of a copy "
-        f"{rate / 1e12:.2f} TB/s"
-    )
+    options = argparse.Namespace(size="XL", dtype="bf16", rounds=rounds)
+    batch, model = 8, ready(transformer("XL", grid=(24, 24), num_classes=CLASSES), options.dtype)
+    for name, decoder in (("raster", Raster()), ("raster, compiled", Raster().compiled())):
+        work = raster_work(model, 2 * batch, whole_cache=decoder.is_compiled)
+        draw = partial(generate, model, classes(batch), SAMPLING, decoder=decoder)
+        report(options, batch, name, draw, work)
+    del model
+    options.rows, batch, steps = 16, 64, 20
+    groups = parallel_weights(options)
+    work = parallel_work(groups, 2 * batch, group_sizes(groups.layout, groups.layout.codes, steps))
+    plain = groups.decoder()
+    for name, decoder in (
+        (f"{steps} steps", plain),
+        (f"{steps} steps, compiled", plain.compiled()),
+    ):
+        sampling = replace(SAMPLING, steps=steps)
+        draw = partial(generate, groups, classes(batch), sampling, decoder=decoder)
+        report(options, batch, name, draw, work)
+
+
+def report(
+    options: argparse.Namespace, batch: int, name: str, draw: Callable[[], object], work: Work
+) -> None:
+    said = reached(draw, work, DTYPES[options.dtype], options.rounds)
+    tqdm.write(f"{options.size}, {options.dtype}, batch {batch}, {name}: {said}")
 
 
 def main() -> None:
@@ -390,8 +401,9 @@ def main() -> None:
             compare(settings, names, bar)
     for settings in each:
         parts(settings)
-        limit(settings)
-    bandwidth(options.rounds)
+        if DEVICE.type == "cpu":
+            against_limits(settings)
+    on_a_gpu(options.rounds)
 
 
 if __name__ == "__main__":
