@@ -16,6 +16,7 @@ BODY_SECONDS = 30.0  # until the whole body has arrived
 # The same of forms with images, which are kept on the disk until they are decoded.
 FORMS = ("/v1/images/edits", "/v1/images/variations")
 LARGEST_FORM = 50 * 2**20
+HELD_FORMS = 2**30  # bytes of all together
 FORM_SECONDS = 120.0
 HEADER_SECONDS = 20.0  # from the end of the previous request until the headers have arrived
 IDLE_SECONDS = 5  # of a connection between two requests
@@ -46,10 +47,12 @@ class Limits:
 
 
 class LimitBody:
-    """Refuses a body while it is read, where it is too large or does not arrive."""
+    """Refuses a body while it is read, where it is too large or does not arrive, and forms that
+    together would fill the disk."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._held = 0  # bytes of forms that are being read or answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         size, is_complete = 0, False
@@ -67,12 +70,19 @@ class LimitBody:
                 late = f"The body must arrive within {seconds:g} seconds."
                 raise APIError(408, late) from None
             is_complete = not message.get("more_body", False)
-            size += len(message.get("body", b""))
+            new = len(message.get("body", b""))
+            size += new
+            self._held += new if is_form else 0
             if size > most:
                 raise APIError(413, f"The body must have at most {most} bytes.")
+            if self._held > HELD_FORMS:
+                raise APIError(429, "Too many uploads at a time; try again later.", "uploads_full")
             return message
 
-        await self.app(scope, limited, send)
+        try:
+            await self.app(scope, limited, send)
+        finally:
+            self._held -= size if is_form else 0
 
 
 class CheckHost:

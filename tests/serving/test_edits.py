@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -278,6 +278,36 @@ def test_the_token_is_asked_for_before_the_body_is_read(
     answer = asyncio.run(one(TOKEN))
     assert answer.status_code == 413 and "at most 2000 bytes" in answer.json()["error"]["message"]
     assert LARGEST_FORM == 50 * 2**20
+
+
+def test_uploads_share_a_bounded_room(
+    engine: SamplerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or clients that never finish would fill the disk; what one held, the next may."""
+    url, files = "/v1/images/edits", {"other": IMAGE}
+    whole = httpx.Request("POST", f"http://localhost{url}", files=files)
+    monkeypatch.setattr(limits, "HELD_FORMS", len(whole.read()) + 100)
+
+    async def statuses() -> list[int]:
+        transport = httpx.ASGITransport(create_app(engine, "generator"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            leave, arrived = asyncio.Event(), asyncio.Event()
+
+            async def body() -> AsyncIterator[bytes]:
+                yield whole.read()[:-1]
+                arrived.set()
+                await leave.wait()
+                yield whole.read()[-1:]
+
+            slow = client.post(url, content=body(), headers=whole.headers)
+            first = asyncio.create_task(slow)
+            await arrived.wait()
+            second = await client.post(url, files=files)
+            leave.set()
+            answers = [second, await first, await client.post(url, files=files)]
+            return [answer.status_code for answer in answers]
+
+    assert asyncio.run(statuses()) == [429, 400, 400]  # there is no field `other`
 
 
 @pytest.mark.parametrize(
