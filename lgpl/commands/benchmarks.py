@@ -90,10 +90,10 @@ def _composed(options: Namespace) -> Iterator[Judged]:
 def _geneval(options: Namespace) -> Iterator[Judged]:
     """By a detector's boxes, and a CLIP's names of the colours in them."""
     device = usable_device(options.device)
-    detector = detection.Detector(options.detector, device)
-    colors = detection.ColorNames(CLIP(options.clip).to(device))
     asked = [shown.wanted for shown in shown_in(options.samples, GENEVAL)]
+    detector = detection.Detector(options.detector, device)
     detector.require(asked)
+    colors = detection.ColorNames(CLIP(options.clip).to(device))
     images = _bar(shown_in(options.samples, GENEVAL), "detecting", len(asked))
     for is_counted, group in itertools.groupby(images, _is_counted):
         threshold = detection.COUNTING_THRESHOLD if is_counted else detection.THRESHOLD
