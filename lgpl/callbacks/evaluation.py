@@ -251,5 +251,5 @@ class GenerationEvaluation(Evaluation):
         shards = data.patterns[stage_of(trainer)] if isinstance(data, ShardDataModule) else None
         if self.prompts is None and not isinstance(shards, (str, list)):
             raise UserError("GenerationEvaluation.prompts: give a text file or shards.")
-        style = condition.limits().get("caption_style", "plain")
-        return read_prompts(self.prompts or shards, style=style)  # type: ignore[arg-type]
+        source: Any = self.prompts or shards
+        return read_prompts(source, limits=condition.limits())

@@ -111,8 +111,8 @@ def _prompts(
     """One for each image; what is to be scored as `captions` has to be text."""
     given, condition = [], module.model.condition
     if options.prompts:
-        style = condition.limits().get("caption_style", "plain")
-        given = protocols.read_prompts(options.prompts, options.prompt_column, style)
+        column, limits = options.prompt_column, condition.limits()
+        given = protocols.read_prompts(options.prompts, column, limits)
     every = condition.prompts()
     if (every is None) != bool(given):
         mistake = "is class-conditional: leave --prompts out" if given else "needs --prompts"

@@ -12,6 +12,7 @@ import json
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,6 @@ from lgpl.metrics.extractors import CLEAN, INCEPTION, Extractor, resize
 from lgpl.metrics.images import FolderImages, ImageSource
 from lgpl.metrics.summary import FeatureSummary
 from lgpl.text import prompts
-from lgpl.text.captions import Style
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ GENERATION = {
 
 
 def read_prompts(
-    path: str | list[str], column: str = prompts.COLUMN, style: Style = "plain"
+    path: str | list[str], column: str = prompts.COLUMN, limits: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """The prompts of a file for `lgpl.text.prompts`, or the captions of shards in their order,
-    as training reads them for a text encoder of that style."""
+    """The prompts of a file for `lgpl.text.prompts`, or the captions of shards in their order, as
+    training reads them for a condition with these `limits`."""
     if not isinstance(path, str) or not prompts.is_prompts(path):
         data = ShardDataModule(test=path, fields=("caption",), eval_batch_size=256)
-        data.expect(caption_style=style)
+        data.expect(**limits or {})
         data.setup("test")
         kept = (itertools.compress(b["caption"], b["valid"]) for b in data.test_dataloader())
         return list(itertools.chain.from_iterable(kept))

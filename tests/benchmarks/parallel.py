@@ -115,7 +115,8 @@ def times(raster: GeneratorModule, parallel: GeneratorModule, o: argparse.Namesp
         taken: dict[str, list[float]] = {name: [] for name in draws}
         for turn in range(o.rounds + 1):
             for name, draw in draws.items():
-                if (passed := seconds(draw, 1)) and turn:  # the first warms up
+                passed = seconds(draw, 1)
+                if turn:  # the first warms up
                     taken[name].append(passed)
         of_raster = statistics.median(taken["raster"])
         for name, values in taken.items():

@@ -391,7 +391,7 @@ def test_prompts_of_shards_are_left_to_an_encoder_of_another_style(tmp_path: Pat
     pytest.importorskip("ftfy"), pytest.importorskip("bs4")
     shard = write_shard(tmp_path / "a.tar", [{"__key__": "a", "txt": b"A <b>RED</b> fox"}])
     assert read_prompts(shard) == ["A RED fox"]
-    assert read_prompts(shard, style="llamagen") == ["A <b>RED</b> fox"]
+    assert read_prompts(shard, limits={"caption_style": "llamagen"}) == ["A <b>RED</b> fox"]
 
 
 def test_coco30k_takes_each_caption_once_and_lanczos(
