@@ -122,6 +122,23 @@ def test_image_does_not_depend_on_its_neighbours() -> None:
     assert equal == [True, False, True, True]
 
 
+def test_nor_does_an_image_of_which_codes_are_given() -> None:
+    """However many more or fewer are given of the others."""
+    model, classes, seeds, decoder = small(), labels(1, 3, 4, 1), [5, 6, 7, 8], SpeculativeJacobi(4)
+    sampling = Sampling(3.0, top_k=8)
+    count = model.layout.codes
+    begun = generate(model, classes, sampling, [9] * 4).flatten(1)
+    first = torch.tensor([0, 1, count // 2, count - 2])[:, None]
+    given = torch.where(torch.arange(count) < first, begun, -1)
+    together = generate(model, classes, sampling, seeds, given, decoder=decoder).flatten(1)
+    assert torch.equal(together[given >= 0], given[given >= 0])
+    for chosen in ([0], [1], [2], [3], [1, 2], [3, 2]):
+        some_seeds = [seeds[i] for i in chosen]
+        few = some(classes, chosen)
+        drawn = generate(model, few, sampling, some_seeds, given[chosen], decoder=decoder)
+        assert torch.equal(drawn.flatten(1), together[chosen])
+
+
 def test_codes_come_in_order_and_stay() -> None:
     """Places that are told to be drawn, those of each image from the first on, do not change."""
     model, seen = small(), []

@@ -76,11 +76,12 @@ class Guesses:
     def __init__(self, model: Any, task: Task, drawing: Drawing, window: int) -> None:
         self._model, self._streams, self._drawing = model, task.streams, drawing
         batch, self._count = task.uniform.shape
-        device = task.uniform.device
+        device, self._window = task.uniform.device, window
         given = torch.full((batch, self._count), -1) if task.given is None else task.given
         self.given = (given >= 0).to(device)  # [B, N]
         self._codes = given.clamp(min=0).to(device)
         self._codes[:, drawing.index - 1] = drawing.codes
+        self._hole = self.given.int().cumprod(1).sum(1, keepdim=True)  # the first of each [B, 1]
         self._finals = [drawing.index] * batch  # how many codes of each image are final
         self._final = torch.tensor(self._finals, device=device)[:, None]
         self._size = min(window, self._count - drawing.index)
@@ -92,6 +93,12 @@ class Guesses:
         """How many images are not whole."""
         return sum(final < self._count for final in self._finals)
 
+    @property
+    def _waits(self) -> Tensor:
+        """Which images have given codes left before their first hole [B, 1]. They go on to it, and
+        draw it, before anything is guessed, so that they depend on no others of the batch."""
+        return self._final <= self._hole
+
     def check(self) -> Step:
         """One pass: at least one code more of each image that is not whole."""
         ahead = torch.arange(self._size, device=self._codes.device)
@@ -99,13 +106,19 @@ class Guesses:
         start = self._final.clamp(max=self._count - self._size)  # [B, 1]
         index = start + ahead  # [B, W] in the flat order of codes
         is_new = index >= self._end
-        guess = self._guess(index, is_new)
-        p = self._predict(index)
+        guess, waits = self._guess(index, is_new), self._waits
+        logits = self._predict(index)
+        p = self._drawing.picker.distribution(logits, index)
         kept, codes = self._keep(index, is_new, guess, p)
+        if bool(waits.any()):
+            at_hole = waits & (index == self._hole)
+            drawn = self._drawing.picker.together(logits, index, index)
+            kept, codes = kept & ~at_hole, torch.where(at_hole, drawn, codes)
         self._codes.scatter_(1, index, codes)
-        self._start, self._end, self._q = start, start + self._size, p
+        end = torch.where(waits, self._hole + 1, self._count)
+        self._start, self._end, self._q = start, (start + self._size).minimum(end), p
         first_changed = kept.int().cumprod(1).sum(1, keepdim=True)
-        final = start + (first_changed + 1).clamp(max=self._size)
+        final = (start + (first_changed + 1).clamp(max=self._size)).minimum(end)
         before, self._finals = self._finals, final.flatten().tolist()
         most = max(now - then for now, then in zip(self._finals, before, strict=True))
         # An image with fewer new codes has its last one again.
@@ -124,7 +137,8 @@ class Guesses:
         return guess
 
     def _predict(self, index: Tensor) -> Tensor:
-        """Distributions [B, W, K] of the codes at an index [B, W], each behind those before it."""
+        """Logits of the codes at an index [B, W], each behind those before it, [B, W, K] or where
+        guided [2B, W, K]."""
         model, drawing = self._model, self._drawing
         before = drawing.picker.doubled(index - 1)  # of the code behind which each is predicted
         x = model.embed(drawing.picker.doubled(self._codes.gather(1, index - 1)), before)
@@ -132,15 +146,18 @@ class Guesses:
         seen = model.prefix_length + min(max(self._finals) + self._size, self._count) - 1
         row = torch.arange(len(drawing.mask), device=index.device)[:, None]
         mask = drawing.mask[row, 0, position, :seen].unsqueeze(1)  # [B, 1, W, seen]
-        logits = model.verify(x, position, mask, drawing.cache)
-        return drawing.picker.distribution(logits, index)
+        return model.verify(x, position, mask, drawing.cache)
 
     def _keep(
         self, index: Tensor, is_new: Tensor, guess: Tensor, p: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Which guesses are kept [B, W], and the codes [B, W] that are distributed as p."""
-        random = torch.stack([torch.rand(2, self._size, generator=s) for s in self._streams])
-        accept, replace = random.to(p.device).unbind(1)  # [B, W]
+        random = torch.zeros(len(p), 2, self._window)  # from the first code that is not final on
+        for own, waits, stream in zip(random, self._waits.tolist(), self._streams, strict=True):
+            if waits == [False]:
+                own.uniform_(generator=stream)
+        ahead = (index - self._final).clamp(min=0)
+        accept, replace = (own.gather(1, ahead) for own in random.to(p.device).unbind(1))  # [B, W]
         slot = (index - self._start).clamp(max=self._size - 1)  # in q
         image = torch.arange(len(p), device=p.device)[:, None]
         likely = self._q[image, slot, guess].masked_fill(is_new, 1.0)  # a new guess is no draw
