@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -147,7 +149,7 @@ class ParallelTransformer(Model):
         self.tok_embeddings = nn.Embedding(self.layout.depth * codebook_size, dim)
         self.positions = nn.Parameter(torch.empty(self.prefix_length + self.layout.codes, dim))
         self.query = nn.Parameter(torch.empty(dim))
-        self.input_norm = LayerNorm(dim)
+        self.input_norm = nn.LayerNorm(dim, eps=1e-6)  # the sum of the branches stays float32
         blocks = (Block(dim, heads, dropout, activation_checkpointing) for _ in range(layers))
         self.layers = nn.ModuleList(blocks)
         self.norm = LayerNorm(dim)
@@ -156,6 +158,7 @@ class ParallelTransformer(Model):
         table = torch.tensor([numbered(own) for own in sizes])  # [schedules, N]
         self.register_buffer("schedules", table, persistent=False)
         self.schedules: Tensor
+        self._batch = -1, 0  # the last one's step, and its number in it
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, 0.0, 0.02)
@@ -193,9 +196,7 @@ class ParallelTransformer(Model):
         """In training of a random order of each image, and of a schedule of group sizes that all
         images share; else of the order and sizes in which the decoder draws some one image."""
         if self.training:
-            # Of the run's seed and the step alone, so that a run that goes on draws the same.
-            seed = (torch.initial_seed() + step) % 2**63
-            rng, device = torch.Generator(codes.device).manual_seed(seed), codes.device
+            rng, device = self._orders(step, codes.device), codes.device
             # All schedules have one shape, so that ranks need not agree on one.
             chosen = torch.randint(len(self.schedules), (1,), generator=rng, device=device)
             group = self.schedules[chosen].squeeze(0)
@@ -206,6 +207,15 @@ class ParallelTransformer(Model):
         codes = codes.gather(1, order)
         logits = self(codes, inputs, order, group)
         return cross_entropy(logits.flatten(0, 1), codes.flatten()).view(codes.shape).mean(1)
+
+    def _orders(self, step: int, device: torch.device) -> torch.Generator:
+        """What draws a batch's orders: of the run's seed, the rank, the step and the number of the
+        batch in it alone, so that a run that goes on draws the same."""
+        last, number = self._batch
+        self._batch = step, number + 1 if step == last else 0
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        seed = np.random.SeedSequence((torch.initial_seed(), rank, *self._batch))
+        return torch.Generator(device).manual_seed(int(seed.generate_state(1)[0]))
 
     @cached_property
     def _as_drawn(self) -> tuple[Tensor, Tensor]:

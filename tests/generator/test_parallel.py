@@ -287,6 +287,8 @@ def test_training_draws_orders_and_sizes_by_seed_and_step() -> None:
     first, second = (model.loss(codes, LABELS, step) for step in (0, 1))
     assert not torch.equal(first, second)
     assert torch.equal(first, model.loss(codes, LABELS, 0))  # whatever was drawn meanwhile
+    assert not torch.equal(first, model.loss(codes, LABELS, 0))  # another batch of the step
+    model.loss(codes, LABELS, 1)
     torch.manual_seed(2)
     assert not torch.equal(first, model.loss(codes, LABELS, 0))
     seen = set()
@@ -303,13 +305,13 @@ def test_training_draws_orders_and_sizes_by_seed_and_step() -> None:
 def test_images_learned_by_heart_are_drawn_in_any_number_of_steps() -> None:
     model, codes = small(condition=CLASSES).train(), torch.randint(16, (3, 12))
     model.condition.dropout = 0.0
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for step in range(150):
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for step in range(300):
         loss = model.loss(codes, LABELS, step).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.1
+    assert loss < 0.05
     for steps in (1, 3, 12):
         drawn = generate(model, LABELS, Sampling(temperature=0.0, steps=steps))
         assert torch.equal(drawn.flatten(1), codes)

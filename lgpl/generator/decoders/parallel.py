@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lgpl.codes import CodeLayout
+from lgpl.errors import UserError
 from lgpl.generator.blocks import Cache
 from lgpl.generator.conditions import join
 from lgpl.generator.decoders.base import Decoder, Step, Task
@@ -61,6 +62,8 @@ class Parallel(Decoder):
     _compiled: CompiledAnswer | None = None
 
     def __init__(self, steps: int = 20, proximity: float = 1.0, repulsion: float = 1.5) -> None:
+        if steps < 1:
+            raise UserError(f"decoder.steps must be >= 1, got {steps}.")
         self.default, self.proximity, self.repulsion = steps, proximity, repulsion
 
     def compiled(self, **options: Any) -> Parallel:
