@@ -61,7 +61,11 @@ def open_layers(data: bytes) -> Image.Image:
     """`open_image` of an image that does not move, as RGBA where some of it may be transparent;
     raises as it does, and for an animation."""
     image = open_header(data)
-    if _moves(image, data):
+    try:
+        moves = _moves(image, data)
+    except Exception as error:  # Pillow reads on to find out
+        raise BadSample("image that does not decode: damaged") from error
+    if moves:
         raise BadSample("an animation, where one still image is wanted")
     return upright(decode(image))
 

@@ -269,6 +269,9 @@ def test_an_animation_is_no_still_image(kind: str) -> None:
     with pytest.raises(BadSample, match="an animation, where one still image is wanted"):
         open_layers(data)
     assert open_layers(encoded(frames[0], kind)).size == (8, 8)
+    for cut in (data[:-1] + b",", data[: len(data) // 2]):
+        with pytest.raises(BadSample):
+            open_layers(cut)
 
 
 def test_transparency_is_kept_apart() -> None:
