@@ -156,7 +156,8 @@ def check_weights(
     """Raise UserError where a weight that is found in `source` is missing, unknown or of another
     shape than in the model, whose tensors may be on the meta device."""
     if missing := [name for name in expected if name not in found]:
-        raise UserError(f"{source} has no weight {_list(missing)}: it holds another kind of model.")
+        other = "it is not whole, or holds another kind of model"
+        raise UserError(f"{source} has no weight {_list(missing)}: {other}.")
     if unknown := [name for name in found if name not in expected]:
         raise UserError(f"{source} has a weight that {model} lacks: {_list(unknown)}.")
     for name, tensor in expected.items():

@@ -25,6 +25,7 @@ from lgpl.checkpoints.released.discriminator import (
 from lgpl.checkpoints.released.state import (
     Released,
     State,
+    class_condition,
     count,
     entry,
     model_state,
@@ -35,7 +36,6 @@ from lgpl.codes import CodeLayout
 from lgpl.errors import UserError
 from lgpl.generator import GeneratorModule, Transformer
 from lgpl.generator.blocks import rotary_table
-from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.generator.transformer import SIZES
 from lgpl.tokenizer import TokenizerModule, VectorQuantizer
 from lgpl.training import TrainingModule
@@ -57,7 +57,6 @@ ROPE = "freqs_cis"  # the rotary table, computed here
 LEVELS = {5: "vq-16", 4: "vq-8"}
 TEXT_ENCODERS = {2048: "google/flan-t5-xl"}  # width of its features -> the paper's encoder
 DOWNSAMPLING = 16  # of the tokenizer under every released generator
-IMAGENET_CLASSES = 1000
 
 
 def llamagen_name(name: str) -> str:
@@ -168,10 +167,7 @@ def _generator_config(
     else:
         prefix, rows = 1, shape_of(state, "cls_embedding.embedding_table.weight", path, FAMILY)[0]
         # The last row is the null condition.
-        options = {"num_classes": rows - 1}
-        if rows - 1 == IMAGENET_CLASSES:
-            options["names"] = read_names(IMAGENET)
-        condition = entry("lgpl.generator.ClassCondition", **options)
+        condition = class_condition(rows - 1)
     prefix_rope = "zero"  # of all that LlamaGen trained
     if rope is not None:
         grid, heads, prefix_rope = _read_rope(rope, path, prefix, dim, grid)

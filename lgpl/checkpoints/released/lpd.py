@@ -17,6 +17,7 @@ from lgpl.checkpoints.files import Checkpoint, check_weights
 from lgpl.checkpoints.released.state import (
     Released,
     State,
+    class_condition,
     count,
     entry,
     model_state,
@@ -128,13 +129,14 @@ def _config(state: State, path: Path, grid: int | None, heads: int | None) -> di
     sizes = {(n, width): h for n, h, width in SIZES.values()}
     heads = heads or sizes.get((layers, dim))
     if heads is None:
-        raise UserError(f"{path} needs --heads, unknown for {layers} layers of {dim}.")
+        found = f"{path} needs --heads, unknown for {layers} layers of {dim}"
+        raise UserError(f"{found}; if the model is LPD's own, the file is not whole.")
     names = {size: name for name, size in SIZES.items()}
     transformer = entry(
         "lgpl.generator.ParallelTransformer",
         size=names.get((layers, heads, dim), [layers, heads, dim]),
         codebook_size=codes,
         grid=[side, side],
-        condition=entry("lgpl.generator.ClassCondition", num_classes=classes),
+        condition=class_condition(classes),
     )
     return entry("lgpl.generator.GeneratorModule", transformer=transformer)

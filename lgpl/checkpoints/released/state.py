@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lgpl.checkpoints.files import MODEL, check_weights, load_tensors
 from lgpl.errors import UserError
+from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.training.build import build_module
 
 # Where a file keeps its weights, the averaged ones first; it may also be nothing but weights.
@@ -27,6 +28,7 @@ DATA_CLASSES = (
     type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"}),
 )
 
+IMAGENET_CLASSES = 1000
 State = dict[str, Tensor]
 
 
@@ -108,3 +110,9 @@ def count(state: State, prefix: str) -> int:
 
 def entry(class_path: str, **init_args: Any) -> dict[str, Any]:
     return {"class_path": class_path, "init_args": init_args}
+
+
+def class_condition(classes: int) -> dict[str, Any]:
+    """Of so many classes, which have names where they are ImageNet's."""
+    names = {"names": read_names(IMAGENET)} if classes == IMAGENET_CLASSES else {}
+    return entry("lgpl.generator.ClassCondition", num_classes=classes, **names)

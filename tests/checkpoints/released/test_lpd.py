@@ -16,6 +16,7 @@ from lgpl.checkpoints import write_checkpoint
 from lgpl.checkpoints.released.lpd import MARKS
 from lgpl.checkpoints.released.reading import read_released
 from lgpl.cli import main
+from lgpl.generator.conditions.classes import IMAGENET, read_names
 from lgpl.generator.transformer import SIZES
 from tests.golden import import_golden, released
 from tests.serving.generators import class_config, text_config
@@ -49,10 +50,10 @@ def test_released_sizes(size: str, side: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "is_file", lambda _: True)
     found = read_released("lpd.pth")
     options = found.config["init_args"]["transformer"]["init_args"]
-    assert options == {
-        "size": size, "codebook_size": 16384, "grid": [side, side],
-        "condition": class_config(1000),
+    assert options.pop("condition")["init_args"] == {
+        "num_classes": 1000, "names": read_names(IMAGENET)
     }  # fmt: skip
+    assert options == {"size": size, "codebook_size": 16384, "grid": [side, side]}
     assert "generator, " in found.summary and f"size {size}" in found.summary
 
 
