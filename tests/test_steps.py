@@ -19,6 +19,7 @@ from PIL import Image
 from lgpl.cli import main
 from lgpl.generator import Sampling
 from lgpl.inference import load_generator
+from lgpl.serving.api import create_app
 from lgpl.serving.engine import ImageJob
 from lgpl.serving.sampler import SamplerEngine
 from tests.conftest import TINY, TINY_GENERATOR, Chain, logs, scalars
@@ -111,6 +112,43 @@ def test_served_to_everybody_at_once(parallel: str, raster: str) -> None:
         answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "steps"
         assert httpx.get(f"{url}/page/model").json()["steps"] is None
+
+
+def test_an_edit_has_no_more_steps_than_codes_to_draw(
+    parallel: str, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    """Those that are meant for whole images become as many; others that were asked for do not."""
+    image, wide = str(tmp_path / "a.png"), str(tmp_path / "b.png")
+    Image.effect_noise((20, 24), 90).convert("RGB").save(image)
+    mask = Image.new("RGBA", (20, 24))
+    mask.paste("black", (0, 0, 20, 20))  # five codes are left
+    mask.save(tmp_path / "mask.png")
+    engine = SamplerEngine(load_generator(parallel, None, "cpu"))
+    app = create_app(engine, "generator", defaults=Sampling(steps=20))
+    with in_process(engine, app=app) as port:
+
+        def ask(**fields: str) -> httpx.Response:
+            files = {"image": Path(image), "mask": tmp_path / "mask.png"}
+            return httpx.post(
+                f"http://127.0.0.1:{port}/v1/images/edits",
+                files={name: path.read_bytes() for name, path in files.items()},
+                data={"prompt": "3", "seed": "5", **fields},
+                timeout=60,
+            )
+
+        own, most, fewer = (
+            ask(**more).json()["data"] for more in ({}, {"steps": "5"}, {"steps": "1"})
+        )
+        assert own == most != fewer
+        refused = ask(steps="6").json()["error"]
+        assert (
+            refused["param"] == "steps" and "from 1 to 5, the codes to draw" in refused["message"]
+        )
+    edit = ("edit", image, wide, "--checkpoint", parallel, "--label", "3", "--mask", "0,20,20,24")
+    main([*edit, "--steps", "5"])
+    said = "steps must be from 1 to 5, the codes to draw, got 6"
+    assert said in fails(*edit, "--steps", "6")
+    assert Sampling(steps=20).within(5).steps == 5 and Sampling().within(5).steps is None
 
 
 def test_images_of_fewer_steps_are_whole_first(parallel: str) -> None:

@@ -34,7 +34,7 @@ def main(args: list[str]) -> None:
     where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
     decoder = parsing.decoder_of(options)
     module = inference.load_generator(*where, trust=options.trust, decoder=decoder)
-    sampling, layout = parsing.sampling_of(options, module.sampling), module.model.layout
+    layout = module.model.layout
     if layout.rows == 1:
         raise UserError(f"The checkpoint draws codes of {layout}, which have no rows to keep.")
     kept = layout.rows // 2 if options.rows is None else options.rows
@@ -45,10 +45,12 @@ def main(args: list[str]) -> None:
     image = center_crop(original, module.image_size)
     drawn = torch.arange(layout.rows)[:, None].expand(-1, layout.columns) >= kept
     given = keep(module, codes_of(module, image), drawn)
+    left = int((given < 0).sum())
+    sampling = parsing.sampling_of(options, module.sampling.within(left))
     requests = inference.requests_for(prompts, sampling, options.seed, given)
     sink = inference.ImageList()
     inference.draw_into(module, requests, sink, options.count)
     captions = ["given", *(f"seed {request.seed}" for request in requests)]
     save(grid([image, *map(to_image, sink.images())], captions), out)
-    said = parsing.in_words(len(requests), options.seed, sampling)
+    said = parsing.in_words(len(requests), options.seed, sampling, module.decoder.summary())
     print(f"{out}: {kept} of {layout.rows} rows kept, {said}")

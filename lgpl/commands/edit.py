@@ -32,8 +32,8 @@ def parser() -> parsing.ArgumentParser:
     scale = f"with --mask {OUTSIDE}: the share of the canvas that the image takes, such as 0.5"
     p.add_argument("--scale", type=float, help=scale)
     parsing.add_ways(p, "what the whole image shows", 1, "ways to draw it")
-    decoded = "write the decoded image as it is, in the model's size, and keep no pixel"
-    p.add_argument("--no-blend", action="store_true", help=decoded)
+    hard = "a hard edge: without it what is drawn fades into what is kept, inside the mask"
+    p.add_argument("--no-blend", action="store_true", help=hard)
     parsing.add_sampling(p)
     return p
 
@@ -57,7 +57,7 @@ def main(args: list[str]) -> None:
     where = (options.checkpoint, options.tokenizer, inference.usable_device(options.device))
     decoder = parsing.decoder_of(options)
     module = inference.load_generator(*where, trust=options.trust, decoder=decoder)
-    sampling, shape = parsing.sampling_of(options, module.sampling), module.image_size
+    shape = module.image_size
     prompts = chosen(module.model.condition, options.prompt, options.label, options.count)
     try:
         if mask is None:
@@ -70,22 +70,21 @@ def main(args: list[str]) -> None:
         edit = editing.edit(module, whole.crop(box), mask.crop(box))
     except UserError as error:
         raise UserError(f"--mask: {error}") from error
+    count = int((edit.given < 0).sum())
+    sampling = parsing.sampling_of(options, module.sampling.within(count))
     requests = inference.requests_for(prompts, sampling, options.seed, edit.given)
     sink = inference.ImageList()
     inference.draw_into(module, requests, sink, options.count)
-    images = [to_image(image) for image in sink.images()]
-    if not options.no_blend:
-        for i, image in enumerate(images):
-            images[i] = whole.copy()
-            images[i].paste(edit.over(image), box)
+    images = []
+    for image in sink.images():
+        images.append(whole.copy())
+        images[-1].paste(edit.over(to_image(image), blend=not options.no_blend), box)
     if len(images) == 1:
         save(images[0], out)
     else:
-        given = edit.original.resize(images[0].size) if options.no_blend else whole
         captions = ["given", *(f"seed {request.seed}" for request in requests)]
-        save(grid([given, *images], captions), out)
-    count = int((edit.given < 0).sum())
-    drawn = parsing.in_words(len(requests), options.seed, sampling)
+        save(grid([whole, *images], captions), out)
+    drawn = parsing.in_words(len(requests), options.seed, sampling, module.decoder.summary())
     print(f"{out}: {count} of {len(edit.given)} codes drawn anew, {drawn}")
 
 
@@ -101,14 +100,15 @@ def read_mask(given: str, size: tuple[int, int]) -> Image.Image:
     """What --mask gives, for an image of that width and height."""
     from PIL import Image
 
-    from lgpl.inference.editing import mask_of
+    from lgpl.inference import editing
 
     if not re.fullmatch(r"-?\d+(,-?\d+)+", given):
         mask = still(given)
         try:
-            return mask_of(mask, size)
+            editing.check_size(mask, size)
         except UserError as error:
             raise UserError(f"--mask: {given}: {error}") from error
+        return editing.hole(mask) or editing.bright(mask)
     width, height = size
     left, top, right, bottom = [*map(int, given.split(",")), 0, 0][:4]
     within = 0 <= left < right <= width and 0 <= top < bottom <= height

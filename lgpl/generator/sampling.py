@@ -1,9 +1,11 @@
 """How codes are to be drawn; without torch, for who only reads options."""
 
+from __future__ import annotations
+
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from lgpl.errors import UserError
@@ -60,6 +62,10 @@ class Sampling:
         """In words, what is not the default: `guidance 1.5, top-k 100`; nothing for defaults."""
         chosen = (f for f in fields(self) if getattr(self, f.name) != f.default)
         return ", ".join(f"{f.name.replace('_', '-')} {getattr(self, f.name)}" for f in chosen)
+
+    def within(self, codes: int) -> Sampling:
+        """The same for so many codes that are to be drawn, of which each step draws one or more."""
+        return self if self.steps is None else replace(self, steps=min(self.steps, codes))
 
     def scales(self, count: int, span: int | None = None) -> list[float]:
         """The scale of guidance for each of `count` codes. A code's position in the schedule is its

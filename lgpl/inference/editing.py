@@ -30,16 +30,21 @@ class Edit:
     original: Image.Image  # RGB, of the model's shape, at a resolution of its own
     mask: Image.Image  # its size, L: 255 is drawn, 0 is kept
     given: Tensor  # codes [N] in the flat order, -1 at those to be drawn
+    rows: int  # of codes
 
-    def over(self, drawn: Image.Image) -> Image.Image:
+    def over(self, drawn: Image.Image, blend: bool = True) -> Image.Image:
         """The original, and under the mask what was drawn, scaled to its size; outside of the mask
-        every pixel is the original's."""
+        every pixel is the original's. Without `blend` every one inside is drawn."""
         drawn = _scaled(drawn, self.original.size)
-        return Image.composite(drawn, self.original, _soft(self.mask))
+        code = self.original.height // self.rows  # pixels; a seam is narrow in a hole so small
+        seam = min(SEAM, code // 5) if blend else 0
+        return Image.composite(drawn, self.original, _soft(self.mask, seam))
 
     def scaled(self, size: Size) -> Edit:
-        """The same with an original of another size."""
-        mask = _threshold(_scaled(self.mask, size))
+        """The same with an original of another size; a pixel of which anything is masked is."""
+        if size == self.original.size:
+            return self
+        mask = Image.fromarray(covered(self.mask, size[1], size[0]).numpy().astype(np.uint8) * 255)
         return replace(self, original=_scaled(self.original, size), mask=mask)
 
 
@@ -52,7 +57,7 @@ def edit(module: GeneratorModule, original: Image.Image, mask: Image.Image) -> E
     drawn = covered(mask, layout.rows, layout.columns)
     if not drawn.any():
         raise UserError("the mask has no hole, so there is nothing to draw.")
-    return Edit(original, mask, keep(module, codes_of(module, original), drawn))
+    return Edit(original, mask, keep(module, codes_of(module, original), drawn), layout.rows)
 
 
 def codes_of(module: GeneratorModule, image: Image.Image) -> Tensor:
@@ -73,7 +78,7 @@ def keep(module: GeneratorModule, codes: Tensor, drawn: Tensor) -> Tensor:
 
 
 def covered(mask: Image.Image, rows: int, columns: int) -> Tensor:
-    """Places [rows, columns] of which the mask covers a pixel."""
+    """Equal parts [rows, columns] of an image of which the mask covers a pixel."""
     pixels = np.asarray(mask) > 0
     height, width = pixels.shape
     strips = np.stack([pixels[_span(row, rows, height)].any(0) for row in range(rows)])
@@ -89,13 +94,16 @@ def hole(image: Image.Image) -> Image.Image | None:
     return clear if clear.getbbox() else None
 
 
-def mask_of(image: Image.Image, size: Size) -> Image.Image:
-    """The mask of an image: its transparent part, or where it has none, what is bright; raises a
-    UserError where it is not of that size."""
-    if image.size != size:
-        wanted, got = (f"{width}x{height}" for width, height in (size, image.size))
+def bright(image: Image.Image) -> Image.Image:
+    """The mask that an image's bright part is."""
+    return _threshold(on_white(image).convert("L"))
+
+
+def check_size(mask: Image.Image, size: Size) -> None:
+    """Raise a UserError where a mask is not of an image's size."""
+    if mask.size != size:
+        wanted, got = (f"{width}x{height}" for width, height in (size, mask.size))
         raise UserError(f"the mask must be as large as the image, {wanted}, got {got}.")
-    return hole(image) or _threshold(on_white(image).convert("L"))
 
 
 def middle(size: Size, shape: ImageSize) -> Box:
@@ -121,10 +129,13 @@ def around(
     width = max(image.width, round(shape[1] / factor))
     height = max(image.height, round(shape[0] / factor))
     if width * height > MAX_PIXELS:
-        raise UserError(f"the canvas of {width}x{height} has more than {MAX_PIXELS} pixels.")
+        most = f"more than {MAX_PIXELS} pixels; a larger --scale gives a smaller one"
+        raise UserError(f"the canvas of {width}x{height} has {most}.")
     left = (width - image.width) // 2
     top = 0 if at_top else (height - image.height) // 2
     right, bottom = left + image.width, top + image.height
+    if (width, height) == image.size:
+        raise UserError("the image fills its canvas; --scale below 1 leaves room around it.")
     margins = ((top, height - bottom), (left, width - right), (0, 0))
     canvas = Image.fromarray(np.pad(np.asarray(image), margins, mode="edge"))
     mask = Image.new("L", canvas.size, 255)
@@ -145,10 +156,10 @@ def _threshold(image: Image.Image) -> Image.Image:
     return image.point(lambda value: 255 * (value >= HALF))
 
 
-def _soft(mask: Image.Image) -> Image.Image:
-    """A mask that rises from its edge, inwards."""
+def _soft(mask: Image.Image, seam: int) -> Image.Image:
+    """A mask that rises from its edge, inwards, over so many pixels."""
     total = np.zeros(mask.size[::-1], np.uint16)
-    for _ in range(SEAM):
+    for _ in range(seam):
         total += np.asarray(mask)
         mask = mask.filter(ImageFilter.MinFilter(3))
-    return Image.fromarray(((total + np.asarray(mask)) // (SEAM + 1)).astype(np.uint8))
+    return Image.fromarray(((total + np.asarray(mask)) // (seam + 1)).astype(np.uint8))

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from lgpl.generator import Sampling
@@ -79,7 +80,7 @@ def create_app(
         sizes = {"max_files": MOST_FILES, "max_fields": MOST_FIELDS, "max_part_size": LARGEST_BODY}
         try:
             form = await request.form(**sizes)
-        except ValueError as error:  # of the parser; its own limits are HTTPExceptions
+        except (ValueError, ClientDisconnect) as error:  # the parser's limits are HTTPExceptions
             raise APIError(400, "The body is no valid form.") from error
         try:
             return await generations.answer(request, *read(form, kind))

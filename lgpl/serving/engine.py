@@ -167,17 +167,21 @@ class Engine(ABC):
         return "tail" if self.module.decoder.in_order else "any"
 
     def edit(self, files: Files, size: Size) -> Edit:
-        """The edit of an image's middle, shown at a size. The part under the mask is drawn, by
-        default the image's transparent one. Raise an APIError that names the field."""
+        """The edit of an image's middle, shown at a size. What is transparent in the mask is drawn,
+        by default what is in the image. Raise an APIError that names the field."""
         with _naming("image"):
             image = open_layers(files.image.read())
         with _naming("mask"):
-            if files.mask is not None:
-                mask = editing.mask_of(open_layers(files.mask.read()), image.size)
-            elif (clear := editing.hole(image)) is not None:
-                mask = clear
+            if files.mask is None:
+                mask = editing.hole(image)
+                wrong = "it must be given for an image without a transparent part."
             else:
-                raise UserError("it must be given for an image without a transparent part.")
+                layers = open_layers(files.mask.read())
+                editing.check_size(layers, image.size)
+                mask = editing.hole(layers)
+                wrong = "the mask has no hole: what is to be drawn must be transparent in it."
+            if mask is None:
+                raise UserError(wrong)
             box = editing.middle(image.size, self.module.image_size)
             seen = on_white(image).crop(box)
             return editing.edit(self.module, seen, mask.crop(box)).scaled(size)

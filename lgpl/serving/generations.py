@@ -176,10 +176,9 @@ class Generations:
         self.engine.queue.check_room(images)  # before the work of encoding
         prompt = await self._in_thread(None, self.engine.prepare, body.prompt)
         given, edit = await self._encoded(body, files, seeds, form.size or self.size)
-        for known in given:
-            left = None if known is None else int((known < 0).sum())
-            if left is not None and body.steps is None:  # the server's are for whole images
-                sampling = replace(sampling, steps=None)
+        if given[0] is not None:
+            left = int((given[0] < 0).sum())  # as many of each
+            sampling = replace(self.defaults.within(left), **chosen)
             self._check_steps(sampling, left)
         generation = Generation(prompt, sampling, seeds, previews, form, given, edit)
         self.engine.queue.put(generation.jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,8 +96,10 @@ def test_every_pixel_outside_the_mask_is_the_originals(modules: dict[str, Genera
     black = np.asarray(edit.over(Image.new("RGB", SIZE)), float)
     original, hidden = np.asarray(photograph(size), float), np.asarray(mask) > 0
     assert (black[~hidden] == original[~hidden]).all()
-    white = editing.Edit(Image.new("RGB", size, "white"), mask, edit.given)
+    white = replace(edit, original=Image.new("RGB", size, "white"))
     share = 1 - np.asarray(white.over(Image.new("RGB", SIZE)), float)[hidden] / 255  # of the drawn
+    hard = np.asarray(white.over(Image.new("RGB", SIZE), blend=False))
+    assert ((hard == 0).all(-1) == hidden).all() and ((hard == 255).all(-1) == ~hidden).all()
     assert share.min() == pytest.approx(1 / 4, abs=0.01) and share.max() == 1
     assert 0.5 < (share == 1).mean() < 0.9
     small = edit.scaled(SIZE)
@@ -104,9 +107,20 @@ def test_every_pixel_outside_the_mask_is_the_originals(modules: dict[str, Genera
     assert set(np.unique(np.asarray(small.mask))) == {0, 255}
 
 
+def test_the_smallest_hole_is_filled(modules: dict[str, GeneratorModule]) -> None:
+    """One code of an image of the model's size; and one pixel of a large one, shown so small."""
+    edit = editing.edit(modules["any"], photograph(), mask_with((8, 8, 12, 12)))
+    black = np.asarray(edit.over(Image.new("RGB", SIZE)))
+    assert (black[8:12, 8:12] == 0).all() and (edit.given < 0).sum() == 1
+    mask = Image.new("L", (240, 240))
+    mask.putpixel((125, 49), 255)
+    small = editing.edit(modules["any"], photograph((240, 240)), mask).scaled(SIZE)
+    assert small.mask.getbbox() == (12, 4, 13, 5)
+
+
 def test_a_part_that_reaches_the_border_is_not_softened_there() -> None:
     mask = mask_with((0, 12, 24, 24))
-    edit = editing.Edit(Image.new("RGB", SIZE), mask, torch.empty(0))
+    edit = editing.Edit(Image.new("RGB", SIZE), mask, torch.empty(0), rows=1)
     rows = np.asarray(edit.over(Image.new("RGB", SIZE, "white")))[:, :, 0]
     assert rows[:, 0].tolist() == [0] * 12 + [63, 127, 191] + [255] * 9
     assert (rows == rows[:, :1]).all()
@@ -119,13 +133,13 @@ def test_what_an_image_says_as_a_mask() -> None:
     bright = Image.new("RGB", SIZE)
     bright.paste("white", (4, 4, 8, 8))
     for image in (clear, bright, bright.convert("RGBA")):
-        mask = editing.mask_of(image, SIZE)
+        mask = editing.hole(image) or editing.bright(image)
         assert mask.getbbox() == (4, 4, 8, 8) and mask.getextrema() == (0, 255)
     found = editing.hole(clear)
     assert found is not None and found.getbbox() == (4, 4, 8, 8)
     assert editing.hole(bright) is editing.hole(bright.convert("RGBA")) is None
     with pytest.raises(UserError, match="as large as the image, 48x24, got 24x24"):
-        editing.mask_of(bright, (48, 24))
+        editing.check_size(bright, (48, 24))
 
 
 @pytest.mark.parametrize(

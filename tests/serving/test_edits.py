@@ -189,6 +189,8 @@ def test_a_variation_by_any_order_keeps_a_random_half(free: SamplerEngine) -> No
 
 FRAMES = [Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue")]
 MOVES = png(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:])
+OPAQUE = png(Image.new("RGB", (WIDTH, HEIGHT), "white"))
+STILL = png(FRAMES[0], "GIF")
 IMAGE = png(photograph())
 GOOD: Form = {"image": IMAGE, "mask": mask(*TAIL), "prompt": "7"}
 GOOD_FILES: Form = {
@@ -203,6 +205,7 @@ ALLOWED = "https://app.example.org"
         ({"mask": None}, "mask", "it must be given for an image without a transparent part"),
         ({"mask": mask(*HOLE)}, "mask", "all that follows its first code (row 3, column 3 of 6x5)"),
         ({"mask": mask(0, 0, 0, 0)}, "mask", "the mask has no hole"),
+        ({"mask": OPAQUE}, "mask", "no hole: what is to be drawn must be transparent in it"),
         ({"mask": mask(*TAIL, scale=2)}, "mask", "as large as the image, 20x24, got 40x48"),
         ({"mask": b"no image"}, "mask", "none of JPEG, PNG, WEBP, GIF"),
         ({"mask": MOVES}, "mask", "an animation, where one still image is wanted"),
@@ -210,6 +213,7 @@ ALLOWED = "https://app.example.org"
         ({"image": None}, "image", "one file is needed, got '0 files'"),
         ({"image": b""}, "image", "none of JPEG, PNG, WEBP, GIF"),
         ({"image": IMAGE[:60]}, "image", "damaged"),
+        ({"image": STILL[:-1] + b","}, "image", "damaged"),
         ({"image": MOVES}, "image", "an animation, where one still image is wanted"),
         ({"image": header(20000, 10000)}, "image", "more than 67108864 pixels"),
         ({"image": "a text"}, "image", "a file is needed, got 'a text'"),

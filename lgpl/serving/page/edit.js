@@ -11,7 +11,8 @@ const HINTS = {
 };
 
 let model; // the server's description of it
-let last = null; // where the brush was, while it paints
+let pointer = null; // the mouse or finger that paints, while it does
+let last = null; // where it was
 
 export function prepare(description) {
   model = description;
@@ -96,15 +97,16 @@ function grow(context) {
 
 mask.addEventListener("pointerdown", (event) => {
   event.preventDefault();
+  if (pointer !== null) return;
   mask.setPointerCapture(event.pointerId);
-  last = null;
+  [pointer, last] = [event.pointerId, null];
   paint(event);
 });
 mask.addEventListener("pointermove", (event) => {
-  if (last && mask.hasPointerCapture(event.pointerId)) paint(event);
+  if (event.pointerId === pointer) paint(event);
 });
-for (const end of ["pointerup", "pointercancel"]) {
-  mask.addEventListener(end, () => { last = null; });
-}
+mask.addEventListener("lostpointercapture", (event) => {
+  if (event.pointerId === pointer) pointer = null;
+});
 document.getElementById("clear").addEventListener("click", clear);
 document.getElementById("close").addEventListener("click", () => { section.hidden = true; });

@@ -48,6 +48,9 @@ async function start() {
     ...model.examples.map((example) => new Option(example, example)),
   );
   for (const name of NUMBERS) fields[name].value = model.defaults[name];
+  // Left empty, since a small edit has fewer codes than the server's steps of a whole image.
+  fields.steps.value = "";
+  fields.steps.placeholder = model.defaults.steps ?? fields.steps.placeholder;
   document.getElementById("steps").hidden = model.steps === null;
   fields.steps.max = model.steps;
   showExample();
@@ -308,6 +311,7 @@ function showHistory() {
 
 function restore(request) {
   for (const name of ["prompt", "n", "seed", ...NUMBERS]) fields[name].value = request[name] ?? "";
+  if (model.steps === null) fields.steps.value = ""; // it was another model's
   // The history keeps a thumbnail only; the same seed draws the same images.
   status.textContent = "Draw shows this drawing again: its prompt, seed and settings are filled in.";
   fields.prompt.focus();
