@@ -49,7 +49,8 @@ def compare(name: str, tokenizer: Autoencoder, codes: Tensor, rounds: int) -> No
     ratio = statistics.median(before / after for before, after in times)
     print(
         f"{name}, {len(codes)} images: plain {slow:.2f} s, packed {quick:.2f} s, {ratio:.2f}x; "
-        f"{same} within 1, at most {apart.max():.0f} of 255 apart",
+        f"{same} within 1, at most {apart.max():.0f} of 255 apart, "
+        f"PSNR of one against the other {20 * (255 / apart.square().mean().sqrt()).log10():.1f} dB",
         flush=True,
     )
 
