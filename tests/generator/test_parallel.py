@@ -280,6 +280,20 @@ def test_compiled_decoding_is_the_eager_one() -> None:
     assert len(graphs) == 2
 
 
+def test_the_sum_of_the_branches_stays_float32() -> None:
+    """Under autocast, as in training."""
+    model, seen = small().train(), []
+    model.layers[-1].register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.loss(torch.randint(16, (3, 12)), LABELS, 0)
+    assert seen == [torch.float32]
+
+
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(UserError, match=r"decoder\.steps must be >= 1, got 0"):
+        Parallel(0)
+
+
 def test_training_draws_orders_and_sizes_by_seed_and_step() -> None:
     model, codes = small().train(), torch.randint(16, (3, 12))
     model.condition.dropout = 0.0

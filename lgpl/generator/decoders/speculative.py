@@ -109,7 +109,7 @@ class Guesses:
         guess, waits = self._guess(index, is_new), self._waits
         logits = self._predict(index)
         p = self._drawing.picker.distribution(logits, index)
-        kept, codes = self._keep(index, is_new, guess, p)
+        kept, codes = self._keep(index, is_new, guess, p, waits)
         if bool(waits.any()):
             at_hole = waits & (index == self._hole)
             drawn = self._drawing.picker.together(logits, index, index)
@@ -149,12 +149,12 @@ class Guesses:
         return model.verify(x, position, mask, drawing.cache)
 
     def _keep(
-        self, index: Tensor, is_new: Tensor, guess: Tensor, p: Tensor
+        self, index: Tensor, is_new: Tensor, guess: Tensor, p: Tensor, waits: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Which guesses are kept [B, W], and the codes [B, W] that are distributed as p."""
         random = torch.zeros(len(p), 2, self._window)  # from the first code that is not final on
-        for own, waits, stream in zip(random, self._waits.tolist(), self._streams, strict=True):
-            if waits == [False]:
+        for own, later, stream in zip(random, waits.flatten().tolist(), self._streams, strict=True):
+            if not later:
                 own.uniform_(generator=stream)
         ahead = (index - self._final).clamp(min=0)
         accept, replace = (own.gather(1, ahead) for own in random.to(p.device).unbind(1))  # [B, W]
